@@ -1,0 +1,21 @@
+"""HAMU on the 1,797 real handwritten digits that scikit-learn ships: no download, minutes on a CPU.
+
+  python -m hamu_jax.main --config=configs/digits_hamu.py --workdir=runs/digits
+
+Pretrains ResNet-20, retrains it without the digit 0, unlearns that digit with hamu-q and compares.
+"""
+
+from hamu_jax.config import default_config
+
+
+def get_config():
+  """The CIFAR-10 experiment on 8x8 grey images."""
+  config = default_config()
+  config.data.source = "digits"
+  config.data.mean = (0.3055,)
+  config.data.std = (0.3763,)
+  config.train.epochs = 12
+  config.train.batch_size = 128
+  config.train.evaluate_epochs = 4.0
+  config.method.batch_size = 128
+  return config

@@ -1,0 +1,39 @@
+"""The angle between the retain and the forget gradient, tensor by tensor and for the whole model."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from hamu_jax.transforms import alignment
+
+
+class Angles(NamedTuple):
+  """Angles in degrees: 0 parallel, 90 orthogonal or one of the two zero, 180 opposed."""
+
+  tensor: jax.Array  # [T] one a tensor, in tree-leaf order: that of `tensor_names`
+  model: jax.Array  # [] of all tensors read as one vector
+
+
+def angles(retain_grads: Any, forget_grads: Any) -> Angles:
+  r"""Angles :math:`\angle(g_r, g_f)`; pure and jittable, finite also at zero gradients.
+
+  Of the gradients as they are given: for cross-entropy on both sets, 0 degrees means that what
+  lowers the retain loss also lowers the forget loss, so that forgetting is hard.
+
+  Args:
+    retain_grads: Pytree of arrays.
+    forget_grads: Same structure and shapes.
+
+  Returns:
+    The `Angles`, in the dtype of the gradients (at least float32).
+  """
+  return Angles(
+      tensor=alignment.align(retain_grads, forget_grads).angle,
+      model=alignment.measure(retain_grads, forget_grads).angle,
+  )
+
+
+def tensor_names(params: Any) -> list[str]:
+  """Names such as ``stage1.block0.conv.kernel`` of a pytree's leaves, in tree-leaf order."""
+  leaves, _ = jax.tree.flatten_with_path(params)
+  return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]

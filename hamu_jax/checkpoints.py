@@ -1,0 +1,112 @@
+"""Checkpoints through Orbax: the only module that knows how they lie on disk."""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from hamu_jax.errors import UserError
+
+Tree = Any
+_KEEP = 2
+
+
+class Checkpoints:
+  """The checkpoints of one stage in progress.
+
+  A checkpoint appears under its final name only when it is complete, so a process killed while writing
+  leaves the one before.
+
+  Args:
+    path: folder of the stage's checkpoints.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self._manager = ocp.CheckpointManager(
+        path.absolute(),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=_KEEP,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+        ),
+    )
+
+  @property
+  def latest(self) -> int | None:
+    """Step of the newest checkpoint."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, tree: Tree, meta: dict[str, Any]) -> None:
+    """Writes a checkpoint, whole or not at all.
+
+    Args:
+      step: position in the stage's stream of batches.
+      tree: pytree of arrays.
+      meta: JSON values.
+    """
+    if self.latest == step:
+      return
+    try:
+      self._manager.save(
+          step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
+      )
+    except OSError as error:
+      raise UserError(
+          f"{self._path}: could not write the checkpoint of step {step} ({error.strerror or error}); "
+          "make room or choose another --workdir, then run the same command to go on from the last one"
+      ) from error
+
+  def restore(self, like: Tree) -> tuple[Tree, dict[str, Any]]:
+    """Reads the newest checkpoint.
+
+    Args:
+      like: pytree with the structure, shapes and dtypes to expect.
+
+    Raises:
+      UserError: it cannot be read, or it is of another model.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+      restored = self._manager.restore(
+          self.latest,
+          args=ocp.args.Composite(
+              tree=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+          ),
+      )
+    except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged folder.
+      reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+      raise UserError(
+          f"{self._path}/{self.latest}: this checkpoint cannot be read ({reason[:200]}); it is damaged or "
+          "of another model: delete that folder to go on from the one before, or choose another --workdir"
+      ) from error
+    return restored["tree"], restored["meta"]
+
+  def close(self) -> None:
+    """Releases Orbax's threads."""
+    self._manager.close()
+
+
+def save_tree(path: pathlib.Path, tree: Tree) -> None:
+  """Writes one pytree of arrays as an Orbax checkpoint at `path`."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(path.absolute(), tree)
+
+
+def load_tree(path: pathlib.Path, like: Tree) -> Tree:
+  """Reads what `save_tree` wrote.
+
+  Raises:
+    UserError: it is missing, damaged or of another model.
+  """
+  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      return checkpointer.restore(path.absolute(), abstract)
+  except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged folder.
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    raise UserError(
+        f"{path}: this checkpoint cannot be read ({reason[:200]}); it is damaged or of another model: "
+        "delete its stage folder to compute it again"
+    ) from error

@@ -1,0 +1,321 @@
+"""The one default configuration and its validation.
+
+Every field is declared here, with its default, and read in one place. Files under `configs/` derive from
+`default_config()` and override what differs; the command line overrides those.
+"""
+
+import difflib
+import math
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from hamu_jax import data
+from hamu_jax import methods
+from hamu_jax import models
+from hamu_jax import optimizers
+from hamu_jax.errors import UserError
+from hamu_jax.transforms import hamu as hamu_lib
+
+PAIRINGS = ("sequential", "vmap", "pmap")
+SELECTIONS = ("best", "last")
+SHUFFLES = ("each_epoch", "once")
+
+# Fields that do not change what a run computes; a workdir may be resumed with others.
+INCIDENTAL = ("stage_cache", "checkpoint_seconds", "wandb", "distributed")
+
+
+def _optional(kind: type) -> Any:
+  return config_dict.placeholder(kind)
+
+
+def optimizer_config(name: str, learning_rate: float) -> ml_collections.ConfigDict:
+  """An optax optimizer under a schedule.
+
+  Fields: `name`, any optax optimizer (sgd, adamw, lion, ...); `learning_rate`, its peak;
+  `schedule`, constant | cosine | linear (both decay to 0) | step (times `decay_factor` at each of
+  `decay_epochs`); `warmup_epochs`, linear from 0. `momentum`, `nesterov`, `b1`, `b2`, `eps` go to the
+  optimizer when set; `weight_decay` is the optimizer's own if it has one, else added to the gradient.
+  """
+  return ml_collections.ConfigDict({
+      "name": name,
+      "learning_rate": learning_rate,
+      "schedule": "constant",
+      "warmup_epochs": 0.0,
+      "decay_epochs": (),
+      "decay_factor": 0.1,
+      "momentum": _optional(float),
+      "nesterov": _optional(bool),
+      "b1": _optional(float),
+      "b2": _optional(float),
+      "eps": _optional(float),
+      "weight_decay": 0.0,
+  })
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The paper's CIFAR-10 experiment (arXiv 2606.02119): ResNet-20, forget class 0, hamu-q."""
+  config = ml_collections.ConfigDict()
+  config.seed = 41
+  config.pairing = "sequential"
+  # Devices used by `pmap`; 0 takes all.
+  config.devices = 0
+  # Where finished stages are kept and looked up; "" is `stages/` inside the workdir.
+  config.stage_cache = ""
+  config.checkpoint_seconds = 60.0
+
+  config.data = ml_collections.ConfigDict({
+      "source": "huggingface",
+      # Dataset name (tfds) or hub id (huggingface).
+      "name": "uoft-cs/cifar10",
+      # Local folder or archive (parquet, cifar10_binary); data directory or cache for tfds.
+      "path": "",
+      "image_key": "img",
+      "label_key": "label",
+      # 0 takes all; otherwise a class-balanced subset drawn with `seed`.
+      "train_size": 0,
+      "test_size": 0,
+      "mean": (0.4914, 0.4822, 0.4465),
+      "std": (0.2023, 0.1994, 0.2010),
+      "seed": 41,
+      # The forget set: class | hard_probability | random | indices.
+      "forget": "class",
+      "forget_class": (0,),
+      "hard_probability": 0.0,
+      "forget_fraction": 0.1,
+      "forget_indices": "",
+      # Exact copies of the forget set added to the retain set.
+      "duplicates": 0,
+  })
+
+  config.model = ml_collections.ConfigDict({
+      "name": "resnet20",
+      # Trained weights to unlearn from (safetensors file or folder); "" pretrains.
+      "weights": "",
+  })
+
+  # Used to pretrain on all rows and to retrain the reference on the retained ones.
+  config.train = ml_collections.ConfigDict({
+      "epochs": 50,
+      "batch_size": 5000,
+      "microbatch": 0,
+      "clip_norm": 0.0,
+      "augment": "none",
+      # each_epoch reshuffles; once keeps the first order, as the reference does.
+      "shuffle": "each_epoch",
+      # best: the evaluated epoch with the highest mean of retain and forget accuracy.
+      "select": "best",
+      "evaluate_epochs": 1.0,
+      "optimizer": optimizer_config("adamw", 1e-3),
+  })
+  # Whether to train the reference model without the forget set (tug-of-war needs it).
+  config.retrain = True
+
+  config.method = ml_collections.ConfigDict({
+      "name": "hamu-q",
+      "epochs": 25.0,
+      # Ends the run after so many applied steps; 0: after `epochs`.
+      "max_steps": 0,
+      # Copies of the data joined into one epoch, which then has fewer short batches.
+      "repeats": 1,
+      "batch_size": 5000,
+      # Gradients are accumulated over pieces of so many examples a device; 0 takes the batch whole.
+      "microbatch": 0,
+      "augment": "none",
+      # Largest norm of each role's gradient; 0 does not clip.
+      "clip_norm": 1.0,
+      "optimizer": optimizer_config("sgd", 1e-4),
+      "evaluate_epochs": 1.0,
+      # hamu: the guaranteed first-order change, absolute (`constraint`) or, where that is not set, as a
+      # multiple of the current learning rate (`constraint_ratio`).
+      "constraint": _optional(float),
+      "constraint_ratio": 0.5,
+      # hamu: a fixed step radius; not set: the learning-rate radius, lr * |retain gradient|.
+      "radius": _optional(float),
+      "share": "grad_norm",
+      "normalize_share": True,
+      "scope": "tensor",
+      "on_infeasible": "stop",
+      "stop_on_criterion": False,
+      "criterion": "published",
+      # Every method: stop once the batch loss of a role has crossed its threshold.
+      "stop_on_loss": False,
+      "max_retain_loss": 0.4,
+      "min_forget_loss": 0.1,
+      # gru, pcgrad.
+      "max_norm": _optional(float),
+      "reference_sign": False,
+      # scrub.
+      "alpha": 0.001,
+      "gamma": 0.99,
+  })
+
+  config.evaluate = ml_collections.ConfigDict({
+      "batch_size": 1000,
+  })
+
+  config.wandb = ml_collections.ConfigDict({
+      # "" does not log there.
+      "project": "",
+      "name": "",
+      "entity": "",
+      "mode": "online",
+  })
+
+  # Several hosts: the address of process 0 ("" for one host), or "auto" on a TPU pod or SLURM.
+  config.distributed = ml_collections.ConfigDict({
+      "coordinator": "",
+      "num_processes": 1,
+      "process_id": 0,
+  })
+  return config
+
+
+def field_names(config: ml_collections.ConfigDict, prefix: str = "config") -> list[str]:
+  """Dotted names of all fields that hold a value."""
+  names = []
+  for key, value in config.items():
+    name = f"{prefix}.{key}"
+    names += field_names(value, name) if isinstance(value, ml_collections.ConfigDict) else [name]
+  return names
+
+
+def unknown_field(name: str) -> UserError:
+  """The error for a field that the default configuration does not declare."""
+  known = field_names(default_config())
+  nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+  return UserError(f"{name}: no such field; the nearest is {nearest}")
+
+
+def _choice(name: str, value: Any, choices) -> None:
+  if value not in choices:
+    nearest = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    raise UserError(f"{name}={value!r}: choose from {', '.join(choices)}{hint}")
+
+
+def _range(name: str, value, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+  if value is None:
+    return
+  inside = (value > low if open_low else value >= low) and value <= high
+  if not inside:  # NaN is not inside either.
+    bound = f"{'above' if open_low else 'at least'} {low:g}"
+    bound += f" and at most {high:g}" if high < math.inf else ""
+    raise UserError(f"{name}={value!r}: must be {bound}")
+
+
+def _validate_optimizer(name: str, config: ml_collections.ConfigDict) -> None:
+  _range(f"{name}.learning_rate", config.learning_rate, 0)
+  _choice(f"{name}.schedule", config.schedule, optimizers.SCHEDULES)
+  _range(f"{name}.warmup_epochs", config.warmup_epochs, 0)
+  _range(f"{name}.decay_factor", config.decay_factor, 0)
+  _range(f"{name}.weight_decay", config.weight_decay, 0)
+  for epoch in config.decay_epochs:
+    _range(f"{name}.decay_epochs", epoch, config.warmup_epochs, open_low=True)
+  try:
+    optimizers.make_optimizer(config, config.learning_rate)
+  except UserError as error:
+    raise UserError(f"{name.removesuffix('optimizer')}{error}") from error
+
+
+def _validate_run_section(name: str, config: ml_collections.ConfigDict) -> None:
+  """What `train` and `method` have in common."""
+  _range(f"{name}.epochs", config.epochs, 0, open_low=True)
+  _range(f"{name}.batch_size", config.batch_size, 1)
+  _range(f"{name}.microbatch", config.microbatch, 0)
+  _range(f"{name}.clip_norm", config.clip_norm, 0)
+  _range(f"{name}.evaluate_epochs", config.evaluate_epochs, 0)
+  _choice(f"{name}.augment", config.augment, data.AUGMENTATIONS)
+  _validate_optimizer(f"{name}.optimizer", config.optimizer)
+
+
+def _validate_method(config: ml_collections.ConfigDict) -> None:
+  _choice("config.method.name", config.name, tuple(methods.METHODS))
+  _validate_run_section("config.method", config)
+  _range("config.method.repeats", config.repeats, 1)
+  _range("config.method.max_steps", config.max_steps, 0)
+  for name in ("constraint", "constraint_ratio", "radius", "alpha", "gamma"):
+    _range(f"config.method.{name}", config[name], 0)
+  _range("config.method.max_norm", config.max_norm, 0, open_low=True)
+  _choice("config.method.share", config.share, hamu_lib.SHARES)
+  _choice("config.method.scope", config.scope, hamu_lib.SCOPES)
+  _choice("config.method.on_infeasible", config.on_infeasible, hamu_lib.ON_INFEASIBLE)
+  _choice("config.method.criterion", config.criterion, hamu_lib.CRITERIA)
+  if config.name.startswith("hamu"):
+    _validate_constraint(config)
+
+
+def _validate_constraint(config: ml_collections.ConfigDict) -> None:
+  """Refuses a constraint that no gradients could meet.
+
+  With gradients clipped to norm M a step of the learning-rate radius changes a loss by at most
+  sum_t lr |g_r,t| |g_f,t| <= lr M^2 (Cauchy-Schwarz), and one of fixed radius R over the whole model by
+  at most R M.
+  """
+  if not config.clip_norm or config.on_infeasible != "stop":
+    return
+  rate, clip = config.optimizer.learning_rate, config.clip_norm
+  absolute = config.constraint is not None
+  asked = config.constraint if absolute else config.constraint_ratio * rate
+  field = "constraint" if absolute else "constraint_ratio"
+  if config.radius is None:
+    most = rate * clip * clip
+    why = f"the learning-rate radius with gradients clipped to {clip:g}"
+  elif config.scope == "global":
+    most = config.radius * clip
+    why = f"radius {config.radius:g} with gradients clipped to {clip:g}"
+  else:
+    return
+  if asked > most * (1 + 1e-6):
+    unit = 1.0 if absolute else max(rate, 1e-30)
+    raise UserError(
+        f"config.method.{field}={config[field]!r}: {why} can change the loss by at most "
+        f"{most / unit:.6g} {'' if absolute else 'times the learning rate '}a step, so no step would be "
+        f"feasible; lower it to at most {most / unit:.6g}"
+    )
+
+
+def _validate_data(config: ml_collections.ConfigDict) -> None:
+  _choice("config.data.source", config.source, data.SOURCES)
+  _choice("config.data.forget", config.forget, data.FORGET_KINDS)
+  for name in ("train_size", "test_size", "duplicates"):
+    _range(f"config.data.{name}", config[name], 0)
+  _range("config.data.hard_probability", config.hard_probability, 0, 1)
+  _range("config.data.forget_fraction", config.forget_fraction, 0, 1, open_low=True)
+  if len(config.mean) != len(config.std):
+    raise UserError(
+        f"config.data.std={tuple(config.std)!r}: needs one value a channel, as config.data.mean has"
+    )
+  for value in config.std:
+    _range("config.data.std", value, 0, open_low=True)
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Checks everything that can be checked before data is loaded or a device is touched.
+
+  Raises:
+    UserError: one line naming the field, its value, the choices and the remedy.
+  """
+  known = set(field_names(default_config()))
+  for name in field_names(config):
+    if name not in known:
+      raise unknown_field(name)
+  missing = sorted(known - set(field_names(config)))
+  if missing:
+    raise UserError(f"{missing[0]}: missing; derive the config from hamu_jax.config.default_config()")
+  _choice("config.pairing", config.pairing, PAIRINGS)
+  _choice("config.model.name", config.model.name, models.MODELS)
+  _choice("config.train.shuffle", config.train.shuffle, SHUFFLES)
+  _choice("config.train.select", config.train.select, SELECTIONS)
+  _range("config.devices", config.devices, 0)
+  _range("config.checkpoint_seconds", config.checkpoint_seconds, 0)
+  _range("config.evaluate.batch_size", config.evaluate.batch_size, 1)
+  _validate_data(config.data)
+  _validate_run_section("config.train", config.train)
+  _validate_method(config.method)
+  if config.train.microbatch:
+    raise UserError(
+        f"config.train.microbatch={config.train.microbatch}: training runs batch norm on the statistics "
+        "of the whole batch, so it cannot be split; set it to 0 and lower config.train.batch_size"
+    )

@@ -1,0 +1,108 @@
+"""CIFAR-10's original binary archive.
+
+Each record is one label byte and 3,072 pixel bytes (red, green and blue planes of 32 x 32); each
+batch file holds the same number of records (10,000 as published).
+
+Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009).
+"""
+
+import pathlib
+import tarfile
+import zlib
+
+import numpy as np
+
+from hamu_jax.data.dataset import Contents, ImageSplit, Request
+from hamu_jax.errors import UserError
+
+ARCHIVE = "cifar-10-binary.tar.gz"
+TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+TEST_FILE = "test_batch.bin"
+# "airplane" .. "truck": the order of batches.meta.txt, as published.
+CLASS_NAMES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+RECORD_BYTES = 1 + 3 * 32 * 32
+
+
+def read(request: Request) -> Contents:
+  """Reads `cifar-10-binary.tar.gz`, the folder it unpacks to, or a folder holding either.
+
+  Args:
+    request: its `path` says where.
+
+  Returns:
+    Both splits, channels last.
+
+  Raises:
+    UserError: if the path is missing, is the python version, or is incomplete or corrupt.
+  """
+  path = pathlib.Path(request.path)
+  if not request.path or not path.exists():
+    raise UserError(
+        f"config.data.path={request.path!r} does not exist: give {ARCHIVE} or the folder it unpacks"
+        " to"
+    )
+  batches = _read_files(path)
+  train = [_decode(batches, name) for name in TRAIN_FILES]
+  test = _decode(batches, TEST_FILE)
+  lengths = {name: len(batches[name]) // RECORD_BYTES for name in (*TRAIN_FILES, TEST_FILE)}
+  if len(set(lengths.values())) > 1:
+    raise UserError(
+        f"config.data.path={request.path!r} is truncated: its batches differ in length ({lengths});"
+        f" download {ARCHIVE} again"
+    )
+  images, labels = (np.concatenate(parts) for parts in zip(*train))
+  return Contents(ImageSplit(images, labels), test, CLASS_NAMES)
+
+
+def _read_files(path: pathlib.Path) -> dict[str, bytes]:
+  """Reads the batch files, by name, from an archive or a folder."""
+  if path.is_file():
+    return _read_archive(path)
+  for folder in (path, path / "cifar-10-batches-bin"):
+    files = {file.name: file for file in folder.glob("*_batch*")}
+    _refuse_pickle(files, path)
+    if set(files) & {*TRAIN_FILES, TEST_FILE}:
+      return {name: file.read_bytes() for name, file in files.items() if name.endswith(".bin")}
+  if (path / ARCHIVE).is_file():
+    return _read_archive(path / ARCHIVE)
+  raise UserError(f"config.data.path='{path}' holds neither {TRAIN_FILES[0]} nor {ARCHIVE}")
+
+
+def _read_archive(path: pathlib.Path) -> dict[str, bytes]:
+  """Reads the batch files out of the archive, without unpacking it to disk."""
+  batches = {}
+  try:
+    with tarfile.open(path) as archive:
+      for member in archive:
+        name = pathlib.PurePosixPath(member.name).name
+        _refuse_pickle([name], path)
+        if member.isfile() and name in (*TRAIN_FILES, TEST_FILE):
+          batches[name] = archive.extractfile(member).read()
+  except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    raise UserError(
+        f"config.data.path='{path}' is no archive or a corrupt one ({error}); download {ARCHIVE}"
+        " again"
+    ) from None
+  return batches
+
+
+def _refuse_pickle(names, path: pathlib.Path) -> None:
+  """Refuses the archive's python version by its file names, before reading any of it."""
+  if "data_batch_1" in names:
+    raise UserError(
+        f"config.data.path='{path}' is the python version of CIFAR-10: a pickle, which can run any"
+        f" code when it is loaded, so it is refused; use the binary version, {ARCHIVE}"
+    )
+
+
+def _decode(batches: dict[str, bytes], name: str) -> ImageSplit:
+  """Turns one batch file into images [n, 32, 32, 3] and labels [n]."""
+  data = batches.get(name, b"")
+  if not data or len(data) % RECORD_BYTES:
+    problem = f"{len(data)} bytes, not a multiple of {RECORD_BYTES}" if data else "missing or empty"
+    raise UserError(f"config.data.path: {name} is {problem}; download {ARCHIVE} again")
+  records = np.frombuffer(data, np.uint8).reshape(-1, RECORD_BYTES)
+  images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+  return ImageSplit(images, records[:, 0])

@@ -1,0 +1,256 @@
+"""Images in the Hugging Face layout: a dataset of the hub, or a local folder of parquet files.
+
+Both are Arrow tables with one column of encoded images (struct {bytes, path}, or plain bytes) and
+one of class numbers; the class names are in the features, which a file keeps in its metadata.
+"""
+
+import contextlib
+import io
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from hamu_jax.data.dataset import Contents, ImageSplit, Request
+from hamu_jax.data.network import CONNECT_SECONDS, first_line, unreachable
+from hamu_jax.errors import UserError
+
+SPLITS = ("train", "test")
+
+
+def read_folder(request: Request) -> Contents:
+  """Reads `train*.parquet` and `test*.parquet` from a folder or its one subfolder that has them.
+
+  Args:
+    request: `path` is the folder; a snapshot of a hub repository has the files in `data/` or in
+      a folder named after a configuration.
+
+  Returns:
+    Both splits.
+
+  Raises:
+    UserError: for a missing path, file or column, a corrupt file or image.
+  """
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  folder = _parquet_folder(request.path)
+  tables = {}
+  for split in SPLITS:
+    files = sorted(folder.glob(f"{split}*.parquet"))
+    if not files:
+      raise UserError(f"config.data.path='{folder}' holds no {split}*.parquet")
+    parts = []
+    for file in files:
+      try:
+        parts.append(pq.read_table(file))
+      except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"config.data.path: '{file}' is corrupt or no parquet ({first_line(error)})"
+        ) from None
+    try:
+      tables[split] = pa.concat_tables(parts)
+    except pa.ArrowException as error:
+      raise UserError(f"config.data.path='{folder}': {split}*.parquet differ ({error})") from None
+  metadata = (tables["train"].schema.metadata or {}).get(b"huggingface", b"{}")
+  features = json.loads(metadata).get("info", {}).get("features", {})
+  return _contents(tables, features, request)
+
+
+def _parquet_folder(path: str) -> pathlib.Path:
+  """Finds where the train files are."""
+  folder = pathlib.Path(path)
+  if not path or not folder.is_dir():
+    raise UserError(
+        f"config.data.path={path!r} is no folder: give the one with train*.parquet and"
+        " test*.parquet"
+    )
+  if any(folder.glob("train*.parquet")):
+    return folder
+  found = sorted({file.parent for file in folder.glob("*/train*.parquet")})
+  if len(found) != 1:
+    names = ", ".join(child.name for child in found) or "none"
+    raise UserError(
+        f"config.data.path={path!r} holds no train*.parquet, and not just one of its subfolders"
+        f" does ({names})"
+    )
+  return found[0]
+
+
+def read_hub(request: Request) -> Contents:
+  """Reads the `train` and `test` splits of a dataset of the Hugging Face hub, or of its cache.
+
+  Args:
+    request: `name` is the hub id; `path`, if any, the cache folder.
+
+  Returns:
+    Both splits.
+
+  Raises:
+    UserError: if the hub cannot be reached and the cache does not have the dataset, if it is gated
+      or unknown, has no such splits or columns, or needs code of its own to load.
+  """
+  import datasets
+  from huggingface_hub import errors
+
+  what = f"{request.name!r} from the Hugging Face hub"
+  network_error = _network_error(request.name)
+  try:
+    with _offline(network_error):
+      splits = datasets.load_dataset(request.name, cache_dir=request.path or None)
+  except datasets.exceptions.DatasetNotFoundError as error:
+    raise _no_access(request.name, error) from None
+  except (OSError, errors.HTTPError) as error:
+    raise unreachable(what, error) from None
+  except (datasets.exceptions.DatasetsError, RuntimeError, ValueError) as error:
+    raise UserError(f"config.data.name: cannot load {what} ({first_line(error)})") from None
+  missing = [split for split in SPLITS if split not in splits]
+  if missing:
+    raise UserError(
+        f"config.data.name={request.name!r} has no {missing[0]!r} split on the hub, only"
+        f" {', '.join(splits)}"
+    )
+  tables = {split: splits[split].with_format("arrow")[:] for split in SPLITS}
+  return _contents(tables, splits["train"].features.to_dict(), request)
+
+
+def _network_error(name: str) -> Exception | None:
+  """Asks the hub once whether the dataset exists: `load_dataset` itself retries for minutes.
+
+  Returns:
+    Why the hub cannot be reached, or None if it answered.
+
+  Raises:
+    UserError: if the hub answers that there is no such dataset.
+  """
+  import huggingface_hub
+  from huggingface_hub import errors
+
+  try:
+    huggingface_hub.HfApi().dataset_info(name, timeout=CONNECT_SECONDS)
+  except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+    raise _no_access(name, error) from None
+  except (OSError, errors.HTTPError) as error:
+    return error
+  return None
+
+
+@contextlib.contextmanager
+def _offline(network_error: Exception | None):
+  """Keeps `datasets` to its cache while the hub cannot be reached, and says why if it is empty."""
+  import datasets
+
+  before = datasets.config.HF_HUB_OFFLINE
+  datasets.config.HF_HUB_OFFLINE = before or network_error is not None
+  try:
+    yield
+  except OSError as error:
+    raise network_error or error from None
+  finally:
+    datasets.config.HF_HUB_OFFLINE = before
+
+
+def _no_access(name: str, error: Exception) -> UserError:
+  return UserError(
+      f"config.data.name={name!r}: unknown on the Hugging Face hub, private or gated"
+      f" ({first_line(error)}); check the name (CIFAR-10 is 'uoft-cs/cifar10'), or accept the"
+      " dataset's terms on its page and log in with `hf auth login`"
+  )
+
+
+def _contents(tables: dict[str, Any], features: dict[str, Any], request: Request) -> Contents:
+  """Decodes Arrow tables, given the Hugging Face features {column: {"_type": ..., ...}}."""
+  import pyarrow.types as types
+
+  def holds_images(kind):
+    is_bytes = types.is_binary(kind) or types.is_large_binary(kind)
+    return is_bytes or (types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+  schema = tables["train"].schema
+  image_key = _column(schema, features, request.image_key, "image_key", "Image", holds_images)
+  label_key = _column(
+      schema, features, request.label_key, "label_key", "ClassLabel", types.is_integer
+  )
+  splits = {}
+  for split, table in tables.items():
+    missing = {image_key, label_key} - set(table.column_names)
+    if missing:
+      raise UserError(f"the {split} table has no column {missing.pop()!r}: {table.column_names}")
+    labels = table.column(label_key)
+    if labels.null_count:
+      raise UserError(f"config.data.label_key={label_key!r}: the {split} table lacks some labels")
+    splits[split] = ImageSplit(
+        EncodedImages(table.column(image_key), f"{split} image"), labels.to_numpy()
+    )
+  names = features.get(label_key, {}).get("names")
+  if not names:
+    names = _numbered(splits["train"].labels, label_key)
+  return Contents(splits["train"], splits["test"], tuple(names))
+
+
+def _numbered(labels: np.ndarray, label_key: str) -> list[str]:
+  """Names the classes "0".."K-1" where the features do not name them."""
+  classes = int(labels.max()) + 1 if len(labels) else 0
+  if classes > len(labels):
+    raise UserError(
+        f"config.data.label_key={label_key!r} holds {classes - 1} but only {len(labels)} rows, so it"
+        " is no class number"
+    )
+  return [str(label) for label in range(classes)]
+
+
+def _column(schema, features, key: str, field: str, feature: str, fits) -> str:
+  """Returns the column that `key` names or, for an empty key, the only one that can be meant."""
+  columns = ", ".join(f"{name} ({schema.field(name).type})" for name in schema.names)
+  if key:
+    if key not in schema.names:
+      raise UserError(f"config.data.{field}={key!r} is no column: choose from {columns}")
+    if not fits(schema.field(key).type):
+      raise UserError(f"config.data.{field}={key!r} holds no {feature}: choose from {columns}")
+    return key
+  found = [name for name in schema.names if features.get(name, {}).get("_type") == feature]
+  found = found or [name for name in schema.names if fits(schema.field(name).type)]
+  if len(found) != 1:
+    raise UserError(f"config.data.{field}: {len(found)} columns fit, name one of {columns}")
+  return found[0]
+
+
+class EncodedImages:
+  """A column of encoded images of one size, decoded where it is indexed."""
+
+  def __init__(self, column, what: str):
+    self._values = column.to_pylist()
+    self._what = what
+
+  def __len__(self) -> int:
+    return len(self._values)
+
+  def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+    """Decodes rows into [n, H, W, C] uint8, C = 1 if all of them are grey, else 3."""
+    images = [self._decode(row) for row in np.arange(len(self))[rows]]
+    if any(image.ndim == 3 for image in images):
+      images = [
+          image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2) for image in images
+      ]
+    shapes = sorted({image.shape for image in images})
+    if len(shapes) > 1:
+      raise UserError(f"{self._what}s have {len(shapes)} shapes, one is needed: {shapes[:3]}")
+    stacked = np.stack(images)
+    return stacked if stacked.ndim == 4 else stacked[..., None]
+
+  def _decode(self, row: int) -> np.ndarray:
+    """Returns [H, W] for a grey image and [H, W, 3] for one with colours."""
+    from PIL import Image
+
+    value = self._values[row]
+    try:
+      if isinstance(value, dict):
+        value = value["bytes"] or pathlib.Path(value["path"]).read_bytes()
+      image = Image.open(io.BytesIO(value))
+      if image.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {image.mode}: more than 8 bits a channel")
+      return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB"))
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
+      reason = first_line(error)
+      raise UserError(f"{self._what} {row} cannot be decoded ({reason})") from None

@@ -1,0 +1,80 @@
+"""Optax optimizers and schedules from their config section.
+
+The peak learning rate is data (it may be traced); everything else is structure.
+"""
+
+import inspect
+
+import ml_collections
+import optax
+
+from hamu_jax.errors import UserError
+
+SCHEDULES = ("constant", "cosine", "linear", "step")
+_HYPERPARAMETERS = ("momentum", "nesterov", "b1", "b2", "eps")
+
+
+def schedule_shape(config: ml_collections.ConfigDict, steps_per_epoch: int, total_steps: int):
+  """The schedule as a multiple of the peak rate.
+
+  Args:
+    config: optimizer section; reads `schedule`, `warmup_epochs`, `decay_epochs`, `decay_factor`.
+    steps_per_epoch: steps in an epoch.
+    total_steps: step at which `cosine` and `linear` reach 0.
+
+  Returns:
+    step count -> factor in [0, 1].
+  """
+  warmup = round(config.warmup_epochs * steps_per_epoch)
+  rest = max(total_steps - warmup, 1)
+  match config.schedule:
+    case "constant":
+      shape = optax.constant_schedule(1.0)
+    case "cosine":
+      shape = optax.cosine_decay_schedule(1.0, rest)
+    case "linear":
+      shape = optax.linear_schedule(1.0, 0.0, rest)
+    case "step":
+      # Boundaries count from the start of training; `join_schedules` counts from the end of warm-up.
+      shape = optax.piecewise_constant_schedule(
+          1.0,
+          {round(epoch * steps_per_epoch) - warmup: config.decay_factor
+           for epoch in config.decay_epochs},
+      )
+    case _:
+      raise UserError(f"optimizer.schedule={config.schedule!r}: choose from {', '.join(SCHEDULES)}")
+  if not warmup:
+    return shape
+  return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), shape], [warmup])
+
+
+def make_optimizer(config: ml_collections.ConfigDict, learning_rate) -> optax.GradientTransformation:
+  """The optax optimizer that applies an equivalent gradient.
+
+  Args:
+    config: optimizer section, see `config.optimizer_config`.
+    learning_rate: optax schedule or (traced) scalar.
+
+  Raises:
+    UserError: optax has no such optimizer, or it does not take a hyperparameter that is set.
+  """
+  factory = getattr(optax, config.name, None)
+  parameters = inspect.signature(factory).parameters if callable(factory) else {}
+  if "learning_rate" not in parameters:
+    raise UserError(
+        f"optimizer.name={config.name!r} is not an optax optimizer; choose for example sgd, adam, "
+        "adamw, lion, rmsprop, lamb"
+    )
+  given = {name: config[name] for name in _HYPERPARAMETERS if config[name] is not None}
+  unknown = sorted(set(given) - set(parameters))
+  if unknown:
+    raise UserError(
+        f"optimizer.{unknown[0]}={given[unknown[0]]!r}: optax.{config.name} takes no such "
+        f"hyperparameter; it takes {', '.join(name for name in _HYPERPARAMETERS if name in parameters)}"
+    )
+  if "weight_decay" in parameters:
+    return factory(learning_rate, weight_decay=config.weight_decay, **given)
+  optimizer = factory(learning_rate, **given)
+  if not config.weight_decay:
+    return optimizer
+  return optax.chain(optax.add_decayed_weights(config.weight_decay), optimizer)

@@ -1,0 +1,81 @@
+"""Notices SIGTERM and SIGINT while the device is busy.
+
+Python runs a signal handler only between bytecodes of the main thread, so a main thread that is inside a
+long compilation or a long device program would notice too late. Such work therefore goes to a worker
+thread, and the main thread watches.
+"""
+
+from collections.abc import Callable
+import signal
+import threading
+import time
+from typing import Any
+
+_POLL_SECONDS = 0.02
+
+
+class Preempted(Exception):
+  """The run was asked to end; what was applied so far has been or can be saved."""
+
+
+class Watch:
+  """A context in which SIGTERM and SIGINT set `requested` instead of ending the process.
+
+  Args:
+    grace_seconds: how long work in flight may go on after the request.
+  """
+
+  def __init__(self, grace_seconds: float = 4.0):
+    self._grace_seconds = grace_seconds
+    self._requested_at = None
+    self._previous = {}
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._request)
+    return self
+
+  def __exit__(self, *exception):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _request(self, number, frame):
+    del number, frame
+    if self._requested_at is not None:
+      raise KeyboardInterrupt  # Asked twice: the person does not want to wait.
+    self._requested_at = time.monotonic()
+
+  @property
+  def requested(self) -> bool:
+    """Whether the run was asked to end."""
+    return self._requested_at is not None
+
+  def run(self, work: Callable[[], Any]) -> Any:
+    """Runs `work` in a thread.
+
+    Returns:
+      What `work` returns.
+
+    Raises:
+      Preempted: the run was asked to end and the work did not finish within the grace period. The
+        thread is left behind; the process is expected to save and exit.
+    """
+    outcome = {}
+    finished = threading.Event()
+
+    def target():
+      try:
+        outcome["value"] = work()
+      except BaseException as error:  # Whatever it is, it belongs to the caller.
+        outcome["error"] = error
+      finally:
+        finished.set()
+
+    threading.Thread(target=target, daemon=True).start()
+    while not finished.wait(_POLL_SECONDS):
+      if self.requested and time.monotonic() - self._requested_at > self._grace_seconds:
+        raise Preempted
+    if "error" in outcome:
+      raise outcome["error"]
+    return outcome["value"]

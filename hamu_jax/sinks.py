@@ -1,0 +1,151 @@
+"""Receivers of the metrics rows beside metrics.jsonl: TensorBoard and Weights & Biases."""
+
+from collections.abc import Mapping
+import pathlib
+import time
+from typing import Any, Protocol
+
+import numpy as np
+
+from hamu_jax.errors import UserError
+
+
+class Sink(Protocol):
+  """What `RunDir` hands every metrics row to."""
+
+  def write(self, stage: str, step: int, split: str, values: Mapping[str, Any]) -> None:
+    """Takes one row; `values` are plain JSON values, None where a number was not finite."""
+
+  def rewind(self, stage: str, step: int) -> None:
+    """Forgets the rows of `stage` beyond `step`, as far as the receiver can."""
+
+  def close(self) -> None:
+    """Flushes and releases; nothing is written afterwards."""
+
+
+class TensorBoardSink:
+  """TensorBoard events: numbers as scalars, lists of numbers as histograms.
+
+  Each stage is a TensorBoard run of its own, because every stage counts its steps from zero. Events
+  are written synchronously: tensorboardX's own writer hands them to a thread that dies on a full disk
+  and then blocks the training loop for ever.
+  """
+
+  def __init__(self, directory: pathlib.Path):
+    """Writes nothing yet.
+
+    Args:
+      directory: Parent of the stages' folders, which are made with their first event.
+    """
+    self._directory = directory
+    self._writers = {}
+
+  def write(self, stage: str, step: int, split: str, values: Mapping[str, Any]) -> None:
+    """See `Sink.write`; None, texts and lists without a finite number are left out."""
+    from tensorboardX import summary
+    from tensorboardX.proto import event_pb2
+    event = event_pb2.Event(wall_time=time.time(), step=step)
+    for name, value in values.items():
+      tag = f"{split}/{name}"
+      if isinstance(value, (bool, int, float)):
+        event.summary.MergeFrom(summary.scalar(tag, float(value)))
+      elif numbers := _numbers(value):
+        event.summary.MergeFrom(summary.histogram(tag, np.asarray(numbers, float), bins=30))
+    self._write(stage, event)
+
+  def rewind(self, stage: str, step: int) -> None:
+    """TensorBoard purges the events beyond `step` when it reads the session start."""
+    if not (self._directory / stage).exists():
+      return
+    from tensorboardX.proto import event_pb2
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(stage, event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
+
+  def close(self) -> None:
+    """See `Sink.close`."""
+    writers, self._writers = self._writers, {}
+    for writer in writers.values():
+      writer.close()
+
+  def _write(self, stage: str, event: Any) -> None:
+    if stage not in self._writers:
+      from tensorboardX.event_file_writer import EventsWriter
+      folder = self._directory / stage
+      folder.mkdir(parents=True, exist_ok=True)
+      # The library's name has a resolution of a second; a quick resume must not overwrite a file.
+      self._writers[stage] = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+    self._writers[stage].write_event(event)
+    self._writers[stage].flush()
+
+
+class WandbSink:
+  """Weights & Biases: every stage's rows over that stage's own step.
+
+  Runs are append-only there: rows that a resumed run writes again appear twice, at equal steps.
+  """
+
+  def __init__(self, config: Mapping[str, Any], *, directory: pathlib.Path, run_id: str):
+    """Starts or resumes the run.
+
+    Args:
+      config: The resolved configuration, stored with the run. Its section ``wandb`` has ``project``,
+        ``name`` (empty: the directory's name), ``entity`` (empty: the account's default) and ``mode``
+        (``online``, ``offline`` or ``disabled``).
+      directory: The run directory, below which wandb keeps its files.
+      run_id: Identifies the run when it resumes.
+
+    Raises:
+      UserError: wandb is not installed or refuses to start.
+    """
+    try:
+      import wandb
+    except ImportError as error:
+      raise UserError(
+          "config.wandb.project is set but wandb is not installed; "
+          "pip install 'hamu-jax[wandb]' or leave config.wandb.project empty") from error
+    section = config["wandb"]
+    self._histogram = wandb.Histogram
+    self._stages = set()
+    try:
+      self._run = wandb.init(
+          project=section["project"],
+          name=section.get("name") or directory.name,
+          entity=section.get("entity") or None,
+          mode=section.get("mode") or None,
+          config=dict(config),
+          dir=directory,
+          id=run_id,
+          resume="allow",
+      )
+    except (wandb.Error, ValueError) as error:
+      raise UserError(
+          f"config.wandb: wandb did not start ({' '.join(str(error).split())}); "
+          "log in, set config.wandb.mode to offline, or leave config.wandb.project empty") from error
+
+  def write(self, stage: str, step: int, split: str, values: Mapping[str, Any]) -> None:
+    """See `Sink.write`; None, texts and lists without a finite number are left out."""
+    if stage not in self._stages:
+      self._run.define_metric(f"{stage}/step")
+      self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+      self._stages.add(stage)
+    row = {f"{stage}/step": step}
+    for name, value in values.items():
+      if isinstance(value, (bool, int, float)):
+        row[f"{stage}/{split}/{name}"] = value
+      elif numbers := _numbers(value):
+        row[f"{stage}/{split}/{name}"] = self._histogram(numbers)
+    self._run.log(row)
+
+  def rewind(self, stage: str, step: int) -> None:
+    """Does nothing: what was logged stays logged."""
+
+  def close(self) -> None:
+    """See `Sink.close`."""
+    self._run.finish()
+
+
+def _numbers(value: Any) -> list[float]:
+  """The numbers of a flat list; nothing when it is something else."""
+  if not isinstance(value, list):
+    return []
+  return [item for item in value if isinstance(item, (bool, int, float))]

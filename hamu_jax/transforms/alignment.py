@@ -1,0 +1,140 @@
+"""How two gradients lie to each other: norms, angle and the plane they span.
+
+Everything that looks at a retain and a forget gradient together measures them here, so that the
+angle in a log, the branch of HAMU and an alignment plot are the same numbers.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+
+class Geometry(NamedTuple):
+  """Norms and angle of two gradients; scalars for one block, [T] for T blocks."""
+
+  retain_norm: jax.Array  # |g_r|
+  forget_norm: jax.Array  # |g_f|
+  cosine: jax.Array  # 0 when either gradient is zero
+  sine: jax.Array  # |Frame.orthogonal|, never negative
+  colinear: jax.Array  # bool, the sine is no more than rounding; true when g_r is zero
+
+  @property
+  def dot(self) -> jax.Array:
+    """g_r . g_f."""
+    return self.cosine * self.retain_norm * self.forget_norm
+
+  @property
+  def angle(self) -> jax.Array:
+    """Angle between the gradients in degrees, 90 when either is zero.
+
+    From both sine and cosine: an arc cosine alone loses half the digits near 0 and 180 degrees.
+    """
+    sine = jnp.where(self.retain_norm == 0, 1, self.sine)
+    return jnp.degrees(jnp.arctan2(sine, self.cosine))
+
+
+class Frame(NamedTuple):
+  """The directions of one block's gradients, each with the structure of the block.
+
+  The direction of a zero gradient is zero.
+  """
+
+  retain: Any  # g_r / |g_r|
+  forget: Any  # g_f / |g_f|
+  orthogonal: Any  # g_r / |g_r| less its component along g_f
+
+
+class Alignment(NamedTuple):
+  """Diagnostics of a pair of gradients, one entry a tensor in tree-leaf order.
+
+  Of the gradients as they were handed to the transform, with the sign and coefficient of their
+  objective: 0 degrees means that descending one descends the other.
+  """
+
+  angle: jax.Array  # [T] degrees
+  retain_norm: jax.Array  # [T]
+  forget_norm: jax.Array  # [T]
+  dot: jax.Array  # [T] g_r . g_f
+
+
+def compute_dtype(tree) -> jnp.dtype:
+  """The dtype in which a tree's norms and dot products are computed: its own, at least float32."""
+  return jnp.promote_types(jnp.result_type(*jax.tree.leaves(tree)), jnp.float32)
+
+
+def measure(retain, forget) -> tuple[Geometry, Frame]:
+  """Measures two gradients of one block.
+
+  Each vector is scaled by its largest entry first, so that squares neither underflow nor overflow,
+  and the orthogonal part is orthogonalised twice: the first pass leaves a residue along the forget
+  gradient that grows with the size of the tensor, the second leaves only the rounding of single
+  entries. Gradients count as colinear when the sine is within 64 units of that rounding (at most
+  the root of the unit, for 16-bit inputs): below it, the direction of the orthogonal part is noise,
+  and what a step along it could gain is at most that fraction of `radius * |g_r|`.
+
+  Args:
+    retain: g_r, an array or a pytree read as one vector.
+    forget: g_f, same structure and shapes as `retain`.
+
+  Returns:
+    The `Geometry` of scalars and the `Frame`, in the inputs' dtype (float32 for 16-bit inputs).
+  """
+  retain, forget = jax.tree.map(jnp.asarray, (retain, forget))
+  dtype = compute_dtype((retain, forget))
+  unit_roundoff = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves((retain, forget)))
+  tolerance = min(64 * unit_roundoff, unit_roundoff**0.5)
+
+  retain_unit, retain_norm = _normalize(retain, dtype)
+  forget_unit, forget_norm = _normalize(forget, dtype)
+  cosine = _dot(retain_unit, forget_unit)
+  once = jax.tree.map(lambda r, f: r - cosine * f, retain_unit, forget_unit)
+  residue = _dot(once, forget_unit)
+  orthogonal = jax.tree.map(lambda o, f: o - residue * f, once, forget_unit)
+  sine = _safe_sqrt(_dot(orthogonal, orthogonal))
+  geometry = Geometry(retain_norm, forget_norm, cosine, sine, colinear=sine <= tolerance)
+  return geometry, Frame(retain_unit, forget_unit, orthogonal)
+
+
+def stack(geometries: list[Geometry]) -> Geometry:
+  """The geometries of T blocks as one of [T] vectors."""
+  return jax.tree.map(lambda *scalars: jnp.stack(scalars), *geometries)
+
+
+def align(retain, forget) -> Alignment:
+  """`Alignment` of two gradient trees of the same structure, tensor by tensor."""
+  pairs = zip(jax.tree.leaves(retain), jax.tree.leaves(forget), strict=True)
+  geometry = stack([measure(*pair)[0] for pair in pairs])
+  return Alignment(geometry.angle, geometry.retain_norm, geometry.forget_norm, geometry.dot)
+
+
+def zero_alignment(params) -> Alignment:
+  """The `Alignment` of a state that has seen no gradients, shaped like that of `params`."""
+  zeros_T = jnp.zeros(len(jax.tree.leaves(params)), compute_dtype(params))
+  return Alignment(zeros_T, zeros_T, zeros_T, zeros_T)
+
+
+def _dot(first, second) -> jax.Array:
+  """Dot product of two pytrees of the same structure, each read as one vector."""
+  products = jax.tree.map(lambda x, y: jnp.vdot(x, y), first, second)
+  return jnp.sum(jnp.stack(jax.tree.leaves(products)))
+
+
+def _normalize(tree, dtype):
+  """The unit vector and the norm of a tree read as one vector; not finite in, not finite out."""
+  tree = jax.tree.map(lambda x: x.astype(dtype), tree)
+  peaks = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
+  peak = lax.stop_gradient(jnp.max(jnp.stack(peaks)))
+  # Below the smallest normal number a quotient may be flushed to 0/0; such a gradient is zero.
+  scale = jnp.where(peak < jnp.finfo(dtype).tiny, 1, peak)
+  scaled = jax.tree.map(lambda x: x / scale, tree)
+  length = _safe_sqrt(_dot(scaled, scaled))
+  unit = jax.tree.map(lambda x: x / jnp.where(length == 0, 1, length), scaled)
+  return unit, scale * length
+
+
+def _safe_sqrt(square):
+  """Square root whose derivative at zero is zero; NaN stays NaN."""
+  is_zero = square == 0
+  return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))

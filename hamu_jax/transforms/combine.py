@@ -1,0 +1,66 @@
+"""Combinations of gradients that look at nothing but their objectives' coefficients."""
+
+from typing import NamedTuple
+
+import jax
+import optax
+
+from hamu_jax.errors import UserError
+from hamu_jax.transforms import alignment
+
+
+class AlignmentState(NamedTuple):
+  """State of `average` and `add`."""
+
+  diagnostics: alignment.Alignment  # per tensor, of the last update's gradients as handed in
+
+
+def plain() -> optax.GradientTransformationExtraArgs:
+  """One role only: passes the gradient it is given through.
+
+  Returns:
+    A `GradientTransformationExtraArgs` with `update(retain_grads, state, params=None, *,
+    forget_grads=None)`; exactly one of the two gradients is not None.
+  """
+
+  def update_fn(retain_grads, state, params=None, *, forget_grads=None, **extra_args):
+    del params, extra_args
+    if (retain_grads is None) == (forget_grads is None):
+      raise UserError("plain takes the gradient of one role; two need average, add, or a method")
+    return (forget_grads if retain_grads is None else retain_grads), state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+
+
+def average() -> optax.GradientTransformationExtraArgs:
+  """(g_r + g_f) / 2 of gradients that carry the sign and coefficients of their objectives.
+
+  Returns:
+    A `GradientTransformationExtraArgs` with `update(retain_grads, state, params=None, *,
+    forget_grads)`.
+  """
+  return _linear(0.5)
+
+
+def add() -> optax.GradientTransformationExtraArgs:
+  """g_r + g_f of gradients that carry the sign and coefficients of their objectives.
+
+  Returns:
+    A `GradientTransformationExtraArgs` with `update(retain_grads, state, params=None, *,
+    forget_grads)`.
+  """
+  return _linear(1.0)
+
+
+def _linear(factor: float) -> optax.GradientTransformationExtraArgs:
+  """factor * (g_r + g_f)."""
+
+  def init_fn(params):
+    return AlignmentState(diagnostics=alignment.zero_alignment(params))
+
+  def update_fn(retain_grads, state, params=None, *, forget_grads, **extra_args):
+    del state, params, extra_args
+    updates = jax.tree.map(lambda r, f: factor * (r + f), retain_grads, forget_grads)
+    return updates, AlignmentState(diagnostics=alignment.align(retain_grads, forget_grads))
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)

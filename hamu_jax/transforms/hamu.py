@@ -1,0 +1,273 @@
+"""HAMU over a whole model, as an optax transformation of a retain and a forget gradient."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hamu_jax.transforms import alignment
+from hamu_jax.transforms.hamu_update import (
+    NONFINITE,
+    ON_INFEASIBLE,
+    VARIANTS,
+    check_choice,
+    check_not_negative,
+    combine,
+    effective_pair,
+    is_zero_forget,
+    solve,
+)
+from hamu_jax.transforms.stop import Stop
+
+SHARES = ("equal", "grad_norm", "exp_neg_dot")
+SCOPES = ("tensor", "global")
+CRITERIA = ("published", "descent")
+
+
+class HamuDiagnostics(NamedTuple):
+  """What one update saw; T blocks in tree-leaf order (one block with scope "global").
+
+  Norms are those of the roles' own gradients in both variants, so that runs of all methods compare;
+  feasibility, threshold, radius and constraint are those of the problem that was solved.
+  """
+
+  branch: jax.Array  # [T] int32, a name in BRANCHES
+  infeasible: jax.Array  # [T] bool
+  angle: jax.Array  # [T] degrees
+  feasibility: jax.Array  # [T] c / (|g_f| R) after hamu-u's swap
+  threshold: jax.Array  # [T] -c |g_r| / R after hamu-u's swap
+  retain_norm: jax.Array  # [T]
+  forget_norm: jax.Array  # [T]
+  dot: jax.Array  # [T] g_r . g_f
+  constraint: jax.Array  # [T] each block's share of the constraint
+  radius: jax.Array  # [T]
+  stopping_rhs: jax.Array  # [] what the constraint is compared with
+  stopping_constraint: jax.Array  # [] sum of the shares
+  stopping_margin: jax.Array  # [] stopping_constraint - stopping_rhs
+  stopping_met: jax.Array  # [] bool, the margin is above 0
+  feasible_ratio: jax.Array  # [] largest constraint / learning rate feasible in every block
+
+
+class HamuState(NamedTuple):
+  """State of `hamu`."""
+
+  count: jax.Array  # [] int32, updates done; schedules are read at it; a stopped one is not done
+  stop: jax.Array  # [] int32, a `Stop` code: why the last update came back as zeros
+  diagnostics: HamuDiagnostics  # of the last update, also of a stopped one
+
+
+def hamu(
+    learning_rate,
+    constraint,
+    *,
+    variant: str = "hamu-q",
+    radius=None,
+    share: str = "grad_norm",
+    scope: str = "tensor",
+    normalize_share: bool = True,
+    on_infeasible: str = "stop",
+    stop_on_criterion: bool = False,
+    criterion: str = "published",
+    eps: float = 1e-12,
+) -> optax.GradientTransformationExtraArgs:
+  r"""HAMU: the best step for one role that guarantees the other its progress.
+
+  Each block (a tensor, or the whole model) takes the step of `hamu_update` with its share c_t of
+  the constraint, and the transformation returns the equivalent gradient -delta / learning_rate, so
+  that `optax.chain(hamu(learning_rate, ...), optax.sgd(learning_rate))` moves the parameters by
+  delta; a rate of 0 gives zeros. The aggregate criterion is met when
+
+  .. math::
+    \sum_t c_t > \sum_t R_t \sqrt{\|g_r\|^2 \|g_f\|^2 - (g_r^\top g_f)^2} \, / \, \|g_r\|
+
+  When a block is infeasible under "stop", the criterion is met under `stop_on_criterion`, or a
+  gradient is not finite, all updates are zero, the count stays, and the state says why. The code
+  is that of the last update: whoever runs the loop ends it.
+
+  Args:
+    learning_rate: scalar, traced value, or schedule of the count.
+    constraint: c >= 0, scalar, traced value or schedule, for the whole model. For a ratio of the
+      current rate hand in the schedule `lambda count: ratio * learning_rate(count)`.
+    variant: "hamu-q" or "hamu-u", see `hamu_update`.
+    radius: R of every block, scalar, traced value or schedule; None is the learning-rate radius,
+      learning_rate * |g_r| of the block after the variant's swap.
+    share: how blocks share the constraint, c_t = c w_t / sum(w): "equal" w = 1 / T, "grad_norm"
+      w = |g_r| |g_f| (equal if all are zero), "exp_neg_dot" w = exp(-g_r.g_f).
+    scope: "tensor" (every tensor is a block) or "global" (the model is one block with all of c).
+    normalize_share: False leaves out the division by sum(w); "equal" is the same either way.
+    on_infeasible: "stop", "project" or "exceed", see `hamu_update`.
+    stop_on_criterion: whether the aggregate criterion stops; it is always in the diagnostics.
+    criterion: "published", or "descent": a block with g_r.g_f <= 0 contributes R_t |g_f|, because
+      opposed gradients let the objective fall for every c_t that the radius allows.
+    eps: see `hamu_update`.
+
+  Returns:
+    A `GradientTransformationExtraArgs` with `update(retain_grads, state, params=None, *,
+    forget_grads)`; its state is a `HamuState` of fixed shapes and dtypes.
+
+  Raises:
+    UserError: for an unknown choice or a number out of range.
+
+  Source: Hardness-Aware Multi-Objective Unlearning (arXiv 2606.02119).
+  """
+  check_choice("variant", variant, VARIANTS)
+  check_choice("share", share, SHARES)
+  check_choice("scope", scope, SCOPES)
+  check_choice("on_infeasible", on_infeasible, ON_INFEASIBLE)
+  check_choice("criterion", criterion, CRITERIA)
+  check_not_negative("learning_rate", learning_rate)
+  check_not_negative("constraint", constraint)
+  check_not_negative("radius", radius)
+
+  def blocks_of(tree):
+    return [tree] if scope == "global" else jax.tree.leaves(tree)
+
+  def init_fn(params):
+    return HamuState(
+        count=jnp.zeros([], jnp.int32),
+        stop=jnp.asarray(Stop.NONE, jnp.int32),
+        diagnostics=_zero_diagnostics(len(blocks_of(params)), alignment.compute_dtype(params)),
+    )
+
+  def update_fn(retain_grads, state, params=None, *, forget_grads, **extra_args):
+    del params, extra_args
+    dtype = state.diagnostics.angle.dtype
+    rate, total = (_value_at(x, state.count, dtype) for x in (learning_rate, constraint))
+    effective = effective_pair(retain_grads, forget_grads, variant)
+    blocks = [alignment.measure(*pair) for pair in zip(*map(blocks_of, effective), strict=True)]
+    geometry = alignment.stack([block_geometry for block_geometry, _ in blocks])
+
+    radius_T = rate * geometry.retain_norm
+    if radius is not None:
+      radius_T = jnp.full_like(radius_T, _value_at(radius, state.count, dtype))
+    share_T = _shares(geometry, share, normalize_share)
+    constraint_T = jnp.where(total == 0, 0, total * share_T)
+    solution = solve(
+        geometry, radius=radius_T, constraint=constraint_T, on_infeasible=on_infeasible, eps=eps
+    )
+    diagnostics = _diagnostics(
+        geometry,
+        solution,
+        variant,
+        radius=radius_T,
+        constraint=constraint_T,
+        stopping_rhs=_stopping_rhs(geometry, radius_T, criterion),
+        feasible_ratio=_feasible_ratio(geometry, radius_T, share_T, rate, eps),
+    )
+    stop = _stop(
+        nonfinite=~jnp.isfinite(rate) | jnp.any(diagnostics.branch == NONFINITE),
+        infeasible=jnp.any(diagnostics.infeasible) & (on_infeasible == "stop"),
+        criterion=diagnostics.stopping_met & stop_on_criterion,
+    )
+    moves = (stop == Stop.NONE) & (rate > 0)
+    deltas = [
+        combine(frame, jax.tree.map(lambda x_T, t=t: x_T[t], solution.step))
+        for t, (_, frame) in enumerate(blocks)
+    ]
+    delta = jax.tree.unflatten(jax.tree.structure(retain_grads), jax.tree.leaves(deltas))
+    updates = jax.tree.map(
+        lambda d, g: jnp.where(moves, -d / jnp.where(moves, rate, 1), 0).astype(g.dtype),
+        delta,
+        retain_grads,
+    )
+    count = jnp.where(stop == Stop.NONE, optax.safe_increment(state.count), state.count)
+    return updates, HamuState(count=count, stop=stop, diagnostics=diagnostics)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _shares(geometry: alignment.Geometry, share: str, normalize: bool):
+  """Each block's weight in the constraint, [T]."""
+  equal_T = jnp.full_like(geometry.cosine, 1 / geometry.cosine.size)
+  if share == "equal":
+    return equal_T
+  if share == "exp_neg_dot":
+    if normalize:
+      return jax.nn.softmax(-geometry.dot)
+    # Saturates at the largest number instead of overflowing to infinity.
+    return jnp.minimum(jnp.exp(-geometry.dot), jnp.finfo(equal_T.dtype).max)
+  if not normalize:
+    return geometry.retain_norm * geometry.forget_norm
+  # Relative to the largest norms, so that products of tiny or huge norms keep their proportions.
+  weight_T = _relative(geometry.retain_norm) * _relative(geometry.forget_norm)
+  weight = jnp.sum(weight_T)
+  return jnp.where(weight == 0, equal_T, weight_T / jnp.where(weight == 0, 1, weight))
+
+
+def _relative(norm_T):
+  """Norms as fractions of the largest one."""
+  largest = jnp.max(norm_T)
+  return norm_T / jnp.where(largest == 0, 1, largest)
+
+
+def _stopping_rhs(geometry: alignment.Geometry, radius_T, criterion: str):
+  """The constraint above which the aggregate criterion is met."""
+  reach_T = radius_T * geometry.forget_norm
+  sideways_T = reach_T * geometry.sine
+  if criterion == "descent":
+    sideways_T = jnp.where(geometry.dot <= 0, reach_T, sideways_T)
+  return jnp.sum(sideways_T)
+
+
+def _feasible_ratio(geometry: alignment.Geometry, radius_T, share_T, rate, eps: float):
+  """Largest constraint / learning rate that every block can meet with these shares.
+
+  Block t meets up to R_t |g_f| (0 for a zero gradient), and up to `eps` whatever its gradients, of
+  which its share is `share_T`: the smallest quotient binds. Infinite when nothing does.
+  """
+  zero_forget_T = is_zero_forget(geometry.forget_norm, eps)
+  limit_T = jnp.maximum(jnp.where(zero_forget_T, 0, radius_T * geometry.forget_norm), eps)
+  binds_T = share_T > 0
+  quotient_T = jnp.where(binds_T, limit_T / jnp.where(binds_T, share_T, 1), jnp.inf)
+  moves = rate > 0
+  return jnp.where(moves, jnp.min(quotient_T) / jnp.where(moves, rate, 1), jnp.inf)
+
+
+def _diagnostics(geometry, solution, variant: str, *, constraint, stopping_rhs, **others):
+  """The diagnostics of one update, the norms of the effective gradients back in their roles."""
+  norms = (geometry.retain_norm, geometry.forget_norm)
+  retain_norm_T, forget_norm_T = norms[::-1] if variant == "hamu-u" else norms
+  total = jnp.sum(constraint)
+  return HamuDiagnostics(
+      branch=solution.branch,
+      infeasible=solution.infeasible,
+      angle=geometry.angle,
+      feasibility=solution.feasibility,
+      threshold=solution.threshold,
+      retain_norm=retain_norm_T,
+      forget_norm=forget_norm_T,
+      dot=geometry.dot,
+      constraint=constraint,
+      stopping_rhs=stopping_rhs,
+      stopping_constraint=total,
+      stopping_margin=total - stopping_rhs,
+      stopping_met=total > stopping_rhs,
+      **others,
+  )
+
+
+def _zero_diagnostics(blocks: int, dtype) -> HamuDiagnostics:
+  """Diagnostics before the first update."""
+  zeros = {name: jnp.zeros([blocks], dtype) for name in HamuDiagnostics._fields}
+  scalars = {name: jnp.zeros([], dtype) for name in HamuDiagnostics._fields if "stopping" in name}
+  return HamuDiagnostics(**zeros | scalars)._replace(
+      branch=jnp.zeros([blocks], jnp.int32),
+      infeasible=jnp.zeros([blocks], jnp.bool_),
+      stopping_met=jnp.zeros([], jnp.bool_),
+      feasible_ratio=jnp.zeros([], dtype),
+  )
+
+
+def _stop(*, nonfinite, infeasible, criterion):
+  """The reason to stop; what makes the other two unreliable comes first."""
+  return jnp.select(
+      [nonfinite, infeasible, criterion],
+      [int(Stop.NONFINITE), int(Stop.INFEASIBLE), int(Stop.CRITERION)],
+      int(Stop.NONE),
+  ).astype(jnp.int32)
+
+
+def _value_at(setting, count, dtype):
+  """A scalar setting, or the value of a schedule at this count."""
+  return jnp.asarray(setting(count) if callable(setting) else setting, dtype)

@@ -1,0 +1,167 @@
+"""The step body against trajectories of the reference implementation and against its own promises."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hamu_jax import config as config_lib
+from hamu_jax import methods
+from hamu_jax import step as step_lib
+from hamu_jax.paired import Paired
+from hamu_jax.train_state import create_state
+from hamu_jax.transforms.stop import Stop
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "hamu"
+TRAJECTORIES = json.loads((GOLDEN / "trajectories.json").read_text())
+SHAPES = {"fc1.weight": (16, 8), "fc1.bias": (16,), "fc2.weight": (4, 16), "fc2.bias": (4,)}
+SHARES = {"equal": "equal", "gradnorm": "grad_norm", "softmaxdp": "exp_neg_dot"}
+
+
+def forward(variables, batch, key, train):
+  """The golden MLP."""
+  del key, train
+  p = variables["params"]
+  hidden = jnp.tanh(batch["image"] @ p["fc1.weight"].T + p["fc1.bias"][None])
+  return hidden @ p["fc2.weight"].T + p["fc2.bias"][None], variables["batch_stats"]
+
+
+def fetch(data, rows, key):
+  del key
+  images, labels = data
+  safe = jnp.maximum(rows, 0)
+  return {"image": images[safe], "label": labels[safe], "mask": rows >= 0, "row": rows}
+
+
+def unflatten(flat):
+  params, start = {}, 0
+  for name, shape in SHAPES.items():
+    size = int(np.prod(shape))
+    params[name] = jnp.asarray(flat[start : start + size].reshape(shape))
+    start += size
+  return params
+
+
+def flatten(params):
+  return np.concatenate([np.asarray(params[name]).ravel() for name in SHAPES])
+
+
+@pytest.fixture(scope="module")
+def arrays():
+  with np.load(GOLDEN / "trajectories.npz", allow_pickle=False) as archive:
+    return dict(archive)
+
+
+def options_of(name, **overrides):
+  options = config_lib.default_config().method
+  options.name = name
+  with options.unlocked():
+    for key, value in overrides.items():
+      options[key] = value
+  return options
+
+
+def golden_options(case):
+  options = options_of(case["method"], on_infeasible="exceed", reference_sign=True)
+  options.optimizer.name = case["base"]
+  options.optimizer.learning_rate = case["lr"]
+  options.clip_norm = case["max_grad_norm"]
+  if case["method"].startswith("hamu"):
+    options.constraint_ratio = case["ratio"]
+    options.share = SHARES[case["distribution"]]
+    options.normalize_share = case["normalize"]
+    if not case["use_lr_radius"]:
+      options.radius, options.constraint = case["radius"], case["constraint"]
+    options.stop_on_criterion = case["stop_on_stopping_criterion"]
+    if case["stop_on_failed_feasibility"]:
+      options.on_infeasible = "stop"
+  if case["method"] == "scrub":
+    options.alpha, options.gamma = case["alpha"], case["gamma"]
+  return options
+
+
+def golden_data(arrays):
+  images = jnp.concatenate([jnp.asarray(arrays[f"data/{role}_x"]) for role in Paired._fields])
+  labels = jnp.concatenate([jnp.asarray(arrays[f"data/{role}_y"]) for role in Paired._fields])
+  return images, labels.astype(jnp.int32)
+
+
+def golden_rows(arrays, name, steps):
+  """Rows of each step; forget rows count on from the retain ones."""
+  rows = []
+  for role, offset in (("retain", 0), ("forget", len(arrays["data/retain_y"]))):
+    stored = arrays.get(f"{name}/{role}_idx")
+    if stored is None:
+      rows.append(None)
+      continue
+    stored = stored[:steps].astype(np.int32)
+    rows.append(np.where(stored < 0, -1, stored + offset))
+  return Paired(*rows)
+
+
+def padded(rows):
+  return jax.tree.map(
+      lambda leaf: np.pad(
+          leaf, ((0, step_lib.CHUNK_CAPACITY - len(leaf)), (0, 0)), constant_values=-1
+      ),
+      rows,
+  )
+
+
+_CHUNKS = {}
+
+
+def run(options, params, data, rows, *, schedule=optax.constant_schedule(1.0), counts=None):
+  """Runs batches as one chunk.
+
+  Returns initial state and, for each of `counts` (default: all rows), (state, metrics, steps run).
+  """
+  settings = step_lib.settings_of(options)
+  static = {name: value for name, value in options.to_dict().items() if name not in settings}
+  static |= {name: value is None for name, value in settings.items()}
+  static["optimizer"] = options.optimizer.to_dict() | {"learning_rate": None}
+  # What differs only in data shares a compilation.
+  key = json.dumps([static, jax.config.jax_enable_x64, id(schedule)], default=str)
+  if key not in _CHUNKS:
+    program = step_lib.make_step(
+        methods.METHODS[options.name], options, forward=forward, fetch=fetch,
+        pairing="sequential", train=False, schedule=schedule,
+    )
+    _CHUNKS[key] = program, jax.jit(step_lib.make_chunk(program.step)), schedule
+  program, chunk, _ = _CHUNKS[key]
+  state = create_state({"params": params}, program.optimizers(settings), seed=0)
+  (length,) = {len(leaf) for leaf in jax.tree.leaves(rows)}
+  return state, [
+      chunk(state, state.variables, data, padded(rows), jnp.int32(count), settings)
+      for count in (counts or [length])
+  ]
+
+
+@pytest.mark.parametrize("case", TRAJECTORIES, ids=lambda case: case["name"])
+def test_reproduces_the_reference_trajectory(x64, arrays, case):
+  name = case["name"]
+  wanted = dict(zip(case["param_rows"], arrays[f"{name}/params"], strict=True))
+  steps = [step for step in sorted(wanted) if step]
+  _, results = run(
+      golden_options(case), unflatten(arrays["data/init_params"]), golden_data(arrays),
+      golden_rows(arrays, name, max(steps)), counts=steps,
+  )
+  for step, (final, metrics, done) in zip(steps, results, strict=True):
+    np.testing.assert_allclose(flatten(final.params), wanted[step], rtol=0, atol=1e-6)
+    assert int(done) == step
+  if case["stop_reason"] is None:
+    assert int(final.stop) == Stop.NONE
+    assert int(final.step) == max(steps)
+  else:
+    reasons = {"stopping_criterion": Stop.CRITERION, "failed_feasibility": Stop.INFEASIBLE}
+    assert int(final.stop) == reasons[case["stop_reason"]]
+    assert int(final.step) == case["stop_step"]
+  for role in Paired._fields:
+    if f"{name}/{role}_loss" in arrays:
+      np.testing.assert_allclose(
+          metrics[f"{role}_loss"][:done], arrays[f"{name}/{role}_loss"], rtol=1e-6
+      )
