@@ -16,7 +16,8 @@ from hamu_jax import methods
 from hamu_jax import models
 from hamu_jax import optimizers
 from hamu_jax.errors import UserError
-from hamu_jax.transforms import hamu as hamu_lib
+from hamu_jax.transforms.hamu import CRITERIA, SCOPES, SHARES
+from hamu_jax.transforms.hamu_update import ON_INFEASIBLE
 
 PAIRINGS = ("sequential", "vmap", "pmap")
 SELECTIONS = ("best", "last")
@@ -71,8 +72,9 @@ def default_config() -> ml_collections.ConfigDict:
       "name": "uoft-cs/cifar10",
       # Local folder or archive (parquet, cifar10_binary); data directory or cache for tfds.
       "path": "",
-      "image_key": "img",
-      "label_key": "label",
+      # "" takes the only column that fits.
+      "image_key": "",
+      "label_key": "",
       # 0 takes all; otherwise a class-balanced subset drawn with `seed`.
       "train_size": 0,
       "test_size": 0,
@@ -238,10 +240,10 @@ def _validate_method(config: ml_collections.ConfigDict) -> None:
   for name in ("constraint", "constraint_ratio", "radius", "alpha", "gamma"):
     _range(f"config.method.{name}", config[name], 0)
   _range("config.method.max_norm", config.max_norm, 0, open_low=True)
-  _choice("config.method.share", config.share, hamu_lib.SHARES)
-  _choice("config.method.scope", config.scope, hamu_lib.SCOPES)
-  _choice("config.method.on_infeasible", config.on_infeasible, hamu_lib.ON_INFEASIBLE)
-  _choice("config.method.criterion", config.criterion, hamu_lib.CRITERIA)
+  _choice("config.method.share", config.share, SHARES)
+  _choice("config.method.scope", config.scope, SCOPES)
+  _choice("config.method.on_infeasible", config.on_infeasible, ON_INFEASIBLE)
+  _choice("config.method.criterion", config.criterion, CRITERIA)
   if config.name.startswith("hamu"):
     _validate_constraint(config)
 
@@ -308,6 +310,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _choice("config.model.name", config.model.name, models.MODELS)
   _choice("config.train.shuffle", config.train.shuffle, SHUFFLES)
   _choice("config.train.select", config.train.select, SELECTIONS)
+  _range("config.seed", config.seed, 0)
+  _range("config.data.seed", config.data.seed, 0)
   _range("config.devices", config.devices, 0)
   _range("config.checkpoint_seconds", config.checkpoint_seconds, 0)
   _range("config.evaluate.batch_size", config.evaluate.batch_size, 1)

@@ -25,6 +25,7 @@ from hamu_jax import preemption
 from hamu_jax import progress
 from hamu_jax import rundir as rundir_lib
 from hamu_jax import stages as stages_lib
+from hamu_jax.analysis import alignment
 from hamu_jax.analysis import plots
 from hamu_jax.errors import UserError
 from hamu_jax.metrics import tow
@@ -132,9 +133,6 @@ class Experiment:
     self._watch = watch
     self._method = methods.METHODS[config.method.name]
     self._devices = self._choose_devices()
-    self._rundir = rundir_lib.RunDir.open(
-        workdir, config.to_dict(), ignore=config_lib.INCIDENTAL, writer=hosts.is_writer()
-    )
     self._cache = stages_lib.StageCache(
         pathlib.Path(config.stage_cache) if config.stage_cache else workdir / "stages"
     )
@@ -152,6 +150,10 @@ class Experiment:
     )
     self._model = models.build_model(config.model.name, num_classes=len(self._dataset.class_names))
     self._template = jax.eval_shape(self._init)
+    # Opened only now: an experiment whose data is wrong should not take possession of the workdir.
+    self._rundir = rundir_lib.RunDir.open(
+        workdir, config.to_dict(), ignore=config_lib.INCIDENTAL, writer=hosts.is_writer()
+    )
     self._loop = self._make_loop(watch)
     self._keys = self._fingerprints()
 
@@ -280,7 +282,7 @@ class Experiment:
     if self._config.model.weights:
       variables = models.load_weights(self._config.model.weights, self._template)
       return variables, {"seconds": 0.0, "stop_reason": "imported"}
-    stage = self._training_stage("pretrain", np.sort(np.concatenate(self._split)))
+    stage = self._training_stage("pretrain", np.concatenate(self._split))
     return self._produce(stage, self._initial(), None)
 
   def _initial(self) -> Tree:
@@ -351,11 +353,12 @@ class Experiment:
     self._rundir.write_json("summary.json", summary)
     models.save_weights(self._workdir / "unlearned.safetensors", unlearned)
     rows = rundir_lib.read_metrics(self._workdir).rows
-    names = [
-        "/".join(str(entry.key) for entry in path)
-        for path, _ in jax.tree.leaves_with_path(self._template["params"])
-    ]
-    plots.tradeoff(rows, self._workdir / "tradeoff.png", references=summary["results"])
-    plots.alignment(rows, self._workdir / "alignment.png", names=names)
+    plots.tradeoff(
+        rows, self._workdir / "tradeoff.png", references=summary["results"], title=summary["method"]
+    )
+    plots.alignment(
+        rows, self._workdir / "alignment.png", title=summary["method"],
+        names=alignment.tensor_names(self._template["params"]),
+    )
     print(progress.results_table(summary))
     print(f"{summary['method']}: {summary['stop_reason']}; everything is in {self._workdir}")

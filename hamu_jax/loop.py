@@ -103,7 +103,7 @@ class Loop:
     pairing: `sequential`, `vmap` or `pmap`.
     devices: devices that `pmap` uses.
     rundir: where metrics are logged.
-    progress: (stage name, total steps) -> context manager with `update(step, values)`.
+    progress: (stage name, total steps, initial=) -> context manager with `update(step, values)`.
     watch: notices signals.
     checkpoint_seconds: time between two checkpoints.
   """
@@ -172,14 +172,15 @@ class Loop:
       position = _Position(**restored, **meta)
       started -= position.seconds
     position.state, reference, data = place((position.state, reference, self.data), mesh)
-    self.rundir.truncate(stage.name, int(position.state.step))
+    resumed = int(position.state.step)
+    self.rundir.truncate(stage.name, resumed, evaluated=position.evaluated)
 
     def save():
       position.seconds = time.monotonic() - started
       checkpoints.save(int(position.state.step), position.arrays(), position.meta())
 
     try:
-      with self.progress(stage.name, stage.total_steps) as bar:
+      with self.progress(stage.name, stage.total_steps, initial=resumed) as bar:
         self._advance(
             stage, position, bar, save,
             lambda state, rows, count: chunk(state, reference, data, rows, count, settings),
@@ -266,7 +267,7 @@ class Loop:
     for index in range(done):
       values = {name: np.asarray(values[index]) for name, values in metrics.items()}
       values["applied"] = int(values.pop("stop")) == Stop.NONE
-      self.rundir.write(stage.name, step + index, "step", values)
+      self.rundir.write(stage.name, step + index + 1, "step", values)
       position.last_metrics = values
 
 

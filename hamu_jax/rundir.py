@@ -8,8 +8,8 @@
     checkpoints/    orbax; beside it the plots
 
 All JSON is strict: NaN and infinities, which JSON has no numbers for, are written as null. JSON
-files are replaced atomically; metrics are appended, so that a killed process leaves at most one torn
-last line, which `read_metrics` reports and the next `RunDir.open` removes.
+files are replaced atomically; metrics are appended, so that a killed process leaves at most one
+torn last line, which `read_metrics` reports and the next `RunDir.open` removes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,7 +86,8 @@ def read_metrics(path: os.PathLike | str) -> MetricsLog:
     except json.JSONDecodeError as error:
       if number == len(lines):
         return MetricsLog(rows, torn=True)
-      raise UserError(f"{path}: line {number} is not JSON ({error}); repair or delete it") from error
+      raise UserError(
+          f"{path}: line {number} is not JSON ({error}); repair or delete it") from error
   return MetricsLog(rows, torn=False)
 
 
@@ -135,14 +136,15 @@ def read_json(path: os.PathLike | str) -> Any:
   except FileNotFoundError as error:
     raise UserError(f"{path} does not exist; choose the --workdir of a run") from error
   except ValueError as error:
-    raise UserError(f"{path} is not JSON ({error}); delete it or choose another --workdir") from error
+    raise UserError(
+        f"{path} is not JSON ({error}); delete it or choose another --workdir") from error
 
 
 class RunDir:
   """One run's directory, opened for writing.
 
-  Every method that writes does nothing when `writer` is false, so that all processes of a multi-host
-  run call them alike and one of them writes.
+  Every method that writes does nothing when `writer` is false, so that all processes of a
+  multi-host run call them alike and one of them writes.
   """
 
   def __init__(
@@ -186,11 +188,11 @@ class RunDir:
       UserError: the directory belongs to another experiment or cannot be written.
     """
     path, config = pathlib.Path(path), jsonable(config)
-    if (path / "config.json").exists():
-      _same_experiment(path, read_json(path / "config.json"), config, ignore)
-    if not writer:
-      return cls(path, writer=False)
     with _writing(path):
+      if (path / "config.json").exists():
+        _same_experiment(path, read_json(path / "config.json"), config, ignore)
+      if not writer:
+        return cls(path, writer=False)
       path.mkdir(parents=True, exist_ok=True)
     write_json(path / "config.json", config)
     sinks = [TensorBoardSink(path / "tb")]
@@ -298,7 +300,10 @@ def _same_experiment(
   ]
   if not differing:
     return
-  show = lambda fields, name: json.dumps(fields[name]) if name in fields else "absent"
+
+  def show(fields, name):
+    return json.dumps(fields[name]) if name in fields else "absent"
+
   first = "; ".join(
       f"config.{name} is {show(there, name)} there and {show(here, name)} here"
       for name in differing[:3]

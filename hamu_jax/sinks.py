@@ -27,8 +27,8 @@ class TensorBoardSink:
   """TensorBoard events: numbers as scalars, lists of numbers as histograms.
 
   Each stage is a TensorBoard run of its own, because every stage counts its steps from zero. Events
-  are written synchronously: tensorboardX's own writer hands them to a thread that dies on a full disk
-  and then blocks the training loop for ever.
+  are written synchronously: tensorboardX's own writer hands them to a thread that dies on a full
+  disk and then blocks the training loop for ever.
   """
 
   def __init__(self, directory: pathlib.Path):
@@ -88,9 +88,9 @@ class WandbSink:
     """Starts or resumes the run.
 
     Args:
-      config: The resolved configuration, stored with the run. Its section ``wandb`` has ``project``,
-        ``name`` (empty: the directory's name), ``entity`` (empty: the account's default) and ``mode``
-        (``online``, ``offline`` or ``disabled``).
+      config: The resolved configuration, stored with the run. Its section ``wandb`` has
+        ``project``, ``name`` (empty: the directory's name), ``entity`` (empty: the account's
+        default) and ``mode`` (``online``, ``offline`` or ``disabled``).
       directory: The run directory, below which wandb keeps its files.
       run_id: Identifies the run when it resumes.
 
@@ -120,7 +120,8 @@ class WandbSink:
     except (wandb.Error, ValueError) as error:
       raise UserError(
           f"config.wandb: wandb did not start ({' '.join(str(error).split())}); "
-          "log in, set config.wandb.mode to offline, or leave config.wandb.project empty") from error
+          "log in, set config.wandb.mode to offline, or leave config.wandb.project empty"
+      ) from error
 
   def write(self, stage: str, step: int, split: str, values: Mapping[str, Any]) -> None:
     """See `Sink.write`; None, texts and lists without a finite number are left out."""

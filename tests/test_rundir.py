@@ -256,6 +256,15 @@ def test_workdir_below_a_file_is_one_line(tmp_path):
     RunDir.open(tmp_path / "file", CONFIG)
 
 
+def test_unreadable_workdir_is_one_line(tmp_path, monkeypatch):
+  def deny(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(pathlib.Path, "exists", deny)
+  with pytest.raises(UserError, match="run.*: Permission denied; .*another --workdir"):
+    RunDir.open(tmp_path / "run", CONFIG)
+
+
 # One writer
 
 

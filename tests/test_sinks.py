@@ -34,7 +34,8 @@ def _events(folder):
 
 def test_tensorboard_scalars_and_histograms(run):
   run.write("unlearn", 3, "step", {
-      "loss": 0.25, "angle": [0.0, 90.0, None], "none": None, "text": "x", "empty": [], "met": True})
+      "loss": 0.25, "angle": [0.0, 90.0, None], "none": None, "text": "x", "empty": [],
+      "met": True})
   run.write("retrain", 3, "test", {"accuracy": 0.5})
   events = _events(run.path / "tb" / "unlearn")
   values = {value.tag: value for event in events for value in event.summary.value}
@@ -102,7 +103,8 @@ class _Wandb(types.ModuleType):
 
 
 def _wandb_config(**section):
-  return {**CONFIG, "wandb": {"project": "p", "name": "", "entity": "", "mode": "offline", **section}}
+  section = {"project": "p", "name": "", "entity": "", "mode": "offline", **section}
+  return {**CONFIG, "wandb": section}
 
 
 def test_wandb_receives_the_rows_and_resumes_under_one_id(tmp_path, monkeypatch):

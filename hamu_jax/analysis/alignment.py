@@ -1,8 +1,9 @@
-"""The angle between the retain and the forget gradient, tensor by tensor and for the whole model."""
+"""The angle between the retain and the forget gradient, by tensor and for the whole model."""
 
 from typing import Any, NamedTuple
 
 import jax
+from jax.flatten_util import ravel_pytree
 
 from hamu_jax.transforms import alignment
 
@@ -27,9 +28,11 @@ def angles(retain_grads: Any, forget_grads: Any) -> Angles:
   Returns:
     The `Angles`, in the dtype of the gradients (at least float32).
   """
+  retain_vector, _ = ravel_pytree(retain_grads)
+  forget_vector, _ = ravel_pytree(forget_grads)
   return Angles(
       tensor=alignment.align(retain_grads, forget_grads).angle,
-      model=alignment.measure(retain_grads, forget_grads).angle,
+      model=alignment.align(retain_vector, forget_vector).angle[0],
   )
 
 

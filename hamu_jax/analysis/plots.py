@@ -1,8 +1,8 @@
 """Pictures of a run: the trade-off it walked, and how its two gradients lay to each other.
 
-Both read the rows of metrics.jsonl (`hamu_jax.rundir.read_metrics`), in which a null is a number that
-was not finite. Colours are Okabe and Ito's, which colour-blind readers tell apart; roles differ in
-marker and line style too.
+Both read the rows of metrics.jsonl (`hamu_jax.rundir.read_metrics`), in which a null is a number
+that was not finite. Colours are Okabe and Ito's, which colour-blind readers tell apart; roles
+differ in marker and line style too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,9 +52,7 @@ def tradeoff(
   from matplotlib.figure import Figure
 
   series = {split: _evaluations(rows, stage, split) for split in _SPLITS}
-  references = {
-      name: references[name] for name in _REFERENCES if name in (references or {})
-  }
+  references = {name: references[name] for name in _REFERENCES if name in (references or {})}
   figure = Figure(figsize=(14, 4.6), layout="constrained", dpi=120)
   figure.suptitle(f"Retain-forget trade-off{': ' + title if title else ''}", fontsize=13)
   if not any(series.values()) and not references:
@@ -123,14 +121,10 @@ def _evaluations(
     rows: Sequence[Mapping[str, Any]], stage: str, split: str
 ) -> dict[int, Mapping[str, Any]]:
   """The evaluations of a split by step."""
-  return {
-      row["step"]: row for row in rows if row["stage"] == stage and row["split"] == split
-  }
+  return {row["step"]: row for row in rows if (row["stage"], row["split"]) == (stage, split)}
 
 
-def _column(
-    rows: Sequence[Mapping[str, Any]], name: str
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray] | None:
   """Steps [S] and values [S, T] of a diagnostic, null as NaN; None when no row has it."""
   rows = [row for row in rows if name in row]
   if not rows:
@@ -179,8 +173,8 @@ def _over_steps(axis, series, references, metric: str, scale: float) -> None:
     steps, evaluations = zip(*sorted(series[split].items()))
     values = [scale * _value(evaluation, metric) for evaluation in evaluations]
     axis.plot(
-        steps, values, color=colour, linestyle=line, marker=marker, label=split, linewidth=1.8,
-        markersize=5 if len(steps) <= 50 else 0)
+        steps, values, color=colour, linestyle=line, label=split, linewidth=1.8, markersize=5,
+        marker=_marker(steps, marker))
   for split, result in references.get("retrained", {}).items():
     if split in _SPLITS:
       axis.axhline(
@@ -248,13 +242,13 @@ def _feasibility(axis, steps, values_SxT) -> None:
   axis.plot(
       steps, np.where(finite, largest, np.nan), color=_BLUE, marker=_marker(steps), markersize=4)
   axis.axhline(1, color=_VERMILLION, linestyle="--", linewidth=1.2)
+  _log_if_wide(axis)
   if not finite.all():
     title += "; ▲ infinite"
     axis.plot(
         steps[~finite], np.full((~finite).sum(), 0.95), "^", color=_VERMILLION, markersize=5,
         transform=axis.get_xaxis_transform())
   axis.margins(y=0.15)
-  _log_if_wide(axis)
   axis.set(title=title + ")", ylabel=r"$c\,/\,(|g_f|\,R)$")
   axis.grid(alpha=0.3)
 
@@ -295,9 +289,9 @@ def _held(values: np.ndarray) -> np.ndarray:
   return np.append(values, values[-1:])
 
 
-def _marker(steps: np.ndarray) -> str:
-  """Dots where lines alone would show little or, for one step, nothing."""
-  return "o" if len(steps) <= 50 else ""
+def _marker(steps: Sequence[int], marker: str = "o") -> str:
+  """Marks where lines alone would show little or, for one step, nothing."""
+  return marker if len(steps) <= 50 else ""
 
 
 def _short(names: Sequence[str]) -> list[str]:

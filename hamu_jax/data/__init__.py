@@ -1,6 +1,6 @@
 """Datasets, retain and forget sets, and which rows each step sees."""
 
-from hamu_jax.data.batching import BatchPlan, ROLES, training_plan, unlearning_plan
+from hamu_jax.data.batching import ROLES, BatchPlan, training_plan, unlearning_plan
 from hamu_jax.data.dataset import Dataset, ImageSplit
 from hamu_jax.data.device import AUGMENTATIONS, augment, example_keys, normalize, take
 from hamu_jax.data.sources import SOURCES, load

@@ -13,15 +13,25 @@ import zlib
 import numpy as np
 
 from hamu_jax.data.dataset import Contents, ImageSplit, Request
+from hamu_jax.data.failures import first_line
 from hamu_jax.errors import UserError
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILE = "test_batch.bin"
-# "airplane" .. "truck": the order of batches.meta.txt, as published.
+# In the order of the published batches.meta.txt.
 CLASS_NAMES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 RECORD_BYTES = 1 + 3 * 32 * 32
 
 
@@ -52,7 +62,7 @@ def read(request: Request) -> Contents:
         f"config.data.path={request.path!r} is truncated: its batches differ in length ({lengths});"
         f" download {ARCHIVE} again"
     )
-  images, labels = (np.concatenate(parts) for parts in zip(*train))
+  images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
   return Contents(ImageSplit(images, labels), test, CLASS_NAMES)
 
 
@@ -82,8 +92,8 @@ def _read_archive(path: pathlib.Path) -> dict[str, bytes]:
           batches[name] = archive.extractfile(member).read()
   except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
     raise UserError(
-        f"config.data.path='{path}' is no archive or a corrupt one ({error}); download {ARCHIVE}"
-        " again"
+        f"config.data.path='{path}' is no archive or a corrupt one ({first_line(error)});"
+        f" download {ARCHIVE} again"
     ) from None
   return batches
 
@@ -105,4 +115,4 @@ def _decode(batches: dict[str, bytes], name: str) -> ImageSplit:
     raise UserError(f"config.data.path: {name} is {problem}; download {ARCHIVE} again")
   records = np.frombuffer(data, np.uint8).reshape(-1, RECORD_BYTES)
   images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-  return ImageSplit(images, records[:, 0])
+  return ImageSplit(np.ascontiguousarray(images), records[:, 0])

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from hamu_jax.errors import UserError
 

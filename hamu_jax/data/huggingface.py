@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hamu_jax.data.dataset import Contents, ImageSplit, Request
-from hamu_jax.data.network import CONNECT_SECONDS, first_line, unreachable
+from hamu_jax.data.failures import CONNECT_SECONDS, first_line, unreachable
 from hamu_jax.errors import UserError
 
 SPLITS = ("train", "test")
@@ -194,8 +194,8 @@ def _numbered(labels: np.ndarray, label_key: str) -> list[str]:
   classes = int(labels.max()) + 1 if len(labels) else 0
   if classes > len(labels):
     raise UserError(
-        f"config.data.label_key={label_key!r} holds {classes - 1} but only {len(labels)} rows, so it"
-        " is no class number"
+        f"config.data.label_key={label_key!r} holds {classes - 1} but only {len(labels)} rows, so"
+        " it is no class number"
     )
   return [str(label) for label in range(classes)]
 

@@ -8,11 +8,16 @@ import difflib
 
 import numpy as np
 
-from hamu_jax.data import cifar10_binary
-from hamu_jax.data import huggingface
-from hamu_jax.data import tfds
-from hamu_jax.data.dataset import Contents, Dataset, ImageSplit, Request
-from hamu_jax.data.dataset import checked_labels, fingerprint, subset
+from hamu_jax.data import cifar10_binary, huggingface, tfds
+from hamu_jax.data.dataset import (
+  Contents,
+  Dataset,
+  ImageSplit,
+  Request,
+  checked_labels,
+  fingerprint,
+  subset,
+)
 from hamu_jax.errors import UserError
 
 # The split of the digits is part of the dataset: no config changes it.

@@ -6,12 +6,13 @@
 import json
 import math
 import pathlib
+import zipfile
 from collections.abc import Sequence
 from typing import NamedTuple
-import zipfile
 
 import numpy as np
 
+from hamu_jax.data.failures import first_line
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
 
@@ -134,7 +135,7 @@ def read_indices(path: str) -> np.ndarray:
   try:
     rows = readers[file.suffix](file)
   except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
-    raise UserError(f"{field}: cannot be read as row numbers ({error})") from None
+    raise UserError(f"{field}: cannot be read as row numbers ({first_line(error)})") from None
   if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
     raise UserError(
         f"{field}: needs one vector of integers, but holds {rows.dtype} of shape {rows.shape}"

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from hamu_jax.data.dataset import Contents, ImageSplit, Request
-from hamu_jax.data.network import CONNECT_SECONDS, first_line, unreachable
+from hamu_jax.data.failures import CONNECT_SECONDS, first_line, unreachable
 from hamu_jax.errors import UserError
 
-_NEEDS_EXTRA = "config.data.source='tfds' needs {}: pip install 'hamu_jax[tensorflow]'"
+_NEEDS_EXTRA = "config.data.source='tfds' needs {}: pip install -e '.[tensorflow]'"
 
 
 def read(request: Request) -> Contents:
@@ -43,10 +43,10 @@ def read(request: Request) -> Contents:
           f"config.data.{field}={key!r}: tfds {request.name!r} has the features"
           f" {', '.join(builder.info.features)}"
       )
-  missing = {"train", "test"} - set(builder.info.splits)
+  missing = [split for split in ("train", "test") if split not in builder.info.splits]
   if missing:
     raise UserError(
-        f"config.data.name={request.name!r} has no {missing.pop()!r} split at tfds, only"
+        f"config.data.name={request.name!r} has no {missing[0]!r} split at tfds, only"
         f" {', '.join(builder.info.splits)}"
     )
   names = getattr(builder.info.features[label_key], "names", None)
@@ -75,9 +75,8 @@ def _prepared(tensorflow_datasets, request: Request):
       return builder
     builder = tensorflow_datasets.builder(request.name, file_format="array_record", **options)
   except ValueError as error:
-    raise UserError(
-        f"config.data.name={request.name!r}: tfds says {first_line(error)!r}"
-    ) from None
+    reason = first_line(error)
+    raise UserError(f"config.data.name={request.name!r}: tfds says {reason!r}") from None
   _check_network(request.name, builder)
   try:
     builder.download_and_prepare()
@@ -90,9 +89,9 @@ def _prepared(tensorflow_datasets, request: Request):
 
 def _check_network(name: str, builder) -> None:
   """Asks for one of the dataset's addresses: TFDS itself retries for minutes."""
-  import requests
-
   for url in list(builder.url_infos or ())[:1]:
+    import requests  # TFDS's own client.
+
     try:
       requests.head(url, timeout=CONNECT_SECONDS)
     except requests.RequestException as error:

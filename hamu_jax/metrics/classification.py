@@ -55,8 +55,8 @@ def summarize(
   """Means over the examples of one split, aggregated by ``clu.metrics``.
 
   Every example weighs the same, however the split was cut into batches. The reference averages
-  accuracy and entropy over the *batch means*, so that there the examples of a short last batch weigh
-  more and the result depends on the evaluation batch size; its losses are per example as here.
+  accuracy and entropy over the *batch means*, so that there the examples of a short last batch
+  weigh more and the result depends on the evaluation batch size; its losses are per example.
 
   Args:
     examples: ``{"loss", "correct", "entropy"}``, each [N], as `per_example` gives them.
@@ -73,5 +73,6 @@ def summarize(
   means = _Means.single_from_model_output(**examples, mask=jnp.asarray(mask))
   count = int(means.loss.count)
   if not count:
-    raise UserError("a split without a single example has no accuracy; choose sets that are not empty")
+    raise UserError(
+        "a split without a single example has no accuracy; choose sets that are not empty")
   return {name: float(mean) for name, mean in means.compute().items()} | {"count": count}

@@ -8,14 +8,22 @@ from hamu_jax.errors import UserError
 from hamu_jax.models.resnet import ResNet
 
 _DEPTHS = (8, 14, 20, 32, 44, 56, 110)
-_MODELS = {f"resnet{depth}": (ResNet, dict(depth=depth)) for depth in _DEPTHS}
+MODELS = {f"resnet{depth}": (ResNet, dict(depth=depth)) for depth in _DEPTHS}
 
 
 def build_model(name, *, num_classes, platform=None, dtype=None, **options):
   """The named architecture as a linen module."""
-  if name not in _MODELS:
-    near = difflib.get_close_matches(name, _MODELS, 1, 0)
-    raise UserError(f"unknown model {name!r}, did you mean {near[0]!r}? choices: {', '.join(_MODELS)}")
-  cls, preset = _MODELS[name]
+  if name not in MODELS:
+    near = difflib.get_close_matches(name, MODELS, 1, 0)
+    raise UserError(f"unknown model {name!r}, did you mean {near[0]!r}? choices: {', '.join(MODELS)}")
+  cls, preset = MODELS[name]
   return cls(num_classes=num_classes, platform=platform or jax.default_backend(), dtype=dtype,
              **preset, **options)
+
+
+def load_weights(path, template):
+  raise NotImplementedError
+
+
+def save_weights(path, variables):
+  pass

@@ -4,7 +4,7 @@ Everything that looks at a retain and a forget gradient together measures them h
 angle in a log, the branch of HAMU and an alignment plot are the same numbers.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import lax
@@ -36,14 +36,14 @@ class Geometry(NamedTuple):
 
 
 class Frame(NamedTuple):
-  """The directions of one block's gradients, each with the structure of the block.
+  """The directions of one block's gradients, or coordinates along them.
 
-  The direction of a zero gradient is zero.
+  Directions have the shape of the block, and that of a zero gradient is zero.
   """
 
-  retain: Any  # g_r / |g_r|
-  forget: Any  # g_f / |g_f|
-  orthogonal: Any  # g_r / |g_r| less its component along g_f
+  retain: jax.Array  # g_r / |g_r|
+  forget: jax.Array  # g_f / |g_f|
+  orthogonal: jax.Array  # g_r / |g_r| less its component along g_f
 
 
 class Alignment(NamedTuple):
@@ -75,24 +75,22 @@ def measure(retain, forget) -> tuple[Geometry, Frame]:
   and what a step along it could gain is at most that fraction of `radius * |g_r|`.
 
   Args:
-    retain: g_r, an array or a pytree read as one vector.
-    forget: g_f, same structure and shapes as `retain`.
+    retain: g_r, an array of any shape.
+    forget: g_f, same shape as `retain`.
 
   Returns:
     The `Geometry` of scalars and the `Frame`, in the inputs' dtype (float32 for 16-bit inputs).
   """
-  retain, forget = jax.tree.map(jnp.asarray, (retain, forget))
   dtype = compute_dtype((retain, forget))
-  unit_roundoff = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves((retain, forget)))
+  unit_roundoff = max(float(jnp.finfo(x.dtype).eps) for x in (retain, forget))
   tolerance = min(64 * unit_roundoff, unit_roundoff**0.5)
 
-  retain_unit, retain_norm = _normalize(retain, dtype)
-  forget_unit, forget_norm = _normalize(forget, dtype)
-  cosine = _dot(retain_unit, forget_unit)
-  once = jax.tree.map(lambda r, f: r - cosine * f, retain_unit, forget_unit)
-  residue = _dot(once, forget_unit)
-  orthogonal = jax.tree.map(lambda o, f: o - residue * f, once, forget_unit)
-  sine = _safe_sqrt(_dot(orthogonal, orthogonal))
+  retain_unit, retain_norm = _normalize(retain.astype(dtype))
+  forget_unit, forget_norm = _normalize(forget.astype(dtype))
+  cosine = jnp.sum(retain_unit * forget_unit)
+  once = retain_unit - cosine * forget_unit
+  orthogonal = once - jnp.sum(once * forget_unit) * forget_unit
+  sine = _safe_sqrt(jnp.sum(orthogonal * orthogonal))
   geometry = Geometry(retain_norm, forget_norm, cosine, sine, colinear=sine <= tolerance)
   return geometry, Frame(retain_unit, forget_unit, orthogonal)
 
@@ -115,23 +113,14 @@ def zero_alignment(params) -> Alignment:
   return Alignment(zeros_T, zeros_T, zeros_T, zeros_T)
 
 
-def _dot(first, second) -> jax.Array:
-  """Dot product of two pytrees of the same structure, each read as one vector."""
-  products = jax.tree.map(lambda x, y: jnp.vdot(x, y), first, second)
-  return jnp.sum(jnp.stack(jax.tree.leaves(products)))
-
-
-def _normalize(tree, dtype):
-  """The unit vector and the norm of a tree read as one vector; not finite in, not finite out."""
-  tree = jax.tree.map(lambda x: x.astype(dtype), tree)
-  peaks = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
-  peak = lax.stop_gradient(jnp.max(jnp.stack(peaks)))
+def _normalize(x):
+  """The unit vector and the norm of an array read as a vector; not finite in, not finite out."""
+  peak = lax.stop_gradient(jnp.max(jnp.abs(x), initial=0))
   # Below the smallest normal number a quotient may be flushed to 0/0; such a gradient is zero.
-  scale = jnp.where(peak < jnp.finfo(dtype).tiny, 1, peak)
-  scaled = jax.tree.map(lambda x: x / scale, tree)
-  length = _safe_sqrt(_dot(scaled, scaled))
-  unit = jax.tree.map(lambda x: x / jnp.where(length == 0, 1, length), scaled)
-  return unit, scale * length
+  scale = jnp.where(peak < jnp.finfo(x.dtype).tiny, 1, peak)
+  scaled = x / scale
+  length = _safe_sqrt(jnp.sum(scaled * scaled))
+  return scaled / jnp.where(length == 0, 1, length), scale * length
 
 
 def _safe_sqrt(square):

@@ -1,6 +1,6 @@
 """HAMU over a whole model, as an optax transformation of a retain and a forget gradient."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,13 @@ from hamu_jax.transforms.hamu_update import (
     NONFINITE,
     ON_INFEASIBLE,
     VARIANTS,
+    as_vector,
     check_choice,
     check_not_negative,
     combine,
     effective_pair,
     is_zero_forget,
+    like_tree,
     solve,
 )
 from hamu_jax.transforms.stop import Stop
@@ -94,7 +96,8 @@ def hamu(
       learning_rate * |g_r| of the block after the variant's swap.
     share: how blocks share the constraint, c_t = c w_t / sum(w): "equal" w = 1 / T, "grad_norm"
       w = |g_r| |g_f| (equal if all are zero), "exp_neg_dot" w = exp(-g_r.g_f).
-    scope: "tensor" (every tensor is a block) or "global" (the model is one block with all of c).
+    scope: "tensor" (every tensor is a block) or "global" (the model is one block with all of c,
+      whatever the sharing).
     normalize_share: False leaves out the division by sum(w); "equal" is the same either way.
     on_infeasible: "stop", "project" or "exceed", see `hamu_update`.
     stop_on_criterion: whether the aggregate criterion stops; it is always in the diagnostics.
@@ -119,75 +122,102 @@ def hamu(
   check_not_negative("learning_rate", learning_rate)
   check_not_negative("constraint", constraint)
   check_not_negative("radius", radius)
-
-  def blocks_of(tree):
-    return [tree] if scope == "global" else jax.tree.leaves(tree)
+  settings = _Settings(
+      learning_rate=learning_rate,
+      constraint=constraint,
+      variant=variant,
+      radius=radius,
+      share=share,
+      scope=scope,
+      normalize_share=normalize_share,
+      on_infeasible=on_infeasible,
+      stop_on_criterion=stop_on_criterion,
+      criterion=criterion,
+      eps=eps,
+  )
 
   def init_fn(params):
     return HamuState(
         count=jnp.zeros([], jnp.int32),
         stop=jnp.asarray(Stop.NONE, jnp.int32),
-        diagnostics=_zero_diagnostics(len(blocks_of(params)), alignment.compute_dtype(params)),
+        diagnostics=_zero_diagnostics(params, scope),
     )
 
   def update_fn(retain_grads, state, params=None, *, forget_grads, **extra_args):
     del params, extra_args
-    dtype = state.diagnostics.angle.dtype
-    rate, total = (_value_at(x, state.count, dtype) for x in (learning_rate, constraint))
-    effective = effective_pair(retain_grads, forget_grads, variant)
-    blocks = [alignment.measure(*pair) for pair in zip(*map(blocks_of, effective), strict=True)]
-    geometry = alignment.stack([block_geometry for block_geometry, _ in blocks])
-
-    radius_T = rate * geometry.retain_norm
-    if radius is not None:
-      radius_T = jnp.full_like(radius_T, _value_at(radius, state.count, dtype))
-    share_T = _shares(geometry, share, normalize_share)
-    constraint_T = jnp.where(total == 0, 0, total * share_T)
-    solution = solve(
-        geometry, radius=radius_T, constraint=constraint_T, on_infeasible=on_infeasible, eps=eps
-    )
-    diagnostics = _diagnostics(
-        geometry,
-        solution,
-        variant,
-        radius=radius_T,
-        constraint=constraint_T,
-        stopping_rhs=_stopping_rhs(geometry, radius_T, criterion),
-        feasible_ratio=_feasible_ratio(geometry, radius_T, share_T, rate, eps),
-    )
-    stop = _stop(
-        nonfinite=~jnp.isfinite(rate) | jnp.any(diagnostics.branch == NONFINITE),
-        infeasible=jnp.any(diagnostics.infeasible) & (on_infeasible == "stop"),
-        criterion=diagnostics.stopping_met & stop_on_criterion,
-    )
-    moves = (stop == Stop.NONE) & (rate > 0)
-    deltas = [
-        combine(frame, jax.tree.map(lambda x_T, t=t: x_T[t], solution.step))
-        for t, (_, frame) in enumerate(blocks)
-    ]
-    delta = jax.tree.unflatten(jax.tree.structure(retain_grads), jax.tree.leaves(deltas))
-    updates = jax.tree.map(
-        lambda d, g: jnp.where(moves, -d / jnp.where(moves, rate, 1), 0).astype(g.dtype),
-        delta,
-        retain_grads,
-    )
-    count = jnp.where(stop == Stop.NONE, optax.safe_increment(state.count), state.count)
-    return updates, HamuState(count=count, stop=stop, diagnostics=diagnostics)
+    return _update(settings, retain_grads, forget_grads, state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _shares(geometry: alignment.Geometry, share: str, normalize: bool):
-  """Each block's weight in the constraint, [T]."""
+class _Settings(NamedTuple):
+  """The arguments of `hamu`, checked."""
+
+  learning_rate: Any
+  constraint: Any
+  variant: str
+  radius: Any
+  share: str
+  scope: str
+  normalize_share: bool
+  on_infeasible: str
+  stop_on_criterion: bool
+  criterion: str
+  eps: float
+
+
+def _update(settings: _Settings, retain_grads, forget_grads, state: HamuState):
+  """The equivalent gradient and the next state."""
+  blocks_of = jax.tree.leaves if settings.scope == "tensor" else lambda tree: [as_vector(tree)]
+  effective = effective_pair(blocks_of(retain_grads), blocks_of(forget_grads), settings.variant)
+  measured = [alignment.measure(r, f) for r, f in zip(*effective, strict=True)]
+  geometry = alignment.stack([block_geometry for block_geometry, _ in measured])
+
+  dtype = state.diagnostics.angle.dtype
+  rate = _value_at(settings.learning_rate, state.count, dtype)
+  total = _value_at(settings.constraint, state.count, dtype)
+  radius_T = rate * geometry.retain_norm
+  if settings.radius is not None:
+    radius_T = jnp.full_like(radius_T, _value_at(settings.radius, state.count, dtype))
+  share_T = _shares(geometry, settings)
+  constraint_T = jnp.where(total == 0, 0, total * share_T)
+
+  solution = solve(
+      geometry,
+      radius=radius_T,
+      constraint=constraint_T,
+      on_infeasible=settings.on_infeasible,
+      eps=settings.eps,
+  )
+  diagnostics = _diagnostics(settings, geometry, solution, radius_T, constraint_T, share_T, rate)
+  stop = _stop(settings, diagnostics, rate)
+
+  moves = (stop == Stop.NONE) & (rate > 0)
+  updates = [
+      jnp.where(moves, -combine(frame, step) / jnp.where(moves, rate, 1), 0)
+      for (_, frame), step in zip(measured, _unstack(solution.step), strict=True)
+  ]
+  if settings.scope == "global":
+    updates = jax.tree.leaves(like_tree(updates[0], retain_grads))
+  updates = jax.tree.unflatten(
+      jax.tree.structure(retain_grads),
+      [u.astype(g.dtype) for u, g in zip(updates, jax.tree.leaves(retain_grads), strict=True)],
+  )
+  count = jnp.where(stop == Stop.NONE, optax.safe_increment(state.count), state.count)
+  return updates, HamuState(count=count, stop=stop, diagnostics=diagnostics)
+
+
+def _shares(geometry: alignment.Geometry, settings: _Settings):
+  """Each block's weight in the constraint, [T]; a single global block has all of it."""
   equal_T = jnp.full_like(geometry.cosine, 1 / geometry.cosine.size)
-  if share == "equal":
+  if settings.scope == "global" or settings.share == "equal":
     return equal_T
-  if share == "exp_neg_dot":
-    if normalize:
+  if settings.share == "exp_neg_dot":
+    if settings.normalize_share:
       return jax.nn.softmax(-geometry.dot)
     # Saturates at the largest number instead of overflowing to infinity.
     return jnp.minimum(jnp.exp(-geometry.dot), jnp.finfo(equal_T.dtype).max)
-  if not normalize:
+  if not settings.normalize_share:
     return geometry.retain_norm * geometry.forget_norm
   # Relative to the largest norms, so that products of tiny or huge norms keep their proportions.
   weight_T = _relative(geometry.retain_norm) * _relative(geometry.forget_norm)
@@ -224,11 +254,14 @@ def _feasible_ratio(geometry: alignment.Geometry, radius_T, share_T, rate, eps: 
   return jnp.where(moves, jnp.min(quotient_T) / jnp.where(moves, rate, 1), jnp.inf)
 
 
-def _diagnostics(geometry, solution, variant: str, *, constraint, stopping_rhs, **others):
+def _diagnostics(
+    settings: _Settings, geometry, solution, radius_T, constraint_T, share_T, rate
+) -> HamuDiagnostics:
   """The diagnostics of one update, the norms of the effective gradients back in their roles."""
   norms = (geometry.retain_norm, geometry.forget_norm)
-  retain_norm_T, forget_norm_T = norms[::-1] if variant == "hamu-u" else norms
-  total = jnp.sum(constraint)
+  retain_norm_T, forget_norm_T = norms[::-1] if settings.variant == "hamu-u" else norms
+  stopping_rhs = _stopping_rhs(geometry, radius_T, settings.criterion)
+  total = jnp.sum(constraint_T)
   return HamuDiagnostics(
       branch=solution.branch,
       infeasible=solution.infeasible,
@@ -238,34 +271,56 @@ def _diagnostics(geometry, solution, variant: str, *, constraint, stopping_rhs, 
       retain_norm=retain_norm_T,
       forget_norm=forget_norm_T,
       dot=geometry.dot,
-      constraint=constraint,
+      constraint=constraint_T,
+      radius=radius_T,
       stopping_rhs=stopping_rhs,
       stopping_constraint=total,
       stopping_margin=total - stopping_rhs,
       stopping_met=total > stopping_rhs,
-      **others,
+      feasible_ratio=_feasible_ratio(geometry, radius_T, share_T, rate, settings.eps),
   )
 
 
-def _zero_diagnostics(blocks: int, dtype) -> HamuDiagnostics:
+def _zero_diagnostics(params, scope: str) -> HamuDiagnostics:
   """Diagnostics before the first update."""
-  zeros = {name: jnp.zeros([blocks], dtype) for name in HamuDiagnostics._fields}
-  scalars = {name: jnp.zeros([], dtype) for name in HamuDiagnostics._fields if "stopping" in name}
-  return HamuDiagnostics(**zeros | scalars)._replace(
+  dtype = alignment.compute_dtype(params)
+  blocks = len(jax.tree.leaves(params)) if scope == "tensor" else 1
+  zero, zeros_T = jnp.zeros([], dtype), jnp.zeros([blocks], dtype)
+  return HamuDiagnostics(
       branch=jnp.zeros([blocks], jnp.int32),
       infeasible=jnp.zeros([blocks], jnp.bool_),
+      angle=zeros_T,
+      feasibility=zeros_T,
+      threshold=zeros_T,
+      retain_norm=zeros_T,
+      forget_norm=zeros_T,
+      dot=zeros_T,
+      constraint=zeros_T,
+      radius=zeros_T,
+      stopping_rhs=zero,
+      stopping_constraint=zero,
+      stopping_margin=zero,
       stopping_met=jnp.zeros([], jnp.bool_),
-      feasible_ratio=jnp.zeros([], dtype),
+      feasible_ratio=zero,
   )
 
 
-def _stop(*, nonfinite, infeasible, criterion):
-  """The reason to stop; what makes the other two unreliable comes first."""
+def _stop(settings: _Settings, diagnostics: HamuDiagnostics, rate):
+  """The reason to stop; what makes the next one unreliable comes first."""
   return jnp.select(
-      [nonfinite, infeasible, criterion],
+      [
+          ~jnp.isfinite(rate) | jnp.any(diagnostics.branch == NONFINITE),
+          jnp.any(diagnostics.infeasible) & (settings.on_infeasible == "stop"),
+          diagnostics.stopping_met & settings.stop_on_criterion,
+      ],
       [int(Stop.NONFINITE), int(Stop.INFEASIBLE), int(Stop.CRITERION)],
       int(Stop.NONE),
   ).astype(jnp.int32)
+
+
+def _unstack(fields_T):
+  """The T named tuples of scalars of one of [T] vectors."""
+  return [type(fields_T)(*scalars) for scalars in zip(*map(list, fields_T), strict=True)]
 
 
 def _value_at(setting, count, dtype):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hamu_jax.errors import UserError
 from hamu_jax.transforms import alignment
@@ -106,7 +107,8 @@ def hamu_update(
       raise UserError("radius=None needs use_lr_radius=True; give a radius or use the rate's")
     check_not_negative("radius", radius)
 
-  geometry, frame = alignment.measure(*effective_pair(retain, forget, variant))
+  effective = effective_pair(as_vector(retain), as_vector(forget), variant)
+  geometry, frame = alignment.measure(*effective)
   dtype = geometry.cosine.dtype
   if use_lr_radius:
     radius = jnp.asarray(learning_rate, dtype) * geometry.retain_norm
@@ -117,14 +119,10 @@ def hamu_update(
       on_infeasible=on_infeasible,
       eps=eps,
   )
-  nonfinite = solution.branch == NONFINITE
-  delta = jax.tree.map(
-      lambda d, x: jnp.where(nonfinite, 0, d).astype(jnp.asarray(x).dtype),
-      combine(frame, solution.step),
-      retain,
-  )
+  # The directions of gradients that are not finite are NaN, which a coordinate of 0 keeps.
+  delta = jnp.where(solution.branch == NONFINITE, 0, combine(frame, solution.step))
   return HamuUpdate(
-      delta=delta,
+      delta=like_tree(delta, retain),
       branch=solution.branch,
       infeasible=solution.infeasible,
       angle=geometry.angle,
@@ -166,9 +164,27 @@ def solve(
 
 
 def combine(frame: alignment.Frame, step: alignment.Frame):
-  """The vector with coordinates `step` (scalars) in the directions of `frame`."""
-  return jax.tree.map(
-      lambda r, f, o: step.retain * r + step.forget * f + step.orthogonal * o, *frame
+  """The array with scalar coordinates `step` along the directions of `frame`."""
+  terms = [coordinate * direction for coordinate, direction in zip(step, frame, strict=True)]
+  return terms[0] + terms[1] + terms[2]
+
+
+def as_vector(tree):
+  """An array as it is, or the leaves of a pytree as one vector."""
+  leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+  if len(leaves) == 1:
+    return leaves[0]
+  return jnp.concatenate([leaf.ravel() for leaf in leaves])
+
+
+def like_tree(vector, tree):
+  """The inverse of `as_vector`: a result in the structure, shapes and dtypes of `tree`."""
+  leaves, treedef = jax.tree.flatten(tree)
+  ends = np.cumsum([np.size(leaf) for leaf in leaves])
+  parts = jnp.split(vector.ravel(), ends[:-1])
+  arrays = map(jnp.asarray, leaves)
+  return jax.tree.unflatten(
+      treedef, [part.reshape(x.shape).astype(x.dtype) for part, x in zip(parts, arrays)]
   )
 
 
@@ -197,7 +213,7 @@ def check_not_negative(name: str, value) -> None:
 
 
 def _shortest(geometry: alignment.Geometry, radius, constraint, eps: float):
-  """c / |g_f|, the length of the shortest step that meets the constraint; 0 when g_f counts as zero.
+  """c / |g_f|, the length of the shortest step that meets the constraint; 0 for a zero gradient.
 
   A constraint that counts as zero never makes a block infeasible: it is met as far as R allows.
   """

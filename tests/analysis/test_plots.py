@@ -181,7 +181,7 @@ def test_alignment_stacks_the_branches(figures):
   extents = (((0, 75), (0, 25)), ((75, 100), (25, 75)), ((100, 100), (75, 100)))
   for layer, over_steps in zip(axis.collections, extents, strict=True):
     for step, (bottom, top) in zip((1, 2), over_steps):
-      for height in range(5, 100, 10):
+      for height in range(2, 100, 10):
         inside = layer.get_paths()[0].contains_point((step, height))
         assert inside == (bottom < height < top)
 

@@ -72,7 +72,8 @@ def test_extreme_logits_stay_finite_where_the_limit_is():
 def test_masked_padding_changes_nothing():
   rng = np.random.default_rng(1)
   examples = {name: rng.random(13).astype(np.float32) for name in ("loss", "correct", "entropy")}
-  padded = {name: np.append(v, [np.nan, 1e9, -5]).astype(np.float32) for name, v in examples.items()}
+  padding = np.array([np.nan, 1e9, -5], np.float32)
+  padded = {name: np.append(values, padding) for name, values in examples.items()}
   mask = np.arange(16) < 13
   summary = summarize(padded, mask)
   assert summary["count"] == 13

@@ -54,7 +54,8 @@ def test_nan_has_no_rank():
   assert np.isnan(loss_auc([0.0], [np.nan]))
 
 
-@pytest.mark.parametrize("negatives, positives, name", (([], [1.0], "first"), ([1.0], [], "second")))
+@pytest.mark.parametrize(
+    "negatives, positives, name", (([], [1.0], "first"), ([1.0], [], "second")))
 def test_empty_set(negatives, positives, name):
   with pytest.raises(UserError, match=f"the {name} set has no examples"):
     loss_auc(negatives, positives)

@@ -1,4 +1,4 @@
-"""What a user reads when a dataset cannot be downloaded."""
+"""What a user reads when data cannot be read or downloaded."""
 
 from hamu_jax.errors import UserError
 

@@ -1,0 +1,38 @@
+"""A multilayer perceptron: the smallest model, for tests, notebooks and quick looks."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+
+class MLP(nn.Module):
+  """Flattened pixels, hidden layers with ReLU, a linear classifier; no batch norm.
+
+  Attributes:
+    num_classes: outputs.
+    platform: ignored, every platform multiplies matrices well.
+    hidden: widths of the hidden layers.
+    dtype: of the computation; None takes the inputs' and parameters'.
+  """
+
+  num_classes: int
+  platform: str
+  hidden: tuple[int, ...] = (64,)
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(
+      self,
+      x_BxHxWxC: jax.Array,
+      *,
+      train: bool = False,
+      mask: jax.Array | None = None,
+      axis_name: str | None = None,
+  ) -> jax.Array:
+    """Returns logits [B, num_classes]; examples do not interact, so the other arguments do nothing."""
+    del train, mask, axis_name
+    x_BxF = x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1)
+    for index, width in enumerate(self.hidden):
+      x_BxF = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"hidden{index}")(x_BxF))
+    return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x_BxF)

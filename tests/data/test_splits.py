@@ -1,0 +1,158 @@
+"""The forget sets: the reference's rows, and every refusal."""
+
+import json
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from hamu_jax.data import FORGET_KINDS, make_split
+from hamu_jax.errors import UserError
+
+LABELS = np.repeat(np.arange(10), 10)
+
+
+@pytest.mark.parametrize("case", range(26))
+def test_hard_probability_gives_the_reference_rows_in_its_order(golden, case):
+  with np.load(golden / "hamu" / "data.npz") as data:
+    labels = data["splits/train_labels"]
+    retain, forget = data[f"splits/{case}/retain"], data[f"splits/{case}/forget"]
+    rho, seed, *classes = data[f"splits/{case}/case"]
+  split = make_split(
+      "hard_probability", labels, seed=int(seed), forget_class=classes, hard_probability=rho
+  )
+  np.testing.assert_array_equal(split.retain, retain)
+  np.testing.assert_array_equal(split.forget, forget)
+
+
+def test_class_forgets_exactly_the_rows_of_the_classes():
+  split = make_split("class", LABELS, seed=0, forget_class=(3, 7))
+  np.testing.assert_array_equal(split.forget, [*range(30, 40), *range(70, 80)])
+  np.testing.assert_array_equal(split.retain, np.setdiff1d(np.arange(100), split.forget))
+
+
+def test_random_forgets_the_share_and_depends_on_the_seed():
+  first, again, other = (
+      make_split("random", LABELS, seed=seed, forget_fraction=0.07) for seed in (1, 1, 2)
+  )
+  assert len(first.forget) == 7
+  np.testing.assert_array_equal(first.forget, again.forget)
+  assert set(first.forget) != set(other.forget)
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(
+    seed=st.integers(0, 2**32),
+    rho=st.floats(0, 1),
+    duplicates=st.integers(0, 3),
+    kind=st.sampled_from(["class", "hard_probability", "random"]),
+)
+def test_sets_partition_the_rows_and_duplicates_join_retain(seed, rho, duplicates, kind):
+  split = make_split(
+      kind, LABELS, seed=seed, forget_class=(4,), hard_probability=rho, duplicates=duplicates
+  )
+  counts = np.bincount(split.retain, minlength=100)
+  is_forget = np.bincount(split.forget, minlength=100)
+  np.testing.assert_array_equal(counts, np.where(is_forget, duplicates, 1))
+  assert is_forget.max() == 1 and is_forget.sum() == 10
+
+
+def test_rho_sets_how_many_of_the_class_are_certainly_kept():
+  split = make_split("hard_probability", LABELS, seed=5, forget_class=(2,), hard_probability=0.6)
+  assert (LABELS[split.forget[:4]] == 2).all()
+
+
+def _write(path, rows):
+  if path.suffix == ".npy":
+    np.save(path, np.array(rows))
+  elif path.suffix == ".npz":
+    np.savez(path, forget=np.array(rows))
+  elif path.suffix == ".json":
+    path.write_text(json.dumps(rows))
+  else:
+    path.write_text("\n".join(map(str, rows)))
+  return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".json", ".txt"])
+def test_indices_are_read_from_every_format(tmp_path, suffix):
+  path = _write(tmp_path / f"rows{suffix}", [42, 7, 99])
+  split = make_split("indices", LABELS, seed=0, forget_indices=path)
+  np.testing.assert_array_equal(split.forget, [42, 7, 99])
+  np.testing.assert_array_equal(split.retain, np.setdiff1d(np.arange(100), [42, 7, 99]))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".json", ".txt"])
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([3, 100], "row 100 is outside the loaded training rows 0..99"),
+        ([-1, 3], "row -1 is outside"),
+        ([5, 6, 5], "row 5 is listed 2 times"),
+        ([], "the forget set is empty"),
+        ([0.5, 1.5], "needs one vector of integers|cannot be read"),
+        (list(range(100)), "the retain set is empty"),
+    ],
+)
+def test_indices_refuses_wrong_rows(tmp_path, suffix, rows, message):
+  path = _write(tmp_path / f"rows{suffix}", rows)
+  with pytest.raises(UserError, match=message):
+    make_split("indices", LABELS, seed=0, forget_indices=path)
+
+
+def test_indices_refuses_an_array_of_objects_unread(tmp_path):
+  path = tmp_path / "rows.npy"
+  with path.open("wb") as file:
+    header = {"descr": "|O", "fortran_order": False, "shape": (1,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(b"any code could be here")
+  with pytest.raises(UserError, match="Object arrays cannot be loaded"):
+    make_split("indices", LABELS, seed=0, forget_indices=str(path))
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("rows.npz", b"PK\x03\x04 no archive", "cannot be read as row numbers"),
+        ("rows.npy", b"", "cannot be read as row numbers"),
+        ("rows.json", b"[1, 2", "cannot be read as row numbers"),
+        ("rows.json", b"[true, false]", "needs one vector of integers"),
+        ("rows.json", b'{"a": 1}', "needs one vector of integers"),
+        ("rows.json", b"[[1, 2]]", r"holds int64 of shape \(1, 2\)"),
+        ("rows.txt", b"1 two", "cannot be read as row numbers"),
+        ("rows.txt", b"\xff\xfe", "cannot be read as row numbers"),
+        ("rows.csv", b"1,2", "choose a file of type .npy, .npz, .json, .txt"),
+    ],
+)
+def test_indices_refuses_unreadable_files(tmp_path, name, content, message):
+  path = tmp_path / name
+  path.write_bytes(content)
+  with pytest.raises(UserError, match=message) as error:
+    make_split("indices", LABELS, seed=0, forget_indices=str(path))
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "kind, options, message",
+    [
+        ("klass", {}, "config.data.forget='klass': choose from class, hard_probability"),
+        ("class", {"forget_class": (0, 12)}, "class 12 does not exist; choose from 0, 1, 2"),
+        ("class", {"forget_class": ()}, "no class is chosen"),
+        ("class", {"forget_class": tuple(range(10))}, "the retain set is empty"),
+        ("hard_probability", {"hard_probability": 1.1}, r"choose a probability in \[0, 1\]"),
+        ("hard_probability", {"hard_probability": float("nan")}, "choose a probability"),
+        ("random", {"forget_fraction": 0.0}, "choose a share between 0 and 1"),
+        ("random", {"forget_fraction": 1.0}, "choose a share between 0 and 1"),
+        ("indices", {"forget_indices": "missing.npy"}, "no such file"),
+        ("class", {"forget_class": (1,), "duplicates": -1}, "choose 0 or more"),
+    ],
+)
+def test_bad_requests_are_one_clear_line(kind, options, message):
+  with pytest.raises(UserError, match=message) as error:
+    make_split(kind, LABELS, seed=0, **options)
+  assert "\n" not in str(error.value)
+
+
+def test_every_kind_is_exercised_here():
+  assert set(FORGET_KINDS) == {"class", "hard_probability", "random", "indices"}
