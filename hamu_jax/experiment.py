@@ -148,6 +148,7 @@ class Experiment:
         forget_fraction=options.forget_fraction, forget_indices=options.forget_indices,
         duplicates=options.duplicates,
     )
+    self._check_channels()
     self._model = models.build_model(config.model.name, num_classes=len(self._dataset.class_names))
     self._template = jax.eval_shape(self._init)
     # Opened only now: an experiment whose data is wrong should not take possession of the workdir.
@@ -156,6 +157,14 @@ class Experiment:
     )
     self._loop = self._make_loop(watch)
     self._keys = self._fingerprints()
+
+  def _check_channels(self) -> None:
+    channels = self._dataset.train.images.shape[-1]
+    if len(self._config.data.mean) != channels:
+      raise UserError(
+          f"config.data.mean={tuple(self._config.data.mean)}: the images have {channels} channel(s); give "
+          "config.data.mean and config.data.std one value for each"
+      )
 
   def _choose_devices(self):
     devices = jax.devices()
@@ -298,6 +307,12 @@ class Experiment:
       UserError: something in the configuration or the data is wrong.
       preemption.Preempted: the run was asked to end; what it did is saved.
     """
+    try:
+      return self._run()
+    finally:
+      self._rundir.close()
+
+  def _run(self) -> dict[str, Any]:
     # Planned first: a batch that does not fit its set should not cost a pretraining.
     unlearning = self._unlearning_stage()
     original, record = self._original()
@@ -308,19 +323,9 @@ class Experiment:
     reference = original if methods.needs_reference(self._method, objectives.TERMS) else None
     variables["unlearn"], records["unlearn"] = self._produce(unlearning, original, reference)
 
-    results = {
-        _RESULT_NAMES[name]: self._evaluate(name, model) for name, model in variables.items()
-    }
-    if "retrained" in results:
-      accuracies = {
-          name: {split: result[split]["accuracy"] for split in ("retain", "forget", "test")}
-          for name, result in results.items()
-      }
-      for name in ("original", "unlearned"):
-        results[name]["tug_of_war"] = tow.tug_of_war(accuracies[name], accuracies["retrained"])
     summary = {
         "method": self._config.method.name,
-        "results": results,
+        "results": self._results(variables),
         "steps": records["unlearn"]["steps"],
         "stop_reason": records["unlearn"]["stop_reason"],
         "seconds": {name: record["seconds"] for name, record in records.items()},
@@ -328,8 +333,22 @@ class Experiment:
     }
     if hosts.is_writer():
       self._leave_results(summary, variables["unlearn"])
-    self._rundir.close()
     return summary
+
+  def _results(self, variables: dict[str, Tree]) -> dict[str, Any]:
+    """Evaluation of each model, with the tug-of-war against the retrained one where there is one."""
+    results = {
+        _RESULT_NAMES[name]: self._evaluate(name, model) for name, model in variables.items()
+    }
+    if "retrained" not in results:
+      return results
+    accuracies = {
+        name: {split: result[split]["accuracy"] for split in ("retain", "forget", "test")}
+        for name, result in results.items()
+    }
+    for name in ("original", "unlearned"):
+      results[name]["tug_of_war"] = tow.tug_of_war(accuracies[name], accuracies["retrained"])
+    return results
 
   def _provenance(self) -> dict[str, Any]:
     versions = {

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -13,7 +15,8 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 import jax
 import pytest
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 
 
 @pytest.fixture
@@ -34,3 +37,54 @@ def _strict_ranks():
   """Implicit rank promotion hides shape errors, so in tests it is one."""
   with jax.numpy_rank_promotion("raise"):
     yield
+
+
+# The whole experiment in seconds: a multilayer perceptron on the digits.
+SMALL = [
+    "hamu_jax.main",
+    "--config=configs/digits_hamu.py",
+    "--config.model.name=mlp",
+    "--config.train.epochs=3",
+    "--config.train.evaluate_epochs=1",
+    "--config.method.epochs=2",
+    "--config.method.batch_size=64",
+    "--config.method.evaluate_epochs=1",
+    "--config.method.on_infeasible=project",
+    "--config.method.optimizer.learning_rate=0.1",
+]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+  """-> function: arguments of the small experiment in a workdir under tmp_path."""
+  monkeypatch.chdir(ROOT)
+
+  def arguments(name="run", *overrides):
+    return [*SMALL, f"--workdir={tmp_path / name}", *overrides]
+
+  return arguments
+
+
+@pytest.fixture
+def launch():
+  """-> function: starts `python -m hamu_jax.main` in a process of its own."""
+  processes = []
+
+  def start(arguments, devices=1, **environment):
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ
+        | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        | environment,
+    )
+    processes.append(process)
+    return process
+
+  yield start
+  for process in processes:
+    process.kill()
+    process.wait()

@@ -1,0 +1,232 @@
+"""The command line: one whole experiment, and one clear line for each kind of bad input."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from hamu_jax import main
+from hamu_jax import step as step_lib
+
+
+def test_one_command_runs_every_stage_and_a_second_reuses_them(
+  small, tmp_path, capsys, monkeypatch
+):
+  programs, dispatched = [], []
+  compile_target = step_lib.compile_target
+
+  def counted(*args):
+    chunk = compile_target(*args)
+    programs.append(chunk)
+
+    def dispatch(*arguments):
+      dispatched.append(chunk)
+      return chunk(*arguments)
+
+    return dispatch
+
+  monkeypatch.setattr(step_lib, "compile_target", counted)
+  assert main.run(small()) == 0
+  output = capsys.readouterr().out
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+
+  rows = [line.split() for line in output.splitlines()]
+  assert [row[0] for row in rows if row and row[0] in summary["results"]] == [
+    "original",
+    "retrained",
+    "unlearned",
+  ]
+  # Pretraining and retraining are the same program; each compiles once, whatever its chunks.
+  assert len(programs) == 2
+  assert [program._cache_size() for program in programs] == [1, 1]
+  metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+  steps = {
+    stage: [row["step"] for row in metrics if row["stage"] == stage and row["split"] == "step"]
+    for stage in ("pretrain", "retrain", "unlearn")
+  }
+  for stage, numbers in steps.items():
+    assert numbers == list(range(1, len(numbers) + 1)), stage
+  # 1438 digits in batches of 128; 1294 without the forget class; two epochs of 21 batches of 64.
+  assert [len(numbers) for numbers in steps.values()] == [36, 33, 42]
+  assert len(dispatched) < sum(map(len, steps.values()))
+  assert summary["steps"] == 42
+  assert summary["stop_reason"] == "finished after 42 applied steps"
+  assert set(summary["results"]["unlearned"]) == {
+    "retain",
+    "forget",
+    "test",
+    "test_retain",
+    "test_forget",
+    "retain_forget_auc",
+    "forget_test_auc",
+    "tug_of_war",
+  }
+  for name in (
+    "tradeoff.png",
+    "alignment.png",
+    "config.json",
+    "checkpoints",
+    "tb",
+    "unlearned.safetensors",
+  ):
+    assert (tmp_path / "run" / name).exists(), name
+
+  dispatched.clear()
+  assert main.run(small()) == 0
+  assert not dispatched
+  assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+
+  shutil.rmtree(tmp_path / "run" / "stages")
+  shutil.rmtree(tmp_path / "run" / "checkpoints")
+  assert main.run(small()) == 0
+  again = json.loads((tmp_path / "run" / "summary.json").read_text())
+  assert again["results"] == summary["results"]
+
+
+def test_it_unlearns(small, tmp_path):
+  assert main.run(small()) == 0
+  results = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
+  before, after = results["original"], results["unlearned"]
+  assert before["forget"]["accuracy"] > 0.9
+  assert after["forget"]["accuracy"] < before["forget"]["accuracy"] - 0.6
+  assert after["retain"]["accuracy"] > before["retain"]["accuracy"] - 0.05
+  assert results["retrained"]["forget"]["accuracy"] == 0
+  assert 0 < after["tug_of_war"] <= 1
+  # The exported weights are those of the unlearned model.
+  weights = load_file(tmp_path / "run" / "unlearned.safetensors")
+  assert all(np.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_an_infeasible_run_says_by_how_much(small, tmp_path, capsys):
+  arguments = small("run", "--config.method.on_infeasible=stop", "--config.retrain=False",
+                    "--config.method.constraint_ratio=1.0")
+  assert main.run(arguments) == 0
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  assert summary["steps"] == 0
+  reason = summary["stop_reason"]
+  assert reason.startswith("infeasible after 0 applied steps: the constraint asks for 1 times")
+  largest = float(reason.split("at most ")[1].split(" in every block")[0])
+  assert 0 < largest < 1
+  assert summary["results"]["unlearned"] == summary["results"]["original"]
+  assert "tug_of_war" not in summary["results"]["unlearned"]
+
+  # What it calls the largest feasible ratio is one.
+  arguments = small(
+    "other",
+    "--config.method.on_infeasible=stop",
+    "--config.retrain=False",
+    f"--config.method.constraint_ratio={0.99 * largest}",
+    "--config.method.max_steps=1",
+    f"--config.stage_cache={tmp_path / 'run' / 'stages'}",
+  )
+  assert main.run(arguments) == 0
+  assert json.loads((tmp_path / "other" / "summary.json").read_text())["steps"] == 1
+
+
+BAD_INPUT = {
+  "unknown field": (
+    ["--config.method.constrain_ratio=1"],
+    r"config.method.constrain_ratio: no such field; the nearest is config.method.constraint_ratio",
+  ),
+  "unknown flag": (["--wrkdir=x"], r"wrkdir"),
+  "not a number": (["--config.method.constraint_ratio=abc"], r"constraint_ratio=abc"),
+  "no such config": (["--config=configs/nope.py"], r"configs/nope.py"),
+  "unknown variant": (["--config=configs/cifar_hamu.py:huge"], r"huge.*cifar_hamu.py:smoke"),
+  "unknown method": (
+    ["--config.method.name=hamu"],
+    r"config.method.name='hamu': choose from ft, ga.*hamu-q",
+  ),
+  "unknown model": (
+    ["--config.model.name=resnet21"],
+    r"config.model.name='resnet21': choose from.*resnet20",
+  ),
+  "unknown source": (
+    ["--config.data.source=cifar"],
+    r"config.data.source='cifar': choose from digits",
+  ),
+  "unknown pairing": (["--config.pairing=pmapp"], r"config.pairing='pmapp'.*did you mean 'pmap'"),
+  "constraint above the radius": (
+    ["--config.method.on_infeasible=stop", "--config.method.constraint_ratio=1.5"],
+    r"constraint_ratio=1.5.*lower it to at most 1",
+  ),
+  "negative constraint": (
+    ["--config.method.constraint_ratio=-0.1"],
+    r"constraint_ratio=-0.1: must be at least 0",
+  ),
+  "odd devices": (
+    ["--config.pairing=pmap", "--config.devices=3"],
+    r"even number of devices.*got 3",
+  ),
+  "too many devices": (
+    ["--config.pairing=pmap", "--config.devices=64"],
+    r"config.devices=64: this machine has",
+  ),
+  "batch too large": (
+    ["--config.method.batch_size=5000"],
+    r"config.method.batch_size=5000: the retain set has",
+  ),
+  "no such class": (
+    ["--config.data.forget_class=(12,)"],
+    r"class 12 does not exist; choose from 0, 1",
+  ),
+  "empty forget set": (["--config.data.forget_class=()"], r"no class is chosen"),
+  "empty retain set": (
+    ["--config.data.forget_class=(0,1,2,3,4,5,6,7,8,9)"],
+    r"retain set is empty",
+  ),
+  "no such folder": (["--config.data.source=parquet", "--config.data.path=/no/such"], r"/no/such"),
+  "no network": (["--config.data.source=huggingface"], r"config.data.path.*configs/digits_hamu.py"),
+  "training microbatch": (["--config.train.microbatch=8"], r"config.train.microbatch=8"),
+  "NaN": (["--config.method.alpha=nan"], r"config.method.alpha=nan"),
+  "unknown optimizer": (
+    ["--config.method.optimizer.name=sdg"],
+    r"config.method.optimizer.name='sdg' is not an optax optimizer",
+  ),
+  "channels": (
+    ["--config.data.mean=(0.1,0.2)", "--config.data.std=(1.,1.)"],
+    r"config.data.mean.*1 channel",
+  ),
+  "missing weights": (["--config.model.weights=/no/such.safetensors"], r"/no/such.safetensors"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_gets_one_line_and_status_2(small, tmp_path, capsys, overrides, message):
+  assert main.run([*small(), *overrides]) == 2
+  error = capsys.readouterr().err.strip()
+  assert error.startswith("error: ")
+  assert len(error.splitlines()) == 1
+  assert re.search(message, error), error
+  assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_config_is_required(capsys):
+  assert main.run(["hamu_jax.main"]) == 2
+  assert "--config is missing" in capsys.readouterr().err
+
+
+def test_a_workdir_of_another_experiment_is_refused(small, capsys):
+  brief = ["--config.method.max_steps=1", "--config.train.epochs=1", "--config.retrain=False"]
+  assert main.run(small("run", *brief)) == 0
+  capsys.readouterr()
+  assert main.run(small("run", *brief, "--config.method.alpha=0.5")) == 2
+  error = capsys.readouterr().err
+  assert "belongs to another experiment" in error
+  assert "config.method.alpha is 0.001 there and 0.5 here" in error
+
+
+def test_a_damaged_cached_stage_is_named(small, tmp_path, capsys):
+  brief = ["--config.method.max_steps=1", "--config.train.epochs=1", "--config.retrain=False"]
+  assert main.run(small("run", *brief)) == 0
+  (stage,) = (tmp_path / "run" / "stages").glob("pretrain-*")
+  for file in (stage / "model").rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"garbage")
+  capsys.readouterr()
+  assert main.run(small("run", *brief)) == 2
+  error = capsys.readouterr().err
+  assert str(stage) in error
+  assert "delete" in error
