@@ -36,7 +36,7 @@ def _norms_and_dots(retain, forget):
   )
 
 
-@functools.partial(jax.jit, static_argnames=("variant", "scope"))
+@functools.partial(jax.jit, static_argnames=("variant", "scope", "normalize_share"))
 def _run(constraint, retain, forget, radius=None, **options):
   """One update at learning rate 0.2, compiled once for all examples."""
   return _update(hamu(0.2, constraint, radius=radius, **options), retain, forget)
@@ -68,15 +68,17 @@ def test_every_tensor_solves_its_problem(x64, assert_optimal, variant, seed, fra
 
 @settings(deadline=None, max_examples=40, suppress_health_check=FIXTURES)
 @given(seed=st.integers(0, 2**32 - 1), fraction=st.floats(0, 0.95))
-@pytest.mark.parametrize("radius", [None, 0.7])
+@pytest.mark.parametrize("radius, normalize", [(None, True), (0.7, False)])
 def test_global_scope_solves_the_problem_of_the_whole_model(
-    x64, assert_optimal, radius, seed, fraction
+    x64, assert_optimal, radius, normalize, seed, fraction
 ):
+  """With all of the constraint, however a model of several blocks would share it."""
   retain, forget = _gradients(seed)
   r, f = _flat(retain), _flat(forget)
   total_radius = 0.2 * np.linalg.norm(r) if radius is None else radius
   constraint = fraction * total_radius * np.linalg.norm(f)
-  updates, state = _run(constraint, retain, forget, radius=radius, scope="global")
+  options = dict(scope="global", normalize_share=normalize)
+  updates, state = _run(constraint, retain, forget, radius=radius, **options)
   assert jax.tree.map(np.shape, updates) == SHAPES
   assert_optimal(-0.2 * _flat(updates), r, f, radius=total_radius, constraint=constraint)
   assert all(x.shape == (1,) for x in state.diagnostics[:10])
@@ -180,6 +182,16 @@ def test_feasible_ratio_is_the_edge(x64, options, variant):
   if not options:
     retain_norm, forget_norm, _ = _norms_and_dots(retain, forget)
     np.testing.assert_allclose(ratio, retain_norm @ forget_norm, rtol=1e-12)
+
+
+def test_feasible_ratio_of_a_forget_gradient_that_counts_as_zero(x64):
+  """Its block can promise nothing but the eps that counts as 0."""
+  retain, forget = _gradients(4)
+  forget["b"] = forget["b"] * 1e-8 / np.linalg.norm(forget["b"])
+  step = lambda constraint: _update(hamu(0.01, constraint, share="equal"), retain, forget)[1]
+  np.testing.assert_allclose(step(0.0).diagnostics.feasible_ratio, 4e-12 / 0.01, rtol=1e-12)
+  assert step(4e-12 * (1 - 1e-9)).stop == Stop.NONE
+  assert step(4e-12 * (1 + 1e-9)).stop == Stop.INFEASIBLE
 
 
 def test_one_infeasible_block_discards_the_whole_update(x64):

@@ -1,0 +1,321 @@
+"""Times the step of each method and pairing against the floor of two plain gradients.
+
+  python benchmarks/step.py --methods=hamu-q --pairings=sequential,vmap
+  python benchmarks/step.py --convolution
+  python benchmarks/step.py --topology=v5e:2x2
+
+All figures of a call come from one process, the same loss, convolution path and batch; floor and steps take
+turns, so that a ratio means something on a noisy machine. The first form times steps here; the second the
+convolution path of the CPU against plain `lax.conv`; the third compiles the paired step for TPU devices that
+need not be there (extra `tpu`) and prints what the compiler says. `--json=FILE` keeps the numbers.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hamu_jax import config as config_lib
+from hamu_jax import experiment
+from hamu_jax import loop
+from hamu_jax import methods
+from hamu_jax import models
+from hamu_jax import objectives
+from hamu_jax import pairing as pairing_lib
+from hamu_jax import step as step_lib
+from hamu_jax.paired import Paired
+from hamu_jax.train_state import create_state
+
+_CLASSES = 10
+
+
+def make_problem(args, platform=None):
+  """-> model, data, variables, rows of one batch for each role."""
+  rng = np.random.default_rng(0)
+  shape = (2 * args.batch, args.size, args.size, 3)
+  data = (
+      rng.integers(0, 256, shape).astype(np.uint8),
+      rng.integers(0, _CLASSES, 2 * args.batch).astype(np.int32),
+  )
+  model = models.build_model(args.model, num_classes=_CLASSES, platform=platform)
+  variables = model.init(jax.random.key(0), jnp.zeros((1, *shape[1:])), train=False)
+  rows = np.arange(2 * args.batch, dtype=np.int32).reshape(2, 1, args.batch)
+  return model, data, variables, Paired(*rows)
+
+
+def make_options(args, name):
+  options = config_lib.default_config().method
+  options.name, options.microbatch, options.on_infeasible = name, args.microbatch, "project"
+  return options
+
+
+def make_chunk(args, model, name, pairing, mesh=None):
+  """-> chunk as the loop runs it, its optimizers and settings."""
+  axis = pairing_lib.DATA_AXIS if pairing == "pmap" else None
+  options = make_options(args, name)
+  program = step_lib.make_step(
+      methods.METHODS[name], options,
+      forward=experiment.make_forward(model, (0.5,) * 3, (0.25,) * 3, axis),
+      fetch=experiment.make_fetch("none"), pairing=pairing, train=False,
+      schedule=optax.constant_schedule(1.0),
+  )
+  chunk = step_lib.compile_target(step_lib.make_chunk(program.step), pairing, mesh)
+  return chunk, program, step_lib.settings_of(options)
+
+
+def make_plain(args, model, terms=("ce",), *, train=False, microbatch=None, axis=None):
+  """-> (variables, data, rows [B]) -> RoleSums: one plain gradient."""
+  role = objectives.role_gradient(
+      experiment.make_forward(model, (0.5,) * 3, (0.25,) * 3, axis), experiment.make_fetch("none"),
+      terms, train=train, microbatch=args.microbatch if microbatch is None else microbatch,
+  )
+
+  def plain(variables, data, rows):
+    return role(variables, None, data, rows, {"ce": jnp.float32(1)}, jax.random.key(0))
+
+  return plain
+
+
+def interleave(functions, rounds):
+  """Seconds of each function in each round, after one round to compile and warm up."""
+  seconds = {name: [] for name in functions}
+  for round_number in range(rounds + 1):
+    for name, function in functions.items():
+      began = time.perf_counter()
+      jax.block_until_ready(function())
+      if round_number:
+        seconds[name].append(time.perf_counter() - began)
+  return seconds
+
+
+def spread(values):
+  ordered = sorted(values)
+  return {"median": statistics.median(values), "low": ordered[0], "high": ordered[-1]}
+
+
+def print_table(header, rows):
+  cells = [header, *[[str(cell) for cell in row] for row in rows]]
+  widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+  for row in cells:
+    print("  ".join(
+        cell.ljust(width) if column == 0 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ))
+
+
+def time_steps(args):
+  """Ratios of each method and pairing to two plain gradients."""
+  model, data, variables, rows = make_problem(args)
+  data = jax.device_put(data)
+  plain = make_plain(args, model)
+
+  @jax.jit
+  def floor(variables, data, rows):
+    return [plain(variables, data, role_rows[0]).gradient for role_rows in rows]
+
+  device_rows = jax.device_put(rows)
+  functions = {"floor": lambda: floor(variables, data, device_rows)}
+  for name in args.methods:
+    for pairing in args.pairings:
+      method = methods.METHODS[name]
+      mesh = pairing_lib.make_mesh(jax.devices(), len(method.roles)) if pairing == "pmap" else None
+      chunk, program, settings = make_chunk(args, model, name, pairing, mesh)
+      used = Paired(*(r if role in method.roles else None for role, r in rows._asdict().items()))
+      state, reference, placed = loop.place(
+          (create_state(variables, program.optimizers(settings), 0), variables, data), mesh
+      )
+      chunk_rows = loop.place_rows(used, mesh)
+      functions[f"{name} {pairing}"] = (
+          lambda c=chunk, s=state, r=reference, p=placed, w=chunk_rows, t=settings: c(
+              s, r, p, w, jnp.int32(1), t
+          )
+      )
+  seconds = interleave(functions, args.rounds)
+  results, table = {}, []
+  for name, values in seconds.items():
+    ratios = spread([value / base for value, base in zip(values, seconds["floor"], strict=True)])
+    results[name] = {"seconds": spread(values), "ratio": ratios}
+    table.append([
+        name, f"{results[name]['seconds']['median']:.3f}", f"{ratios['median']:.3f}",
+        f"{ratios['low']:.3f}", f"{ratios['high']:.3f}",
+    ])
+  print(f"{args.model}, {args.size}x{args.size}, batch {args.batch} a role, {args.rounds} rounds")
+  print_table(["step", "median s", "ratio to floor", "low", "high"], table)
+  return results
+
+
+def time_convolution(args):
+  """Images/s of the model's own convolution path against `lax.conv`, frozen and training."""
+  own, data, variables, rows = make_problem(args)
+  other = models.build_model(args.model, num_classes=_CLASSES, platform="tpu")
+  data = jax.device_put(data)
+  functions = {}
+  gradients = {}
+  for mode, train in (("frozen", False), ("training", True)):
+    for name, model, microbatch in (("lax.conv", other, 0), ("own", own, args.microbatch)):
+      plain = jax.jit(make_plain(args, model, train=train, microbatch=0 if train else microbatch))
+      functions[f"{mode} {name}"] = lambda f=plain: f(variables, data, rows.retain[0])
+      gradients[f"{mode} {name}"] = functions[f"{mode} {name}"]().gradient
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients[f"{mode} own"]))
+    error = max(jax.tree.leaves(jax.tree.map(
+        lambda a, b: float(jnp.abs(a - b).max()), gradients[f"{mode} own"],
+        gradients[f"{mode} lax.conv"],
+    )))
+    print(f"{mode}: gradients differ by at most {error / scale:.1e} of the largest entry")
+  seconds = interleave(functions, args.rounds)
+  results, table = {}, []
+  for name, values in seconds.items():
+    base = seconds[f"{name.split()[0]} lax.conv"]
+    speedup = spread([b / value for value, b in zip(values, base, strict=True)])
+    results[name] = {"images_per_second": args.batch / statistics.median(values), "speedup": speedup}
+    table.append([
+        name, f"{results[name]['images_per_second']:.0f}", f"{speedup['median']:.2f}",
+        f"{speedup['low']:.2f}", f"{speedup['high']:.2f}",
+    ])
+  print(f"{args.model}, {args.size}x{args.size}, batch {args.batch}, microbatch {args.microbatch}")
+  print_table(["forward+backward", "images/s", "speed-up", "low", "high"], table)
+  return results
+
+
+_COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\("
+)
+
+
+def collectives(hlo):
+  """{kind: [count, output bytes]} of optimized HLO."""
+  sizes = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
+  found = {}
+  for shapes, kind in _COLLECTIVE.findall(hlo):
+    # An asynchronous start lists operands and results; the results are half of it.
+    entry = found.setdefault(kind, [0, 0])
+    entry[0] += 1
+    for dtype, dimensions in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
+      if dtype in sizes:
+        entry[1] += sizes[dtype] * int(np.prod([int(d) for d in dimensions.split(",") if d]))
+  return found
+
+
+def compile_for_topology(args):
+  """Compiles the paired step for TPU devices and prints what the compiler expects of it."""
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  from jax.experimental import topologies
+
+  topology = topologies.get_topology_desc(platform="tpu", topology_name=args.topology)
+  model, data, variables, rows = make_problem(args, platform="tpu")
+  spec = jax.sharding.PartitionSpec
+  results = {}
+
+  def shapes(tree, mesh, partition):
+    sharding = jax.sharding.NamedSharding(mesh, partition)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.asarray(leaf).dtype, sharding=sharding),
+        tree,
+    )
+
+  def describe(name, compiled):
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    results[name] = {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "collectives": collectives(compiled.as_text()),
+        "optimal_seconds": cost.get("optimal_seconds"),
+        "bytes_accessed": cost.get("bytes accessed"),
+    }
+
+  mesh = pairing_lib.make_mesh(topology.devices, 2)
+  everywhere = jax.sharding.PartitionSpec((pairing_lib.ROLE_AXIS, pairing_lib.DATA_AXIS))
+  plain = make_plain(args, model, microbatch=0)
+
+  def two_plain(variables, data, rows):
+    """Both gradients, each data-parallel over all devices: no transform, no optimizer."""
+    return [
+        jax.lax.psum(plain(variables, data, role_rows).gradient, mesh.axis_names)
+        for role_rows in rows
+    ]
+
+  floor = jax.jit(jax.shard_map(
+      two_plain, mesh=mesh, in_specs=(spec(), spec(), everywhere), out_specs=spec(), check_vma=False,
+  ))
+  one_batch = Paired(*(role_rows[0] for role_rows in rows))
+  describe("two plain gradients", floor.lower(
+      shapes(variables, mesh, spec()), shapes(data, mesh, spec()),
+      shapes(one_batch, mesh, everywhere),
+  ).compile())
+
+  for name in args.methods:
+    if len(methods.METHODS[name].roles) < 2:
+      continue
+    _, program, settings = make_chunk(args, model, name, "pmap", mesh)
+
+    def one_step(state, reference, data, rows, settings, step=program.step):
+      return step(state, reference, data, pairing_lib.own_shard(rows)[0], settings)
+
+    partition = spec(None, pairing_lib.ROLE_AXIS, pairing_lib.DATA_AXIS)
+    jitted = jax.jit(jax.shard_map(
+        one_step, mesh=mesh, in_specs=(spec(), spec(), spec(), partition, spec()),
+        out_specs=spec(), check_vma=False,
+    ))
+    state = jax.eval_shape(lambda: create_state(variables, program.optimizers(settings), 0))
+    replicated = jax.sharding.NamedSharding(mesh, spec())
+    state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), state
+    )
+    describe(f"{name} step", jitted.lower(
+        state, shapes(variables, mesh, spec()), shapes(data, mesh, spec()),
+        shapes(pairing_lib.shard_rows(rows, mesh), mesh, partition), settings,
+    ).compile())
+
+  base = results["two plain gradients"]["optimal_seconds"]
+  table = []
+  for name, result in results.items():
+    result["ratio"] = result["optimal_seconds"] / base
+    moved = ", ".join(f"{count} {kind} {size / 2**20:.2f} MiB"
+                      for kind, (count, size) in result["collectives"].items())
+    table.append([
+        name, *(f"{result[key] / 2**20:.1f}" for key in
+                ("argument_bytes", "temporary_bytes", "output_bytes")),
+        f"{result['optimal_seconds'] * 1e6:.0f}", f"{result['ratio']:.2f}", moved,
+    ])
+  print(f"{args.model}, batch {args.batch} a role, compiled for {args.topology}")
+  print_table(
+      ["program", "argument MiB", "temporary MiB", "output MiB", "estimated us", "ratio", "collectives"],
+      table,
+  )
+  return results
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--model", default="resnet20")
+  parser.add_argument("--size", type=int, default=32, help="image height and width")
+  parser.add_argument("--batch", type=int, default=256, help="examples a role")
+  parser.add_argument("--microbatch", type=int, default=16, help="0 takes the batch whole")
+  parser.add_argument("--rounds", type=int, default=15)
+  parser.add_argument("--methods", type=lambda text: text.split(","), default=list(methods.METHODS))
+  parser.add_argument(
+      "--pairings", type=lambda text: text.split(","), default=["sequential", "vmap"]
+  )
+  parser.add_argument("--convolution", action="store_true", help="time the convolution path")
+  parser.add_argument("--topology", help="compile for a TPU topology such as v5e:2x2")
+  parser.add_argument("--json", help="file for the numbers")
+  args = parser.parse_args()
+  run = compile_for_topology if args.topology else (
+      time_convolution if args.convolution else time_steps
+  )
+  results = run(args)
+  if args.json:
+    with open(args.json, "w") as file:
+      json.dump({"arguments": vars(args), "results": results}, file, indent=2)
+
+
+if __name__ == "__main__":
+  main()
