@@ -17,5 +17,12 @@ def get_config():
   config.train.epochs = 12
   config.train.batch_size = 128
   config.train.evaluate_epochs = 4.0
+  config.evaluate.batch_size = 360
   config.method.batch_size = 128
+  config.method.epochs = 4.0
+  config.method.optimizer.learning_rate = 0.05
+  config.method.constraint_ratio = 0.1
+  # The digits are fitted so well that the first retain gradients allow no more than a hundredth of the
+  # learning rate; go as far as they allow instead of stopping.
+  config.method.on_infeasible = "project"
   return config

@@ -1,35 +1,79 @@
-"""Model architectures by name."""
+"""Model architectures by name, and their weights as files."""
 
 import difflib
+import inspect
+import os
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 
 from hamu_jax.errors import UserError
-from hamu_jax.models.mlp import MLP
-from hamu_jax.models.resnet import ResNet
-
-_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
-MODELS = {f"resnet{depth}": (ResNet, dict(depth=depth)) for depth in _DEPTHS}
-MODELS["mlp"] = (MLP, {})
+from hamu_jax.models import mlp, resnet, weights
 
 
-def build_model(name, *, num_classes, platform=None, dtype=None, **options):
-  """The named architecture as a linen module."""
+class Architecture(NamedTuple):
+  """A row of the registry."""
+
+  module: type[nn.Module]
+  preset: dict[str, Any]
+  torch_names: weights.Names
+
+
+MODELS = {
+    f"resnet{depth}": Architecture(resnet.ResNet, {"depth": depth}, resnet.TORCH_NAMES)
+    for depth in (8, 14, 20, 32, 44, 56, 110)
+}
+MODELS["mlp"] = Architecture(mlp.MLP, {}, mlp.TORCH_NAMES)
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    platform: str | None = None,
+    dtype: Any = None,
+    **options: Any,
+) -> nn.Module:
+  """The named architecture as a linen module.
+
+  Args:
+    name: a key of MODELS.
+    num_classes: outputs.
+    platform: what the model will run on ("cpu", "gpu", "tpu"); None takes the default backend, so
+      compiling for another one needs it given. Parameters do not depend on it.
+    dtype: of the computation; None takes the inputs' and parameters'.
+    **options: fields of the module, such as `width`.
+
+  Raises:
+    UserError: no such architecture, or it has no such option.
+  """
   if name not in MODELS:
-    near = difflib.get_close_matches(name, MODELS, 1, 0)
-    raise UserError(f"unknown model {name!r}, did you mean {near[0]!r}? choices: {', '.join(MODELS)}")
-  cls, preset = MODELS[name]
-  return cls(num_classes=num_classes, platform=platform or jax.default_backend(), dtype=dtype,
-             **preset, **options)
+    near = difflib.get_close_matches(name, MODELS, 1, 0)[0]
+    raise UserError(
+        f"model {name!r} is unknown, did you mean {near!r}? Choices: {', '.join(MODELS)}")
+  architecture = MODELS[name]
+  reserved = {"num_classes", "platform", "dtype", "parent", "name", *architecture.preset}
+  fields = inspect.signature(architecture.module).parameters
+  choices = [field for field in fields if field not in reserved]
+  if unknown := sorted(set(options) - set(choices)):
+    raise UserError(
+        f"model {name!r} has no option {unknown[0]!r}; its options: {', '.join(choices)}")
+  return architecture.module(
+      num_classes=num_classes, platform=platform or jax.default_backend(), dtype=dtype,
+      **architecture.preset, **options,
+  )
 
 
-def load_weights(path, template):
-  from hamu_jax.errors import UserError
-  raise UserError(f"{path}: nope")
+def load_weights(path: str | os.PathLike, template: weights.Variables) -> weights.Variables:
+  """`weights.load_weights` with the names of the architecture whose variables the template has."""
+  return weights.load_weights(path, template, _torch_names(template))
 
 
-def save_weights(path, variables):
-  from flax.traverse_util import flatten_dict
-  import numpy as np
-  from safetensors.numpy import save_file
-  save_file({k: np.asarray(v) for k, v in flatten_dict(variables, sep=".").items()}, path)
+def save_weights(path: str | os.PathLike, variables: weights.Variables) -> None:
+  """`weights.save_weights` with the names of the architecture whose variables these are."""
+  weights.save_weights(path, variables, _torch_names(variables))
+
+
+def _torch_names(variables):
+  return next(a.torch_names for a in MODELS.values() if weights.matches(variables, a.torch_names))

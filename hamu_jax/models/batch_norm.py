@@ -1,61 +1,111 @@
-"""Batch normalisation as PyTorch's, with masked and cross-device statistics."""
+"""Batch normalisation with PyTorch's semantics, example masks and statistics over devices."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+Axes = str | tuple[str, ...] | None
+
 
 class BatchNorm(nn.Module):
-  """Normalises over every axis but the last.
+  """Normalises each channel, the last axis, over all others.
 
-  `y = (x - m) / sqrt(v + epsilon) * scale + bias`. In training mode m and v are the batch's mean and *biased* variance,
-  and the running averages become `(1 - momentum) * running + momentum * (m, v n / (n - 1))`, the *unbiased* variance;
-  otherwise m and v are the running averages. n counts the values of unmasked examples only.
+  `y = (x - m) / sqrt(v + epsilon) * scale + bias`
+
+  In training m and v are the mean and the *biased* variance of the batch, and the running averages
+  move to `(1 - momentum) running + momentum (m, v n / (n - 1))`, the *unbiased* variance; n counts
+  the values of a channel in unmasked examples on all devices. Otherwise m and v are the running
+  averages.
 
   Source: torch.nn.BatchNorm2d.
 
   Attributes:
-    momentum: weight of the new statistics (PyTorch's convention).
+    features: channels.
+    momentum: weight of the batch in the running averages; one minus Flax's.
     epsilon: added to the variance.
   """
 
+  features: int
   momentum: float = 0.1
   epsilon: float = 1e-5
 
-  @nn.compact
-  def __call__(self, x, *, train, mask=None, axis_name=None):
-    channels = x.shape[-1]
-    scale = self.param("scale", nn.initializers.ones, (channels,))
-    bias = self.param("bias", nn.initializers.zeros, (channels,))
-    mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-    var = self.variable("batch_stats", "var", jnp.ones, (channels,))
-    m, v = mean.value, var.value
+  def setup(self):
+    shape = (self.features,)
+    self.scale = self.param("scale", nn.initializers.ones, shape)
+    self.bias = self.param("bias", nn.initializers.zeros, shape)
+    self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+    self.var = self.variable("batch_stats", "var", jnp.ones, shape)
+
+  def frozen(self) -> tuple[jax.Array, jax.Array]:
+    """(factor, shift), both [C]: evaluation mode is `x factor + shift`, a part of a linear layer."""
+    factor = self.scale * lax.rsqrt(self.var.value + self.epsilon)
+    return factor, self.bias - self.mean.value * factor
+
+  def __call__(
+      self,
+      x: jax.Array,
+      *,
+      train: bool,
+      mask: jax.Array | None = None,
+      axis_name: Axes = None,
+  ) -> jax.Array:
+    """Normalises `x`.
+
+    Args:
+      x: [B, ..., C].
+      train: whether batch statistics are used and, where `batch_stats` is mutable, recorded.
+      mask: [B], zero where an example is padding and must not count; None counts all.
+      axis_name: mapped axis or axes over whose devices training statistics are taken.
+
+    Returns:
+      The same shape and dtype. A batch without valid examples leaves the running averages alone.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean, var = self.mean.value, self.var.value
     if train:
-      m, v, n = masked_moments(x, mask, axis_name)
-      if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
-        weight = jnp.where(n > 0, self.momentum, 0.0).astype(m.dtype)
-        mean.value += weight * (lax.stop_gradient(m) - mean.value)
-        unbiased = lax.stop_gradient(v) * (n / jnp.maximum(n - 1, 1))
-        var.value += weight * (unbiased - var.value)
-    shape = (1,) * (x.ndim - 1) + (channels,)
-    factor = scale * lax.rsqrt(v + jnp.asarray(self.epsilon, v.dtype))
-    return (x - m.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
+      mean, var, count = masked_moments(wide, mask, axis_name)
+      if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+        self._record(lax.stop_gradient(mean), lax.stop_gradient(var), count)
+    broadcast = (1,) * (x.ndim - 1) + (-1,)
+    factor = self.scale * lax.rsqrt(var + self.epsilon)
+    y = (wide - mean.reshape(broadcast)) * factor.reshape(broadcast)
+    return (y + self.bias.reshape(broadcast)).astype(x.dtype)
+
+  def _record(self, mean, var, count):
+    weight = jnp.where(count > 0, self.momentum, 0).astype(mean.dtype)
+    unbiased = var * count / jnp.maximum(count - 1, 1)
+    self.mean.value += weight * (mean - self.mean.value)
+    self.var.value += weight * (unbiased - self.var.value)
 
 
-def masked_moments(x, mask, axis_name):
-  """Mean, biased variance and count of a channel's values over unmasked examples, two-pass."""
+def masked_moments(
+    x: jax.Array, mask: jax.Array | None, axis_name: Axes
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Mean [C] and biased variance [C] of a channel over valid examples, and its number of values.
+
+  `m = sum x / n`, `v = sum (x - m)^2 / n`: two passes, because the one-pass form cancels where the
+  mean is large. Of no value at all both are 0, of a single one the variance is.
+
+  Args:
+    x: [B, ..., C].
+    mask: [B], zero where an example does not count, or None.
+    axis_name: mapped axis or axes to sum over too, or None.
+  """
   axes = tuple(range(x.ndim - 1))
-  per_example = x.size // (x.shape[0] * x.shape[-1])
-  if mask is None:
-    weight = jnp.ones((x.shape[0],), x.dtype)
-  else:
-    weight = mask.astype(x.dtype)
-  total = (lambda v: v) if axis_name is None else (lambda v: lax.psum(v, axis_name))
-  weight_b = weight.reshape((-1,) + (1,) * (x.ndim - 1))
-  n = total(jnp.sum(weight) * per_example)
-  safe_n = jnp.maximum(n, 1)
-  mean = total(jnp.sum(x * weight_b, axes)) / safe_n
-  centred = x - mean.reshape((1,) * (x.ndim - 1) + (-1,))
-  var = total(jnp.sum(jnp.square(centred) * weight_b, axes)) / safe_n
-  return mean, var, n
+
+  def total(values):
+    return values if axis_name is None else lax.psum(values, axis_name)
+
+  def valid_sum(values):
+    if mask is not None:
+      values = jnp.where(mask.reshape((-1,) + (1,) * (x.ndim - 1)) != 0, values, 0)
+    return total(jnp.sum(values, axes))
+
+  examples = x.shape[0] if mask is None else jnp.sum(mask != 0)
+  count = total(jnp.asarray(examples * (x[0].size // x.shape[-1]), x.dtype))
+  divisor = jnp.maximum(count, 1)
+  mean = valid_sum(x) / divisor
+  # The variance's derivative by the mean is zero, so its gradient needs no path through that.
+  centred = x - lax.stop_gradient(mean).reshape((1,) * (x.ndim - 1) + (-1,))
+  return mean, valid_sum(jnp.square(centred)) / divisor, count

@@ -5,6 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+TORCH_NAMES = ((r"hidden(\d+)", r"hidden.\1"), ("classifier", "classifier"))
+
 
 class MLP(nn.Module):
   """Flattened pixels, hidden layers with ReLU, a linear classifier; no batch norm.
@@ -30,7 +32,7 @@ class MLP(nn.Module):
       mask: jax.Array | None = None,
       axis_name: str | None = None,
   ) -> jax.Array:
-    """Returns logits [B, num_classes]; examples do not interact, so the other arguments do nothing."""
+    """Returns logits [B, num_classes]; examples do not interact, so the rest does nothing."""
     del train, mask, axis_name
     x_BxF = x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1)
     for index, width in enumerate(self.hidden):

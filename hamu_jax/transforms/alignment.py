@@ -7,8 +7,8 @@ angle in a log, the branch of HAMU and an alignment plot are the same numbers.
 from typing import NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 
 class Geometry(NamedTuple):
@@ -70,9 +70,9 @@ def measure(retain, forget) -> tuple[Geometry, Frame]:
   Each vector is scaled by its largest entry first, so that squares neither underflow nor overflow,
   and the orthogonal part is orthogonalised twice: the first pass leaves a residue along the forget
   gradient that grows with the size of the tensor, the second leaves only the rounding of single
-  entries. Gradients count as colinear when the sine is within 64 units of that rounding (at most
-  the root of the unit, for 16-bit inputs): below it, the direction of the orthogonal part is noise,
-  and what a step along it could gain is at most that fraction of `radius * |g_r|`.
+  entries. Gradients count as colinear when the sine is at most 64 machine epsilons (the root of one
+  for 16-bit inputs): below it, the direction of the orthogonal part is noise, and what a step along
+  it could gain is at most that fraction of `radius * |g_r|`.
 
   Args:
     retain: g_r, an array of any shape.
@@ -82,8 +82,8 @@ def measure(retain, forget) -> tuple[Geometry, Frame]:
     The `Geometry` of scalars and the `Frame`, in the inputs' dtype (float32 for 16-bit inputs).
   """
   dtype = compute_dtype((retain, forget))
-  unit_roundoff = max(float(jnp.finfo(x.dtype).eps) for x in (retain, forget))
-  tolerance = min(64 * unit_roundoff, unit_roundoff**0.5)
+  epsilon = max(float(jnp.finfo(x.dtype).eps) for x in (retain, forget))
+  tolerance = min(64 * epsilon, epsilon**0.5)
 
   retain_unit, retain_norm = _normalize(retain.astype(dtype))
   forget_unit, forget_norm = _normalize(forget.astype(dtype))

@@ -96,9 +96,7 @@ def _projection(combine, max_norm, reference_sign: bool) -> optax.GradientTransf
     retain_square = _floored_square(diagnostics.retain_norm)
     forget_square = _floored_square(diagnostics.forget_norm)
     conflict = dot < 0 if reference_sign else dot > 0
-    updates = combine(
-        retain_grads, forget_grads, dot, retain_square, forget_square, conflict
-    )
+    updates = combine(retain_grads, forget_grads, dot, retain_square, forget_square, conflict)
     if max_norm is not None:
       updates = _scale_down(updates, max_norm)
     updates = jax.tree.map(lambda u, g: u.astype(g.dtype), updates, retain_grads)

@@ -48,7 +48,7 @@ class HamuDiagnostics(NamedTuple):
   stopping_constraint: jax.Array  # [] sum of the shares
   stopping_margin: jax.Array  # [] stopping_constraint - stopping_rhs
   stopping_met: jax.Array  # [] bool, the margin is above 0
-  feasible_ratio: jax.Array  # [] largest constraint / learning rate feasible in every block
+  feasible_ratio: jax.Array  # [] largest feasible constraint / learning rate, infinite at rate 0
 
 
 class HamuState(NamedTuple):
@@ -180,7 +180,7 @@ def _update(settings: _Settings, retain_grads, forget_grads, state: HamuState):
   if settings.radius is not None:
     radius_T = jnp.full_like(radius_T, _value_at(settings.radius, state.count, dtype))
   share_T = _shares(geometry, settings)
-  constraint_T = jnp.where(total == 0, 0, total * share_T)
+  constraint_T = total * share_T
 
   solution = solve(
       geometry,
@@ -248,10 +248,10 @@ def _feasible_ratio(geometry: alignment.Geometry, radius_T, share_T, rate, eps: 
   """
   zero_forget_T = is_zero_forget(geometry.forget_norm, eps)
   limit_T = jnp.maximum(jnp.where(zero_forget_T, 0, radius_T * geometry.forget_norm), eps)
-  binds_T = share_T > 0
-  quotient_T = jnp.where(binds_T, limit_T / jnp.where(binds_T, share_T, 1), jnp.inf)
-  moves = rate > 0
-  return jnp.where(moves, jnp.min(quotient_T) / jnp.where(moves, rate, 1), jnp.inf)
+  free_T = share_T == 0
+  quotient_T = jnp.where(free_T, jnp.inf, limit_T / jnp.where(free_T, 1, share_T))
+  still = rate == 0
+  return jnp.where(still, jnp.inf, jnp.min(quotient_T) / jnp.where(still, 1, rate))
 
 
 def _diagnostics(

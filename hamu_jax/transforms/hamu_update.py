@@ -73,7 +73,7 @@ def hamu_update(
   - rectified: d = c g_f / |g_f|^2 - sqrt(R^2 - c^2 / |g_f|^2) g_p / |g_p|,
 
   where g_p is the part of g_r orthogonal to g_f. Variant hamu-u is the same problem with
-  (g_r, g_f) <- (-g_f, -g_r): raise the forget loss most while the retain loss falls by at least c.
+  (g_r, g_f) <- (-g_f, -g_r): lower the retain loss by at least c, raise the forget loss most.
   A NaN or an infinity in gradients, radius or constraint gives a zero step that is flagged, branch
   nonfinite.
 
@@ -83,7 +83,7 @@ def hamu_update(
     learning_rate: scalar, read only with `use_lr_radius`.
     radius: R, scalar; None with `use_lr_radius`.
     constraint: c >= 0, scalar, in units of loss; up to `eps` it counts as 0.
-    variant: "hamu-q" (at least c off the forget loss' descent, least retain loss) or "hamu-u".
+    variant: "hamu-q" (raise the forget loss by at least c, lower the retain loss most) or "hamu-u".
     use_lr_radius: R = learning_rate * |g_r| after the variant's swap, so that plain gradient
       descent ends exactly on the ball.
     on_infeasible: "stop" (zero), "project" (as far as R allows: R g_f / |g_f|) or "exceed"
@@ -179,13 +179,10 @@ def as_vector(tree):
 
 def like_tree(vector, tree):
   """The inverse of `as_vector`: a result in the structure, shapes and dtypes of `tree`."""
-  leaves, treedef = jax.tree.flatten(tree)
-  ends = np.cumsum([np.size(leaf) for leaf in leaves])
-  parts = jnp.split(vector.ravel(), ends[:-1])
-  arrays = map(jnp.asarray, leaves)
-  return jax.tree.unflatten(
-      treedef, [part.reshape(x.shape).astype(x.dtype) for part, x in zip(parts, arrays)]
-  )
+  leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, tree))
+  ends = np.cumsum([leaf.size for leaf in leaves])
+  parts = zip(jnp.split(vector.ravel(), ends[:-1]), leaves, strict=True)
+  return jax.tree.unflatten(treedef, [p.reshape(x.shape).astype(x.dtype) for p, x in parts])
 
 
 def effective_pair(retain, forget, variant: str):

@@ -42,8 +42,8 @@ def test_linear_combinations(factory, factor, dtype):
   np.testing.assert_array_equal(updates["a"], -factor * np.array([3.0, -4.0]))
   np.testing.assert_array_equal(updates["b"], -factor * np.array([[-1.0]]))
   assert all(x.dtype == dtype for x in jax.tree.leaves(updates))
-  same = lambda x, y: x.shape == y.shape and x.dtype == y.dtype
-  assert jax.tree.all(jax.tree.map(same, state, tx.init(retain)))
+  kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), s) for s in (state, tx.init(retain))]
+  assert kinds[0] == kinds[1]
   seen = state[0].diagnostics
   np.testing.assert_allclose(seen.angle, [90, 180])
   np.testing.assert_allclose(seen.retain_norm, [3, 1])

@@ -94,7 +94,9 @@ def test_pcgrad_averages_both_projections(x64, seed):
   assert _flat(updates) @ r > 0 and _flat(updates) @ a > 0
 
 
-@pytest.mark.parametrize("name, expected", [("gru", lambda r, f: -f), ("pcgrad", lambda r, f: (r - f) / 2)])
+@pytest.mark.parametrize(
+    "name, expected", [("gru", lambda r, f: -f), ("pcgrad", lambda r, f: (r - f) / 2)]
+)
 def test_without_conflict_nothing_is_projected(x64, name, expected):
   retain, forget = _trees(0, conflict=False)
   updates, state = _update(TRANSFORMS[name](), retain, forget)

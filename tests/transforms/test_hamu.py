@@ -2,12 +2,13 @@
 
 import functools
 
-from hypothesis import HealthCheck, given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hamu_jax.errors import UserError
 from hamu_jax.transforms import BRANCHES, Stop, hamu, hamu_update
@@ -16,11 +17,14 @@ SHAPES = {"a": (4, 3), "b": (5,), "c": (1,), "d": (2, 2, 2)}
 FIXTURES = [HealthCheck.function_scoped_fixture]
 
 
-def _gradients(seed, scale=1.0, shapes=SHAPES):
+def _gradients(seed, scale=1.0):
   """A retain and a forget tree whose tensors differ in size by orders of magnitude."""
   rng = np.random.default_rng(seed)
-  draw = lambda s: scale * 10.0 ** rng.uniform(-1, 1) * rng.normal(size=s)
-  return ({name: jnp.asarray(draw(s)) for name, s in shapes.items()} for _ in range(2))
+
+  def draw(shape):
+    return jnp.asarray(scale * 10.0 ** rng.uniform(-1, 1) * rng.normal(size=shape))
+
+  return ({name: draw(shape) for name, shape in SHAPES.items()} for _ in range(2))
 
 
 def _flat(tree):
@@ -91,9 +95,10 @@ def test_global_scope_solves_the_problem_of_the_whole_model(
 def test_sharing(x64, share, normalize, variant):
   retain, forget = _gradients(1, scale=0.3)
   retain_norm, forget_norm, dot = _norms_and_dots(retain, forget)
-  weight = {
-      "equal": np.full(4, 0.25), "grad_norm": retain_norm * forget_norm, "exp_neg_dot": np.exp(-dot)
-  }[share]
+  weights = dict(
+      equal=np.full(4, 0.25), grad_norm=retain_norm * forget_norm, exp_neg_dot=np.exp(-dot)
+  )
+  weight = weights[share]
   expected = 1e-3 * (weight / weight.sum() if normalize else weight)
   tx = hamu(
       0.1,
@@ -123,7 +128,7 @@ def test_sharing(x64, share, normalize, variant):
 
 
 def test_diagnostics(x64):
-  """Against NumPy; norms stay with their role in both variants, the rest is the solved problem's."""
+  """Against NumPy; norms stay with their role in both variants, the rest is the problem's."""
   retain, forget = _gradients(2)
   retain_norm, forget_norm, dot = _norms_and_dots(retain, forget)
   sine = np.sqrt(1 - (dot / retain_norm / forget_norm) ** 2)
@@ -188,7 +193,10 @@ def test_feasible_ratio_of_a_forget_gradient_that_counts_as_zero(x64):
   """Its block can promise nothing but the eps that counts as 0."""
   retain, forget = _gradients(4)
   forget["b"] = forget["b"] * 1e-8 / np.linalg.norm(forget["b"])
-  step = lambda constraint: _update(hamu(0.01, constraint, share="equal"), retain, forget)[1]
+
+  def step(constraint):
+    return _update(hamu(0.01, constraint, share="equal"), retain, forget)[1]
+
   np.testing.assert_allclose(step(0.0).diagnostics.feasible_ratio, 4e-12 / 0.01, rtol=1e-12)
   assert step(4e-12 * (1 - 1e-9)).stop == Stop.NONE
   assert step(4e-12 * (1 + 1e-9)).stop == Stop.INFEASIBLE
@@ -259,6 +267,7 @@ def test_descent_criterion_is_where_one_block_stops_descending(x64, seed, oppose
   rng = np.random.default_rng(seed)
   retain, forget = rng.normal(size=[2, 6])
   forget = -forget if (retain @ forget < 0) != opposed else forget
+
   def step(constraint):
     tx = hamu(0.1, constraint, criterion="descent", on_infeasible="project")
     updates, state = _update(tx, {"w": jnp.asarray(retain)}, {"w": jnp.asarray(forget)})
@@ -301,7 +310,8 @@ def test_float32_exp_neg_dot_does_not_overflow(normalize):
     assert state.stop == Stop.INFEASIBLE
     np.testing.assert_allclose(state.diagnostics.constraint[1], 0, atol=1e-12)
   free = hamu(0.1, 0.0, share="exp_neg_dot", normalize_share=normalize)
-  np.testing.assert_array_equal(_update(free, retain, forget)[1].diagnostics.constraint, np.zeros(3))
+  seen = _update(free, retain, forget)[1].diagnostics
+  np.testing.assert_array_equal(seen.constraint, np.zeros(3))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -317,15 +327,18 @@ def test_chain_with_sgd_moves_by_delta(x64, dtype, variant, scope):
   updates, state = tx.update(retain, tx.init(params), params, forget_grads=forget)
   moved = optax.apply_updates(params, updates)
   constraints = iter(np.asarray(state[0].diagnostics.constraint))
-  solve = lambda r, f: hamu_update(
-      r,
-      f,
-      learning_rate=rate,
-      radius=None,
-      use_lr_radius=True,
-      constraint=next(constraints),
-      variant=variant,
-  ).delta
+
+  def solve(r, f):
+    return hamu_update(
+        r,
+        f,
+        learning_rate=rate,
+        radius=None,
+        use_lr_radius=True,
+        constraint=next(constraints),
+        variant=variant,
+    ).delta
+
   delta = solve(retain, forget) if scope == "global" else jax.tree.map(solve, retain, forget)
   for name in SHAPES:
     assert moved[name].dtype == dtype
@@ -338,9 +351,13 @@ def test_chain_with_sgd_moves_by_delta(x64, dtype, variant, scope):
 def test_schedules_act(x64):
   """Rate, constraint and radius are read at the count of updates done; a rate of 0 gives zeros."""
   retain, forget = _gradients(11)
-  rate = lambda count: 0.125 * (1 - count / 2)
-  radius = lambda count: 0.5 / (1 + count)
-  scheduled = hamu(rate, lambda count: rate(count) / 128, radius=radius)
+
+  def rate(count):
+    return 0.125 * (1 - count / 2)
+
+  scheduled = hamu(
+      rate, lambda count: rate(count) / 128, radius=lambda count: 0.5 / (1 + count)
+  )
   step = jax.jit(lambda state: _update(scheduled, retain, forget, state))
   state = scheduled.init(retain)
   for count in range(3):
@@ -350,8 +367,8 @@ def test_schedules_act(x64):
     np.testing.assert_allclose(state.diagnostics.radius, np.full(4, 0.5 / (1 + count)), rtol=1e-6)
     np.testing.assert_allclose(state.diagnostics.stopping_constraint, now / 128, rtol=1e-12)
     if now:
-      fixed = hamu(now, now / 128, radius=0.5 / (1 + count))
-      np.testing.assert_allclose(_flat(updates), _flat(_update(fixed, retain, forget)[0]), rtol=1e-9)
+      fixed = _update(hamu(now, now / 128, radius=0.5 / (1 + count)), retain, forget)[0]
+      np.testing.assert_allclose(_flat(updates), _flat(fixed), rtol=1e-9)
   np.testing.assert_array_equal(_flat(updates), np.zeros(26))
   assert np.isinf(state.diagnostics.feasible_ratio)
 
@@ -374,15 +391,20 @@ def test_jit_and_vmap_over_hyperparameters_agree_with_single_runs(x64, scope):
   rates, constraints = np.array([0.1, 0.1, 0.2, 0.2]), np.array([0.0, 0.01, 0.05, 1e3])
   together = jax.jit(jax.vmap(run))(rates, constraints)
   assert list(together[1].stop) == [Stop.NONE, Stop.NONE, Stop.NONE, Stop.INFEASIBLE]
-  for i, (rate, constraint) in enumerate(zip(rates, constraints)):
+  for i, (rate, constraint) in enumerate(zip(rates, constraints, strict=True)):
     alone = run(float(rate), float(constraint))
     for x, y in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
       np.testing.assert_allclose(x[i], y, rtol=1e-9, atol=1e-15)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("scope", ["tensor", "global"])
-@pytest.mark.parametrize("x64_mode", [True, False])
+@pytest.mark.parametrize(
+    "dtype, scope, x64_mode",
+    [
+        (jnp.float32, "tensor", True),
+        (jnp.bfloat16, "tensor", False),
+        (jnp.bfloat16, "global", True),
+    ],
+)
 def test_state_is_a_loop_carry(dtype, scope, x64_mode):
   """Same structure, shapes and dtypes before and after, or scan refuses."""
   with jax.enable_x64(x64_mode):
@@ -407,8 +429,10 @@ def test_nonfinite_gradients_stop_and_move_nothing(bad, role, on_infeasible, sco
   retain, forget = _gradients(15)
   broken = retain if role == "retain" else forget
   broken["d"] = broken["d"].at[0, 1, 0].set(bad)
-  updates, state = _update(hamu(0.1, 1e-4, on_infeasible=on_infeasible, scope=scope), retain, forget)
+  tx = hamu(0.1, 1e-4, on_infeasible=on_infeasible, scope=scope)
+  updates, state = _update(tx, retain, forget)
   assert state.stop == Stop.NONFINITE and state.count == 0
+  assert np.isnan(state.diagnostics.feasible_ratio) and np.any(state.diagnostics.infeasible)
   np.testing.assert_array_equal(_flat(updates), np.zeros(26, np.float32))
   assert "nonfinite" in {BRANCHES[code] for code in state.diagnostics.branch}
 

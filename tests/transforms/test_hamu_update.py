@@ -2,11 +2,12 @@
 
 import json
 
-from hypothesis import HealthCheck, given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hamu_jax.errors import UserError
 from hamu_jax.transforms import BRANCHES, hamu_update

@@ -1,0 +1,131 @@
+"""Weights in and out, as safetensors files in PyTorch's names and layouts.
+
+A model module gives `TORCH_NAMES`: pairs of a pattern that matches the path of a linen submodule and
+the name of the PyTorch module that holds the same tensors. The rest is common to all: `kernel` and
+`scale` are called `weight`, the running averages `running_mean` and `running_var`, and kernels are
+transposed, [H, W, I, O] <-> [O, I, H, W] and [I, O] <-> [O, I].
+"""
+
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from hamu_jax.errors import UserError
+
+Variables = Any
+Names = tuple[tuple[str, str], ...]
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+# By rank: the axes of a variable in the order of its tensor's.
+_PERMUTATIONS = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+# PyTorch's batch norm counts its batches; nothing here or there depends on it.
+_COUNTER = "num_batches_tracked"
+_FILE = "model.safetensors"
+
+
+
+class _Tensor(NamedTuple):
+  """Where a tensor's variable lives, and that variable's axes in the order of the tensor's."""
+
+  path: tuple[str, ...]
+  permutation: tuple[int, ...]
+
+
+def matches(variables: Variables, names: Names) -> bool:
+  """Whether `names` knows every submodule of these variables."""
+  paths = {"/".join(path[1:-1]) for path in traverse_util.flatten_dict(variables)}
+  return all(any(re.fullmatch(pattern, path) for pattern, _ in names) for path in paths)
+
+
+def load_weights(path: str | os.PathLike, variables: Variables, names: Names) -> Variables:
+  """Reads the variables of a model.
+
+  Args:
+    path: a safetensors file, or a Hugging Face folder that holds `model.safetensors`.
+    variables: arrays or shapes of the model's variables, `{"params": ..., "batch_stats": ...}`.
+    names: `TORCH_NAMES` of the model's module.
+
+  Returns:
+    Variables of the same structure, shapes and dtypes.
+
+  Raises:
+    UserError: no such file, not a safetensors file, or a tensor is missing, unknown or of another
+      shape.
+  """
+  found = _read(pathlib.Path(path))
+  layout = _layout(variables, names)
+  flat = traverse_util.flatten_dict(variables)
+  known = {*layout, *(_counter(name) for name in layout if name.endswith("running_mean"))}
+  if missing := [name for name in layout if name not in found]:
+    raise UserError(
+        f"{path}: tensor {missing[0]!r} is missing ({len(missing)} in all); is it another model?")
+  if unknown := sorted(set(found) - known):
+    raise UserError(
+        f"{path}: tensor {unknown[0]!r} is not of this model ({len(unknown)} in all); is it another?")
+  loaded = {}
+  for name, tensor in layout.items():
+    wanted = flat[tensor.path]
+    shape = tuple(wanted.shape[axis] for axis in tensor.permutation)
+    if found[name].shape != shape:
+      raise UserError(
+          f"{path}: tensor {name!r} has shape {found[name].shape}, this model's has {shape}")
+    value = found[name].transpose(np.argsort(tensor.permutation))
+    loaded[tensor.path] = jnp.asarray(value, wanted.dtype)
+  return traverse_util.unflatten_dict(loaded)
+
+
+def save_weights(path: str | os.PathLike, variables: Variables, names: Names) -> None:
+  """Writes what `load_weights` and PyTorch's `load_state_dict` read.
+
+  Args:
+    path: the safetensors file to write.
+    variables: the model's, `{"params": ..., "batch_stats": ...}`.
+    names: `TORCH_NAMES` of the model's module.
+  """
+  flat = traverse_util.flatten_dict(jax.device_get(variables))
+  tensors = {}
+  for name, tensor in _layout(variables, names).items():
+    value = np.asarray(flat[tensor.path])
+    tensors[name] = np.ascontiguousarray(value.transpose(tensor.permutation))
+    if name.endswith("running_mean"):
+      tensors[_counter(name)] = np.zeros((), np.int64)
+  safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _read(path):
+  file = path / _FILE if path.is_dir() else path
+  if not file.is_file():
+    raise UserError(f"{file}: no such file; give a safetensors file or a folder with {_FILE}")
+  try:
+    return safetensors.numpy.load_file(file)
+  except (safetensors.SafetensorError, KeyError) as error:
+    raise UserError(f"{file}: not a safetensors file of NumPy types: {error}") from error
+
+
+def _layout(variables, names):
+  """{tensor name: _Tensor} of all variables."""
+  layout = {}
+  for path, leaf in traverse_util.flatten_dict(variables).items():
+    module = "/".join(path[1:-1])
+    pattern, replacement = next(rule for rule in names if re.fullmatch(rule[0], module))
+    name = re.sub(pattern, replacement, module)
+    layout[f"{name}.{_LEAVES[path[-1]]}"] = _Tensor(path, _PERMUTATIONS[len(leaf.shape)])
+  return layout
+
+
+def _counter(name):
+  return name.rpartition(".")[0] + "." + _COUNTER
