@@ -20,13 +20,18 @@ def get_config(variant: str = ""):
   if variant == "smoke":
     config.data.train_size = 10_000
     config.data.test_size = 2_000
-    config.train.epochs = 15
+    config.train.epochs = 10
     config.train.batch_size = 128
+    config.train.augment = "flip"
     config.train.evaluate_epochs = 5.0
-    config.method.epochs = 2.0
+    config.train.optimizer.learning_rate = 2e-3
+    config.train.optimizer.schedule = "cosine"
+    config.method.epochs = 1.0
     config.method.batch_size = 250
-    config.method.microbatch = 32
     config.method.evaluate_epochs = 0.5
+    config.method.optimizer.learning_rate = 0.02
+    config.method.constraint_ratio = 0.1
+    config.method.on_infeasible = "project"
     config.evaluate.batch_size = 250
   elif variant:
     raise ValueError(f"cifar_hamu.py:{variant} is unknown; choose cifar_hamu.py or cifar_hamu.py:smoke")

@@ -122,7 +122,7 @@ def default_config() -> ml_collections.ConfigDict:
       # Copies of the data joined into one epoch, which then has fewer short batches.
       "repeats": 1,
       "batch_size": 5000,
-      # Gradients are accumulated over pieces of so many examples a device; 0 takes the batch whole.
+      # Gradients are accumulated over pieces of so many examples a device; 0 takes what suits it.
       "microbatch": 0,
       "augment": "none",
       # Largest norm of each role's gradient; 0 does not clip.

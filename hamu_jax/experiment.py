@@ -6,6 +6,7 @@ import pathlib
 import platform
 from typing import Any
 
+from clu import parameter_overview
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -25,72 +26,16 @@ from hamu_jax import preemption
 from hamu_jax import progress
 from hamu_jax import rundir as rundir_lib
 from hamu_jax import stages as stages_lib
+from hamu_jax import vision
 from hamu_jax.analysis import alignment
 from hamu_jax.analysis import plots
 from hamu_jax.errors import UserError
 from hamu_jax.metrics import tow
-from hamu_jax.paired import Paired
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any
 # The names of the three models in the results.
 _RESULT_NAMES = {"pretrain": "original", "retrain": "retrained", "unlearn": "unlearned"}
-
-
-def make_forward(model, mean, std, axis_name: str | None):
-  """(variables, batch, key, train) -> (logits [B, C], batch_stats) of an image model.
-
-  Args:
-    model: linen module.
-    mean: of each channel, in [0, 1].
-    std: of each channel.
-    axis_name: mesh axis over which training-mode batch norm shares its statistics.
-  """
-
-  def forward(variables, batch, key, train):
-    del key  # These models draw no random numbers.
-    dtype = jax.tree.leaves(variables["params"])[0].dtype
-    images = data_lib.normalize(batch["image"], mean, std, dtype)
-    if not train:
-      return model.apply(variables, images, train=False), variables["batch_stats"]
-    logits, updated = model.apply(
-        variables, images, train=True, mask=batch["mask"], axis_name=axis_name,
-        mutable=["batch_stats"],
-    )
-    return logits, updated["batch_stats"]
-
-  return forward
-
-
-def make_fetch(augment: str):
-  """(data, rows [B], key) -> batch, gathered on the device and augmented."""
-
-  def fetch(data, rows, key):
-    batch = data_lib.take(*data, rows)
-    keys = data_lib.example_keys(key, batch["row"])
-    return batch | {"image": data_lib.augment(batch["image"], keys, augment)}
-
-  return fetch
-
-
-def evaluation_splits(dataset: data_lib.Dataset, split: Paired, classes) -> dict[str, tuple]:
-  """Images and labels of every split that is evaluated.
-
-  Where the forget set is made of whole classes the test set is also shown in two parts: `test_forget`,
-  the forgotten classes, and `test_retain`, all others.
-  """
-  train, test = dataset.train, dataset.test
-  splits = {
-      "retain": (train.images[split.retain], train.labels[split.retain]),
-      "forget": (train.images[split.forget], train.labels[split.forget]),
-      "test": (test.images, test.labels),
-  }
-  if classes:
-    forgotten = np.isin(test.labels, classes)
-    if 0 < forgotten.sum() < forgotten.size:
-      splits["test_retain"] = (test.images[~forgotten], test.labels[~forgotten])
-      splits["test_forget"] = (test.images[forgotten], test.labels[forgotten])
-  return splits
 
 
 def describe_stop(outcome: loop_lib.Outcome) -> str:
@@ -128,7 +73,7 @@ class Experiment:
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path,
                watch: preemption.Watch):
-    self._config = config
+    self._config = config = config.copy_and_resolve_references()
     self._workdir = workdir
     self._watch = watch
     self._method = methods.METHODS[config.method.name]
@@ -149,14 +94,21 @@ class Experiment:
         duplicates=options.duplicates,
     )
     self._check_channels()
+    declared = config.to_dict()
+    # A batch is never padded beyond its own size.
+    config.method.microbatch = min(
+        config.method.microbatch or models.microbatch_size(*self._dataset.train.images.shape[1:3]),
+        config.method.batch_size,
+    )
     self._model = models.build_model(config.model.name, num_classes=len(self._dataset.class_names))
     self._template = jax.eval_shape(self._init)
-    # Opened only now: an experiment whose data is wrong should not take possession of the workdir.
+    self._stages = self._plan()
+    self._keys = self._fingerprints()
+    # Opened only now: an experiment that cannot run should not take possession of the workdir.
     self._rundir = rundir_lib.RunDir.open(
-        workdir, config.to_dict(), ignore=config_lib.INCIDENTAL, writer=hosts.is_writer()
+        workdir, declared, ignore=config_lib.INCIDENTAL, writer=hosts.is_writer()
     )
     self._loop = self._make_loop(watch)
-    self._keys = self._fingerprints()
 
   def _check_channels(self) -> None:
     channels = self._dataset.train.images.shape[-1]
@@ -185,19 +137,19 @@ class Experiment:
   def _make_loop(self, watch) -> loop_lib.Loop:
     config = self._config
     pmap = config.pairing == "pmap"
-    forward = make_forward(
+    forward = vision.make_forward(
         self._model, config.data.mean, config.data.std, pairing_lib.DATA_AXIS if pmap else None
     )
     classes = config.data.forget_class if config.data.forget == "class" else ()
     evaluator = evaluation.Evaluator(
         forward,
-        evaluation_splits(self._dataset, self._split, classes),
+        vision.evaluation_splits(self._dataset, self._split, classes),
         config.evaluate.batch_size,
         pairing_lib.make_mesh(self._devices, 1) if pmap else None,
     )
     return loop_lib.Loop(
         forward=forward,
-        fetch=make_fetch,
+        fetch=vision.make_fetch,
         data=tuple(self._dataset.train),
         evaluator=evaluator,
         pairing=config.pairing,
@@ -215,11 +167,13 @@ class Experiment:
         "version": hamu_jax.__version__,
         "data": self._dataset.fingerprint,
         "normalization": [config.data.mean, config.data.std],
-        "model": config.model.to_dict(),
+        "model": config.model.name,
         "seed": config.seed,
         # Training too depends on the split: it selects its best epoch by retain and forget accuracy.
         "split": {role: rows.tolist() for role, rows in self._split._asdict().items()},
         "train": config.train.to_dict(),
+        # A file may change under its name.
+        "weights": models.fingerprint(config.model.weights) if config.model.weights else None,
     }
     keys = {
         "pretrain": stages_lib.fingerprint(common | {"rows": "all"}),
@@ -233,28 +187,31 @@ class Experiment:
     })
     return keys
 
-  def _training_stage(self, name: str, rows: np.ndarray) -> loop_lib.Stage:
-    options = self._config.train
-    plan = data_lib.training_plan(
-        rows, batch_size=options.batch_size, seed=self._config.seed,
-        reshuffle=options.shuffle == "each_epoch",
-    )
-    return loop_lib.Stage(
-        name, methods.TRAINING, options, plan, plan.num_steps(options.epochs), True,
-        self._config.seed,
-    )
+  def _plan(self) -> dict[str, loop_lib.Stage]:
+    """All stages by name."""
+    config, seed = self._config, self._config.seed
 
-  def _unlearning_stage(self) -> loop_lib.Stage:
-    options, roles = self._config.method, self._method.roles
+    def training(name, rows):
+      plan = data_lib.training_plan(
+          rows, batch_size=config.train.batch_size, seed=seed,
+          reshuffle=config.train.shuffle == "each_epoch",
+      )
+      steps = plan.num_steps(config.train.epochs)
+      return loop_lib.Stage(name, methods.TRAINING, config.train, plan, steps, True, seed)
+
+    roles = self._method.roles
     plan = data_lib.unlearning_plan(
-        self._split, "paired" if len(roles) == 2 else roles[0], batch_size=options.batch_size,
-        seed=self._config.seed, repeats=options.repeats,
+        self._split, "paired" if len(roles) == 2 else roles[0],
+        batch_size=config.method.batch_size, seed=seed, repeats=config.method.repeats,
     )
-    steps = plan.num_steps(options.epochs)
-    return loop_lib.Stage(
-        "unlearn", self._method, options, plan, min(steps, options.max_steps or steps), False,
-        self._config.seed,
+    steps = plan.num_steps(config.method.epochs)
+    steps = min(steps, config.method.max_steps or steps)
+    stages = (
+        training("pretrain", np.concatenate(self._split)),
+        training("retrain", self._split.retain),
+        loop_lib.Stage("unlearn", self._method, config.method, plan, steps, False, seed),
     )
+    return {stage.name: stage for stage in stages}
 
   def _produce(self, stage: loop_lib.Stage, variables: Tree, reference: Tree):
     """The stage's model and outcome, from the cache or by running it."""
@@ -291,8 +248,7 @@ class Experiment:
     if self._config.model.weights:
       variables = models.load_weights(self._config.model.weights, self._template)
       return variables, {"seconds": 0.0, "stop_reason": "imported"}
-    stage = self._training_stage("pretrain", np.concatenate(self._split))
-    return self._produce(stage, self._initial(), None)
+    return self._produce(self._stages["pretrain"], self._initial(), None)
 
   def _initial(self) -> Tree:
     return jax.jit(self._init)()
@@ -307,21 +263,27 @@ class Experiment:
       UserError: something in the configuration or the data is wrong.
       preemption.Preempted: the run was asked to end; what it did is saved.
     """
+    overview = parameter_overview.get_parameter_overview(
+        self._template["params"], include_stats=False
+    )
+    if hosts.is_writer():
+      rundir_lib.write_bytes(self._workdir / "parameters.txt", f"{overview}\n".encode())
     try:
       return self._run()
     finally:
       self._rundir.close()
 
   def _run(self) -> dict[str, Any]:
-    # Planned first: a batch that does not fit its set should not cost a pretraining.
-    unlearning = self._unlearning_stage()
     original, record = self._original()
     records, variables = {"pretrain": record}, {"pretrain": original}
     if self._config.retrain:
-      stage = self._training_stage("retrain", self._split.retain)
-      variables["retrain"], records["retrain"] = self._produce(stage, self._initial(), None)
+      variables["retrain"], records["retrain"] = self._produce(
+          self._stages["retrain"], self._initial(), None
+      )
     reference = original if methods.needs_reference(self._method, objectives.TERMS) else None
-    variables["unlearn"], records["unlearn"] = self._produce(unlearning, original, reference)
+    variables["unlearn"], records["unlearn"] = self._produce(
+        self._stages["unlearn"], original, reference
+    )
 
     summary = {
         "method": self._config.method.name,

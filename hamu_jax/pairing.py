@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
@@ -155,22 +156,14 @@ def _device_halves(role_function, terms: Paired):
   def gradients(variables, reference, data, rows, coefficients, key):
     is_forget = lax.axis_index(ROLE_AXIS) == 1
     own = own_sums(is_forget, variables, reference, data, rows, coefficients, key)
-    # Batch statistics stay out of the exchange: paired methods keep them, or one role's are synced.
-    exchanged = own._replace(batch_stats=())
-    exchanged = lax.psum(exchanged, DATA_AXIS)
-    other = lax.ppermute(exchanged, ROLE_AXIS, [(0, 1), (1, 0)])
-
-    def arrange(mine, theirs):
-      return Paired(jnp.where(is_forget, theirs, mine), jnp.where(is_forget, mine, theirs))
-
-    arranged = jax.tree.map(arrange, exchanged, other)
+    # Batch statistics stay out of the exchange: unlearning freezes them. As one vector the rest takes
+    # one collective for the sum and one for the exchange, whatever the number of tensors.
+    vector, restore = jax.flatten_util.ravel_pytree(own._replace(batch_stats=()))
+    vector = lax.psum(vector, DATA_AXIS)
+    other = lax.ppermute(vector, ROLE_AXIS, [(0, 1), (1, 0)])
+    both = jnp.where(is_forget, other, vector), jnp.where(is_forget, vector, other)
     return Paired(*(
-        _means(
-            jax.tree.map(
-                lambda pair, i=i: pair[i], arranged, is_leaf=lambda leaf: isinstance(leaf, Paired)
-            )._replace(batch_stats=variables["batch_stats"])
-        )
-        for i in range(2)
+        _means(restore(role)._replace(batch_stats=variables["batch_stats"])) for role in both
     ))
 
   return gradients

@@ -15,7 +15,7 @@ from hamu_jax import methods
 from hamu_jax import pairing
 from hamu_jax import step as step_lib
 from hamu_jax.errors import UserError
-from hamu_jax.experiment import make_fetch, make_forward
+from hamu_jax.vision import make_fetch, make_forward
 from hamu_jax.models.resnet import ConvNorm
 from hamu_jax.paired import Paired
 from hamu_jax.train_state import create_state

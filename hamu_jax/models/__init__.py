@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 
 from hamu_jax.errors import UserError
-from hamu_jax.models import mlp, resnet, weights
+from hamu_jax.models import convolution, mlp, resnet, weights
+from hamu_jax.models.weights import fingerprint
 
 
 class Architecture(NamedTuple):
@@ -24,6 +25,7 @@ MODELS = {
     f"resnet{depth}": Architecture(resnet.ResNet, {"depth": depth}, resnet.TORCH_NAMES)
     for depth in (8, 14, 20, 32, 44, 56, 110)
 }
+_ACCELERATOR_MICROBATCH = 1024
 MODELS["mlp"] = Architecture(mlp.MLP, {}, mlp.TORCH_NAMES)
 
 
@@ -63,6 +65,22 @@ def build_model(
       num_classes=num_classes, platform=platform or jax.default_backend(), dtype=dtype,
       **architecture.preset, **options,
   )
+
+
+def microbatch_size(height: int, width: int, platform: str | None = None) -> int:
+  """Examples to differentiate at a time where batch norm is frozen.
+
+  On a CPU what keeps a network's activations in the cache; elsewhere what fills a device and leaves
+  a batch of any size within its memory.
+
+  Args:
+    height: of the images.
+    width: of the images.
+    platform: as of `build_model`.
+  """
+  if (platform or jax.default_backend()) == "cpu":
+    return convolution.microbatch_size(height, width)
+  return _ACCELERATOR_MICROBATCH
 
 
 def load_weights(path: str | os.PathLike, template: weights.Variables) -> weights.Variables:

@@ -1,11 +1,12 @@
 """Weights in and out, as safetensors files in PyTorch's names and layouts.
 
-A model module gives `TORCH_NAMES`: pairs of a pattern that matches the path of a linen submodule and
-the name of the PyTorch module that holds the same tensors. The rest is common to all: `kernel` and
+A model module gives `TORCH_NAMES`: pairs of a pattern that matches the path of a linen submodule
+and the name of the PyTorch module that holds the same tensors. The rest is common to all: `kernel` and
 `scale` are called `weight`, the running averages `running_mean` and `running_var`, and kernels are
 transposed, [H, W, I, O] <-> [O, I, H, W] and [I, O] <-> [O, I].
 """
 
+import hashlib
 import os
 import pathlib
 import re
@@ -35,7 +36,6 @@ _PERMUTATIONS = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 # PyTorch's batch norm counts its batches; nothing here or there depends on it.
 _COUNTER = "num_batches_tracked"
 _FILE = "model.safetensors"
-
 
 
 class _Tensor(NamedTuple):
@@ -75,7 +75,7 @@ def load_weights(path: str | os.PathLike, variables: Variables, names: Names) ->
         f"{path}: tensor {missing[0]!r} is missing ({len(missing)} in all); is it another model?")
   if unknown := sorted(set(found) - known):
     raise UserError(
-        f"{path}: tensor {unknown[0]!r} is not of this model ({len(unknown)} in all); is it another?")
+        f"{path}: tensor {unknown[0]!r} is unknown ({len(unknown)} in all); is it another model?")
   loaded = {}
   for name, tensor in layout.items():
     wanted = flat[tensor.path]
@@ -86,6 +86,11 @@ def load_weights(path: str | os.PathLike, variables: Variables, names: Names) ->
     value = found[name].transpose(np.argsort(tensor.permutation))
     loaded[tensor.path] = jnp.asarray(value, wanted.dtype)
   return traverse_util.unflatten_dict(loaded)
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+  """SHA-256, in hexadecimal, of the file that `load_weights` would read."""
+  return hashlib.sha256(_find(pathlib.Path(path)).read_bytes()).hexdigest()
 
 
 def save_weights(path: str | os.PathLike, variables: Variables, names: Names) -> None:
@@ -106,10 +111,15 @@ def save_weights(path: str | os.PathLike, variables: Variables, names: Names) ->
   safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
-def _read(path):
+def _find(path):
   file = path / _FILE if path.is_dir() else path
   if not file.is_file():
     raise UserError(f"{file}: no such file; give a safetensors file or a folder with {_FILE}")
+  return file
+
+
+def _read(path):
+  file = _find(path)
   try:
     return safetensors.numpy.load_file(file)
   except (safetensors.SafetensorError, KeyError) as error:
