@@ -23,13 +23,9 @@ import numpy as np
 import optax
 
 from hamu_jax import config as config_lib
-from hamu_jax import loop
-from hamu_jax import methods
-from hamu_jax import models
-from hamu_jax import objectives
+from hamu_jax import loop, methods, models, objectives, vision
 from hamu_jax import pairing as pairing_lib
 from hamu_jax import step as step_lib
-from hamu_jax import vision
 from hamu_jax.paired import Paired
 from hamu_jax.train_state import create_state
 

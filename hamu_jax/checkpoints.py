@@ -76,16 +76,21 @@ class Checkpoints:
           ),
       )
     except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged folder.
-      reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-      raise UserError(
-          f"{self._path}/{self.latest}: this checkpoint cannot be read ({reason[:200]}); it is damaged or "
-          "of another model: delete that folder to go on from the one before, or choose another --workdir"
-      ) from error
+      remedy = "delete that folder to go on from the one before, or choose another --workdir"
+      raise _unreadable(self._path / str(self.latest), error, remedy) from error
     return restored["tree"], restored["meta"]
 
   def close(self) -> None:
     """Releases Orbax's threads."""
     self._manager.close()
+
+
+def _unreadable(path: pathlib.Path, error: Exception, remedy: str) -> UserError:
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return UserError(
+      f"{path}: this checkpoint cannot be read ({lines[0][:200]}); it is damaged or of another model: "
+      f"{remedy}"
+  )
 
 
 def save_tree(path: pathlib.Path, tree: Tree) -> None:
@@ -104,9 +109,5 @@ def load_tree(path: pathlib.Path, like: Tree) -> Tree:
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       return checkpointer.restore(path.absolute(), abstract)
-  except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged folder.
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise UserError(
-        f"{path}: this checkpoint cannot be read ({reason[:200]}); it is damaged or of another model: "
-        "delete its stage folder to compute it again"
-    ) from error
+  except Exception as error:  # As above.
+    raise _unreadable(path, error, "delete its stage folder to compute it again") from error

@@ -11,10 +11,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from hamu_jax import data
-from hamu_jax import methods
-from hamu_jax import models
-from hamu_jax import optimizers
+from hamu_jax import data, methods, models, optimizers
 from hamu_jax.errors import UserError
 from hamu_jax.transforms.hamu import CRITERIA, SCOPES, SHARES
 from hamu_jax.transforms.hamu_update import ON_INFEASIBLE

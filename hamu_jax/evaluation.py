@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hamu_jax.metrics import classification
-from hamu_jax.metrics import membership
+from hamu_jax.metrics import classification, membership
 
 
 class Evaluator:

@@ -6,31 +6,24 @@ import pathlib
 import platform
 from typing import Any
 
-from clu import parameter_overview
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from clu import parameter_overview
 
 import hamu_jax
 from hamu_jax import config as config_lib
 from hamu_jax import data as data_lib
-from hamu_jax import evaluation
-from hamu_jax import hosts
+from hamu_jax import evaluation, hosts, methods, models, objectives, preemption, progress, vision
 from hamu_jax import loop as loop_lib
-from hamu_jax import methods
-from hamu_jax import models
-from hamu_jax import objectives
 from hamu_jax import pairing as pairing_lib
-from hamu_jax import preemption
-from hamu_jax import progress
 from hamu_jax import rundir as rundir_lib
 from hamu_jax import stages as stages_lib
-from hamu_jax import vision
-from hamu_jax.analysis import alignment
-from hamu_jax.analysis import plots
+from hamu_jax.analysis import alignment, plots
 from hamu_jax.errors import UserError
 from hamu_jax.metrics import tow
+from hamu_jax.models import weights
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any
@@ -120,13 +113,12 @@ class Experiment:
 
   def _choose_devices(self):
     devices = jax.devices()
+    if self._config.pairing != "pmap":
+      return tuple(devices[:1])
     wanted = self._config.devices or len(devices)
-    if self._config.pairing == "pmap":
-      if wanted > len(devices):
-        raise UserError(
-            f"config.devices={wanted}: this machine has {len(devices)}; lower it, or 0 for all"
-        )
-      pairing_lib.make_mesh(devices[:wanted], len(self._method.roles))
+    if wanted > len(devices):
+      raise UserError(f"config.devices={wanted}: there are {len(devices)}; lower it, or 0 for all")
+    pairing_lib.make_mesh(devices[:wanted], len(self._method.roles))
     return tuple(devices[:wanted])
 
   def _init(self):
@@ -173,7 +165,7 @@ class Experiment:
         "split": {role: rows.tolist() for role, rows in self._split._asdict().items()},
         "train": config.train.to_dict(),
         # A file may change under its name.
-        "weights": models.fingerprint(config.model.weights) if config.model.weights else None,
+        "weights": weights.fingerprint(config.model.weights) if config.model.weights else None,
     }
     keys = {
         "pretrain": stages_lib.fingerprint(common | {"rows": "all"}),

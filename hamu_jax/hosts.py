@@ -4,9 +4,9 @@ With one process every function here is a no-op.
 """
 
 import jax
-from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 
 from hamu_jax.errors import UserError
 

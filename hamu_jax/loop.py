@@ -4,28 +4,23 @@ Logging, progress, evaluation, checkpoints and signals are handled here, between
 step itself is `step.make_step`.
 """
 
-from collections.abc import Callable
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flax import serialization
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from flax import serialization
 
 from hamu_jax import checkpoints as checkpoints_lib
-from hamu_jax import evaluation
-from hamu_jax import hosts
-from hamu_jax import methods
-from hamu_jax import optimizers
+from hamu_jax import evaluation, hosts, methods, optimizers, preemption
 from hamu_jax import pairing as pairing_lib
-from hamu_jax import preemption
 from hamu_jax import step as step_lib
 from hamu_jax.paired import Paired
-from hamu_jax.train_state import create_state
-from hamu_jax.train_state import TrainState
+from hamu_jax.train_state import TrainState, create_state
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any
@@ -163,6 +158,9 @@ class Loop:
     position = _Position(
         state=create_state(variables, program.optimizers(settings), stage.seed), best=variables
     )
+    position.state, position.best, reference, data = place(
+        (position.state, position.best, reference, self.data), mesh
+    )
     checkpoints = checkpoints_lib.Checkpoints(path)
     if checkpoints.latest is not None:
       arrays, meta = checkpoints.restore(position.arrays())
@@ -171,7 +169,6 @@ class Loop:
       )
       position = _Position(**restored, **meta)
       started -= position.seconds
-    position.state, reference, data = place((position.state, reference, self.data), mesh)
     resumed = int(position.state.step)
     self.rundir.truncate(stage.name, resumed, evaluated=position.evaluated)
 

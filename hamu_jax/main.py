@@ -5,19 +5,16 @@
 Any field of the configuration is overridden as `--config.method.constraint_ratio=0.9`.
 """
 
-from collections.abc import Sequence
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
-from absl import flags
-from absl import logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from hamu_jax import config as config_lib
-from hamu_jax import experiment
-from hamu_jax import hosts
-from hamu_jax import preemption
+from hamu_jax import experiment, hosts, preemption
 from hamu_jax.errors import UserError
 
 _BAD_INPUT = 2
@@ -30,10 +27,9 @@ def _first_unknown_field(arguments: Sequence[str]) -> UserError | None:
   for argument in arguments:
     name = argument.lstrip("-").split("=", 1)[0]
     is_section = any(field.startswith(f"{name}.") for field in known)
-    if argument.startswith("-") and name.startswith("config.") and not is_section:
-      # absl also takes --noconfig.x for a boolean.
-      if name not in known:
-        return config_lib.unknown_field(name)
+    is_field = argument.startswith("-") and name.startswith("config.") and not is_section
+    if is_field and name not in known:
+      return config_lib.unknown_field(name)
   return None
 
 

@@ -6,7 +6,6 @@ A new method is a row here, a test and a config; its diff never edits the loop.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 

@@ -15,10 +15,10 @@ built on - because that also compiles ahead of time for a topology, and spans se
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from hamu_jax import objectives
 from hamu_jax.errors import UserError

@@ -5,10 +5,10 @@ long compilation or a long device program would notice too late. Such work there
 thread, and the main thread watches.
 """
 
-from collections.abc import Callable
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 _POLL_SECONDS = 0.02

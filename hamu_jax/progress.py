@@ -1,7 +1,7 @@
 """What a run shows while it works and when it is done: a progress bar and the table of results."""
 
-from collections.abc import Iterator, Mapping
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from tqdm import tqdm

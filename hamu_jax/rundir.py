@@ -12,14 +12,14 @@ files are replaced atomically; metrics are appended, so that a killed process le
 torn last line, which `read_metrics` reports and the next `RunDir.open` removes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import json
 import math
 import os
 import pathlib
-from typing import Any, NamedTuple
 import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np

@@ -1,8 +1,8 @@
 """Receivers of the metrics rows beside metrics.jsonl: TensorBoard and Weights & Biases."""
 
-from collections.abc import Mapping
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np

@@ -4,16 +4,15 @@ A stage folder `<name>-<fingerprint>` appears complete (it is renamed into place
 share one cache. It holds `outcome.json` and, for stages that make a model, an Orbax checkpoint.
 """
 
-from collections.abc import Mapping
 import hashlib
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
-from hamu_jax import checkpoints
-from hamu_jax import hosts
+from hamu_jax import checkpoints, hosts
 from hamu_jax.errors import UserError
 
 Tree = Any

@@ -4,14 +4,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from jax import lax
 
-from hamu_jax import methods
-from hamu_jax import objectives
-from hamu_jax import optimizers
+from hamu_jax import methods, objectives, optimizers
 from hamu_jax import pairing as pairing_lib
 from hamu_jax.paired import Paired
 from hamu_jax.train_state import TrainState

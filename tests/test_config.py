@@ -41,7 +41,8 @@ def test_defaults_are_those_of_the_paper():
 
 
 @pytest.mark.parametrize(
-    ("name", "argument"), [("cifar_hamu.py", ()), ("cifar_hamu.py", ("smoke",)), ("digits_hamu.py", ())]
+    ("name", "argument"),
+    [("cifar_hamu.py", ()), ("cifar_hamu.py", ("smoke",)), ("digits_hamu.py", ())],
 )
 def test_configs_are_valid(name, argument):
   config_lib.validate(load(name)(*argument))
@@ -50,7 +51,8 @@ def test_configs_are_valid(name, argument):
 def test_an_undeclared_field_is_refused_wherever_it_comes_from():
   config = config_lib.default_config()
   config.method.aplha = 1.0
-  with pytest.raises(UserError, match="config.method.aplha: no such field; the nearest is config.method.alpha"):
+  message = "config.method.aplha: no such field; the nearest is config.method.alpha"
+  with pytest.raises(UserError, match=message):
     config_lib.validate(config)
 
 
@@ -88,6 +90,7 @@ def test_a_constraint_no_global_radius_allows_is_refused():
     config_lib.validate(config)
 
 
+LOOSE = {"stop_on_loss": True, "min_forget_loss": 0.0, "max_retain_loss": 9.0}
 # For each field: the method to see it with, other settings it needs, and the value to change it to.
 EFFECTS = {
     "clip_norm": ("ft", {}, 0.01),
@@ -102,8 +105,8 @@ EFFECTS = {
     "stop_on_criterion": ("hamu-q", {"constraint_ratio": 0.9}, True),
     "criterion": ("hamu-q", {"stop_on_criterion": True, "constraint_ratio": 0.075}, "descent"),
     "stop_on_loss": ("gdiff", {"max_retain_loss": 0.001}, True),
-    "max_retain_loss": ("gdiff", {"stop_on_loss": True, "min_forget_loss": 0.0, "max_retain_loss": 9.0}, 0.001),
-    "min_forget_loss": ("gdiff", {"stop_on_loss": True, "min_forget_loss": 0.0, "max_retain_loss": 9.0}, 9.0),
+    "max_retain_loss": ("gdiff", LOOSE, 0.001),
+    "min_forget_loss": ("gdiff", LOOSE, 9.0),
     "max_norm": ("gru", {}, 0.01),
     "reference_sign": ("pcgrad", {}, True),
     "alpha": ("scrub", {}, 0.5),
@@ -119,7 +122,7 @@ def test_every_method_field_is_accounted_for():
 
 
 def final_params(options, opposed=False):
-  """Parameters after three steps; `opposed` gives both roles the same images of two classes, with opposite labels."""
+  """Parameters after three steps; `opposed` gives both roles the same images with opposite labels."""
   rng = np.random.default_rng(5)
   classes = 2 if opposed else 3
   images, labels = rng.normal(size=(40, 6)), rng.integers(0, classes, 40)
@@ -139,7 +142,8 @@ def final_params(options, opposed=False):
       methods.METHODS[options.name], options, forward=forward, fetch=fetch, pairing="sequential",
       train=False, schedule=optax.constant_schedule(1.0),
   )
-  params = {"w": (0.1 if opposed else 1.0) * jnp.asarray(rng.normal(size=(6, classes))), "b": jnp.zeros(classes)}
+  weights = (0.1 if opposed else 1.0) * jnp.asarray(rng.normal(size=(6, classes)))
+  params = {"w": weights, "b": jnp.zeros(classes)}
   settings = step_lib.settings_of(options)
   state = create_state({"params": params}, program.optimizers(settings), 0)
   step = jax.jit(program.step)

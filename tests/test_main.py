@@ -162,7 +162,7 @@ BAD_INPUT = {
   ),
   "too many devices": (
     ["--config.pairing=pmap", "--config.devices=64"],
-    r"config.devices=64: this machine has",
+    r"config.devices=64: there are",
   ),
   "batch too large": (
     ["--config.method.batch_size=5000"],

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from hamu_jax import config as config_lib
-from hamu_jax import methods
-from hamu_jax import objectives
+from hamu_jax import methods, objectives
 from hamu_jax import step as step_lib
 
 SETTINGS = step_lib.settings_of(config_lib.default_config().method)
@@ -34,7 +33,7 @@ def test_objectives_of_a_method(name, retain, forget):
 
 def test_the_table_holds_the_nine_methods():
   assert sorted(methods.METHODS) == sorted(
-      "ft ga gdiff kl scrub gru pcgrad hamu-q hamu-u".split()
+      ["ft", "ga", "gdiff", "kl", "scrub", "gru", "pcgrad", "hamu-q", "hamu-u"]
   )
 
 

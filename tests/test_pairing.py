@@ -10,15 +10,13 @@ import optax
 import pytest
 
 from hamu_jax import config as config_lib
-from hamu_jax import loop
-from hamu_jax import methods
-from hamu_jax import pairing
+from hamu_jax import loop, methods, pairing
 from hamu_jax import step as step_lib
 from hamu_jax.errors import UserError
-from hamu_jax.vision import make_fetch, make_forward
 from hamu_jax.models.resnet import ConvNorm
 from hamu_jax.paired import Paired
 from hamu_jax.train_state import create_state
+from hamu_jax.vision import make_fetch, make_forward
 
 CLASSES = 4
 # Short batches: 11 and 7 valid rows out of 12, which no number of devices divides.

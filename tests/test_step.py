@@ -165,3 +165,88 @@ def test_reproduces_the_reference_trajectory(x64, arrays, case):
       np.testing.assert_allclose(
           metrics[f"{role}_loss"][:done], arrays[f"{name}/{role}_loss"], rtol=1e-6
       )
+
+
+def simple_problem(seed=0):
+  rng = np.random.default_rng(seed)
+  data = jnp.asarray(rng.normal(size=(40, 8)), jnp.float32), jnp.asarray(rng.integers(0, 4, 40))
+  params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in SHAPES.items()}
+  rows = Paired(
+      np.arange(20, dtype=np.int32).reshape(2, 10), np.arange(20, 40, dtype=np.int32).reshape(2, 10)
+  )
+  return data, params, rows
+
+
+def assert_nothing_changed(before, after, stop):
+  """Everything but the stop code is the old state, bit for bit."""
+  for old, new in zip(
+      jax.tree.leaves(before.replace(stop=0)), jax.tree.leaves(after.replace(stop=0)), strict=True
+  ):
+    np.testing.assert_array_equal(old, new)
+  assert int(after.stop) == stop
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", list(methods.METHODS))
+def test_a_step_that_is_not_finite_changes_nothing(name, optimizer):
+  data, params, rows = simple_problem()
+  options = options_of(name, on_infeasible="project", constraint_ratio=0.01)
+  options.optimizer.name = optimizer
+  used = Paired(*(
+      role_rows if role in methods.METHODS[name].roles else None
+      for role, role_rows in rows._asdict().items()
+  ))
+  # The second step reads a broken image.
+  broken = data[0].at[np.r_[15, 35]].set(jnp.nan), data[1]
+  before, ((first, _, _), (last, metrics, done)) = run(options, params, broken, used, counts=[1, 2])
+  assert int(first.step) == 1
+  assert not np.array_equal(flatten(first.params), flatten(before.params))
+  assert_nothing_changed(first, last, Stop.NONFINITE)
+  assert int(done) == 2
+  assert list(metrics["stop"][:2]) == [Stop.NONE, Stop.NONFINITE]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_an_infeasible_step_changes_nothing(optimizer):
+  data, params, rows = simple_problem()
+  options = options_of("hamu-q", constraint_ratio=1.0)
+  options.optimizer.name = optimizer
+  before, ((after, metrics, done),) = run(options, params, data, rows)
+  assert_nothing_changed(before, after, Stop.INFEASIBLE)
+  assert int(done) == 1
+  assert 0 < float(metrics["feasible_ratio"][0]) < 1
+
+
+@pytest.mark.parametrize(
+    ("threshold", "stop"),
+    [({"max_retain_loss": 1e-3}, Stop.RETAIN_LOSS), ({"min_forget_loss": 1e3}, Stop.FORGET_LOSS)],
+)
+def test_a_crossed_loss_threshold_changes_nothing(threshold, stop):
+  data, params, rows = simple_problem()
+  loose = {"max_retain_loss": 1e3, "min_forget_loss": 0.0}
+  options = options_of("gdiff", stop_on_loss=True, **(loose | threshold))
+  before, ((after, _, _),) = run(options, params, data, rows)
+  assert_nothing_changed(before, after, stop)
+
+
+def test_a_schedule_acts_and_a_ratio_follows_it():
+  data, params, rows = simple_problem()
+  options = options_of("hamu-q", on_infeasible="project", constraint_ratio=0.1)
+  options.optimizer.learning_rate = 0.5
+
+  def halving(count):
+    return 0.5**count
+
+  _, ((_, metrics, _),) = run(options, params, data, rows, schedule=halving)
+  np.testing.assert_allclose(metrics["learning_rate"][:2], [0.5, 0.25])
+  np.testing.assert_allclose(metrics["constraint"][:2].sum(axis=1), [0.05, 0.025], rtol=1e-5)
+
+
+def test_clipping_is_by_the_whole_norm():
+  gradient = {"a": jnp.asarray([3.0, 0.0]), "b": jnp.asarray([4.0])}
+  clipped = step_lib.clip(gradient, jnp.asarray(5.0), 1.0)
+  np.testing.assert_allclose(clipped["a"], [0.6, 0], rtol=1e-6)
+  np.testing.assert_allclose(clipped["b"], [0.8], rtol=1e-6)
+  for untouched in (step_lib.clip(gradient, jnp.asarray(5.0), 9.0),
+                    step_lib.clip(gradient, jnp.asarray(5.0), None)):
+    np.testing.assert_array_equal(untouched["a"], gradient["a"])

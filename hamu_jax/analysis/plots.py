@@ -5,9 +5,9 @@ that was not finite. Colours are Okabe and Ito's, which colour-blind readers tel
 differ in marker and line style too.
 """
 
-from collections.abc import Mapping, Sequence
 import io
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np

@@ -5,10 +5,10 @@ Axis legend: B examples of a batch, C classes, N examples of a split.
 
 from collections.abc import Mapping
 
-from clu import metrics as clu_metrics
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu import metrics as clu_metrics
 
 from hamu_jax.errors import UserError
 

@@ -10,7 +10,6 @@ import jax
 
 from hamu_jax.errors import UserError
 from hamu_jax.models import convolution, mlp, resnet, weights
-from hamu_jax.models.weights import fingerprint
 
 
 class Architecture(NamedTuple):

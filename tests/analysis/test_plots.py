@@ -2,10 +2,10 @@
 
 import itertools
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 import numpy as np
-from PIL import Image
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from hamu_jax.analysis import plots
 from hamu_jax.errors import UserError

@@ -1,8 +1,9 @@
 """The loss AUC against brute force, scikit-learn and the reference's golden numbers."""
 
-from hypothesis import given, strategies as st
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from hamu_jax.errors import UserError
