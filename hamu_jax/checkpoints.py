@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from hamu_jax.errors import UserError
@@ -93,6 +94,11 @@ def _unreadable(path: pathlib.Path, error: Exception, remedy: str) -> UserError:
   )
 
 
+def _check_same(wanted, found) -> None:
+  if (wanted.shape, wanted.dtype) != (found.shape, found.dtype):
+    raise ValueError(f"{found.dtype}{list(found.shape)} where {wanted.dtype}{list(wanted.shape)} is needed")
+
+
 def save_tree(path: pathlib.Path, tree: Tree) -> None:
   """Writes one pytree of arrays as an Orbax checkpoint at `path`."""
   with ocp.StandardCheckpointer() as checkpointer:
@@ -100,14 +106,29 @@ def save_tree(path: pathlib.Path, tree: Tree) -> None:
 
 
 def load_tree(path: pathlib.Path, like: Tree) -> Tree:
-  """Reads what `save_tree` wrote.
+  """Reads what `save_tree` wrote, on whatever devices, into this process's memory.
+
+  Args:
+    path: the checkpoint.
+    like: pytree with the structure, shapes and dtypes to expect.
+
+  Returns:
+    The tree, as NumPy arrays.
 
   Raises:
     UserError: it is missing, damaged or of another model.
   """
-  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      return checkpointer.restore(path.absolute(), abstract)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      restored = checkpointer.restore(
+          path.absolute(),
+          args=ocp.args.PyTreeRestore(
+              item=like,
+              # As NumPy: the devices that wrote it need not be those that read it.
+              restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like),
+          ),
+      )
+    jax.tree.map(_check_same, like, restored)
+    return restored
   except Exception as error:  # As above.
     raise _unreadable(path, error, "delete its stage folder to compute it again") from error

@@ -97,8 +97,8 @@ def default_config() -> ml_collections.ConfigDict:
   # Used to pretrain on all rows and to retrain the reference on the retained ones.
   config.train = ml_collections.ConfigDict({
       "epochs": 50,
+      # Taken whole, because batch norm needs the statistics of all of it.
       "batch_size": 5000,
-      "microbatch": 0,
       "clip_norm": 0.0,
       "augment": "none",
       # each_epoch reshuffles; once keeps the first order, as the reference does.
@@ -188,6 +188,7 @@ def unknown_field(name: str) -> UserError:
 
 
 def _choice(name: str, value: Any, choices) -> None:
+  """Raises a UserError unless `value` is one of `choices`."""
   if value not in choices:
     nearest = difflib.get_close_matches(str(value), choices, n=1)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
@@ -195,6 +196,7 @@ def _choice(name: str, value: Any, choices) -> None:
 
 
 def _range(name: str, value, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+  """Raises a UserError unless `value` is None or in [low, high], or (low, high] with `open_low`."""
   if value is None:
     return
   inside = (value > low if open_low else value >= low) and value <= high
@@ -222,7 +224,6 @@ def _validate_run_section(name: str, config: ml_collections.ConfigDict) -> None:
   """What `train` and `method` have in common."""
   _range(f"{name}.epochs", config.epochs, 0, open_low=True)
   _range(f"{name}.batch_size", config.batch_size, 1)
-  _range(f"{name}.microbatch", config.microbatch, 0)
   _range(f"{name}.clip_norm", config.clip_norm, 0)
   _range(f"{name}.evaluate_epochs", config.evaluate_epochs, 0)
   _choice(f"{name}.augment", config.augment, data.AUGMENTATIONS)
@@ -232,6 +233,7 @@ def _validate_run_section(name: str, config: ml_collections.ConfigDict) -> None:
 def _validate_method(config: ml_collections.ConfigDict) -> None:
   _choice("config.method.name", config.name, tuple(methods.METHODS))
   _validate_run_section("config.method", config)
+  _range("config.method.microbatch", config.microbatch, 0)
   _range("config.method.repeats", config.repeats, 1)
   _range("config.method.max_steps", config.max_steps, 0)
   for name in ("constraint", "constraint_ratio", "radius", "alpha", "gamma"):
@@ -246,13 +248,21 @@ def _validate_method(config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_constraint(config: ml_collections.ConfigDict) -> None:
-  """Refuses a constraint that no gradients could meet.
+  """Refuses a constraint that no gradients could meet (unnormalised shares have no such bound).
 
   With gradients clipped to norm M a step of the learning-rate radius changes a loss by at most
   sum_t lr |g_r,t| |g_f,t| <= lr M^2 (Cauchy-Schwarz), and one of fixed radius R over the whole model by
   at most R M.
   """
+  if config.constraint and config.radius is None and config.optimizer.warmup_epochs:
+    raise UserError(
+        f"config.method.constraint={config.constraint!r}: with warm-up the rate, and with it the radius, "
+        "starts at 0, where no constraint can be met; use config.method.constraint_ratio or set "
+        "config.method.radius"
+    )
   if not config.clip_norm or config.on_infeasible != "stop":
+    return
+  if not config.normalize_share and config.share != "equal":
     return
   rate, clip = config.optimizer.learning_rate, config.clip_norm
   absolute = config.constraint is not None
@@ -315,8 +325,3 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _validate_data(config.data)
   _validate_run_section("config.train", config.train)
   _validate_method(config.method)
-  if config.train.microbatch:
-    raise UserError(
-        f"config.train.microbatch={config.train.microbatch}: training runs batch norm on the statistics "
-        "of the whole batch, so it cannot be split; set it to 0 and lower config.train.batch_size"
-    )

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hamu_jax.metrics import classification, membership
@@ -21,7 +20,7 @@ class Evaluator:
 
   def __init__(self, forward, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], batch_size: int,
                mesh: jax.sharding.Mesh | None = None):
-    self._splits = splits
+    self.splits = splits
     devices = mesh.devices.size if mesh else 1
     self._batch_size = -(-batch_size // devices) * devices
     self._sharding = None
@@ -50,7 +49,7 @@ class Evaluator:
   def per_example(self, variables) -> dict[str, dict[str, np.ndarray]]:
     """Loss, correctness and entropy of every example: {split: {quantity: [N]}}."""
     results = {}
-    for name, (images, labels) in self._splits.items():
+    for name, (images, labels) in self.splits.items():
       pieces = [
           self._evaluate_batch(variables, self._batch(images, labels, start))
           for start in range(0, len(labels), self._batch_size)
@@ -79,4 +78,4 @@ class Evaluator:
 
 def selection_score(summary) -> float:
   """Mean of retain and forget accuracy, by which training keeps its best evaluated epoch."""
-  return float(jnp.mean(jnp.asarray([summary[role]["accuracy"] for role in ("retain", "forget")])))
+  return (summary["retain"]["accuracy"] + summary["forget"]["accuracy"]) / 2

@@ -31,20 +31,27 @@ Tree = Any
 _RESULT_NAMES = {"pretrain": "original", "retrain": "retrained", "unlearn": "unlearned"}
 
 
-def describe_stop(outcome: loop_lib.Outcome) -> str:
-  """One sentence on why a stage ended."""
+def describe_stop(outcome: loop_lib.Outcome, options: ml_collections.ConfigDict) -> str:
+  """One sentence on why a stage ended.
+
+  Args:
+    outcome: of the stage.
+    options: `config.method`.
+  """
   last = outcome.last_metrics
   after = f"after {outcome.steps} applied steps"
   match outcome.stop:
     case Stop.NONE:
       return f"finished {after}"
     case Stop.INFEASIBLE:
-      rate = float(last["learning_rate"])
-      asked = float(np.sum(last["stopping_constraint"])) / rate if rate else float("nan")
+      rate, most = float(last["learning_rate"]), float(last["feasible_ratio"])
+      field, asked, unit = "constraint_ratio", options.constraint_ratio, " times the learning rate"
+      if options.constraint is not None:
+        field, asked, most, unit = "constraint", options.constraint, most * rate, ""
       return (
-          f"infeasible {after}: the constraint asks for {asked:.4g} times the learning rate, but the "
-          f"radius allows at most {float(last['feasible_ratio']):.4g} in every block; lower "
-          "config.method.constraint_ratio to that, or set config.method.on_infeasible=project"
+          f"infeasible {after}: the constraint asks for {asked:.4g}{unit}, but the radius allows at most "
+          f"{most:.4g} in every block; lower config.method.{field} to that, or set "
+          "config.method.on_infeasible=project"
       )
     case Stop.CRITERION:
       return f"stopping criterion met {after}: margin {float(last['stopping_margin']):.4g} > 0"
@@ -75,11 +82,11 @@ class Experiment:
         pathlib.Path(config.stage_cache) if config.stage_cache else workdir / "stages"
     )
     options = config.data
-    self._dataset = data_lib.load(
+    self._dataset = watch.run(lambda: data_lib.load(
         options.source, name=options.name, path=options.path, train_size=options.train_size,
         test_size=options.test_size, image_key=options.image_key, label_key=options.label_key,
         seed=options.seed,
-    )
+    ))
     self._split = data_lib.make_split(
         options.forget, self._dataset.train.labels, seed=options.seed,
         forget_class=options.forget_class, hard_probability=options.hard_probability,
@@ -88,10 +95,8 @@ class Experiment:
     )
     self._check_channels()
     declared = config.to_dict()
-    # A batch is never padded beyond its own size.
-    config.method.microbatch = min(
-        config.method.microbatch or models.microbatch_size(*self._dataset.train.images.shape[1:3]),
-        config.method.batch_size,
+    config.method.microbatch = config.method.microbatch or models.microbatch_size(
+        *self._dataset.train.images.shape[1:3]
     )
     self._model = models.build_model(config.model.name, num_classes=len(self._dataset.class_names))
     self._template = jax.eval_shape(self._init)
@@ -104,6 +109,7 @@ class Experiment:
     self._loop = self._make_loop(watch)
 
   def _check_channels(self) -> None:
+    """Raises a UserError unless there is a mean for every channel."""
     channels = self._dataset.train.images.shape[-1]
     if len(self._config.data.mean) != channels:
       raise UserError(
@@ -111,8 +117,15 @@ class Experiment:
           "config.data.mean and config.data.std one value for each"
       )
 
-  def _choose_devices(self):
+  def _choose_devices(self) -> tuple[jax.Device, ...]:
+    """All devices for `pmap`, or as many as asked for; one for the other pairings."""
     devices = jax.devices()
+    several = jax.process_count() > 1
+    if several and (self._config.pairing != "pmap" or self._config.devices not in (0, len(devices))):
+      raise UserError(
+          f"config.pairing={self._config.pairing!r}, config.devices={self._config.devices}: several "
+          "processes work together only with pairing 'pmap' on all their devices; set devices to 0"
+      )
     if self._config.pairing != "pmap":
       return tuple(devices[:1])
     wanted = self._config.devices or len(devices)
@@ -121,12 +134,14 @@ class Experiment:
     pairing_lib.make_mesh(devices[:wanted], len(self._method.roles))
     return tuple(devices[:wanted])
 
-  def _init(self):
+  def _init(self) -> Tree:
+    """The model's variables, drawn with the run's seed."""
     image = jnp.zeros((1, *self._dataset.train.images.shape[1:]))
     variables = self._model.init(jax.random.key(self._config.seed), image, train=False)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
   def _make_loop(self, watch) -> loop_lib.Loop:
+    """The loop over this experiment's model and data."""
     config = self._config
     pmap = config.pairing == "pmap"
     forward = vision.make_forward(
@@ -209,14 +224,20 @@ class Experiment:
     """The stage's model and outcome, from the cache or by running it."""
     key = self._keys[stage.name]
     record = self._cache.outcome(stage.name, key)
-    if record is None:
+    # Together: another run may have published between the looks of two processes.
+    if hosts.agree(record is None):
       outcome = self._loop.run(
-          stage, variables, reference, self._workdir / "checkpoints" / stage.name
+          stage, variables, reference, self._workdir / "checkpoints" / f"{stage.name}-{key}"
       )
+      if stage.train and outcome.stop != Stop.NONE:
+        raise UserError(
+            f"{stage.name}: {describe_stop(outcome, self._config.method)}; lower "
+            "config.train.optimizer.learning_rate or set config.train.clip_norm"
+        )
       record = {
           "steps": outcome.steps,
           "stop": outcome.stop.name.lower(),
-          "stop_reason": describe_stop(outcome),
+          "stop_reason": describe_stop(outcome, self._config.method),
           "seconds": outcome.seconds,
           "parent": None if stage.train else self._keys["pretrain"],
       }
@@ -226,9 +247,13 @@ class Experiment:
 
   def _evaluate(self, name: str, variables: Tree) -> dict[str, Any]:
     """All splits of a stage's final model, from the cache or by evaluating it."""
-    key = stages_lib.fingerprint({"of": self._keys[name], "batch": self._config.evaluate.to_dict()})
+    key = stages_lib.fingerprint({
+        "of": self._keys[name],
+        "batch": self._config.evaluate.to_dict(),
+        "splits": list(self._loop.evaluator.splits),
+    })
     record = self._cache.outcome("evaluate", key)
-    if record is None:
+    if hosts.agree(record is None):
       mesh = pairing_lib.make_mesh(self._devices, 1) if self._config.pairing == "pmap" else None
       placed = loop_lib.place(variables, mesh)
       record = self._watch.run(lambda: self._loop.evaluator.summary(placed))
@@ -243,7 +268,8 @@ class Experiment:
     return self._produce(self._stages["pretrain"], self._initial(), None)
 
   def _initial(self) -> Tree:
-    return jax.jit(self._init)()
+    """The untrained model, the same for pretraining and retraining."""
+    return self._watch.run(jax.jit(self._init))
 
   def run(self) -> dict[str, Any]:
     """Runs all stages, writes the summary, the plots and the unlearned weights, prints the table.
@@ -266,6 +292,7 @@ class Experiment:
       self._rundir.close()
 
   def _run(self) -> dict[str, Any]:
+    """`run`, inside the open run directory."""
     original, record = self._original()
     records, variables = {"pretrain": record}, {"pretrain": original}
     if self._config.retrain:

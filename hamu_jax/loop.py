@@ -21,6 +21,7 @@ from hamu_jax import pairing as pairing_lib
 from hamu_jax import step as step_lib
 from hamu_jax.paired import Paired
 from hamu_jax.train_state import TrainState, create_state
+from hamu_jax.transforms import BRANCHES
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any
@@ -80,9 +81,11 @@ class _Position:
   last_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def arrays(self) -> Tree:
+    """The array part of a checkpoint."""
     return serialization.to_state_dict({"state": self.state, "best": self.best})
 
   def meta(self) -> dict[str, Any]:
+    """The JSON part of a checkpoint."""
     return {name: getattr(self, name) for name in ("best_score", "evaluated", "seconds")}
 
 
@@ -173,6 +176,9 @@ class Loop:
     self.rundir.truncate(stage.name, resumed, evaluated=position.evaluated)
 
     def save():
+      # A stop is not saved but reached again, and with it what it has to say.
+      if int(position.state.stop) != Stop.NONE:
+        return
       position.seconds = time.monotonic() - started
       checkpoints.save(int(position.state.step), position.arrays(), position.meta())
 
@@ -201,7 +207,9 @@ class Loop:
 
   def _advance(self, stage: Stage, position: _Position, bar, save, chunk, mesh) -> None:
     """Alternates chunks with what happens between them, until the stage ends."""
-    every = round(stage.options.evaluate_epochs * stage.plan.steps_per_epoch)
+    every = 0
+    if stage.options.evaluate_epochs:
+      every = max(1, round(stage.options.evaluate_epochs * stage.plan.steps_per_epoch))
     saved_at = time.monotonic()
     chunk_steps, timed = 1, False
     while True:
@@ -209,7 +217,7 @@ class Loop:
       ended = step >= stage.total_steps or int(position.state.stop) != Stop.NONE
       due = (every > 0 and step % every == 0) or ended
       if due and position.evaluated != step and not (stage.train and step == 0):
-        self.watch.run(lambda: self._evaluate(stage, position))
+        self._evaluate(stage, position)
       if ended:
         return
 
@@ -247,7 +255,7 @@ class Loop:
     """Logs all splits and keeps the best evaluated model."""
     step = int(position.state.step)
     # A model placed on the mesh of `pmap` evaluates there; any other on the default device.
-    summary = self.evaluator.summary(position.state.variables)
+    summary = self.watch.run(lambda: self.evaluator.summary(position.state.variables))
     aucs = {name: value for name, value in summary.items() if not isinstance(value, dict)}
     for split, values in summary.items():
       if isinstance(values, dict):
@@ -264,8 +272,18 @@ class Loop:
     for index in range(done):
       values = {name: np.asarray(values[index]) for name, values in metrics.items()}
       values["applied"] = int(values.pop("stop")) == Stop.NONE
+      values |= branch_fractions(values)
       self.rundir.write(stage.name, step + index + 1, "step", values)
       position.last_metrics = values
+
+
+def branch_fractions(values: dict[str, Any]) -> dict[str, float]:
+  """Share of blocks in each of HAMU's branches, by `branch_<name>`; {} for other methods."""
+  if "branch" not in values:
+    return {}
+  return {
+      f"branch_{name}": float(np.mean(values["branch"] == code)) for code, name in enumerate(BRANCHES)
+  }
 
 
 def place(tree: Tree, mesh: jax.sharding.Mesh | None) -> Tree:

@@ -76,7 +76,7 @@ def role_gradient(forward, fetch, terms: tuple[str, ...], *, train: bool, microb
     fetch: (data, rows [B], key) -> batch with `label` and `mask`, [B] each; row -1 is padding.
     terms: names in `TERMS`; no other term is computed.
     train: whether batch norm uses batch statistics. A microbatch would change those, so it must be 0.
-    microbatch: examples differentiated at a time; 0 takes the batch whole.
+    microbatch: most examples differentiated at a time; 0 takes the batch whole.
 
   Returns:
     (variables, reference, data, rows [B], coefficients {term: scalar}, key) -> RoleSums. `reference`
@@ -112,11 +112,11 @@ def role_gradient(forward, fetch, terms: tuple[str, ...], *, train: bool, microb
     return RoleSums(gradient, values, count, batch_stats)
 
   def accumulated(variables, reference, data, rows_B, coefficients, key):
+    # Equal pieces, not full ones and a rest: the least padding.
     pieces = -(-rows_B.shape[0] // microbatch)
-    rows_B = jnp.pad(
-        rows_B, (0, pieces * microbatch - rows_B.shape[0]), constant_values=-1
-    )
-    rows_NxM = rows_B.reshape(pieces, microbatch)
+    size = -(-rows_B.shape[0] // pieces)
+    rows_B = jnp.pad(rows_B, (0, pieces * size - rows_B.shape[0]), constant_values=-1)
+    rows_NxM = rows_B.reshape(pieces, size)
 
     def piece(rows_M):
       return whole(variables, reference, data, rows_M, coefficients, key)._replace(batch_stats=())

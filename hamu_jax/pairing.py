@@ -142,7 +142,7 @@ def _device_halves(role_function, terms: Paired):
           sums = getattr(functions, role)(
               variables, reference, data, rows_b, getattr(coefficients, role), key
           )
-          # Both branches must return the same structure; a term the role lacks is logged as 0.
+          # Both branches must return the same structure; what a role lacks is left out again below.
           return sums._replace(
               values={
                   name: sums.values.get(name, jnp.zeros_like(sums.count)) for name in names
@@ -152,6 +152,10 @@ def _device_halves(role_function, terms: Paired):
         return run
 
       return lax.cond(is_forget, branch("forget"), branch("retain"))
+
+  def own_values(means, names):
+    logged = {"ce", "accuracy", *names}
+    return means._replace(values={name: means.values[name] for name in sorted(logged)})
 
   def gradients(variables, reference, data, rows, coefficients, key):
     is_forget = lax.axis_index(ROLE_AXIS) == 1
@@ -163,7 +167,8 @@ def _device_halves(role_function, terms: Paired):
     other = lax.ppermute(vector, ROLE_AXIS, [(0, 1), (1, 0)])
     both = jnp.where(is_forget, other, vector), jnp.where(is_forget, vector, other)
     return Paired(*(
-        _means(restore(role)._replace(batch_stats=variables["batch_stats"])) for role in both
+        own_values(_means(restore(vector)._replace(batch_stats=variables["batch_stats"])), names)
+        for vector, names in zip(both, terms, strict=True)
     ))
 
   return gradients

@@ -41,10 +41,11 @@ class Watch:
       signal.signal(number, handler)
 
   def _request(self, number, frame):
-    del number, frame
-    if self._requested_at is not None:
-      raise KeyboardInterrupt  # Asked twice: the person does not want to wait.
-    self._requested_at = time.monotonic()
+    del frame
+    if self._requested_at is None:
+      self._requested_at = time.monotonic()
+    elif number == signal.SIGINT:
+      raise KeyboardInterrupt  # Ctrl-C twice: the person does not want to wait.
 
   @property
   def requested(self) -> bool:

@@ -6,8 +6,8 @@ share one cache. It holds `outcome.json` and, for stages that make a model, an O
 
 import hashlib
 import json
-import os
 import pathlib
+import secrets
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -63,11 +63,10 @@ class StageCache:
   def publish(self, name: str, key: str, outcome: Mapping[str, Any], model: Tree | None = None):
     """Adds a finished stage; if another run was faster, its equal result stays."""
     target = self.folder(name, key)
-    # One name for all processes of a run, which write a sharded model together.
-    temporary = self._path / f".{name}-{key}.{int(hosts.agree(os.getpid()))}"
+    # One name for all processes of a run, which write the model together, and for no other run.
+    temporary = self._path / f".{name}-{key}.{int(hosts.agree(secrets.randbits(31)))}"
     try:
       if hosts.is_writer():
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
       hosts.barrier(f"publish {name}")
       if model is not None:

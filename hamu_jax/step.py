@@ -98,7 +98,7 @@ def make_step(
 
   def role_function(terms):
     return objectives.role_gradient(
-        forward, fetch, terms, train=train, microbatch=options.microbatch
+        forward, fetch, terms, train=train, microbatch=options.get("microbatch", 0)
     )
 
   gradient_functions = [

@@ -2,7 +2,6 @@
 
 import pathlib
 
-import numpy as np
 import pytest
 
 from hamu_jax import config as config_lib
@@ -16,7 +15,7 @@ from hamu_jax.transforms.stop import Stop
         (Stop.NONE, {}, "finished after 7 applied steps"),
         (
             Stop.INFEASIBLE,
-            {"learning_rate": 0.1, "stopping_constraint": np.float32(0.05), "feasible_ratio": 0.2},
+            {"learning_rate": 0.1, "feasible_ratio": 0.2},
             "infeasible after 7 applied steps: the constraint asks for 0.5 times the learning rate, but "
             "the radius allows at most 0.2 in every block",
         ),
@@ -28,7 +27,17 @@ from hamu_jax.transforms.stop import Stop
 )
 def test_every_way_to_end_is_described(stop, metrics, wanted):
   outcome = loop.Outcome(None, 7, stop, metrics, 1.0)
-  assert wanted in experiment.describe_stop(outcome)
+  options = config_lib.default_config().method
+  assert wanted in experiment.describe_stop(outcome, options)
+
+
+def test_an_absolute_constraint_is_described_in_its_own_unit():
+  options = config_lib.default_config().method
+  options.constraint = 0.05
+  outcome = loop.Outcome(None, 0, Stop.INFEASIBLE, {"learning_rate": 0.1, "feasible_ratio": 0.2}, 1.0)
+  text = experiment.describe_stop(outcome, options)
+  assert "asks for 0.05, but the radius allows at most 0.02 in every block" in text
+  assert "lower config.method.constraint to that" in text
 
 
 def keys(tmp_path, **overrides):

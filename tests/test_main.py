@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from hamu_jax import main
+from hamu_jax import main, progress
 from hamu_jax import step as step_lib
 
 
@@ -29,6 +29,11 @@ def test_one_command_runs_every_stage_and_a_second_reuses_them(
     return dispatch
 
   monkeypatch.setattr(step_lib, "compile_target", counted)
+  chunks = []
+  update = progress.Progress.update
+  monkeypatch.setattr(
+    progress.Progress, "update", lambda *args: (chunks.append(args[1]), update(*args))
+  )
   assert main.run(small()) == 0
   output = capsys.readouterr().out
   summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -51,7 +56,8 @@ def test_one_command_runs_every_stage_and_a_second_reuses_them(
     assert numbers == list(range(1, len(numbers) + 1)), stage
   # 1438 digits in batches of 128; 1294 without the forget class; two epochs of 21 batches of 64.
   assert [len(numbers) for numbers in steps.values()] == [36, 33, 42]
-  assert len(dispatched) < sum(map(len, steps.values()))
+  # One device program a chunk, and several steps a chunk.
+  assert len(dispatched) == len(chunks) < sum(map(len, steps.values()))
   assert summary["steps"] == 42
   assert summary["stop_reason"] == "finished after 42 applied steps"
   assert set(summary["results"]["unlearned"]) == {
@@ -179,7 +185,10 @@ BAD_INPUT = {
   ),
   "no such folder": (["--config.data.source=parquet", "--config.data.path=/no/such"], r"/no/such"),
   "no network": (["--config.data.source=huggingface"], r"config.data.path.*configs/digits_hamu.py"),
-  "training microbatch": (["--config.train.microbatch=8"], r"config.train.microbatch=8"),
+  "warm-up": (
+    ["--config.method.constraint=0.001", "--config.method.optimizer.warmup_epochs=1"],
+    r"config.method.constraint=0.001: with warm-up",
+  ),
   "NaN": (["--config.method.alpha=nan"], r"config.method.alpha=nan"),
   "unknown optimizer": (
     ["--config.method.optimizer.name=sdg"],

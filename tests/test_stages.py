@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hamu_jax import stages
+from hamu_jax import loop, pairing, stages
 from hamu_jax.errors import UserError
 
 MODEL = {"params": {"w": jnp.arange(6.0).reshape(2, 3)}, "batch_stats": {}}
@@ -63,6 +63,15 @@ def test_a_model_of_another_shape_is_refused(tmp_path):
   other = jax.eval_shape(lambda: {"params": {"w": jnp.zeros((5, 3))}, "batch_stats": {}})
   with pytest.raises(UserError, match="damaged or of another model"):
     cache.model("pretrain", "k", other)
+
+
+def test_a_model_may_be_read_on_other_devices(tmp_path):
+  cache = stages.StageCache(tmp_path)
+  mesh = pairing.make_mesh(jax.devices(), 2)
+  cache.publish("pretrain", "k", {}, loop.place(MODEL, mesh))
+  model = loop.place(cache.model("pretrain", "k", LIKE), None)
+  assert len(model["params"]["w"].sharding.device_set) == 1
+  np.testing.assert_array_equal(model["params"]["w"], MODEL["params"]["w"])
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):

@@ -64,6 +64,27 @@ def convolve(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x_BxHxWxC, kernel, stride):
+  return _one_by_one(_outputs, stride)(x_BxHxWxC, kernel)
+
+
+def _convolve_fwd(x_BxHxWxC, kernel, stride):
+  return _convolve(x_BxHxWxC, kernel, stride), (x_BxHxWxC, kernel)
+
+
+def _convolve_bwd(stride, residuals, dy_BxUxVxO):
+  return _one_by_one(_gradients, stride)(*residuals, dy_BxUxVxO)
+
+
+_convolve.defvjp(_convolve_fwd, _convolve_bwd)
+
+
+def _one_by_one(function, stride):
+  """`function` with its stride, looped over by `vmap`: batched, its patches would leave the cache."""
+  return jax.custom_batching.sequential_vmap(functools.partial(function, stride))
+
+
+def _outputs(stride, x_BxHxWxC, kernel):
+  """All outputs, chunk by chunk."""
   size, _, channels, features = kernel.shape
   reach = range(-(size // 2), size // 2 + 1)
 
@@ -75,12 +96,8 @@ def _convolve(x_BxHxWxC, kernel, stride):
   return _join(lax.map(chunk, _split(x_BxHxWxC, count)), b)
 
 
-def _convolve_fwd(x_BxHxWxC, kernel, stride):
-  return _convolve(x_BxHxWxC, kernel, stride), (x_BxHxWxC, kernel)
-
-
-def _convolve_bwd(stride, residuals, dy_BxUxVxO):
-  x_BxHxWxC, kernel = residuals
+def _gradients(stride, x_BxHxWxC, kernel, dy_BxUxVxO):
+  """Gradients by the input and the kernel, chunk by chunk."""
   examples = x_BxHxWxC.shape[0]
   reach = len(_taps(kernel.shape[0], stride)[1])
   count = _chunk_count(examples, reach * reach * dy_BxUxVxO[0].size)
@@ -92,9 +109,6 @@ def _convolve_bwd(stride, residuals, dy_BxUxVxO):
   chunks = _split(x_BxHxWxC, count), _split(dy_BxUxVxO, count)
   dkernel, dx = lax.scan(accumulate, jnp.zeros_like(kernel), chunks)
   return _join(dx, examples), dkernel
-
-
-_convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
 def _chunk_gradients(x, dy, kernel, stride):

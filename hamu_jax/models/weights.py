@@ -75,7 +75,8 @@ def load_weights(path: str | os.PathLike, variables: Variables, names: Names) ->
         f"{path}: tensor {missing[0]!r} is missing ({len(missing)} in all); is it another model?")
   if unknown := sorted(set(found) - known):
     raise UserError(
-        f"{path}: tensor {unknown[0]!r} is unknown ({len(unknown)} in all); is it another model?")
+        f"{path}: tensor {unknown[0]!r} is unknown ({len(unknown)} in all); is it another model?"
+    )
   loaded = {}
   for name, tensor in layout.items():
     wanted = flat[tensor.path]
