@@ -47,6 +47,7 @@ def make_problem(args, platform=None):
 
 
 def make_options(args, name):
+  """`config.method` of a method that never stops."""
   options = config_lib.default_config().method
   options.name, options.microbatch, options.on_infeasible = name, args.microbatch, "project"
   return options
@@ -66,11 +67,11 @@ def make_chunk(args, model, name, pairing, mesh=None):
   return chunk, program, step_lib.settings_of(options)
 
 
-def make_plain(args, model, terms=("ce",), *, train=False, microbatch=None, axis=None):
+def make_plain(args, model, *, train=False, microbatch=None):
   """-> (variables, data, rows [B]) -> RoleSums: one plain gradient."""
   role = objectives.role_gradient(
-      vision.make_forward(model, (0.5,) * 3, (0.25,) * 3, axis), vision.make_fetch("none"),
-      terms, train=train, microbatch=args.microbatch if microbatch is None else microbatch,
+      vision.make_forward(model, (0.5,) * 3, (0.25,) * 3, None), vision.make_fetch("none"), ("ce",),
+      train=train, microbatch=args.microbatch if microbatch is None else microbatch,
   )
 
   def plain(variables, data, rows):
@@ -92,11 +93,13 @@ def interleave(functions, rounds):
 
 
 def spread(values):
+  """Median and range."""
   ordered = sorted(values)
   return {"median": statistics.median(values), "low": ordered[0], "high": ordered[-1]}
 
 
 def print_table(header, rows):
+  """Prints aligned columns, the first to the left."""
   cells = [header, *[[str(cell) for cell in row] for row in rows]]
   widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
   for row in cells:
@@ -211,6 +214,8 @@ def compile_for_topology(args):
   from jax.experimental import topologies
 
   topology = topologies.get_topology_desc(platform="tpu", topology_name=args.topology)
+  # Cycles are summed over the program's text, in which a loop's body stands once: no loops.
+  args.microbatch = 0
   model, data, variables, rows = make_problem(args, platform="tpu")
   spec = jax.sharding.PartitionSpec
   results = {}
@@ -236,7 +241,7 @@ def compile_for_topology(args):
 
   mesh = pairing_lib.make_mesh(topology.devices, 2)
   everywhere = jax.sharding.PartitionSpec((pairing_lib.ROLE_AXIS, pairing_lib.DATA_AXIS))
-  plain = make_plain(args, model, microbatch=0)
+  plain = make_plain(args, model)
 
   def two_plain(variables, data, rows):
     """Both gradients, each data-parallel over all devices: no transform, no optimizer."""

@@ -220,18 +220,19 @@ class Experiment:
     )
     return {stage.name: stage for stage in stages}
 
-  def _produce(self, stage: loop_lib.Stage, variables: Tree, reference: Tree):
-    """The stage's model and outcome, from the cache or by running it."""
-    key = self._keys[stage.name]
-    record = self._cache.outcome(stage.name, key)
+  def _produce(self, name: str, start, reference: Tree = None):
+    """The stage's model and outcome, from the cache or by running it from the model `start()`."""
+    stage = self._stages[name]
+    key = self._keys[name]
+    record = self._cache.outcome(name, key)
     # Together: another run may have published between the looks of two processes.
     if hosts.agree(record is None):
       outcome = self._loop.run(
-          stage, variables, reference, self._workdir / "checkpoints" / f"{stage.name}-{key}"
+          stage, start(), reference, self._workdir / "checkpoints" / f"{name}-{key}"
       )
       if stage.train and outcome.stop != Stop.NONE:
         raise UserError(
-            f"{stage.name}: {describe_stop(outcome, self._config.method)}; lower "
+            f"{name}: {describe_stop(outcome, self._config.method)}; lower "
             "config.train.optimizer.learning_rate or set config.train.clip_norm"
         )
       record = {
@@ -241,17 +242,22 @@ class Experiment:
           "seconds": outcome.seconds,
           "parent": None if stage.train else self._keys["pretrain"],
       }
-      self._cache.publish(stage.name, key, record, outcome.variables)
+      self._cache.publish(name, key, record, outcome.variables)
+      self._cache.publish("evaluate", self._evaluation_key(name), outcome.evaluation)
       return outcome.variables, record
-    return self._cache.model(stage.name, key, self._template), record
+    return self._cache.model(name, key, self._template), record
 
-  def _evaluate(self, name: str, variables: Tree) -> dict[str, Any]:
-    """All splits of a stage's final model, from the cache or by evaluating it."""
-    key = stages_lib.fingerprint({
+  def _evaluation_key(self, name: str) -> str:
+    """Key of the evaluation of a stage's model."""
+    return stages_lib.fingerprint({
         "of": self._keys[name],
         "batch": self._config.evaluate.to_dict(),
         "splits": list(self._loop.evaluator.splits),
     })
+
+  def _evaluate(self, name: str, variables: Tree) -> dict[str, Any]:
+    """All splits of a stage's final model, from the cache or, of an imported one, by evaluating it."""
+    key = self._evaluation_key(name)
     record = self._cache.outcome("evaluate", key)
     if hosts.agree(record is None):
       mesh = pairing_lib.make_mesh(self._devices, 1) if self._config.pairing == "pmap" else None
@@ -265,7 +271,7 @@ class Experiment:
     if self._config.model.weights:
       variables = models.load_weights(self._config.model.weights, self._template)
       return variables, {"seconds": 0.0, "stop_reason": "imported"}
-    return self._produce(self._stages["pretrain"], self._initial(), None)
+    return self._produce("pretrain", self._initial)
 
   def _initial(self) -> Tree:
     """The untrained model, the same for pretraining and retraining."""
@@ -296,12 +302,10 @@ class Experiment:
     original, record = self._original()
     records, variables = {"pretrain": record}, {"pretrain": original}
     if self._config.retrain:
-      variables["retrain"], records["retrain"] = self._produce(
-          self._stages["retrain"], self._initial(), None
-      )
+      variables["retrain"], records["retrain"] = self._produce("retrain", self._initial)
     reference = original if methods.needs_reference(self._method, objectives.TERMS) else None
     variables["unlearn"], records["unlearn"] = self._produce(
-        self._stages["unlearn"], original, reference
+        "unlearn", lambda: original, reference
     )
 
     summary = {

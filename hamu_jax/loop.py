@@ -55,9 +55,10 @@ class Outcome(NamedTuple):
   """What a stage produced.
 
   Attributes:
-    variables: the final model, or the best evaluated one where the stage selects.
+    variables: the final model, or the best evaluated one where the stage selects that.
     steps: applied steps.
     stop: why it ended; `Stop.NONE` after its last step.
+    evaluation: `Evaluator.summary` of these variables.
     last_metrics: host values of the last step that ran, applied or not ({} if none ran).
     seconds: wall time, over all the processes that worked on it.
   """
@@ -65,6 +66,7 @@ class Outcome(NamedTuple):
   variables: Tree
   steps: int
   stop: Stop
+  evaluation: dict[str, Any]
   last_metrics: dict[str, Any]
   seconds: float
 
@@ -77,6 +79,8 @@ class _Position:
   best: Tree
   best_score: float = -1.0
   evaluated: int = -1
+  # Of the best model where the stage selects, else of the last evaluated one.
+  evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0
   last_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -86,7 +90,7 @@ class _Position:
 
   def meta(self) -> dict[str, Any]:
     """The JSON part of a checkpoint."""
-    return {name: getattr(self, name) for name in ("best_score", "evaluated", "seconds")}
+    return {name: getattr(self, name) for name in ("best_score", "evaluated", "evaluation", "seconds")}
 
 
 @dataclasses.dataclass
@@ -198,9 +202,10 @@ class Loop:
       checkpoints.close()
     state = position.state
     return Outcome(
-        variables=position.best if stage.train else state.variables,
+        variables=position.best,
         steps=int(state.step),
         stop=Stop(int(state.stop)),
+        evaluation=position.evaluation,
         last_metrics=position.last_metrics,
         seconds=time.monotonic() - started,
     )
@@ -262,9 +267,9 @@ class Loop:
         self.rundir.write(stage.name, step, split, values)
     self.rundir.write(stage.name, step, "evaluation", aucs)
     score = evaluation.selection_score(summary)
-    if stage.train and (stage.options.select == "last" or score > position.best_score):
-      position.best = position.state.variables
-      position.best_score = score
+    if not stage.train or stage.options.select == "last" or score > position.best_score:
+      position.best, position.best_score = position.state.variables, score
+      position.evaluation = summary
     position.evaluated = step
 
   def _log(self, stage: Stage, position: _Position, step: int, metrics, done: int) -> None:

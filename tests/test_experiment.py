@@ -26,7 +26,7 @@ from hamu_jax.transforms.stop import Stop
     ],
 )
 def test_every_way_to_end_is_described(stop, metrics, wanted):
-  outcome = loop.Outcome(None, 7, stop, metrics, 1.0)
+  outcome = loop.Outcome(None, 7, stop, {}, metrics, 1.0)
   options = config_lib.default_config().method
   assert wanted in experiment.describe_stop(outcome, options)
 
@@ -34,7 +34,9 @@ def test_every_way_to_end_is_described(stop, metrics, wanted):
 def test_an_absolute_constraint_is_described_in_its_own_unit():
   options = config_lib.default_config().method
   options.constraint = 0.05
-  outcome = loop.Outcome(None, 0, Stop.INFEASIBLE, {"learning_rate": 0.1, "feasible_ratio": 0.2}, 1.0)
+  outcome = loop.Outcome(
+      None, 0, Stop.INFEASIBLE, {}, {"learning_rate": 0.1, "feasible_ratio": 0.2}, 1.0
+  )
   text = experiment.describe_stop(outcome, options)
   assert "asks for 0.05, but the radius allows at most 0.02 in every block" in text
   assert "lower config.method.constraint to that" in text

@@ -78,9 +78,10 @@ def _convolve_bwd(stride, residuals, dy_BxUxVxO):
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
+@functools.cache
 def _one_by_one(function, stride):
   """`function` with its stride, looped over by `vmap`: batched, its patches would leave the cache."""
-  return jax.custom_batching.sequential_vmap(functools.partial(function, stride))
+  return jax.custom_batching.sequential_vmap(jax.jit(functools.partial(function, stride)))
 
 
 def _outputs(stride, x_BxHxWxC, kernel):

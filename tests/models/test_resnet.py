@@ -1,0 +1,207 @@
+"""ResNet against the reference's weights, logits, gradients and training statistics.
+
+`golden/hamu/resnet20.npz` holds a PyTorch state dict and what the reference computed from it in
+float64. Of gradients and of the HAMU step's `hamu_delta` it keeps tensors of more than 1024 values
+as every fourth value of the flattened tensor, and of each whole tensor three numbers, its digest,
+in the order of `names`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from hamu_jax import models
+from hamu_jax.errors import UserError
+from hamu_jax.models import resnet
+from hamu_jax.models.batch_norm import BatchNorm
+from hamu_jax.models.convolution import convolve
+
+ROLES = ("retain", "forget")
+
+
+@pytest.fixture(scope="module")
+def reference(request):
+  path = request.path.parent.parent / "golden" / "hamu" / "resnet20.npz"
+  with np.load(path) as file:
+    return dict(file)
+
+
+@pytest.fixture
+def weights(reference, tmp_path):
+  """The reference's state dict as the file that a user would bring."""
+  prefix = "state_dict/"
+  tensors = {k.removeprefix(prefix): v for k, v in reference.items() if k.startswith(prefix)}
+  safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+  return tmp_path / "model.safetensors"
+
+
+def load(model, path, dtype):
+  template = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), template)
+  return models.load_weights(path, template)
+
+
+def batch(reference, role, dtype):
+  images = reference[f"{role}_images"].transpose(0, 2, 3, 1)
+  return jnp.asarray(images, dtype), jnp.asarray(reference[f"{role}_labels"])
+
+
+def cross_entropy(logits, labels):
+  return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1))
+
+
+def in_torch_layout(tree, tmp_path):
+  """Tensors of a tree like the parameters, by their PyTorch names."""
+  models.save_weights(tmp_path / "tree.safetensors", tree)
+  return safetensors.numpy.load_file(tmp_path / "tree.safetensors")
+
+
+def subset(tensor):
+  flat = tensor.reshape(-1)
+  return flat[::4] if flat.size > 1024 else flat
+
+
+def digest(tensor):
+  flat, index = np.float64(tensor).reshape(-1), np.arange(tensor.size)
+  return np.linalg.norm(flat), flat @ np.cos(index), flat @ np.sin(1.7 * index)
+
+
+def check_against_reference(reference, path, tmp_path, platform, dtype, tolerance):
+  model = models.build_model("resnet20", num_classes=10, platform=platform)
+  variables = load(model, path, dtype)
+
+  @jax.jit
+  def differentiate(variables, x, labels):
+    def loss(params):
+      logits = model.apply({**variables, "params": params}, x)
+      return cross_entropy(logits, labels), logits
+
+    return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+  for role in ROLES:
+    (value, logits), gradient = differentiate(variables, *batch(reference, role, dtype))
+    np.testing.assert_allclose(value, reference[f"{role}_loss"], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(logits, reference[f"{role}_logits"], rtol=0, atol=tolerance)
+    tensors = in_torch_layout({"params": gradient}, tmp_path)
+    assert set(tensors) == set(reference["names"])
+    for index, name in enumerate(reference["names"]):
+      tensor, whole = tensors[name], reference[f"{role}_grad/digest"][index]
+      assert tensor.dtype == dtype
+      # What is stored was rounded to float32.
+      np.testing.assert_allclose(
+          subset(tensor), reference[f"{role}_grad/{name}"], rtol=1e-6, atol=tolerance)
+      np.testing.assert_allclose(digest(tensor), whole, rtol=0, atol=tolerance * (1 + whole[0]))
+
+
+@pytest.mark.parametrize(
+    "platform", ["cpu", pytest.param("tpu", marks=pytest.mark.slow)])
+def test_reference_in_float32(reference, weights, tmp_path, platform):
+  check_against_reference(reference, weights, tmp_path, platform, np.float32, 1e-4)
+
+
+def test_reference_in_float64(x64, reference, weights, tmp_path):
+  check_against_reference(reference, weights, tmp_path, "cpu", np.float64, 1e-10)
+
+
+def test_reference_in_training(x64, reference, weights, tmp_path):
+  model = models.build_model("resnet20", num_classes=10, platform="cpu")
+  variables = load(model, weights, np.float64)
+  x, labels = batch(reference, "retain", np.float64)
+  run = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
+  logits, updated = run(variables, x)
+  np.testing.assert_allclose(logits, reference["train/logits"], rtol=0, atol=1e-11)
+  np.testing.assert_allclose(
+      cross_entropy(logits, labels), reference["train/loss"], rtol=0, atol=1e-11)
+  tensors = in_torch_layout(updated, tmp_path)
+  running = [name for name in tensors if "running" in name]
+  assert len(running) == 2 * 21
+  for name in running:
+    np.testing.assert_allclose(tensors[name], reference[f"train/{name}"], rtol=1e-11)
+
+
+def test_parameters_of_resnet20():
+  model = models.build_model("resnet20", num_classes=10, platform="cpu")
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 272_474
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_platforms_agree_on_any_shape(x64, train):
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 9, 11, 2)))
+
+  def gradients(platform):
+    model = models.build_model("resnet8", num_classes=5, width=4, platform=platform)
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+
+    def loss(params):
+      logits, _ = model.apply(
+          {**variables, "params": params}, x, train=train, mutable=["batch_stats"])
+      assert logits.shape == (2, 5)
+      return jnp.sum(jnp.sin(logits))
+
+    return jax.jit(jax.grad(loss))(variables["params"])
+
+  own, plain = gradients("cpu"), gradients("tpu")
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), own, plain)
+
+
+def test_folding_statistics_into_the_kernel_changes_nothing(x64):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.standard_normal((4, 6, 6, 3)))
+  folded = resnet.ConvNorm(5, "cpu", stride=2)
+  variables = jax.tree.map(
+      lambda leaf: jnp.asarray(rng.uniform(0.5, 2, leaf.shape)),
+      jax.eval_shape(lambda: folded.init(jax.random.key(0), x, train=False)))
+
+  def separate(params, x):
+    y = convolve(x, params["kernel"], stride=2, platform="tpu")
+    norm = {"params": params["norm"], "batch_stats": variables["batch_stats"]["norm"]}
+    return BatchNorm(5).apply(norm, y, train=False)
+
+  def together(params, x):
+    return folded.apply({**variables, "params": params}, x, train=False)
+
+  def gradients(function):
+    loss = lambda params, x: jnp.sum(jnp.sin(function(params, x)))
+    return jax.value_and_grad(loss, (0, 1))(variables["params"], x)
+
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-11),
+      gradients(together), gradients(separate))
+
+
+def test_padding_does_not_reach_valid_rows(x64):
+  model = models.build_model("resnet8", num_classes=3, width=4, platform="cpu")
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 8, 8, 1)))
+  variables = jax.jit(model.init)(jax.random.key(0), x)
+  run = jax.jit(lambda x, mask: model.apply(
+      variables, x, train=True, mask=mask, mutable=["batch_stats"]))
+  whole, expected = run(x[:4], None)
+  padded, updated = run(x, jnp.array([1, 1, 1, 1, 0, 0]))
+  np.testing.assert_allclose(padded[:4], whole, rtol=0, atol=1e-12)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), updated, expected)
+
+
+def test_platform_decides_the_convolution():
+  x = jnp.zeros((2, 8, 8, 1))
+  for platform, convolutions in (("cpu", False), ("tpu", True)):
+    model = models.build_model("resnet8", num_classes=3, platform=platform)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    text = jax.jit(model.apply).lower(variables, x).as_text()
+    assert ("stablehlo.convolution" in text) == convolutions
+
+
+def test_computes_in_bfloat16_with_float32_parameters():
+  model = models.build_model("resnet8", num_classes=3, platform="cpu", dtype=jnp.bfloat16)
+  x = jnp.ones((2, 8, 8, 1))
+  variables = jax.jit(model.init)(jax.random.key(0), x)
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+  assert jax.eval_shape(model.apply, variables, x).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("depth", [2, 19, 21])
+def test_impossible_depth(depth):
+  with pytest.raises(UserError, match=f"depth={depth}.*6n"):
+    resnet.ResNet(num_classes=3, platform="cpu", depth=depth)

@@ -1,0 +1,97 @@
+"""Weight files: exact round trips, and one clear line for every way in which a file can be wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from hamu_jax import models
+from hamu_jax.errors import UserError
+
+SCALE = "resnet.encoder.stages.1.layers.0.shortcut.normalization.weight"
+KERNEL = "resnet.encoder.stages.2.layers.0.layer.1.convolution.weight"
+
+
+def make_variables(name="resnet8"):
+  options = {"width": 4} if name == "resnet8" else {"hidden": (5, 3)}
+  model = models.build_model(name, num_classes=3, platform="cpu", **options)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda leaf: jnp.asarray(rng.random(leaf.shape, np.float32)), shapes)
+
+
+@pytest.fixture
+def file(tmp_path):
+  models.save_weights(tmp_path / "weights.safetensors", make_variables())
+  return tmp_path / "weights.safetensors"
+
+
+def tamper(file, change):
+  tensors = safetensors.numpy.load_file(file)
+  change(tensors)
+  safetensors.numpy.save_file(tensors, file)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mlp"])
+def test_round_trip(tmp_path, name):
+  variables = make_variables(name)
+  models.save_weights(tmp_path / "one.safetensors", variables)
+  loaded = models.load_weights(tmp_path / "one.safetensors", jax.eval_shape(lambda: variables))
+  jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+  models.save_weights(tmp_path / "two.safetensors", loaded)
+  one, two = (tmp_path / f"{number}.safetensors" for number in ("one", "two"))
+  assert one.read_bytes() == two.read_bytes()
+
+
+def test_layout_is_pytorchs(file):
+  tensors, variables = safetensors.numpy.load_file(file), make_variables()
+  block = variables["params"]["stage2_block0"]
+  kernel = np.asarray(block["conv1"]["kernel"])
+  assert tensors[KERNEL].shape == (16, 16, 3, 3)
+  assert tensors[KERNEL][5, 7, 0, 2] == kernel[0, 2, 7, 5]
+  classifier = np.asarray(variables["params"]["classifier"]["kernel"])
+  np.testing.assert_array_equal(tensors["classifier.1.weight"], classifier.T)
+  assert tensors["resnet.embedder.norm.num_batches_tracked"].dtype == np.int64
+
+
+def test_folder_and_dtype(file, x64):
+  file.rename(file.parent / "model.safetensors")
+  template = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), jax.eval_shape(make_variables))
+  loaded = models.load_weights(file.parent, template)
+  assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype(jnp.float64)}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda tensors: tensors.pop(SCALE), rf"{SCALE}' is missing"),
+        (lambda tensors: tensors.update({"extra.weight": np.zeros(3)}), r"extra\.weight' is unknown"),
+        (lambda tensors: tensors.update({SCALE: np.zeros(9)}), rf"{SCALE}' has shape \(9,\).*\(8,\)"),
+        (
+            lambda tensors: tensors.update({KERNEL: tensors[KERNEL].transpose(2, 3, 1, 0).copy()}),
+            rf"{KERNEL}' has shape \(3, 3, 16, 16\).*\(16, 16, 3, 3\)",
+        ),
+    ],
+)
+def test_wrong_tensors(file, change, message):
+  tamper(file, change)
+  with pytest.raises(UserError, match=message):
+    models.load_weights(file, make_variables())
+
+
+def test_counters_are_optional(file):
+  tamper(file, lambda tensors: [tensors.pop(k) for k in list(tensors) if "num_batches" in k])
+  jax.tree.map(
+      np.testing.assert_array_equal, models.load_weights(file, make_variables()), make_variables())
+
+
+def test_unreadable_files(tmp_path, file):
+  with pytest.raises(UserError, match="no such file"):
+    models.load_weights(tmp_path / "nothing.safetensors", make_variables())
+  with pytest.raises(UserError, match=r"no such file.*model\.safetensors"):
+    models.load_weights(tmp_path, make_variables())
+  file.write_bytes(file.read_bytes()[:1000])
+  with pytest.raises(UserError, match="not a safetensors file"):
+    models.load_weights(file, make_variables())
