@@ -85,8 +85,12 @@ class _Position:
   last_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def arrays(self) -> Tree:
-    """The array part of a checkpoint."""
-    return serialization.to_state_dict({"state": self.state, "best": self.best})
+    """The array part of a checkpoint.
+
+    A stop is left out: whoever resumes runs the rejected step again, and hears what it has to say.
+    """
+    state = self.state.replace(stop=jnp.zeros_like(self.state.stop))
+    return serialization.to_state_dict({"state": state, "best": self.best})
 
   def meta(self) -> dict[str, Any]:
     """The JSON part of a checkpoint."""
@@ -180,9 +184,6 @@ class Loop:
     self.rundir.truncate(stage.name, resumed, evaluated=position.evaluated)
 
     def save():
-      # A stop is not saved but reached again, and with it what it has to say.
-      if int(position.state.stop) != Stop.NONE:
-        return
       position.seconds = time.monotonic() - started
       checkpoints.save(int(position.state.step), position.arrays(), position.meta())
 

@@ -27,17 +27,20 @@ def test_two_processes_train_and_unlearn_as_one(small, launch, tmp_path):
   single = launch(small("single", *pmap), devices=4)
   assert single.wait(300) == 0, single.stdout.read()
 
-  address = f"localhost:{free_port()}"
-  processes = [
-      launch(
-          small(
-              "several", *pmap, f"--config.distributed.coordinator={address}",
-              "--config.distributed.num_processes=2", f"--config.distributed.process_id={index}",
-          ),
-          devices=2,
-      )
-      for index in range(2)
-  ]
+  def several():
+    address = f"localhost:{free_port()}"
+    return [
+        launch(
+            small(
+                "several", *pmap, f"--config.distributed.coordinator={address}",
+                "--config.distributed.num_processes=2", f"--config.distributed.process_id={index}",
+            ),
+            devices=2,
+        )
+        for index in range(2)
+    ]
+
+  processes = several()
   outputs = [process.communicate(timeout=300)[0] for process in processes]
   assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
   # One writer: one table, one log.
@@ -50,6 +53,10 @@ def test_two_processes_train_and_unlearn_as_one(small, launch, tmp_path):
   expected = load_file(one / "unlearned.safetensors")
   for name, tensor in load_file(both / "unlearned.safetensors").items():
     np.testing.assert_allclose(tensor, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+  # Run again, both take the finished stages from the cache.
+  again = several()
+  outputs = [process.communicate(timeout=300)[0] for process in again]
+  assert [process.returncode for process in again] == [0, 0], "\n".join(outputs)
   summary = json.loads((both / "summary.json").read_text())
   assert summary["provenance"]["processes"] == 2
   assert summary["provenance"]["devices"] == 4

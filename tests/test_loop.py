@@ -5,12 +5,14 @@ import contextlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from hamu_jax import config as config_lib
 from hamu_jax import data, loop, methods, pairing, preemption, rundir
 from hamu_jax import step as step_lib
 from hamu_jax.paired import Paired
+from hamu_jax.train_state import create_state
 from hamu_jax.transforms.stop import Stop
 
 
@@ -113,3 +115,10 @@ def test_placing_on_a_mesh_replicates():
   placed = loop.place({"w": np.arange(3.0)}, mesh)
   assert placed["w"].sharding.is_fully_replicated
   assert len(placed["w"].sharding.device_set) == 4
+
+
+def test_a_stop_is_not_saved_but_reached_again():
+  state = create_state({"params": {"w": jnp.ones(2)}}, (optax.sgd(0.1),), seed=0)
+  stopped = loop._Position(state=state.replace(stop=jnp.int32(Stop.INFEASIBLE)), best={})
+  wanted = loop._Position(state=state, best={}).arrays()
+  jax.tree.map(np.testing.assert_array_equal, stopped.arrays(), wanted)

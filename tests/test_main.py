@@ -239,3 +239,22 @@ def test_a_damaged_cached_stage_is_named(small, tmp_path, capsys):
   error = capsys.readouterr().err
   assert str(stage) in error
   assert "delete" in error
+
+
+@pytest.mark.slow
+def test_the_digits_are_unlearned(launch, tmp_path):
+  """The README's first command, as it is."""
+  process = launch(
+    ["hamu_jax.main", "--config=configs/digits_hamu.py", f"--workdir={tmp_path / 'run'}"]
+  )
+  assert process.wait(1500) == 0, process.stdout.read()
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  accuracy = {
+    name: {split: values["accuracy"] for split, values in result.items() if isinstance(values, dict)}
+    for name, result in summary["results"].items()
+  }
+  before, after = accuracy["original"], accuracy["unlearned"]
+  assert summary["steps"] >= 20
+  assert after["forget"] <= before["forget"] - 0.6
+  assert after["retain"] >= before["retain"] - 0.05
+  assert after["test_retain"] >= before["test_retain"] - 0.05
