@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from hamu_jax import transforms
+from hamu_jax.paired import Paired
 
 Coefficient = float | str
 Settings = Mapping[str, Any]
@@ -30,6 +31,22 @@ class SubStep(NamedTuple):
   retain: Mapping[str, Coefficient] | None
   forget: Mapping[str, Coefficient] | None
   transform: Callable[..., optax.GradientTransformationExtraArgs]
+
+  @property
+  def terms(self) -> Paired:
+    """The names of each role's terms, sorted, or None for a role that is not used."""
+    return Paired(*(None if role is None else tuple(sorted(role)) for role in (self.retain, self.forget)))
+
+  def coefficients(self, settings: Settings) -> Paired:
+    """{term: scalar array} of each role, named ones looked up in `settings`; None as in `terms`."""
+
+    def values(role):
+      return role and {
+          name: jnp.asarray(settings[value] if isinstance(value, str) else value)
+          for name, value in role.items()
+      }
+
+    return Paired(values(self.retain), values(self.forget))
 
 
 class Method(NamedTuple):
@@ -109,16 +126,6 @@ METHODS: dict[str, Method] = {
 
 # Training from scratch is the same step with one role: whatever rows the stage retains.
 TRAINING = METHODS["ft"]
-
-
-def coefficients(terms: Mapping[str, Coefficient] | None, settings: Settings):
-  """Looks up named coefficients: {term: scalar array}, or None for a role that is not used."""
-  if terms is None:
-    return None
-  return {
-      name: jnp.asarray(settings[value] if isinstance(value, str) else value)
-      for name, value in terms.items()
-  }
 
 
 def needs_reference(method: Method, terms: Mapping[str, Any]) -> bool:

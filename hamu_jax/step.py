@@ -96,23 +96,6 @@ def make_step(
     schedule: step count -> multiple of the peak learning rate.
   """
 
-  def role_function(terms):
-    return objectives.role_gradient(
-        forward, fetch, terms, train=train, microbatch=options.get("microbatch", 0)
-    )
-
-  gradient_functions = [
-      pairing_lib.make_gradients(
-          pairing,
-          role_function,
-          Paired(*(
-              None if role is None else tuple(sorted(role))
-              for role in (substep.retain, substep.forget)
-          )),
-      )
-      for substep in method.substeps
-  ]
-
   def learning_rate_of(settings):
     return lambda count: settings["learning_rate"] * schedule(count)
 
@@ -126,66 +109,33 @@ def make_step(
         for substep in method.substeps
     )
 
-  def loss_stop(losses, settings):
-    stop = jnp.asarray(Stop.NONE, jnp.int32)
-    if options.get("stop_on_loss"):
-      if "forget" in losses:
-        crossed = losses["forget"] < settings["min_forget_loss"]
-        stop = jnp.where(crossed, Stop.FORGET_LOSS, stop)
-      if "retain" in losses:
-        crossed = losses["retain"] > settings["max_retain_loss"]
-        stop = jnp.where(crossed, Stop.RETAIN_LOSS, stop)
-    return stop
-
-  def substep_update(index, state, reference, data, rows, key, settings):
-    """-> updated state, metrics, stop code."""
-    substep = method.substeps[index]
-    coefficients = Paired(
-        methods.coefficients(substep.retain, settings),
-        methods.coefficients(substep.forget, settings),
+  def role_function(terms):
+    return objectives.role_gradient(
+        forward, fetch, terms, train=train, microbatch=options.get("microbatch", 0)
     )
-    means = gradient_functions[index](state.variables, reference, data, rows, coefficients, key)
-    metrics, clipped, losses = {}, {}, {}
-    batch_stats = state.batch_stats
-    for role, mean in zip(Paired._fields, means, strict=True):
-      if mean is None:
-        continue
-      norm = optax.tree.norm(mean.gradient)
-      clipped[role] = clip(mean.gradient, norm, settings["clip_norm"])
-      losses[role] = mean.values["ce"]
-      values = {"loss" if name == "ce" else name: value for name, value in mean.values.items()}
-      metrics |= {f"{role}_{name}": value for name, value in values.items()}
-      metrics[f"{role}_grad_norm"] = norm
-      if train:
-        batch_stats = mean.batch_stats
 
+  gradient_functions = [
+      pairing_lib.make_gradients(pairing, role_function, substep.terms) for substep in method.substeps
+  ]
+
+  def apply_substep(index, state, reference, data, rows, key, settings):
+    """-> updated state, metrics, stop code."""
+    coefficients = method.substeps[index].coefficients(settings)
+    means = gradient_functions[index](state.variables, reference, data, rows, coefficients, key)
+    clipped, metrics = _clipped_gradients(means, settings["clip_norm"])
     optimizer = optimizers_of(settings)[index]
     updates, opt_state = optimizer.update(
-        clipped.get("retain"),
-        state.opt_state[index],
-        state.params,
-        forget_grads=clipped.get("forget"),
+        clipped.retain, state.opt_state[index], state.params, forget_grads=clipped.forget
     )
     metrics["update_norm"] = optax.tree.norm(updates)
-    transform_state = opt_state[0]
-    if hasattr(transform_state, "diagnostics"):
-      metrics |= transform_state.diagnostics._asdict()
-
-    finite = jnp.all(jnp.isfinite(jnp.stack(
-        [metrics[name] for name in metrics if name.endswith(("_norm", "_loss"))
-         and metrics[name].ndim == 0]
-    )))
-    stop = loss_stop(losses, settings)
-    if hasattr(transform_state, "stop"):
-      stop = jnp.where(transform_state.stop == Stop.NONE, stop, transform_state.stop)
-    stop = jnp.where(finite, stop, Stop.NONFINITE)
-    new_opt_state = tuple(
-        opt_state if other == index else old for other, old in enumerate(state.opt_state)
-    )
+    stop = _stop_code(opt_state[0], metrics, options, settings)
+    if hasattr(opt_state[0], "diagnostics"):
+      metrics |= opt_state[0].diagnostics._asdict()
+    (trained,) = [mean for mean in means if mean is not None] if train else (None,)
     state = state.replace(
         params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
-        opt_state=new_opt_state,
+        batch_stats=trained.batch_stats if train else state.batch_stats,
+        opt_state=(*state.opt_state[:index], opt_state, *state.opt_state[index + 1 :]),
     )
     return state, metrics, stop
 
@@ -194,22 +144,51 @@ def make_step(
     proposed, metrics = state, {}
     stop = jnp.asarray(Stop.NONE, jnp.int32)
     for index in range(len(method.substeps)):
-      proposed, substep_metrics, substep_stop = substep_update(
+      proposed, substep_metrics, substep_stop = apply_substep(
           index, proposed, reference, data, rows, key, settings
       )
       metrics |= substep_metrics
       stop = jnp.where(stop == Stop.NONE, substep_stop, stop).astype(jnp.int32)
     accepted = stop == Stop.NONE
+    metrics["learning_rate"] = jnp.asarray(learning_rate_of(settings)(state.step))
+    metrics["stop"] = stop
     proposed = proposed.replace(step=state.step + 1)
     # A zero gradient alone would still move AdamW, so a rejected step returns the whole old state.
     state = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), proposed, state)
-    metrics |= {
-        "learning_rate": jnp.asarray(learning_rate_of(settings)(state.step - accepted)),
-        "stop": stop,
-    }
     return state.replace(stop=stop), metrics
 
   return StepProgram(step, optimizers_of)
+
+
+def _clipped_gradients(means: Paired, max_norm):
+  """-> Paired clipped gradients, {name: scalar} of what is logged of each role."""
+  metrics = {}
+
+  def one(role, mean):
+    if mean is None:
+      return None
+    norm = optax.tree.norm(mean.gradient)
+    for name, value in mean.values.items():
+      metrics[f"{role}_{'loss' if name == 'ce' else name}"] = value
+    metrics[f"{role}_grad_norm"] = norm
+    return clip(mean.gradient, norm, max_norm)
+
+  return Paired(*(one(role, mean) for role, mean in means._asdict().items())), metrics
+
+
+def _stop_code(transform_state, metrics, options, settings):
+  """The `Stop` code of an update: what is not finite first, then the transform's, then a loss's."""
+  stop = jnp.asarray(Stop.NONE, jnp.int32)
+  if options.get("stop_on_loss"):
+    if "forget_loss" in metrics:
+      stop = jnp.where(metrics["forget_loss"] < settings["min_forget_loss"], Stop.FORGET_LOSS, stop)
+    if "retain_loss" in metrics:
+      stop = jnp.where(metrics["retain_loss"] > settings["max_retain_loss"], Stop.RETAIN_LOSS, stop)
+  if hasattr(transform_state, "stop"):
+    stop = jnp.where(transform_state.stop == Stop.NONE, stop, transform_state.stop)
+  # A gradient that is not finite has a norm that is not.
+  finite = jnp.all(jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))))
+  return jnp.where(finite, stop, Stop.NONFINITE)
 
 
 def make_chunk(step):

@@ -26,9 +26,9 @@ SETTINGS = step_lib.settings_of(config_lib.default_config().method)
 )
 def test_objectives_of_a_method(name, retain, forget):
   (substep,) = methods.METHODS[name].substeps
-  for terms, wanted in ((substep.retain, retain), (substep.forget, forget)):
-    got = methods.coefficients(terms, SETTINGS)
-    assert got == (None if wanted is None else {key: jnp.float32(v) for key, v in wanted.items()})
+  wanted = [role and {key: jnp.float32(value) for key, value in role.items()} for role in (retain, forget)]
+  assert list(substep.coefficients(SETTINGS)) == wanted
+  assert list(substep.terms) == [role and tuple(sorted(role)) for role in (retain, forget)]
 
 
 def test_the_table_holds_the_nine_methods():
