@@ -6,6 +6,7 @@ Shapes: B examples, C classes.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -87,7 +88,9 @@ def role_gradient(forward, fetch, terms: tuple[str, ...], *, train: bool, microb
   needs_reference = any(TERMS[name].needs_reference for name in terms)
 
   def whole(variables, reference, data, rows_B, coefficients, key):
+    chex.assert_rank(rows_B, 1)
     batch = fetch(data, rows_B, key)
+    chex.assert_shape([batch["label"], batch["mask"]], rows_B.shape)
     reference_logits_BxC = None
     if needs_reference:
       reference_logits_BxC, _ = forward(reference, batch, key, False)
@@ -95,6 +98,7 @@ def role_gradient(forward, fetch, terms: tuple[str, ...], *, train: bool, microb
 
     def objective(params):
       logits_BxC, batch_stats = forward({**variables, "params": params}, batch, key, train)
+      chex.assert_shape(logits_BxC, (rows_B.shape[0], None))
       mask_B = batch["mask"].astype(logits_BxC.dtype)
       total = jnp.zeros([], logits_BxC.dtype)
       values = {}
