@@ -38,7 +38,7 @@ class BatchNorm(nn.Module):
     self.var = self.variable("batch_stats", "var", jnp.ones, shape)
 
   def frozen(self) -> tuple[jax.Array, jax.Array]:
-    """(factor, shift), both [C]: evaluation mode is `x factor + shift`, which folds into a layer."""
+    """(factor, shift), both [C]: evaluation mode is `x factor + shift`, foldable into a layer."""
     factor = self.scale * lax.rsqrt(self.var.value + self.epsilon)
     return factor, self.bias - self.mean.value * factor
 

@@ -80,7 +80,7 @@ _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 @functools.cache
 def _one_by_one(function, stride):
-  """`function` with its stride, looped over by `vmap`: batched, its patches would leave the cache."""
+  """`function` with its stride, a loop under `vmap`: batched, its patches would leave the cache."""
   return jax.custom_batching.sequential_vmap(jax.jit(functools.partial(function, stride)))
 
 

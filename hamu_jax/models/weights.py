@@ -1,9 +1,9 @@
 """Weights in and out, as safetensors files in PyTorch's names and layouts.
 
 A model module gives `TORCH_NAMES`: pairs of a pattern that matches the path of a linen submodule
-and the name of the PyTorch module that holds the same tensors. The rest is common to all: `kernel` and
-`scale` are called `weight`, the running averages `running_mean` and `running_var`, and kernels are
-transposed, [H, W, I, O] <-> [O, I, H, W] and [I, O] <-> [O, I].
+and the name of the PyTorch module that holds the same tensors. The rest is common to all: `kernel`
+and `scale` are called `weight`, the running averages `running_mean` and `running_var`, and kernels
+are transposed, [H, W, I, O] <-> [O, I, H, W] and [I, O] <-> [O, I].
 """
 
 import hashlib

@@ -19,6 +19,7 @@ def problem(shape, size, features, dtype=np.float64, seed=0):
   return x, jnp.asarray(rng.standard_normal((size, size, shape[-1], features)), dtype)
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def outputs_and_gradients(x, kernel, stride, platform):
   y, pullback = jax.vjp(functools.partial(convolve, stride=stride, platform=platform), x, kernel)
   dy = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
@@ -46,9 +47,8 @@ def test_definition(x64, platform, stride):
   np.testing.assert_allclose(y, by_definition(x, kernel, stride), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("size", [1, 3, 5])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("height, width", [(8, 8), (7, 9), (5, 4), (1, 1)])
+@pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2), (5, 3)])
+@pytest.mark.parametrize("height, width", [(8, 8), (7, 10), (1, 1)])
 @pytest.mark.parametrize("channels, features", [(1, 8), (4, 3)])
 def test_both_forms_agree(x64, size, stride, height, width, channels, features):
   x, kernel = problem((3, height, width, channels), size, features)
@@ -64,6 +64,7 @@ def test_chunks_do_not_change_the_result(x64, monkeypatch, stride):
   expected = outputs_and_gradients(x, kernel, stride, "tpu")
   # Two examples to a chunk at most, so that the last one is padded.
   monkeypatch.setattr(convolution, "_CHUNK_ELEMENTS", 2 * 6 * 6 * 36)
+  jax.clear_caches()
   for value, wanted in zip(outputs_and_gradients(x, kernel, stride, "cpu"), expected, strict=True):
     np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-12)
 
@@ -80,7 +81,7 @@ def test_float32():
 def test_vmap(x64, shared):
   x, kernel = problem((2, 3, 6, 6, 3), 3, 4)
   kernels = jnp.stack([kernel, kernel + 1])
-  run = functools.partial(outputs_and_gradients, stride=2, platform="cpu")
+  run = lambda x, kernel: outputs_and_gradients(x, kernel, 2, "cpu")
   mapped = jax.jit(jax.vmap(run, (0, None if shared else 0)))(x, kernel if shared else kernels)
   for role in range(2):
     expected = outputs_and_gradients(x[role], kernels[0 if shared else role], 2, "tpu")

@@ -135,13 +135,13 @@ def test_platforms_agree_on_any_shape(x64, train):
     model = models.build_model("resnet8", num_classes=5, width=4, platform=platform)
     variables = jax.jit(model.init)(jax.random.key(1), x)
 
-    def loss(params):
+    def loss(params, stats, x):
       logits, _ = model.apply(
-          {**variables, "params": params}, x, train=train, mutable=["batch_stats"])
+          {"params": params, "batch_stats": stats}, x, train=train, mutable=["batch_stats"])
       assert logits.shape == (2, 5)
       return jnp.sum(jnp.sin(logits))
 
-    return jax.jit(jax.grad(loss))(variables["params"])
+    return jax.jit(jax.grad(loss))(variables["params"], variables["batch_stats"], x)
 
   own, plain = gradients("cpu"), gradients("tpu")
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-9), own, plain)
@@ -176,10 +176,10 @@ def test_padding_does_not_reach_valid_rows(x64):
   model = models.build_model("resnet8", num_classes=3, width=4, platform="cpu")
   x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 8, 8, 1)))
   variables = jax.jit(model.init)(jax.random.key(0), x)
-  run = jax.jit(lambda x, mask: model.apply(
+  run = jax.jit(lambda variables, x, mask: model.apply(
       variables, x, train=True, mask=mask, mutable=["batch_stats"]))
-  whole, expected = run(x[:4], None)
-  padded, updated = run(x, jnp.array([1, 1, 1, 1, 0, 0]))
+  whole, expected = run(variables, x[:4], None)
+  padded, updated = run(variables, x, jnp.array([1, 1, 1, 1, 0, 0]))
   np.testing.assert_allclose(padded[:4], whole, rtol=0, atol=1e-12)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), updated, expected)
 
@@ -196,7 +196,7 @@ def test_platform_decides_the_convolution():
 def test_computes_in_bfloat16_with_float32_parameters():
   model = models.build_model("resnet8", num_classes=3, platform="cpu", dtype=jnp.bfloat16)
   x = jnp.ones((2, 8, 8, 1))
-  variables = jax.jit(model.init)(jax.random.key(0), x)
+  variables = jax.eval_shape(model.init, jax.random.key(0), x)
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
   assert jax.eval_shape(model.apply, variables, x).dtype == jnp.bfloat16
 
