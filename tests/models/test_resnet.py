@@ -95,14 +95,15 @@ def check_against_reference(reference, path, tmp_path, platform, dtype, toleranc
       np.testing.assert_allclose(digest(tensor), whole, rtol=0, atol=tolerance * (1 + whole[0]))
 
 
-@pytest.mark.parametrize(
-    "platform", ["cpu", pytest.param("tpu", marks=pytest.mark.slow)])
-def test_reference_in_float32(reference, weights, tmp_path, platform):
-  check_against_reference(reference, weights, tmp_path, platform, np.float32, 1e-4)
+def test_reference_in_float32(reference, weights, tmp_path):
+  check_against_reference(reference, weights, tmp_path, "cpu", np.float32, 1e-4)
 
 
-def test_reference_in_float64(x64, reference, weights, tmp_path):
-  check_against_reference(reference, weights, tmp_path, "cpu", np.float64, 1e-10)
+# The form of other platforms is held to the reference in float64 alone: in float32 its rounding on a CPU
+# takes one activation across the kink of a ReLU, and with it 3e-3 of a gradient.
+@pytest.mark.parametrize("platform", ["cpu", pytest.param("tpu", marks=pytest.mark.slow)])
+def test_reference_in_float64(x64, reference, weights, tmp_path, platform):
+  check_against_reference(reference, weights, tmp_path, platform, np.float64, 1e-10)
 
 
 def test_reference_in_training(x64, reference, weights, tmp_path):
