@@ -9,6 +9,7 @@ in the order of `names`.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import safetensors.numpy
 
@@ -17,6 +18,8 @@ from hamu_jax.errors import UserError
 from hamu_jax.models import resnet
 from hamu_jax.models.batch_norm import BatchNorm
 from hamu_jax.models.convolution import convolve
+from hamu_jax.step import clip
+from hamu_jax.transforms import hamu
 
 ROLES = ("retain", "forget")
 
@@ -104,6 +107,30 @@ def test_reference_in_float32(reference, weights, tmp_path):
 @pytest.mark.parametrize("platform", ["cpu", pytest.param("tpu", marks=pytest.mark.slow)])
 def test_reference_in_float64(x64, reference, weights, tmp_path, platform):
   check_against_reference(reference, weights, tmp_path, platform, np.float64, 1e-10)
+
+
+def test_hamu_step_from_the_reference_weights(reference, weights, tmp_path):
+  """hamu-q with learning rate 0.01, constraint 0.005, each role's gradient clipped to 1."""
+  model = models.build_model("resnet20", num_classes=10, platform="cpu")
+  variables = load(model, weights, np.float32)
+  params = variables["params"]
+
+  @jax.jit
+  def gradient(x, labels):
+    def loss(params):
+      return cross_entropy(model.apply({**variables, "params": params}, x), labels)
+
+    raw = jax.grad(loss)(params)
+    return clip(raw, optax.tree.norm(raw), 1.0)
+
+  retain, forget = (gradient(*batch(reference, role, np.float32)) for role in ROLES)
+  optimizer = optax.chain(hamu(0.01, 0.005), optax.sgd(0.01))
+  delta, _ = optimizer.update(retain, optimizer.init(params), params, forget_grads=forget)
+  tensors = in_torch_layout({"params": delta}, tmp_path)
+  largest = max(np.abs(reference[f"hamu_delta/{name}"]).max() for name in reference["names"])
+  for name in reference["names"]:
+    np.testing.assert_allclose(
+        subset(tensors[name]), reference[f"hamu_delta/{name}"], rtol=0, atol=1e-4 * largest)
 
 
 def test_reference_in_training(x64, reference, weights, tmp_path):
