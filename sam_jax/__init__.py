@@ -1,0 +1,13 @@
+"""Sharpness-aware training and unlearning: knows pytrees and functions, no dataset, model or config."""
+
+from sam_jax.saliency import apply_mask, complement, saliency_mask
+from sam_jax.sharpness import perturbation, sam, sharpness_aware
+
+__all__ = [
+    "apply_mask",
+    "complement",
+    "perturbation",
+    "saliency_mask",
+    "sam",
+    "sharpness_aware",
+]
