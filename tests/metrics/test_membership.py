@@ -1,4 +1,4 @@
-"""The loss AUC against brute force, scikit-learn and the reference's golden numbers."""
+"""Membership inference against brute force, scikit-learn and the references' golden numbers."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from hamu_jax.errors import UserError
-from hamu_jax.metrics.membership import loss_auc
+from hamu_jax.metrics import membership
+from hamu_jax.metrics.membership import loss_auc, svc_mia
 
 # Few distinct values, so that ties within and across the sets are common.
 losses = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 3.0, np.inf]), min_size=1, max_size=12)
@@ -60,3 +61,125 @@ def test_nan_has_no_rank():
 def test_empty_set(negatives, positives, name):
   with pytest.raises(UserError, match=f"the {name} set has no examples"):
     loss_auc(negatives, positives)
+
+
+# Support vector machines
+
+FEATURES = ("correctness", "confidence", "entropy", "modified_entropy", "probability")
+
+
+@pytest.fixture
+def svc(golden):
+  """-> function: what is stored under `svc/NAME`."""
+  with np.load(golden / "sam" / "evaluation.npz", allow_pickle=False) as arrays:
+    yield lambda name: arrays[f"svc/{name}"]
+
+
+def _sets(svc):
+  """Arguments of `svc_mia`: the reference calls retain, test and forget by other names."""
+  return [
+      svc(f"{name}_{kind}")
+      for name in ("shadow_train", "shadow_test", "target_test") for kind in ("prob", "labels")
+  ]
+
+
+@pytest.mark.parametrize("name", ("shadow_train", "shadow_test", "target_train", "target_test"))
+def test_features_are_the_references(svc, name):
+  probs, labels = svc(f"{name}_prob"), svc(f"{name}_labels")
+  for value, stored in (
+      (membership.correctness(probs, labels), "correctness"),
+      (membership.confidence(probs, labels), "confidence"),
+      (membership.entropy(probs), "entropy"),
+      (membership.modified_entropy(probs, labels), "m_entropy_song_mittal"),
+      (membership.modified_entropy(probs, labels, reference=True), "m_entropy_as_coded"),
+  ):
+    np.testing.assert_allclose(value, svc(f"{name}_{stored}"), rtol=1e-12, atol=1e-12)
+
+
+def test_svc_meets_the_reference(svc):
+  expected = dict(zip(FEATURES, svc("forget_efficacy/acc"), strict=True))
+  assert svc_mia(*_sets(svc), reference_entropy=True) == pytest.approx(expected, abs=1e-12)
+  expected["modified_entropy"] = float(svc("forget_efficacy/acc_m_entropy_song_mittal"))
+  assert svc_mia(*_sets(svc)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_balanced_members_are_as_many_as_the_test_rows(svc):
+  """All of 120 retain rows and a balanced 100 of them give different machines."""
+  sets = _sets(svc)
+  rows = np.random.default_rng(3).permutation(120)[:100]
+  chosen = svc_mia(sets[0][rows], sets[1][rows], *sets[2:])
+  assert svc_mia(*sets, balance_seed=3) == chosen != svc_mia(*sets)
+
+
+def test_fewer_members_than_test_rows_are_all_taken(svc):
+  sets = _sets(svc)
+  few = [sets[0][:60], sets[1][:60], *sets[2:]]
+  assert svc_mia(*few, balance_seed=0) == pytest.approx(svc_mia(*few), abs=1e-12)
+
+
+def _confident(size, seed, right):
+  """Nearly certain predictions, of the label or of the class after it."""
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(0, 3, size)
+  certain = rng.uniform(0.95, 1, size)
+  probs = np.repeat((1 - certain)[:, None] / 2, 3, axis=1)
+  probs[np.arange(size), labels if right else (labels + 1) % 3] = certain
+  return probs, labels
+
+
+def test_forget_rows_that_look_like_one_side_are_taken_for_it():
+  members, others = _confident(40, 0, True), _confident(30, 1, False)
+  for forget, expected in ((_confident(20, 2, True), 0), (_confident(20, 3, False), 1)):
+    values = svc_mia(*members, *others, *forget)
+    for feature in ("correctness", "confidence", "modified_entropy"):
+      assert values[feature] == expected, feature
+
+
+def test_modified_entropy_of_certain_predictions():
+  """0 where they are right; -2 log(1e-30), once for each of the two classes, where wrong."""
+  values = membership.modified_entropy(np.eye(3)[[0, 1]], np.array([0, 2]))
+  np.testing.assert_allclose(values, [0, 2 * 30 * np.log(10)], rtol=1e-12)
+
+
+def test_modified_entropy_of_a_row_ignores_other_rows_unlike_the_references(svc):
+  probs, labels = svc("target_test_prob"), svc("target_test_labels")
+  alone = np.concatenate([
+      membership.modified_entropy(probs[i : i + 1], labels[i : i + 1]) for i in range(len(labels))])
+  np.testing.assert_array_equal(alone, membership.modified_entropy(probs, labels))
+  reference = membership.modified_entropy(probs, labels, reference=True)
+  first = membership.modified_entropy(probs[:1], labels[:1], reference=True)
+  assert abs(first[0] - reference[0]) > 1
+
+
+def test_entropy_counts_nothing_for_impossible_classes():
+  np.testing.assert_allclose(
+      membership.entropy(np.array([[1, 0, 0, 0], [0.5, 0.5, 0, 0]])), [0, np.log(2)])
+
+
+def test_probabilities_that_are_nan_give_nan(svc):
+  sets = _sets(svc)
+  sets[4] = np.full_like(sets[4], np.nan)
+  values = svc_mia(*sets)
+  assert tuple(values) == FEATURES and np.isnan(list(values.values())).all()
+
+
+@pytest.mark.parametrize("change, message", (
+    ({"forget_probs": np.zeros((0, 3)), "forget_labels": np.zeros(0, int)}, "forget set has no"),
+    ({"test_labels": np.array([0, 1])}, r"test .* shape \(3, 3\) and labels \(2,\)"),
+    ({"test_probs": np.ones(3)}, r"test probabilities have shape \(3,\)"),
+    ({"retain_labels": np.array([0, 1, 3])}, r"retain labels .*\[0, 3\]; give integers.* 0 to 2"),
+    ({"retain_labels": np.array([-1, 1, 2])}, r"retain labels are int64 in \[-1, 2\]"),
+    ({"retain_labels": np.array([0.0, 1.0, 2.0])}, "retain labels are float64"),
+    ({"forget_probs": 3 * np.eye(3)}, r"forget probabilities lie in \[0, 3\].*softmax"),
+    ({"forget_probs": np.full((3, 2), 0.5), "forget_labels": np.array([0, 1, 1])},
+     "retain 3, test 3, forget 2"),
+))
+def test_sets_that_do_not_fit(change, message):
+  sets = {
+      f"{name}_{kind}": value
+      for name in ("retain", "test", "forget")
+      for kind, value in (("probs", np.eye(3)), ("labels", np.arange(3)))
+  }
+  with pytest.raises(UserError, match=message) as error:
+    svc_mia(**sets | change)
+  assert "\n" not in str(error.value)
