@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from hamu_jax.errors import UserError
-from hamu_jax.models import convolution, mlp, resnet, weights
+from hamu_jax.models import convolution, mlp, resnet, vgg, vit, weights
 
 
 class Architecture(NamedTuple):
@@ -24,8 +24,21 @@ MODELS = {
     f"resnet{depth}": Architecture(resnet.ResNet, {"depth": depth}, resnet.TORCH_NAMES)
     for depth in (8, 14, 20, 32, 44, 56, 110)
 }
+MODELS |= {
+    f"resnet{depth}{suffix}": Architecture(
+        resnet.TorchvisionResNet, {"depth": depth, "imagenet_stem": bool(suffix)},
+        resnet.TORCHVISION_NAMES)
+    for depth in (18, 34, 50)
+    for suffix in ("", "_imagenet")
+}
+MODELS |= {
+    "vgg16_bn": Architecture(vgg.VGG, {"hidden": ()}, vgg.TORCH_NAMES),
+    "vgg16_bn_imagenet": Architecture(vgg.VGG, {"hidden": (4096, 4096)}, vgg.TORCH_NAMES),
+    "vit_s": Architecture(vit.ViT, {"patch": 4}, vit.TORCH_NAMES),
+    "vit_s_imagenet": Architecture(vit.ViT, {"patch": 16}, vit.TORCH_NAMES),
+    "mlp": Architecture(mlp.MLP, {}, mlp.TORCH_NAMES),
+}
 _ACCELERATOR_MICROBATCH = 1024
-MODELS["mlp"] = Architecture(mlp.MLP, {}, mlp.TORCH_NAMES)
 
 
 def build_model(

@@ -37,4 +37,5 @@ class MLP(nn.Module):
     x_BxF = x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1)
     for index, width in enumerate(self.hidden):
       x_BxF = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"hidden{index}")(x_BxF))
+    self.sow("intermediates", "features", x_BxF)
     return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x_BxF)

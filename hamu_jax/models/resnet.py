@@ -1,7 +1,8 @@
-"""ResNet-20 and its family for small images.
+"""Residual networks: the ResNet-20 family for small images, and ResNet-18, 34 and 50.
 
-Source: He et al., Deep Residual Learning for Image Recognition (2016), section 4.2, with projection
-shortcuts, as HAMU's reference builds it from Hugging Face's ResNet.
+Source: He et al., Deep Residual Learning for Image Recognition (2016). ResNet-20 is of section 4.2,
+with projection shortcuts, as HAMU's reference builds it from Hugging Face's ResNet; ResNet-18, 34
+and 50 are of section 4.1, as torchvision builds them.
 """
 
 from typing import Any
@@ -11,15 +12,21 @@ import jax
 import jax.numpy as jnp
 
 from hamu_jax.errors import UserError
-from hamu_jax.models.batch_norm import Axes, BatchNorm
-from hamu_jax.models.convolution import convolve
+from hamu_jax.models.batch_norm import Axes
+from hamu_jax.models.conv_norm import ConvNorm
 
-# As Hugging Face's ResNet: `kaiming_normal_(mode="fan_out", nonlinearity="relu")` for kernels, and
-# PyTorch's default of `uniform(-1, 1) / sqrt(fan_in)` for the linear layer.
-_KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# PyTorch's default of `uniform(-1, 1) / sqrt(fan_in)` for a linear layer.
 _LINEAR_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-_STAGES = 3
+_SMALL_STAGES = 3
+# Of the outputs of a bottleneck block to its inner width.
+_EXPANSION = 4
+# By depth: blocks a stage, and whether they are bottlenecks.
+_DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+}
 
 _BLOCK = r"stage(\d+)_block(\d+)/"
 _TORCH_BLOCK = r"resnet.encoder.stages.\1.layers.\2."
@@ -33,68 +40,62 @@ TORCH_NAMES = (
     ("classifier", "classifier.1"),
 )
 
+_LAYER = r"layer(\d+)_block(\d+)/"
+TORCHVISION_NAMES = (
+    ("stem", "conv1"),
+    ("stem/norm", "bn1"),
+    (_LAYER + r"conv(\d)", lambda match: _in_torchvision_block(match, "conv")),
+    (_LAYER + r"conv(\d)/norm", lambda match: _in_torchvision_block(match, "bn")),
+    (_LAYER + "shortcut", r"layer\1.\2.downsample.0"),
+    (_LAYER + "shortcut/norm", r"layer\1.\2.downsample.1"),
+    ("classifier", "fc"),
+)
 
-class ConvNorm(nn.Module):
-  """A convolution without bias, then batch normalisation.
+
+def _in_torchvision_block(match, kind):
+  """torchvision counts the convolutions of a block from 1."""
+  return f"layer{match[1]}.{match[2]}.{kind}{int(match[3]) + 1}"
+
+
+class ResidualBlock(nn.Module):
+  """`relu(residual(x) + shortcut(x))`; the shortcut projects where the shape changes.
+
+  The residual is two 3x3 convolutions with a ReLU between them or, as a bottleneck, a 1x1, a 3x3
+  and a 1x1 to four times the channels. The first 3x3 has the stride: in a bottleneck that is the
+  v1.5 of torchvision; the paper strides the 1x1.
 
   Attributes:
-    features: output channels.
+    features: channels, of a bottleneck those inside.
     platform: as of `convolve`.
-    size: of the kernel, odd.
-    stride: of the convolution.
+    stride: of the block.
+    bottleneck: which residual.
     dtype: of the computation; None takes the inputs' and parameters'.
   """
 
   features: int
   platform: str
-  size: int = 3
   stride: int = 1
-  dtype: Any = None
-
-  @nn.compact
-  def __call__(
-      self,
-      x_BxHxWxC: jax.Array,
-      *,
-      train: bool,
-      mask: jax.Array | None = None,
-      axis_name: Axes = None,
-  ) -> jax.Array:
-    """[B, H, W, C] -> [B, ceil(H/stride), ceil(W/stride), features]; the rest as `BatchNorm`."""
-    shape = (self.size, self.size, x_BxHxWxC.shape[-1], self.features)
-    kernel = self.param("kernel", _KERNEL_INIT, shape)
-    norm = BatchNorm(self.features, name="norm")
-    if train:
-      x, kernel = nn.dtypes.promote_dtype(x_BxHxWxC, kernel, dtype=self.dtype)
-      x = convolve(x, kernel, stride=self.stride, platform=self.platform)
-      return norm(x, train=True, mask=mask, axis_name=axis_name)
-    # Frozen statistics make the two layers one linear map: the scale's gradient follows from the
-    # kernel's without a pass over activations, and those between the two are never kept.
-    factor, shift = (vector.reshape(1, 1, 1, -1) for vector in norm.frozen())
-    x, kernel, shift = nn.dtypes.promote_dtype(
-        x_BxHxWxC, kernel * factor, shift, dtype=self.dtype)
-    return convolve(x, kernel, stride=self.stride, platform=self.platform) + shift
-
-
-class BasicBlock(nn.Module):
-  """`relu(conv(relu(conv(x))) + shortcut(x))`; the shortcut projects where the shape changes."""
-
-  features: int
-  platform: str
-  stride: int = 1
+  bottleneck: bool = False
   dtype: Any = None
 
   @nn.compact
   def __call__(self, x_BxHxWxC: jax.Array, **mode) -> jax.Array:
     """As `ConvNorm`, to which the keyword arguments go."""
 
-    def conv_norm(name, **shape):
-      return ConvNorm(self.features, self.platform, dtype=self.dtype, name=name, **shape)
+    def conv_norm(name, features, size=3, stride=1):
+      return ConvNorm(features, self.platform, size, stride, dtype=self.dtype, name=name)
 
-    y = nn.relu(conv_norm("conv0", stride=self.stride)(x_BxHxWxC, **mode))
-    y = conv_norm("conv1")(y, **mode)
-    if self.stride != 1 or x_BxHxWxC.shape[-1] != self.features:
-      x_BxHxWxC = conv_norm("shortcut", size=1, stride=self.stride)(x_BxHxWxC, **mode)
+    features, outputs = self.features, self.features
+    if self.bottleneck:
+      outputs *= _EXPANSION
+      y = nn.relu(conv_norm("conv0", features, 1)(x_BxHxWxC, **mode))
+      y = nn.relu(conv_norm("conv1", features, stride=self.stride)(y, **mode))
+      y = conv_norm("conv2", outputs, 1)(y, **mode)
+    else:
+      y = nn.relu(conv_norm("conv0", features, stride=self.stride)(x_BxHxWxC, **mode))
+      y = conv_norm("conv1", outputs)(y, **mode)
+    if self.stride != 1 or x_BxHxWxC.shape[-1] != outputs:
+      x_BxHxWxC = conv_norm("shortcut", outputs, 1, self.stride)(x_BxHxWxC, **mode)
     return nn.relu(x_BxHxWxC + y)
 
 
@@ -140,16 +141,75 @@ class ResNet(nn.Module):
     mode = {"train": train, "mask": mask, "axis_name": axis_name}
     x = ConvNorm(self.width, self.platform, dtype=self.dtype, name="stem")(x_BxHxWxC, **mode)
     x = nn.relu(x)
-    for stage in range(_STAGES):
-      for block in range((self.depth - 2) // (2 * _STAGES)):
-        stride = 2 if stage > 0 and block == 0 else 1
-        x = BasicBlock(
-            self.width * 2**stage, self.platform, stride=stride, dtype=self.dtype,
-            name=f"stage{stage}_block{block}",
-        )(x, **mode)
-    x_BxF = jnp.mean(x, (1, 2))
-    bound = x_BxF.shape[-1] ** -0.5
-    return nn.Dense(
-        self.num_classes, dtype=self.dtype, name="classifier", kernel_init=_LINEAR_INIT,
-        bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
-    )(x_BxF)
+    blocks = (self.depth - 2) // (2 * _SMALL_STAGES)
+    for stage in range(_SMALL_STAGES):
+      x = _stage(self, x, stage, blocks, f"stage{stage}", False, mode)
+    return _classify(self, x)
+
+
+class TorchvisionResNet(nn.Module):
+  """torchvision's ResNet-18, 34 and 50: four stages at 1, 2, 4 and 8 times the width.
+
+  With the stem for small images nothing is lost before the second stage; ImageNet's stem leaves a
+  quarter of the height and width.
+
+  Attributes:
+    num_classes: outputs.
+    platform: as of `convolve`.
+    depth: 18 or 34 with basic blocks, 50 with bottlenecks.
+    imagenet_stem: 7x7 with stride 2 and max pooling over 3x3 with stride 2, else 3x3.
+    width: channels of the stem and of the first stage, of bottlenecks those inside.
+    stages: blocks a stage; None takes the depth's.
+    dtype: of the computation; None takes the inputs' and parameters'.
+  """
+
+  num_classes: int
+  platform: str
+  depth: int
+  imagenet_stem: bool
+  width: int = 64
+  stages: tuple[int, ...] | None = None
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(
+      self,
+      x_BxHxWxC: jax.Array,
+      *,
+      train: bool = False,
+      mask: jax.Array | None = None,
+      axis_name: Axes = None,
+  ) -> jax.Array:
+    """As `ResNet`."""
+    mode = {"train": train, "mask": mask, "axis_name": axis_name}
+    stages, bottleneck = _DEPTHS[self.depth]
+    size, stride = (7, 2) if self.imagenet_stem else (3, 1)
+    stem = ConvNorm(self.width, self.platform, size, stride, dtype=self.dtype, name="stem")
+    x = nn.relu(stem(x_BxHxWxC, **mode))
+    if self.imagenet_stem:
+      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    for stage, blocks in enumerate(self.stages or stages):
+      x = _stage(self, x, stage, blocks, f"layer{stage + 1}", bottleneck, mode)
+    return _classify(self, x)
+
+
+def _stage(model, x, stage, blocks, name, bottleneck, mode):
+  """Blocks at 2^stage times the model's width; every stage but the first halves the image."""
+  for block in range(blocks):
+    stride = 2 if stage > 0 and block == 0 else 1
+    x = ResidualBlock(
+        model.width * 2**stage, model.platform, stride, bottleneck, dtype=model.dtype,
+        name=f"{name}_block{block}",
+    )(x, **mode)
+  return x
+
+
+def _classify(model, x_BxHxWxC):
+  """The mean over positions, recorded as the model's features, and the linear classifier."""
+  x_BxF = jnp.mean(x_BxHxWxC, (1, 2))
+  model.sow("intermediates", "features", x_BxF)
+  bound = x_BxF.shape[-1] ** -0.5
+  return nn.Dense(
+      model.num_classes, dtype=model.dtype, name="classifier", kernel_init=_LINEAR_INIT,
+      bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+  )(x_BxF)

@@ -1,15 +1,17 @@
 """Weights in and out, as safetensors files in PyTorch's names and layouts.
 
 A model module gives `TORCH_NAMES`: pairs of a pattern that matches the path of a linen submodule
-and the name of the PyTorch module that holds the same tensors. The rest is common to all: `kernel`
-and `scale` are called `weight`, the running averages `running_mean` and `running_var`, and kernels
-are transposed, [H, W, I, O] <-> [O, I, H, W] and [I, O] <-> [O, I].
+and the name of the PyTorch module that holds the same tensors, as `re.sub` takes them. The path of
+the model itself is empty. The rest is common to all: `kernel` and `scale` are called `weight`, the
+running averages `running_mean` and `running_var`, and kernels are transposed,
+[H, W, I, O] <-> [O, I, H, W] and [I, O] <-> [O, I].
 """
 
 import hashlib
 import os
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +24,7 @@ from flax import traverse_util
 from hamu_jax.errors import UserError
 
 Variables = Any
-Names = tuple[tuple[str, str], ...]
+Names = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 _LEAVES = {
     "kernel": "weight",
@@ -30,9 +32,11 @@ _LEAVES = {
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
+    "cls_token": "cls_token",
+    "pos_embed": "pos_embed",
 }
 # By rank: the axes of a variable in the order of its tensor's.
-_PERMUTATIONS = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+_PERMUTATIONS = {1: (0,), 2: (1, 0), 3: (0, 1, 2), 4: (3, 2, 0, 1)}
 # PyTorch's batch norm counts its batches; nothing here or there depends on it.
 _COUNTER = "num_batches_tracked"
 _FILE = "model.safetensors"
@@ -133,8 +137,9 @@ def _layout(variables, names):
   for path, leaf in traverse_util.flatten_dict(variables).items():
     module = "/".join(path[1:-1])
     pattern, replacement = next(rule for rule in names if re.fullmatch(rule[0], module))
-    name = re.sub(pattern, replacement, module)
-    layout[f"{name}.{_LEAVES[path[-1]]}"] = _Tensor(path, _PERMUTATIONS[len(leaf.shape)])
+    owner, leaf_name = re.sub(pattern, replacement, module), _LEAVES[path[-1]]
+    name = f"{owner}.{leaf_name}" if owner else leaf_name
+    layout[name] = _Tensor(path, _PERMUTATIONS[len(leaf.shape)])
   return layout
 
 

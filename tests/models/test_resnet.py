@@ -17,6 +17,7 @@ from hamu_jax import models
 from hamu_jax.errors import UserError
 from hamu_jax.models import resnet
 from hamu_jax.models.batch_norm import BatchNorm
+from hamu_jax.models.conv_norm import ConvNorm
 from hamu_jax.models.convolution import convolve
 from hamu_jax.step import clip
 from hamu_jax.transforms import hamu
@@ -71,7 +72,9 @@ def digest(tensor):
   return np.linalg.norm(flat), flat @ np.cos(index), flat @ np.sin(1.7 * index)
 
 
-def check_against_reference(reference, path, tmp_path, platform, dtype, tolerance):
+def check_against_reference(
+    reference, path, tmp_path, platform, dtype, tolerance, gradient_tolerance
+):
   model = models.build_model("resnet20", num_classes=10, platform=platform)
   variables = load(model, path, dtype)
 
@@ -94,19 +97,20 @@ def check_against_reference(reference, path, tmp_path, platform, dtype, toleranc
       assert tensor.dtype == dtype
       # What is stored was rounded to float32.
       np.testing.assert_allclose(
-          subset(tensor), reference[f"{role}_grad/{name}"], rtol=1e-6, atol=tolerance)
-      np.testing.assert_allclose(digest(tensor), whole, rtol=0, atol=tolerance * (1 + whole[0]))
+          subset(tensor), reference[f"{role}_grad/{name}"], rtol=1e-6, atol=gradient_tolerance)
+      np.testing.assert_allclose(
+          digest(tensor), whole, rtol=0, atol=gradient_tolerance * (1 + whole[0]))
 
 
 def test_reference_in_float32(reference, weights, tmp_path):
-  check_against_reference(reference, weights, tmp_path, "cpu", np.float32, 1e-4)
+  # Rounding, which differs from processor to processor, takes an activation across the kink of a
+  # ReLU and moves a gradient by 3e-3. Gradients are held to the reference in float64.
+  check_against_reference(reference, weights, tmp_path, "cpu", np.float32, 1e-4, 1e-2)
 
 
-# The form of other platforms is held to the reference in float64 alone: in float32 its rounding on a CPU
-# takes one activation across the kink of a ReLU, and with it 3e-3 of a gradient.
 @pytest.mark.parametrize("platform", ["cpu", pytest.param("tpu", marks=pytest.mark.slow)])
 def test_reference_in_float64(x64, reference, weights, tmp_path, platform):
-  check_against_reference(reference, weights, tmp_path, platform, np.float64, 1e-10)
+  check_against_reference(reference, weights, tmp_path, platform, np.float64, 1e-10, 1e-10)
 
 
 def test_hamu_step_from_the_reference_weights(reference, weights, tmp_path):
@@ -178,7 +182,7 @@ def test_platforms_agree_on_any_shape(x64, train):
 def test_folding_statistics_into_the_kernel_changes_nothing(x64):
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.standard_normal((4, 6, 6, 3)))
-  folded = resnet.ConvNorm(5, "cpu", stride=2)
+  folded = ConvNorm(5, "cpu", stride=2)
   variables = jax.tree.map(
       lambda leaf: jnp.asarray(rng.uniform(0.5, 2, leaf.shape)),
       jax.eval_shape(lambda: folded.init(jax.random.key(0), x, train=False)))
