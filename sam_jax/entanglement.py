@@ -1,0 +1,286 @@
+"""Entanglement: how far the features of what is to be forgotten are mixed with those of the rest.
+
+Four measures of the same question, each larger the harder the sets are to tell apart; features are
+first divided by their Euclidean norm. Given the labels of both sets a measure is class-wise: taken
+within each class that both sets have, and averaged with the sizes of the classes as weights.
+
+Source: Sharpness-Aware Machine Unlearning (arXiv 2506.13715); the variance ratio is Zhao et al.'s
+(arXiv 2406.01257). Where the paper's code differs: it calls sets with equal means not entangled at
+all, 0, and leaves such classes out; a class-wise measure without any class to take is 0 there, not
+an error; and of a point's neighbours it drops the first, which is another point where two coincide.
+
+Axis legend: N examples of a set, D features.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+# What the sharpness paper divides the variance ratio by.
+REFERENCE_NORMALIZER = 1300.0
+_NORM_FLOOR = 1e-12
+# Between unit vectors, or means of them, a distance below this is float64's rounding.
+_ROUNDING = 1e-14
+
+
+def variance_entanglement(
+    retain_features: ArrayLike,
+    forget_features: ArrayLike,
+    *,
+    retain_labels: ArrayLike | None = None,
+    forget_labels: ArrayLike | None = None,
+    normalizer: float | None = None,
+) -> float:
+  r"""Spread within the sets over the distance between their means.
+
+  .. math::
+    \frac{V_R + V_F}{\frac12 (|\mu_R - \mu|^2 + |\mu_F - \mu|^2)}, \qquad
+    V_S = \frac{1}{|S|} \sum_{x \in S} |x - \mu_S|^2
+
+  with :math:`\mu_S` the mean of a set and :math:`\mu` that of all examples of both.
+
+  Args:
+    retain_features: [N_r, D].
+    forget_features: [N_f, D].
+    retain_labels: [N_r] classes, for the class-wise measure; give both or none.
+    forget_labels: [N_f].
+    normalizer: Divides the ratio (class-wise: the mean ratio), which is then cut to [0, 1]; the
+      paper uses 1300. None returns the ratio as it is, at least 0 and without an upper end.
+
+  Returns:
+    The entanglement; 1 for sets, or a class, with a denominator of 0. With a normalizer that is
+    "fully entangled"; the bare ratio grows without bound as the means approach each other, and 1
+    is then but a marker.
+
+  Raises:
+    ValueError: a set is empty or shapes do not fit; class-wise, no class is in both sets.
+  """
+  full = 1.0 if normalizer is None else normalizer
+
+  def ratio(retain_NxD, forget_NxD):
+    mean_D = np.concatenate([retain_NxD, forget_NxD]).mean(axis=0)
+    within = between = 0.0
+    for features_NxD in (retain_NxD, forget_NxD):
+      own_mean_D = features_NxD.mean(axis=0)
+      within += np.square(features_NxD - own_mean_D).sum(axis=1).mean()
+      between += 0.5 * np.square(own_mean_D - mean_D).sum()
+    return within / between if between > _ROUNDING**2 else full
+
+  value = _measure(
+      ratio, 1, retain_features, forget_features, retain_labels, forget_labels)
+  return value if normalizer is None else float(np.clip(value / normalizer, 0, 1))
+
+
+def wasserstein_entanglement(
+    retain_features: ArrayLike,
+    forget_features: ArrayLike,
+    *,
+    retain_labels: ArrayLike | None = None,
+    forget_labels: ArrayLike | None = None,
+    max_samples: int = 1000,
+    seed: int = 0,
+) -> float:
+  r"""One minus the exact optimal transport cost between the sets.
+
+  .. math::
+    1 - \min_{T \ge 0} \sum_{ij} T_{ij} \frac{|r_i - f_j|}{\max_{kl} |r_k - f_l|}, \qquad
+    \sum_j T_{ij} = 1/N_r,\ \sum_i T_{ij} = 1/N_f
+
+  Args:
+    retain_features: [N_r, D].
+    forget_features: [N_f, D].
+    retain_labels: [N_r] classes, for the class-wise measure; give both or none. Classes with fewer
+      than two examples on a side are left out.
+    forget_labels: [N_f].
+    max_samples: A larger set, or class of a set, is represented by so many examples, drawn without
+      replacement.
+    seed: Of that draw.
+
+  Returns:
+    The entanglement in [0, 1]; 1 where all examples lie at one place.
+
+  Raises:
+    ValueError: POT is not installed, a set is empty or shapes do not fit; class-wise, no class has
+      two examples on each side.
+  """
+  try:
+    import ot
+    from scipy.spatial.distance import cdist
+  except ImportError as error:
+    raise ValueError(
+        "the Wasserstein entanglement needs POT, which is not installed; "
+        "pip install 'hamu-jax[analysis]'") from error
+
+  def similarity(retain_NxD, forget_NxD):
+    rng = np.random.default_rng(seed)
+    # Not from the scalar products, as POT would: half the digits of small distances are lost there.
+    cost_RxF = cdist(
+        _at_most(retain_NxD, max_samples, rng), _at_most(forget_NxD, max_samples, rng))
+    largest = cost_RxF.max()
+    if largest <= _ROUNDING:
+      return 1.0
+    # Empty weights are uniform ones.
+    return max(0.0, 1 - ot.emd2([], [], cost_RxF / largest))
+
+  return _measure(
+      similarity, 1 if retain_labels is None else 2,
+      retain_features, forget_features, retain_labels, forget_labels)
+
+
+def silhouette_entanglement(
+    retain_features: ArrayLike,
+    forget_features: ArrayLike,
+    *,
+    retain_labels: ArrayLike | None = None,
+    forget_labels: ArrayLike | None = None,
+) -> float:
+  r"""The mean silhouette of the two sets as clusters, turned round: :math:`(1 - s) / 2`.
+
+  For an example at mean cosine distance a to its own set and b to the other
+  :math:`s = (b - a) / \max(a, b)`.
+
+  Args:
+    retain_features: [N_r, D].
+    forget_features: [N_f, D].
+    retain_labels: [N_r] classes, for the class-wise measure; give both or none. Classes with fewer
+      than two examples on a side are left out.
+    forget_labels: [N_f].
+
+  Returns:
+    The entanglement in [0, 1]; 0.5 where the sets are one.
+
+  Raises:
+    ValueError: a set has fewer than two examples or shapes do not fit; class-wise, no class has two
+      examples on each side.
+  """
+  from sklearn.metrics import silhouette_score
+
+  def turned(retain_NxD, forget_NxD):
+    features_NxD, is_forget = _joined(retain_NxD, forget_NxD)
+    return (1 - silhouette_score(features_NxD, is_forget, metric="cosine")) / 2
+
+  return _measure(turned, 2, retain_features, forget_features, retain_labels, forget_labels)
+
+
+def knn_entanglement(
+    retain_features: ArrayLike,
+    forget_features: ArrayLike,
+    *,
+    retain_labels: ArrayLike | None = None,
+    forget_labels: ArrayLike | None = None,
+    k: int = 10,
+) -> float:
+  """Share of examples whose k nearest neighbours, by majority, are of the other set.
+
+  Distances are cosine; a tie counts as a majority of retain.
+
+  Args:
+    retain_features: [N_r, D].
+    forget_features: [N_f, D].
+    retain_labels: [N_r] classes, for the class-wise measure; give both or none. Classes with fewer
+      than k + 1 examples on a side are left out.
+    forget_labels: [N_f].
+    k: Neighbours, the example itself not among them.
+
+  Returns:
+    The entanglement in [0, 1].
+
+  Raises:
+    ValueError: a set has fewer than k + 1 examples or shapes do not fit; class-wise, no class has
+      as many on each side.
+  """
+  from sklearn.neighbors import NearestNeighbors
+
+  def misplaced(retain_NxD, forget_NxD):
+    features_NxD, is_forget_N = _joined(retain_NxD, forget_NxD)
+    neighbours = NearestNeighbors(n_neighbors=k, metric="cosine").fit(features_NxD)
+    indices_Nxk = neighbours.kneighbors(return_distance=False)
+    return np.mean((is_forget_N[indices_Nxk].mean(axis=1) > 0.5) != is_forget_N)
+
+  return _measure(misplaced, k + 1, retain_features, forget_features, retain_labels, forget_labels)
+
+
+def shared_classes(
+    retain_labels: ArrayLike, forget_labels: ArrayLike, least: int = 1
+) -> list[int]:
+  """The classes that have at least `least` examples in each set, ascending.
+
+  Args:
+    retain_labels: [N_r] classes.
+    forget_labels: [N_f].
+    least: Examples a side that the class-wise measure needs: 1 for the variance, 2 for Wasserstein
+      and silhouette, k + 1 for the k nearest neighbours.
+  """
+  frequent = [
+      classes[counts >= least]
+      for classes, counts in (
+          np.unique(labels, return_counts=True) for labels in (retain_labels, forget_labels))
+  ]
+  return np.intersect1d(*frequent).tolist()
+
+
+def _measure(
+    score: Callable[[np.ndarray, np.ndarray], float],
+    least: int,
+    retain_features: ArrayLike,
+    forget_features: ArrayLike,
+    retain_labels: ArrayLike | None,
+    forget_labels: ArrayLike | None,
+) -> float:
+  """`score` of the two sets or, given labels, its mean over the classes with `least` a side."""
+  retain_NxD = _normalized("retain", retain_features, least)
+  forget_NxD = _normalized("forget", forget_features, least)
+  if retain_NxD.shape[1] != forget_NxD.shape[1]:
+    raise ValueError(
+        f"entanglement: retain features have {retain_NxD.shape[1]} columns and forget features "
+        f"{forget_NxD.shape[1]}; give features of one model")
+  if retain_labels is None and forget_labels is None:
+    return float(score(retain_NxD, forget_NxD))
+  retain_labels_N = _checked_labels("retain", retain_labels, retain_NxD)
+  forget_labels_N = _checked_labels("forget", forget_labels, forget_NxD)
+  classes = shared_classes(retain_labels_N, forget_labels_N, least)
+  if not classes:
+    raise ValueError(
+        f"entanglement: no class has {least} example(s) in both sets, so there is no class-wise "
+        "measure; leave out the labels for the global one")
+  scores, sizes = [], []
+  for label in classes:
+    retain, forget = retain_NxD[retain_labels_N == label], forget_NxD[forget_labels_N == label]
+    scores.append(score(retain, forget))
+    sizes.append(len(retain) + len(forget))
+  return float(np.average(scores, weights=sizes))
+
+
+def _normalized(name: str, features: ArrayLike, least: int) -> np.ndarray:
+  """Rows divided by their norm, in float64; a row of zeros stays one."""
+  features_NxD = np.asarray(features, np.float64)
+  if features_NxD.ndim != 2 or len(features_NxD) < least:
+    raise ValueError(
+        f"entanglement: {name} features have shape {features_NxD.shape}; "
+        f"give [N, D] with N at least {least}")
+  if not np.isfinite(features_NxD).all():
+    raise ValueError(f"entanglement: {name} features are not finite; has the model diverged?")
+  norms_N = np.linalg.norm(features_NxD, axis=1)
+  return features_NxD / np.maximum(norms_N, _NORM_FLOOR)[:, None]
+
+
+def _checked_labels(name: str, labels: ArrayLike | None, features_NxD: np.ndarray) -> np.ndarray:
+  shape = None if labels is None else np.shape(labels)
+  if shape != features_NxD.shape[:1]:
+    raise ValueError(
+        f"entanglement: {name}_labels have shape {shape} for {len(features_NxD)} examples; "
+        "give one label an example for both sets, or for neither")
+  return np.asarray(labels)
+
+
+def _at_most(features_NxD: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+  if len(features_NxD) <= count:
+    return features_NxD
+  return features_NxD[rng.choice(len(features_NxD), count, replace=False)]
+
+
+def _joined(retain_NxD: np.ndarray, forget_NxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """All examples, and which of them are to be forgotten."""
+  is_forget_N = np.repeat([False, True], [len(retain_NxD), len(forget_NxD)])
+  return np.concatenate([retain_NxD, forget_NxD]), is_forget_N
