@@ -6,19 +6,25 @@ Every field is declared here, with its default, and read in one place. Files und
 
 import difflib
 import math
+import pathlib
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+import sam_jax
 from hamu_jax import data, methods, models, optimizers
+from hamu_jax import step as step_lib
 from hamu_jax.errors import UserError
 from hamu_jax.transforms.hamu import CRITERIA, SCOPES, SHARES
 from hamu_jax.transforms.hamu_update import ON_INFEASIBLE
+from sam_jax import memorization
 
 PAIRINGS = ("sequential", "vmap", "pmap")
 SELECTIONS = ("best", "last")
-SHUFFLES = ("each_epoch", "once")
+BATCH_NORMS = ("frozen", "batch")
+# In `data.scores`: let this project estimate them.
+ESTIMATE = "estimate"
 
 # Fields that do not change what a run computes; a workdir may be resumed with others.
 INCIDENTAL = ("stage_cache", "checkpoint_seconds", "wandb", "distributed")
@@ -78,12 +84,27 @@ def default_config() -> ml_collections.ConfigDict:
       "mean": (0.4914, 0.4822, 0.4465),
       "std": (0.2023, 0.1994, 0.2010),
       "seed": 41,
-      # The forget set: class | hard_probability | random | indices.
+      # Name of the evaluation split at the source; "" is `test`.
+      "test_split": "",
+      # Configuration of a hub dataset, for those that have several.
+      "subset": "",
+      # Side to which images are resized and cropped; 0 takes them as they are, all of one size.
+      "image_size": 0,
+      # Decode images as they are needed instead of holding them in memory; needs `image_size`.
+      "stream": False,
+      # Share of each class's training rows that no stage learns from, drawn with `seed`.
+      "validation_fraction": 0.0,
+      # The forget set: class | hard_probability | random | indices | memorization.
       "forget": "class",
       "forget_class": (0,),
       "hard_probability": 0.0,
       "forget_fraction": 0.1,
       "forget_indices": "",
+      # memorization: `forget_size` rows of a level (high | mid | low | mixed) by these scores: a published
+      # file (.npz, .npy), or "estimate" to train an ensemble for them (config.memorization).
+      "scores": "",
+      "memorization_level": "high",
+      "forget_size": 3000,
       # Exact copies of the forget set added to the retain set.
       "duplicates": 0,
   })
@@ -108,6 +129,54 @@ def default_config() -> ml_collections.ConfigDict:
       "evaluate_epochs": 1.0,
       "optimizer": optimizer_config("adamw", 1e-3),
   })
+  # Sharpness-aware gradients.
+  config.sam = ml_collections.ConfigDict({
+      # Radius of the perturbation in unlearning, and in pretraining and retraining; 0 is plain.
+      "rho": 0.0,
+      "train_rho": 0.0,
+      # Whether each weight's radius is in proportion to its size.
+      "adaptive": False,
+      # Weight of the difference to the plain gradient.
+      "lamb": 1.0,
+      # Of unlearning: min seeks flat regions, max sharp ones.
+      "mode": "min",
+      # step: both roles at the point that their joint gradient leads to. role: each at its own. auto: step
+      # for methods that descend one loss, role for hamu, gru and pcgrad.
+      "scope": "auto",
+  })
+
+  # Weights that the forget set moves most: only they unlearn (any method), or they unlearn and all others
+  # retain (sharp_minmax).
+  config.mask = ml_collections.ConfigDict({
+      # Share of the weights; 0 uses no mask.
+      "fraction": 0.0,
+      # The shares for which the mask stage makes one.
+      "fractions": (0.1, 0.3, 0.5),
+      "batch_size": 256,
+      # smallest is what the sharpness paper's code selects.
+      "select": "largest",
+      # update: weights outside stay exactly where they are. gradient: weight decay still moves them.
+      # perturbed: as the paper's code, the plain gradient of sharpness-aware ones moves them, too.
+      "scope": "update",
+      # A mask file (safetensors) instead of the mask stage.
+      "path": "",
+  })
+
+  # The ensemble behind data.scores="estimate".
+  config.memorization = ml_collections.ConfigDict({
+      "models": 32,
+      # Share of the training rows that each model sees.
+      "fraction": 0.7,
+      # Models trained at once in one program.
+      "parallel": 8,
+      "epochs": 10.0,
+      "batch_size": 128,
+      "clip_norm": 0.0,
+      "augment": "none",
+      "evaluate_epochs": 0.0,
+      "optimizer": optimizer_config("adamw", 1e-3),
+  })
+
   # Whether to train the reference model without the forget set (tug-of-war needs it).
   config.retrain = True
 
@@ -116,6 +185,12 @@ def default_config() -> ml_collections.ConfigDict:
       "epochs": 25.0,
       # Ends the run after so many applied steps; 0: after `epochs`.
       "max_steps": 0,
+      # once shuffles the sets once, and forget cycles on across epochs; each_epoch starts anew.
+      "shuffle": "once",
+      # matched: ft and ga see as many batches an epoch as a paired method; pass: each one its set once.
+      "epoch": "matched",
+      # frozen keeps batch norm in evaluation mode; batch trains on the statistics of each role's batch.
+      "batch_norm": "frozen",
       # Copies of the data joined into one epoch, which then has fewer short batches.
       "repeats": 1,
       "batch_size": 5000,
@@ -145,13 +220,28 @@ def default_config() -> ml_collections.ConfigDict:
       # gru, pcgrad.
       "max_norm": _optional(float),
       "reference_sign": False,
-      # scrub.
+      # scrub: alpha KL + gamma CE on retain. scrub_distill: gamma CE + beta KL at this temperature on
+      # retain, after ascending KL on forget in the first `msteps` epochs.
       "alpha": 0.001,
       "gamma": 0.99,
+      "beta": 0.1,
+      "temperature": 4.0,
+      "msteps": 4,
+      # neggrad, sharp_minmax: weight of the retain loss; that of the forget loss is 1 less.
+      "retain_weight": 0.99,
+      # sharp_minmax: modes in which the two halves are sharpness-aware.
+      "retain_mode": "min",
+      "forget_mode": "max",
+      # ft_l1: weight of the L1 norm in the first epoch; it falls linearly and is 0 in the last
+      # `l1_free_epochs`.
+      "l1_weight": 5e-4,
+      "l1_free_epochs": 0.0,
   })
 
   config.evaluate = ml_collections.ConfigDict({
       "batch_size": 1000,
+      # Whether to attack the final models with a support vector machine (membership inference).
+      "membership": False,
   })
 
   config.wandb = ml_collections.ConfigDict({
@@ -236,8 +326,21 @@ def _validate_method(config: ml_collections.ConfigDict) -> None:
   _range("config.method.microbatch", config.microbatch, 0)
   _range("config.method.repeats", config.repeats, 1)
   _range("config.method.max_steps", config.max_steps, 0)
-  for name in ("constraint", "constraint_ratio", "radius", "alpha", "gamma"):
+  for name in ("constraint", "constraint_ratio", "radius", "alpha", "beta", "gamma", "msteps",
+               "l1_weight", "l1_free_epochs"):
     _range(f"config.method.{name}", config[name], 0)
+  _range("config.method.retain_weight", config.retain_weight, 0, 1)
+  _range("config.method.temperature", config.temperature, 0, open_low=True)
+  _choice("config.method.shuffle", config.shuffle, data.SHUFFLES)
+  _choice("config.method.epoch", config.epoch, data.EPOCHS)
+  _choice("config.method.batch_norm", config.batch_norm, BATCH_NORMS)
+  for name in ("retain_mode", "forget_mode"):
+    _choice(f"config.method.{name}", config[name], sam_jax.MODES)
+  if config.batch_norm == "batch" and config.microbatch:
+    raise UserError(
+        f"config.method.microbatch={config.microbatch}: batch norm needs the statistics of the whole "
+        "batch; set it to 0 or config.method.batch_norm to 'frozen'"
+    )
   _range("config.method.max_norm", config.max_norm, 0, open_low=True)
   _choice("config.method.share", config.share, SHARES)
   _choice("config.method.scope", config.scope, SCOPES)
@@ -288,8 +391,26 @@ def _validate_constraint(config: ml_collections.ConfigDict) -> None:
 def _validate_data(config: ml_collections.ConfigDict) -> None:
   _choice("config.data.source", config.source, data.SOURCES)
   _choice("config.data.forget", config.forget, data.FORGET_KINDS)
-  for name in ("train_size", "test_size", "duplicates"):
+  for name in ("train_size", "test_size", "duplicates", "image_size"):
     _range(f"config.data.{name}", config[name], 0)
+  _range("config.data.forget_size", config.forget_size, 1)
+  _range("config.data.validation_fraction", config.validation_fraction, 0, 0.9)
+  _choice("config.data.memorization_level", config.memorization_level, memorization.LEVELS)
+  if config.stream and not config.image_size:
+    raise UserError(
+        "config.data.stream=True: streamed images need one size; set config.data.image_size"
+    )
+  scores = config.scores
+  if config.forget == "memorization" and not scores:
+    raise UserError(
+        "config.data.scores='': forget sets by memorization need a score file, or "
+        f"{ESTIMATE!r} to let an ensemble estimate the scores"
+    )
+  if scores not in ("", ESTIMATE) and not pathlib.Path(scores).is_file():
+    raise UserError(
+        f"config.data.scores={scores!r}: no such file; give a .npz or .npy of scores, or "
+        f"{ESTIMATE!r} to let an ensemble estimate them"
+    )
   _range("config.data.hard_probability", config.hard_probability, 0, 1)
   _range("config.data.forget_fraction", config.forget_fraction, 0, 1, open_low=True)
   if len(config.mean) != len(config.std):
@@ -298,6 +419,50 @@ def _validate_data(config: ml_collections.ConfigDict) -> None:
     )
   for value in config.std:
     _range("config.data.std", value, 0, open_low=True)
+
+
+def _validate_sam(config: ml_collections.ConfigDict, method: ml_collections.ConfigDict) -> None:
+  for name in ("rho", "train_rho"):
+    _range(f"config.sam.{name}", config[name], 0)
+  _range("config.sam.lamb", config.lamb, -math.inf)
+  _choice("config.sam.mode", config.mode, sam_jax.MODES)
+  _choice("config.sam.scope", config.scope, step_lib.SCOPES)
+  if config.scope == "step" and not all(s.one_loss for s in methods.METHODS[method.name].substeps):
+    raise UserError(
+        f"config.sam.scope='step': {method.name} has no joint loss whose gradient could perturb both "
+        "roles; set it to 'role'"
+    )
+
+
+def _validate_mask(config: ml_collections.ConfigDict, method: ml_collections.ConfigDict) -> None:
+  _choice("config.mask.select", config.select, sam_jax.SELECTIONS)
+  _choice("config.mask.scope", config.scope, step_lib.MASK_SCOPES)
+  _range("config.mask.batch_size", config.batch_size, 1)
+  for fraction in config.fractions:
+    _range("config.mask.fractions", fraction, 0, 1, open_low=True)
+  _range("config.mask.fraction", config.fraction, 0, 1)
+  if config.path and not pathlib.Path(config.path).is_file():
+    raise UserError(
+        f"config.mask.path={config.path!r}: no such file; give a mask.safetensors of another run, or leave "
+        "it empty to compute the mask"
+    )
+  if config.fraction and not config.path and config.fraction not in config.fractions:
+    raise UserError(
+        f"config.mask.fraction={config.fraction!r}: choose from config.mask.fractions="
+        f"{tuple(config.fractions)!r}, or add it there"
+    )
+  if methods.METHODS[method.name].needs_mask and not (config.fraction or config.path):
+    raise UserError(
+        f"config.mask.fraction=0: {method.name} needs a mask; choose from config.mask.fractions="
+        f"{tuple(config.fractions)!r}, or give a file as config.mask.path"
+    )
+
+
+def _validate_memorization(config: ml_collections.ConfigDict) -> None:
+  _validate_run_section("config.memorization", config)
+  _range("config.memorization.models", config.models, 2)
+  _range("config.memorization.parallel", config.parallel, 1)
+  _range("config.memorization.fraction", config.fraction, 0, 0.999, open_low=True)
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -315,7 +480,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(f"{missing[0]}: missing; derive the config from hamu_jax.config.default_config()")
   _choice("config.pairing", config.pairing, PAIRINGS)
   _choice("config.model.name", config.model.name, models.MODELS)
-  _choice("config.train.shuffle", config.train.shuffle, SHUFFLES)
+  _choice("config.train.shuffle", config.train.shuffle, data.SHUFFLES)
   _choice("config.train.select", config.train.select, SELECTIONS)
   _range("config.seed", config.seed, 0)
   _range("config.data.seed", config.data.seed, 0)
@@ -325,3 +490,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _validate_data(config.data)
   _validate_run_section("config.train", config.train)
   _validate_method(config.method)
+  _validate_sam(config.sam, config.method)
+  _validate_mask(config.mask, config.method)
+  _validate_memorization(config.memorization)

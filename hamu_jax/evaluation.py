@@ -1,6 +1,7 @@
 """Per-example evaluation of a model on named splits."""
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -8,17 +9,31 @@ import numpy as np
 from hamu_jax.metrics import classification, membership
 
 
+class Examples(NamedTuple):
+  """Some rows of a labelled image split.
+
+  Attributes:
+    images: [N, H, W, C] uint8, or anything that gives it when indexed by rows.
+    labels: [N] int32.
+    rows: [n] which of them.
+  """
+
+  images: Any
+  labels: np.ndarray
+  rows: np.ndarray
+
+
 class Evaluator:
   """Evaluates a model, in evaluation mode, on every split; one compilation for all of them.
 
   Args:
     forward: (variables, batch, key, train) -> (logits [B, C], batch_stats).
-    splits: name -> (images [N, H, W, C] uint8, labels [N] int32).
+    splits: the examples by name.
     batch_size: examples a device program; rounded up to a multiple of the devices.
     mesh: devices that share each batch, or None for the default device.
   """
 
-  def __init__(self, forward, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], batch_size: int,
+  def __init__(self, forward, splits: Mapping[str, Examples], batch_size: int,
                mesh: jax.sharding.Mesh | None = None):
     self.splits = splits
     devices = mesh.devices.size if mesh else 1
@@ -29,53 +44,101 @@ class Evaluator:
       self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
       out_shardings = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
-    def evaluate_batch(variables, batch):
+    def logits(variables, batch):
       # Evaluation draws no random numbers; the key is there because `forward` takes one.
-      logits_BxC, _ = forward(variables, batch, jax.random.key(0), False)
-      return classification.per_example(logits_BxC, batch["label"])
+      return forward(variables, batch, jax.random.key(0), False)[0]
+
+    def evaluate_batch(variables, batch):
+      return classification.per_example(logits(variables, batch), batch["label"])
+
+    def probabilities(variables, batch):
+      return jax.nn.softmax(logits(variables, batch))
 
     self._evaluate_batch = jax.jit(evaluate_batch, out_shardings=out_shardings)
+    self._probabilities = jax.jit(probabilities, out_shardings=out_shardings)
+    # The members of an ensemble, each on all of the batch.
+    self._evaluate_members = jax.jit(jax.vmap(evaluate_batch, in_axes=(0, None)))
 
-  def _batch(self, images, labels, start):
-    """Rows [start, start + batch size), padded with copies of row 0."""
-    rows = np.arange(start, start + self._batch_size)
-    valid = rows < len(labels)
-    rows = np.where(valid, rows, 0)
-    batch = {"image": images[rows], "label": labels[rows], "mask": valid, "row": rows.astype(np.int32)}
+  def _batch(self, examples: Examples, start: int):
+    """Examples [start, start + batch size), padded with copies of the first."""
+    index = np.arange(start, start + self._batch_size)
+    valid = index < len(examples.rows)
+    rows = examples.rows[np.where(valid, index, 0)]
+    batch = {
+        "image": examples.images[rows], "label": examples.labels[rows], "mask": valid,
+        "row": rows.astype(np.int32),
+    }
     if self._sharding is None:
       return batch
     return {name: jax.device_put(leaf, self._sharding) for name, leaf in batch.items()}
 
-  def per_example(self, variables) -> dict[str, dict[str, np.ndarray]]:
-    """Loss, correctness and entropy of every example: {split: {quantity: [N]}}."""
-    results = {}
-    for name, (images, labels) in self.splits.items():
-      pieces = [
-          self._evaluate_batch(variables, self._batch(images, labels, start))
-          for start in range(0, len(labels), self._batch_size)
-      ]
-      results[name] = {
-          quantity: np.concatenate([np.asarray(piece[quantity]) for piece in pieces])[: len(labels)]
-          for quantity in pieces[0]
-      }
-    return results
+  def _over(self, examples: Examples, function, axis: int = 0):
+    """The concatenated values of `function`, (batch) -> pytree, over all batches of a split."""
+    count = len(examples.rows)
+    pieces = [
+        jax.device_get(function(self._batch(examples, start)))
+        for start in range(0, count, self._batch_size)
+    ]
 
-  def summary(self, variables) -> dict[str, dict[str, float] | float]:
+    def join(*leaves):
+      return np.take(np.concatenate(leaves, axis), np.arange(count), axis)
+
+    return jax.tree.map(join, *pieces)
+
+  def per_example(self, variables, *, members: bool = False) -> dict[str, dict[str, np.ndarray]]:
+    """What the model makes of every example.
+
+    Args:
+      variables: the model's; with `members` each leaf has a leading axis of models.
+      members: whether these are several models.
+
+    Returns:
+      {split: {"loss", "correct", "entropy": [n]}}, with `members` [models, n].
+    """
+    evaluate, axis = (self._evaluate_members, 1) if members else (self._evaluate_batch, 0)
+    return {
+        name: self._over(examples, lambda batch: evaluate(variables, batch), axis)
+        for name, examples in self.splits.items()
+    }
+
+  def summary(self, variables) -> dict[str, Any]:
     """Means of every split, and the areas under the loss ROC curves.
 
     Returns:
       {split: {"accuracy", "loss", "entropy", "count"}, "retain_forget_auc", "forget_test_auc"}; each AUC
       is the probability that a random example of the second set has the higher loss.
     """
-    examples = self.per_example(variables)
-    result = {name: classification.summarize(values) for name, values in examples.items()}
-    for first, second in (("retain", "forget"), ("forget", "test")):
-      result[f"{first}_{second}_auc"] = membership.loss_auc(
-          examples[first]["loss"], examples[second]["loss"]
-      )
-    return result
+    return summarize(self.per_example(variables))
+
+  def membership(self, variables) -> dict[str, float]:
+    """The shares of the forget set that attacks call non-members, see `metrics.membership.svc_mia`."""
+    sets = []
+    for name in ("retain", "test", "forget"):
+      split = self.splits[name]
+      probs = self._over(split, lambda batch: self._probabilities(variables, batch))
+      sets += [probs, split.labels[split.rows]]
+    return membership.svc_mia(*sets, balance_seed=0)
+
+
+def summarize(examples: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+  """`Evaluator.summary` of what `Evaluator.per_example` returned."""
+  names = ("loss", "correct", "entropy")
+  result = {
+      split: classification.summarize({name: values[name] for name in names})
+      for split, values in examples.items()
+  }
+  for first, second in (("retain", "forget"), ("forget", "test")):
+    result[f"{first}_{second}_auc"] = membership.loss_auc(
+        examples[first]["loss"], examples[second]["loss"]
+    )
+  return result
 
 
 def selection_score(summary) -> float:
-  """Mean of retain and forget accuracy, by which training keeps its best evaluated epoch."""
+  """Accuracy by which training keeps its best evaluated epoch.
+
+  On the validation split where there is one, else the mean of retain and forget.
+  """
+  if "validation" in summary:
+    return summary["validation"]["accuracy"]
   return (summary["retain"]["accuracy"] + summary["forget"]["accuracy"]) / 2

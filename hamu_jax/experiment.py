@@ -1,4 +1,8 @@
-"""One experiment: pretrain, retrain, unlearn, evaluate, each taken from the cache where it is there."""
+"""One experiment: every stage from the data to the evaluated models, from the cache where it is there.
+
+Memorization scores (where the forget set needs an estimate of them), pretraining, retraining, saliency
+masks (where the method has one), unlearning, evaluation.
+"""
 
 import functools
 import importlib.metadata
@@ -15,16 +19,31 @@ from clu import parameter_overview
 import hamu_jax
 from hamu_jax import config as config_lib
 from hamu_jax import data as data_lib
-from hamu_jax import evaluation, hosts, methods, models, objectives, preemption, progress, vision
+from hamu_jax import (
+  evaluation,
+  hosts,
+  memorization,
+  methods,
+  models,
+  objectives,
+  preemption,
+  progress,
+  saliency,
+  vision,
+)
 from hamu_jax import loop as loop_lib
 from hamu_jax import pairing as pairing_lib
 from hamu_jax import rundir as rundir_lib
+from hamu_jax import source as source_lib
 from hamu_jax import stages as stages_lib
+from hamu_jax import step as step_lib
 from hamu_jax.analysis import alignment, plots
 from hamu_jax.errors import UserError
 from hamu_jax.metrics import tow
 from hamu_jax.models import weights
+from hamu_jax.paired import Paired
 from hamu_jax.transforms.stop import Stop
+from sam_jax import memorization as scores_lib
 
 Tree = Any
 # The names of the three models in the results.
@@ -62,6 +81,47 @@ def describe_stop(outcome: loop_lib.Outcome, options: ml_collections.ConfigDict)
   return f"a loss, gradient or update was not finite {after}; the last good model is kept"
 
 
+def load_dataset(config: ml_collections.ConfigDict) -> data_lib.Dataset:
+  """The dataset that `config.data` names."""
+  return data_lib.load(
+      config.source, name=config.name, path=config.path, subset=config.subset,
+      test_split=config.test_split, train_size=config.train_size, test_size=config.test_size,
+      image_key=config.image_key, label_key=config.label_key, image_size=config.image_size,
+      stream=config.stream, seed=config.seed,
+  )
+
+
+def split_rows(
+    config: ml_collections.ConfigDict, labels: np.ndarray, available: np.ndarray, scores: np.ndarray | None
+) -> Paired:
+  """The retain and the forget rows among those that are not held out for validation.
+
+  Args:
+    config: `config.data`.
+    labels: [N] of all training rows.
+    available: [n] the rows that may be learnt, ascending.
+    scores: [n] their memorization scores, or None.
+  """
+  def split(labels):
+    return data_lib.make_split(
+        config.forget, labels, seed=config.seed, forget_class=config.forget_class,
+        hard_probability=config.hard_probability, forget_fraction=config.forget_fraction,
+        forget_indices=config.forget_indices, memorization_level=config.memorization_level,
+        forget_size=config.forget_size, scores=scores, duplicates=config.duplicates,
+    )
+
+  if config.forget != "indices":
+    return Paired(*(available[rows] for rows in split(labels[available])))
+  # A list of rows counts among all of them.
+  whole = split(labels)
+  if held_out := np.setdiff1d(whole.forget, available).tolist():
+    raise UserError(
+        f"config.data.forget_indices={config.forget_indices!r}: row {held_out[0]} is held out for "
+        f"validation ({len(held_out)} such rows); leave them out or set config.data.validation_fraction=0"
+    )
+  return whole._replace(retain=whole.retain[np.isin(whole.retain, available)])
+
+
 class Experiment:
   """Data, model and cache of one configuration; `run` does the work.
 
@@ -73,40 +133,54 @@ class Experiment:
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path,
                watch: preemption.Watch):
+    self._workdir, self._watch = workdir, watch
+    # A copy, in which microbatch is resolved.
     self._config = config = config.copy_and_resolve_references()
-    self._workdir = workdir
-    self._watch = watch
-    self._method = methods.METHODS[config.method.name]
-    self._devices = self._choose_devices()
-    self._cache = stages_lib.StageCache(
-        pathlib.Path(config.stage_cache) if config.stage_cache else workdir / "stages"
-    )
-    options = config.data
-    self._dataset = watch.run(lambda: data_lib.load(
-        options.source, name=options.name, path=options.path, train_size=options.train_size,
-        test_size=options.test_size, image_key=options.image_key, label_key=options.label_key,
-        seed=options.seed,
-    ))
-    self._split = data_lib.make_split(
-        options.forget, self._dataset.train.labels, seed=options.seed,
-        forget_class=options.forget_class, hard_probability=options.hard_probability,
-        forget_fraction=options.forget_fraction, forget_indices=options.forget_indices,
-        duplicates=options.duplicates,
-    )
-    self._check_channels()
     declared = config.to_dict()
-    config.method.microbatch = config.method.microbatch or models.microbatch_size(
-        *self._dataset.train.images.shape[1:3]
-    )
+    self._method = methods.METHODS[config.method.name]
+    self._cache = stages_lib.StageCache(pathlib.Path(config.stage_cache or workdir / "stages"))
+    self._dataset = load_dataset(config.data)
+    self._check_channels()
+    labels = self._dataset.train.labels
+    self._validation = data_lib.validation_rows(
+        labels, config.data.validation_fraction, config.data.seed
+    ).astype(np.int32)
+    self._available = np.setdiff1d(np.arange(len(labels), dtype=np.int32), self._validation)
+    self._devices = self._choose_devices()
+    if config.method.batch_norm == "frozen":
+      config.method.microbatch = config.method.microbatch or models.microbatch_size(
+          *self._dataset.train.images.shape[1:3]
+      )
     self._model = models.build_model(config.model.name, num_classes=len(self._dataset.class_names))
-    self._template = jax.eval_shape(self._init)
-    self._stages = self._plan()
-    self._keys = self._fingerprints()
+    self._template = jax.eval_shape(self._init, config.seed)
+    self._scores = None if self._estimates_scores else self._read_scores()
+    # With scores still to be estimated this only finds out whether their use would fail.
+    split = self._split_by(np.zeros(len(self._available)) if self._scores is None else self._scores)
+    self._plan(split)
     # Opened only now: an experiment that cannot run should not take possession of the workdir.
     self._rundir = rundir_lib.RunDir.open(
         workdir, declared, ignore=config_lib.INCIDENTAL, writer=hosts.is_writer()
     )
-    self._loop = self._make_loop(watch)
+    self._loop = self._make_loop()
+
+  @property
+  def _estimates_scores(self) -> bool:
+    data = self._config.data
+    return data.forget == "memorization" and data.scores == config_lib.ESTIMATE
+
+  def _read_scores(self) -> np.ndarray | None:
+    """The memorization scores of the available rows in a file, if the forget set goes by one."""
+    if self._config.data.forget != "memorization":
+      return None
+    dataset = self._dataset
+    names = None if dataset.train_names is None else dataset.train_names[self._available]
+    return data_lib.read_scores(
+        self._config.data.scores, rows=dataset.train_rows[self._available], total=dataset.train_total,
+        names=names,
+    )
+
+  def _split_by(self, scores: np.ndarray | None) -> Paired:
+    return split_rows(self._config.data, self._dataset.train.labels, self._available, scores)
 
   def _check_channels(self) -> None:
     """Raises a UserError unless there is a mean for every channel."""
@@ -131,54 +205,92 @@ class Experiment:
     wanted = self._config.devices or len(devices)
     if wanted > len(devices):
       raise UserError(f"config.devices={wanted}: there are {len(devices)}; lower it, or 0 for all")
-    pairing_lib.make_mesh(devices[:wanted], len(self._method.roles))
+    pairing_lib.make_mesh(devices[:wanted], self._method.device_groups)
     return tuple(devices[:wanted])
 
-  def _init(self) -> Tree:
-    """The model's variables, drawn with the run's seed."""
+  def _init(self, seed) -> Tree:
+    """The model's variables, drawn with a seed."""
     image = jnp.zeros((1, *self._dataset.train.images.shape[1:]))
-    variables = self._model.init(jax.random.key(self._config.seed), image, train=False)
+    variables = self._model.init(jax.random.key(seed), image, train=False)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
-  def _make_loop(self, watch) -> loop_lib.Loop:
+  def _plan(self, split: Paired) -> None:
+    """Plans the stages for the rows that are to be forgotten."""
+    self._split = split
+    self._stages = {stage.name: stage for stage in self._make_stages()}
+    self._keys = self._fingerprints()
+
+  def _make_loop(self) -> loop_lib.Loop:
     """The loop over this experiment's model and data."""
     config = self._config
     pmap = config.pairing == "pmap"
-    forward = vision.make_forward(
+    self._forward = vision.make_forward(
         self._model, config.data.mean, config.data.std, pairing_lib.DATA_AXIS if pmap else None
     )
-    classes = config.data.forget_class if config.data.forget == "class" else ()
-    evaluator = evaluation.Evaluator(
-        forward,
-        vision.evaluation_splits(self._dataset, self._split, classes),
-        config.evaluate.batch_size,
-        pairing_lib.make_mesh(self._devices, 1) if pmap else None,
+    self._evaluator = self._make_evaluator(vision.evaluation_splits(
+        self._dataset, self._split, self._validation,
+        config.data.forget_class if config.data.forget == "class" else (), self._levels(),
+    ))
+    train = self._dataset.train
+    forget = np.zeros(len(train.labels), bool)
+    forget[self._split.forget] = True
+    images = source_lib.ImageData(
+        train.images, train.labels, forget, np.arange(len(train.labels), dtype=np.int32)
     )
     return loop_lib.Loop(
-        forward=forward,
+        forward=self._forward,
         fetch=vision.make_fetch,
-        data=tuple(self._dataset.train),
-        evaluator=evaluator,
+        source=(source_lib.Streamed if config.data.stream else source_lib.Resident)(images),
+        evaluate=self._evaluator.summary,
         pairing=config.pairing,
         devices=self._devices,
         rundir=self._rundir,
         progress=functools.partial(progress.Progress, enabled=hosts.is_writer()),
-        watch=watch,
+        watch=self._watch,
         checkpoint_seconds=config.checkpoint_seconds,
     )
+
+  def _make_evaluator(self, splits) -> evaluation.Evaluator:
+    mesh = pairing_lib.make_mesh(self._devices, 1) if self._config.pairing == "pmap" else None
+    return evaluation.Evaluator(self._forward, splits, self._config.evaluate.batch_size, mesh)
+
+  def _levels(self) -> dict[str, np.ndarray]:
+    """The most, the least and the half memorized rows, where there are scores."""
+    if self._scores is None:
+      return {}
+    size = min(self._config.data.forget_size, len(self._available))
+    return {
+        level: self._available[scores_lib.select(self._scores, size, level)]
+        for level in ("high", "mid", "low")
+    }
+
+  def _sam(self, rho: float, mode: str) -> ml_collections.ConfigDict | None:
+    """`config.sam` of a stage with radius `rho`, None for plain gradients."""
+    if not rho:
+      return None
+    sam = self._config.sam.copy_and_resolve_references()
+    sam.update(rho=rho, mode=mode)
+    return sam
+
+  @property
+  def _masked(self) -> bool:
+    return bool(self._config.mask.fraction or self._config.mask.path)
 
   def _fingerprints(self) -> dict[str, str]:
     """Key of every stage: a hash of all that its result depends on."""
     config = self._config
+    train_sam = self._sam(config.sam.train_rho, "min")
     common = {
         "version": hamu_jax.__version__,
         "data": self._dataset.fingerprint,
         "normalization": [config.data.mean, config.data.std],
         "model": config.model.name,
         "seed": config.seed,
-        # Training too depends on the split: it selects its best epoch by retain and forget accuracy.
+        # Training too depends on the split: it selects its best epoch by accuracy on its parts.
         "split": {role: rows.tolist() for role, rows in self._split._asdict().items()},
+        "validation": self._validation.tolist(),
         "train": config.train.to_dict(),
+        "train_sam": train_sam and train_sam.to_dict(),
         # A file may change under its name.
         "weights": weights.fingerprint(config.model.weights) if config.model.weights else None,
     }
@@ -186,50 +298,86 @@ class Experiment:
         "pretrain": stages_lib.fingerprint(common | {"rows": "all"}),
         "retrain": stages_lib.fingerprint(common | {"rows": "retain"}),
     }
+    mask = {name: config.mask[name] for name in ("fractions", "batch_size", "select")}
+    keys["mask"] = stages_lib.fingerprint(common | {"parent": keys["pretrain"], "mask": mask})
+    if self._method.from_scratch:
+      return keys | {"unlearn": keys["retrain"]}
+    sam = self._stages["unlearn"].sam
     keys["unlearn"] = stages_lib.fingerprint(common | {
         "parent": keys["pretrain"],
         "method": config.method.to_dict(),
+        "sam": sam and sam.to_dict(),
+        "mask": self._mask_fingerprint(keys["mask"]),
         "pairing": config.pairing,
         "devices": len(self._devices),
     })
     return keys
 
-  def _plan(self) -> dict[str, loop_lib.Stage]:
-    """All stages by name."""
+  def _mask_fingerprint(self, key: str) -> Any:
+    """What a masked stage's result depends on, None for a stage without a mask."""
+    mask = self._config.mask
+    if not self._masked:
+      return None
+    origin = weights.fingerprint(mask.path) if mask.path else [key, mask.fraction]
+    return [origin, mask.scope]
+
+  def _make_stages(self) -> list[loop_lib.Stage]:
+    """Training, retraining and unlearning."""
     config, seed = self._config, self._config.seed
+    best = evaluation.selection_score if config.train.select == "best" else None
 
     def training(name, rows):
       plan = data_lib.training_plan(
           rows, batch_size=config.train.batch_size, seed=seed,
           reshuffle=config.train.shuffle == "each_epoch",
       )
-      steps = plan.num_steps(config.train.epochs)
-      return loop_lib.Stage(name, methods.TRAINING, config.train, plan, steps, True, seed)
+      return loop_lib.Stage(
+          name, methods.TRAINING, config.train, plan, plan.num_steps(config.train.epochs), seed,
+          train=True, batch_statistics=True, best=best,
+          sam=self._sam(config.sam.train_rho, "min"),
+      )
 
-    roles = self._method.roles
-    plan = data_lib.unlearning_plan(
-        self._split, "paired" if len(roles) == 2 else roles[0],
-        batch_size=config.method.batch_size, seed=seed, repeats=config.method.repeats,
-    )
+    stages = [
+        training("pretrain", np.concatenate(self._split)), training("retrain", self._split.retain)
+    ]
+    if self._method.from_scratch:
+      return stages
+    plan = self._unlearning_plan()
     steps = plan.num_steps(config.method.epochs)
-    steps = min(steps, config.method.max_steps or steps)
-    stages = (
-        training("pretrain", np.concatenate(self._split)),
-        training("retrain", self._split.retain),
-        loop_lib.Stage("unlearn", self._method, config.method, plan, steps, False, seed),
-    )
-    return {stage.name: stage for stage in stages}
+    return stages + [loop_lib.Stage(
+        "unlearn", self._method, config.method, plan,
+        min(steps, config.method.max_steps or steps), seed,
+        batch_statistics=config.method.batch_norm == "batch",
+        sam=self._sam(config.sam.rho, config.sam.mode),
+        mask_scope=config.mask.scope if self._masked else None,
+    )]
 
-  def _produce(self, name: str, start, reference: Tree = None):
+  def _unlearning_plan(self):
+    """The batches of the method."""
+    method, options = self._method, self._config.method
+    if method.layout == "passes":
+      return data_lib.pass_plan(
+          self._split,
+          [substep.roles[0] for substep in method.substeps],
+          [substep.epochs and options[substep.epochs] for substep in method.substeps],
+          batch_size=options.batch_size, seed=self._config.seed,
+      )
+    layout = method.layout
+    if layout == "paired" and len(method.roles) == 1:
+      (layout,) = method.roles
+    return data_lib.unlearning_plan(
+        self._split, layout, batch_size=options.batch_size, seed=self._config.seed,
+        repeats=options.repeats, shuffle=options.shuffle, epoch=options.epoch,
+    )
+
+  def _produce(self, name: str, start, frozen: step_lib.Frozen = step_lib.Frozen()):
     """The stage's model and outcome, from the cache or by running it from the model `start()`."""
     stage = self._stages[name]
     key = self._keys[name]
     record = self._cache.outcome(name, key)
     # Together: another run may have published between the looks of two processes.
     if hosts.agree(record is None):
-      outcome = self._loop.run(
-          stage, start(), reference, self._workdir / "checkpoints" / f"{name}-{key}"
-      )
+      outcome = self._loop.run(stage, start(), frozen, self._workdir / "checkpoints" / f"{name}-{key}")
       if stage.train and outcome.stop != Stop.NONE:
         raise UserError(
             f"{name}: {describe_stop(outcome, self._config.method)}; lower "
@@ -251,20 +399,29 @@ class Experiment:
     """Key of the evaluation of a stage's model."""
     return stages_lib.fingerprint({
         "of": self._keys[name],
-        "batch": self._config.evaluate.to_dict(),
-        "splits": list(self._loop.evaluator.splits),
+        "batch_size": self._config.evaluate.batch_size,
+        "splits": {
+            split: examples.rows.tolist() for split, examples in self._evaluator.splits.items()
+        },
     })
 
   def _evaluate(self, name: str, variables: Tree) -> dict[str, Any]:
-    """All splits of a stage's final model, from the cache or, of an imported one, by evaluating it."""
+    """All splits of a stage's final model and, where asked for, its membership inference."""
     key = self._evaluation_key(name)
-    record = self._cache.outcome("evaluate", key)
-    if hosts.agree(record is None):
-      mesh = pairing_lib.make_mesh(self._devices, 1) if self._config.pairing == "pmap" else None
-      placed = loop_lib.place(variables, mesh)
-      record = self._watch.run(lambda: self._loop.evaluator.summary(placed))
-      self._cache.publish("evaluate", key, record)
-    return record
+    mesh = pairing_lib.make_mesh(self._devices, 1) if self._config.pairing == "pmap" else None
+    placed = source_lib.place(variables, mesh)
+
+    def cached(kind, compute):
+      record = self._cache.outcome(kind, key)
+      if hosts.agree(record is None):
+        record = self._watch.run(lambda: compute(placed))
+        self._cache.publish(kind, key, record)
+      return record
+
+    results = cached("evaluate", self._evaluator.summary)
+    if self._config.evaluate.membership:
+      results["membership"] = cached("membership", self._evaluator.membership)
+    return results
 
   def _original(self):
     """The model to unlearn from: imported if there is one, else pretrained."""
@@ -275,10 +432,56 @@ class Experiment:
 
   def _initial(self) -> Tree:
     """The untrained model, the same for pretraining and retraining."""
-    return self._watch.run(jax.jit(self._init))
+    return self._watch.run(lambda: jax.jit(self._init)(self._config.seed))
+
+  def _estimate_scores(self) -> np.ndarray:
+    """Memorization scores of the available rows, by an ensemble."""
+    evaluator = self._make_evaluator({
+        "train": evaluation.Examples(
+            self._dataset.train.images, self._dataset.train.labels, self._available
+        )
+    })
+    inputs = {
+        "version": hamu_jax.__version__,
+        "data": self._dataset.fingerprint,
+        "normalization": [self._config.data.mean, self._config.data.std],
+        "model": self._config.model.name,
+    }
+    scores = memorization.estimate(
+        self._config.memorization, self._available, inputs, seed=self._config.seed, init=self._init,
+        loop=self._loop, evaluator=evaluator, cache=self._cache, workdir=self._workdir,
+    )
+    if hosts.is_writer():
+      np.savez(
+          self._workdir / "memorization.npz", memorization=scores,
+          rows=self._dataset.train_rows[self._available],
+      )
+    return scores
+
+  def _mask(self, original: Tree) -> Tree | None:
+    """The saliency mask of `config.mask`, None without one."""
+    config = self._config.mask
+    if config.path:
+      return saliency.read_mask(config.path, self._template["params"])
+    if not config.fraction:
+      return None
+    plan = data_lib.unlearning_plan(
+        self._split, "forget", batch_size=min(config.batch_size, len(self._split.forget)),
+        seed=self._config.seed, epoch="pass",
+    )
+
+    def gradient():
+      return self._watch.run(lambda: saliency.forget_gradient(
+          self._forward, vision.make_fetch("none"), self._loop.source, plan,
+          source_lib.place(original, None), microbatch=self._config.method.microbatch,
+      ))
+
+    return saliency.cached_mask(
+        config, self._template["params"], gradient, cache=self._cache, key=self._keys["mask"]
+    )
 
   def run(self) -> dict[str, Any]:
-    """Runs all stages, writes the summary, the plots and the unlearned weights, prints the table.
+    """Runs all stages, writes the summary, the plots and the models, prints the table.
 
     Returns:
       The content of summary.json.
@@ -299,14 +502,23 @@ class Experiment:
 
   def _run(self) -> dict[str, Any]:
     """`run`, inside the open run directory."""
+    if self._estimates_scores:
+      self._scores = self._estimate_scores()
+      self._plan(self._split_by(self._scores))
+      self._loop = self._make_loop()
     original, record = self._original()
     records, variables = {"pretrain": record}, {"pretrain": original}
-    if self._config.retrain:
+    if self._config.retrain or self._method.from_scratch:
       variables["retrain"], records["retrain"] = self._produce("retrain", self._initial)
-    reference = original if methods.needs_reference(self._method, objectives.TERMS) else None
-    variables["unlearn"], records["unlearn"] = self._produce(
-        "unlearn", lambda: original, reference
-    )
+    mask = None
+    if self._method.from_scratch:
+      variables["unlearn"], records["unlearn"] = variables["retrain"], records["retrain"]
+    else:
+      mask = self._mask(original)
+      reference = original if methods.needs_reference(self._method, objectives.TERMS) else None
+      variables["unlearn"], records["unlearn"] = self._produce(
+          "unlearn", lambda: original, step_lib.Frozen(reference, mask)
+      )
 
     summary = {
         "method": self._config.method.name,
@@ -317,13 +529,16 @@ class Experiment:
         "provenance": self._provenance(),
     }
     if hosts.is_writer():
-      self._leave_results(summary, variables["unlearn"])
+      self._leave_results(summary, variables, mask)
     return summary
 
   def _results(self, variables: dict[str, Tree]) -> dict[str, Any]:
     """Evaluation of each model, with the tug-of-war against the retrained one where there is one."""
     results = {
-        _RESULT_NAMES[name]: self._evaluate(name, model) for name, model in variables.items()
+        _RESULT_NAMES[name]: self._evaluate(
+            "retrain" if name == "unlearn" and self._method.from_scratch else name, model
+        )
+        for name, model in variables.items()
     }
     if "retrained" not in results:
       return results
@@ -332,7 +547,10 @@ class Experiment:
         for name, result in results.items()
     }
     for name in ("original", "unlearned"):
-      results[name]["tug_of_war"] = tow.tug_of_war(accuracies[name], accuracies["retrained"])
+      for suffix, signed in (("", False), ("_signed", True)):
+        results[name][f"tug_of_war{suffix}"] = tow.tug_of_war(
+            accuracies[name], accuracies["retrained"], signed=signed
+        )
     return results
 
   def _provenance(self) -> dict[str, Any]:
@@ -352,10 +570,16 @@ class Experiment:
         or str(self._cache.folder("pretrain", self._keys["pretrain"])),
     }
 
-  def _leave_results(self, summary: dict[str, Any], unlearned: Tree) -> None:
+  def _leave_results(
+      self, summary: dict[str, Any], variables: dict[str, Tree], mask: Tree | None
+  ) -> None:
     """Writes what a person takes away from the run directory."""
     self._rundir.write_json("summary.json", summary)
-    models.save_weights(self._workdir / "unlearned.safetensors", unlearned)
+    for name, model in variables.items():
+      models.save_weights(self._workdir / f"{_RESULT_NAMES[name]}.safetensors", model)
+    if mask is not None:
+      models.save_weights(self._workdir / "mask.safetensors", {"params": mask})
+    np.savez(self._workdir / "split.npz", validation=self._validation, **self._split._asdict())
     rows = rundir_lib.read_metrics(self._workdir).rows
     plots.tradeoff(
         rows, self._workdir / "tradeoff.png", references=summary["results"], title=summary["method"]

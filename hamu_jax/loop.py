@@ -16,10 +16,10 @@ import numpy as np
 from flax import serialization
 
 from hamu_jax import checkpoints as checkpoints_lib
-from hamu_jax import evaluation, hosts, methods, optimizers, preemption
+from hamu_jax import hosts, methods, optimizers, preemption
 from hamu_jax import pairing as pairing_lib
 from hamu_jax import step as step_lib
-from hamu_jax.paired import Paired
+from hamu_jax.source import place
 from hamu_jax.train_state import TrainState, create_state
 from hamu_jax.transforms import BRANCHES
 from hamu_jax.transforms.stop import Stop
@@ -33,13 +33,19 @@ class Stage(NamedTuple):
   """One run of the loop.
 
   Attributes:
-    name: `pretrain`, `retrain` or `unlearn`.
+    name: `pretrain`, `retrain`, `unlearn` or `memorization`.
     method: row of the method table.
-    options: `config.train` or `config.method`.
+    options: `config.train`, `config.method` or `config.memorization`.
     plan: which rows each step reads.
     total_steps: length of the stage.
-    train: whether this trains a model (batch statistics in batch norm, best evaluated epoch kept).
     seed: seed of the stage's randomness on the device.
+    train: whether it trains a new model; any other is evaluated before its first step, too.
+    batch_statistics: whether batch norm trains on the statistics of the batch.
+    best: (summary) -> the score by which the best evaluated model is kept, or None to keep the last.
+    sam: `config.sam` with this stage's `rho`, or None for plain gradients.
+    mask_scope: see `step.make_step`.
+    members: if not 0, the stage trains as many models at once, each on its own rows; they are not
+      evaluated.
   """
 
   name: str
@@ -47,8 +53,13 @@ class Stage(NamedTuple):
   options: ml_collections.ConfigDict
   plan: Any
   total_steps: int
-  train: bool
   seed: int
+  train: bool = False
+  batch_statistics: bool = False
+  best: Callable[[Any], float] | None = None
+  sam: ml_collections.ConfigDict | None = None
+  mask_scope: str | None = None
+  members: int = 0
 
 
 class Outcome(NamedTuple):
@@ -104,8 +115,8 @@ class Loop:
   Attributes:
     forward: (variables, batch, key, train) -> (logits, batch_stats).
     fetch: (augmentation name) -> (data, rows, key) -> batch.
-    data: arrays that `fetch` reads; they stay on the device.
-    evaluator: evaluates a model on all splits.
+    source: the data that `fetch` reads, see `source.Resident` and `source.Streamed`.
+    evaluate: variables -> {split: {name: value}, name: value}.
     pairing: `sequential`, `vmap` or `pmap`.
     devices: devices that `pmap` uses.
     rundir: where metrics are logged.
@@ -116,8 +127,8 @@ class Loop:
 
   forward: Callable[..., Any]
   fetch: Callable[..., Any]
-  data: Tree
-  evaluator: evaluation.Evaluator
+  source: Any
+  evaluate: Callable[[Tree], dict[str, Any]]
   pairing: str
   devices: tuple[jax.Device, ...]
   rundir: Any
@@ -131,7 +142,10 @@ class Loop:
     optimizer = stage.options.optimizer
     constant = optimizer.schedule == "constant" and not optimizer.warmup_epochs
     length = None if constant else (stage.plan.steps_per_epoch, stage.total_steps)
-    key = (stage.train, stage.options.to_json(sort_keys=True), length)
+    key = (
+        stage.batch_statistics, stage.mask_scope, stage.members, length,
+        *(section and section.to_json(sort_keys=True) for section in (stage.options, stage.sam)),
+    )
     if key not in self._programs:
       program = step_lib.make_step(
           stage.method,
@@ -139,25 +153,30 @@ class Loop:
           forward=self.forward,
           fetch=self.fetch(stage.options.augment),
           pairing=self.pairing,
-          train=stage.train,
-          schedule=optimizers.schedule_shape(
-              optimizer, stage.plan.steps_per_epoch, stage.total_steps
+          train=stage.batch_statistics,
+          schedule=optimizers.schedule_shape(optimizer, stage.plan.position, stage.total_steps),
+          sharpness=stage.sam and step_lib.Sharpness(
+              stage.sam.adaptive, stage.sam.mode, stage.sam.scope
           ),
+          mask_scope=stage.mask_scope,
       )
       mesh = None
-      if self.pairing == "pmap":
-        mesh = pairing_lib.make_mesh(self.devices, len(stage.method.roles))
-      chunk = step_lib.compile_target(step_lib.make_chunk(program.step), self.pairing, mesh)
+      if self.pairing == "pmap" and not stage.members:
+        mesh = pairing_lib.make_mesh(self.devices, stage.method.device_groups)
+      chunk = step_lib.compile_target(
+          step_lib.make_chunk(program.step), mesh, stage.method.roles,
+          members=stage.members, sharded_data=self.source.sharded,
+      )
       self._programs[key] = (program, chunk, mesh)
     return self._programs[key]
 
-  def run(self, stage: Stage, variables: Tree, reference: Tree, path) -> Outcome:
+  def run(self, stage: Stage, variables: Tree, frozen: step_lib.Frozen, path) -> Outcome:
     """Runs a stage from its newest checkpoint, or from the start.
 
     Args:
       stage: what to run.
-      variables: the model to start from.
-      reference: variables of the frozen original model, or None if no term reads it.
+      variables: the model to start from; for an ensemble each leaf has a leading axis of members.
+      frozen: what its steps read beside the data.
       path: folder of the stage's checkpoints.
 
     Raises:
@@ -165,13 +184,17 @@ class Loop:
     """
     started = time.monotonic()
     program, chunk, mesh = self._program(stage)
-    settings = step_lib.settings_of(stage.options)
-    position = _Position(
-        state=create_state(variables, program.optimizers(settings), stage.seed), best=variables
-    )
-    position.state, position.best, reference, data = place(
-        (position.state, position.best, reference, self.data), mesh
-    )
+    settings = step_lib.settings_of(stage.options, stage.sam)
+
+    def create(variables, seed):
+      return create_state(variables, program.optimizers(settings), seed)
+
+    if stage.members:
+      seeds = stage.seed + jnp.arange(stage.members)
+      position = _Position(state=jax.vmap(create)(variables, seeds), best=variables)
+    else:
+      position = _Position(state=create(variables, stage.seed), best=variables)
+    position.state, position.best, frozen = place((position.state, position.best, frozen), mesh)
     checkpoints = checkpoints_lib.Checkpoints(path)
     if checkpoints.latest is not None:
       arrays, meta = checkpoints.restore(position.arrays())
@@ -180,18 +203,18 @@ class Loop:
       )
       position = _Position(**restored, **meta)
       started -= position.seconds
-    resumed = int(position.state.step)
+    resumed = _applied(position.state)
     self.rundir.truncate(stage.name, resumed, evaluated=position.evaluated)
 
     def save():
       position.seconds = time.monotonic() - started
-      checkpoints.save(int(position.state.step), position.arrays(), position.meta())
+      checkpoints.save(_applied(position.state), position.arrays(), position.meta())
 
     try:
       with self.progress(stage.name, stage.total_steps, initial=resumed) as bar:
         self._advance(
             stage, position, bar, save,
-            lambda state, rows, count: chunk(state, reference, data, rows, count, settings),
+            lambda state, data, feed, count: chunk(state, frozen, data, feed, count, settings),
             mesh,
         )
     except preemption.Preempted:
@@ -204,8 +227,8 @@ class Loop:
     state = position.state
     return Outcome(
         variables=position.best,
-        steps=int(state.step),
-        stop=Stop(int(state.stop)),
+        steps=_applied(state),
+        stop=Stop(int(np.max(state.stop))),
         evaluation=position.evaluation,
         last_metrics=position.last_metrics,
         seconds=time.monotonic() - started,
@@ -213,30 +236,30 @@ class Loop:
 
   def _advance(self, stage: Stage, position: _Position, bar, save, chunk, mesh) -> None:
     """Alternates chunks with what happens between them, until the stage ends."""
-    every = 0
-    if stage.options.evaluate_epochs:
-      every = max(1, round(stage.options.evaluate_epochs * stage.plan.steps_per_epoch))
     saved_at = time.monotonic()
     chunk_steps, timed = 1, False
+    due_at = _evaluation_steps(stage)
     while True:
-      step = int(position.state.step)
-      ended = step >= stage.total_steps or int(position.state.stop) != Stop.NONE
-      due = (every > 0 and step % every == 0) or ended
-      if due and position.evaluated != step and not (stage.train and step == 0):
+      step = _applied(position.state)
+      ended = step >= stage.total_steps or bool(np.any(position.state.stop != Stop.NONE))
+      due = step in due_at or ended
+      if due and position.evaluated != step and not stage.members:
         self._evaluate(stage, position)
       if ended:
+        if stage.members:
+          position.best = position.state.variables
         return
 
-      until = min(stage.total_steps, (step // every + 1) * every if every > 0 else stage.total_steps)
-      count = min(chunk_steps, until - step)
-      rows = place_rows(stage.plan.rows(step, step + count), mesh)
+      until = min([stage.total_steps, *(at for at in due_at if at > step)])
+      count = min(chunk_steps, until - step, self.source.most_steps(stage.plan))
+      data, feed = self.source.chunk(stage.plan, step, step + count, mesh)
       began = time.monotonic()
       state, metrics, done = self.watch.run(
-          lambda: jax.block_until_ready(chunk(position.state, rows, jnp.int32(count)))
+          lambda: jax.block_until_ready(chunk(position.state, data, feed, jnp.int32(count)))
       )
       position.state = state
-      self._log(stage, position, step, jax.device_get(metrics), int(done))
-      bar.update(int(state.step), position.last_metrics)
+      self._log(stage, position, step, *_of_members(stage, *jax.device_get((metrics, done))))
+      bar.update(_applied(state), position.last_metrics)
 
       now = time.monotonic()
       # The first chunk's time includes compiling it.
@@ -259,16 +282,16 @@ class Loop:
 
   def _evaluate(self, stage: Stage, position: _Position) -> None:
     """Logs all splits and keeps the best evaluated model."""
-    step = int(position.state.step)
+    step = _applied(position.state)
     # A model placed on the mesh of `pmap` evaluates there; any other on the default device.
-    summary = self.watch.run(lambda: self.evaluator.summary(position.state.variables))
+    summary = self.watch.run(lambda: self.evaluate(position.state.variables))
     aucs = {name: value for name, value in summary.items() if not isinstance(value, dict)}
     for split, values in summary.items():
       if isinstance(values, dict):
         self.rundir.write(stage.name, step, split, values)
     self.rundir.write(stage.name, step, "evaluation", aucs)
-    score = evaluation.selection_score(summary)
-    if not stage.train or stage.options.select == "last" or score > position.best_score:
+    score = stage.best(summary) if stage.best else position.best_score
+    if not stage.best or score > position.best_score:
       position.best, position.best_score = position.state.variables, score
       position.evaluation = summary
     position.evaluated = step
@@ -279,8 +302,40 @@ class Loop:
       values = {name: np.asarray(values[index]) for name, values in metrics.items()}
       values["applied"] = int(values.pop("stop")) == Stop.NONE
       values |= branch_fractions(values)
+      values = _without_idle_roles(values)
       self.rundir.write(stage.name, step + index + 1, "step", values)
       position.last_metrics = values
+
+
+def _applied(state: TrainState) -> int:
+  """Steps applied so far; the members of an ensemble step together."""
+  return int(np.max(state.step))
+
+
+def _evaluation_steps(stage: Stage) -> frozenset[int]:
+  """The steps before the last after which the stage is evaluated; unlearning also before its first."""
+  every = stage.options.evaluate_epochs
+  steps = set() if stage.train or not every else {0}
+  number = 1
+  while every and (at := round(stage.plan.position(number * every))) < stage.total_steps:
+    steps.add(max(at, 1))
+    number += 1
+  return frozenset(steps)
+
+
+def _of_members(stage: Stage, metrics: Tree, done: np.ndarray) -> tuple[Tree, int]:
+  """An ensemble's metrics as the means over its members."""
+  if not stage.members:
+    return metrics, int(done)
+  means = {name: values.mean(0) for name, values in metrics.items()}
+  return means | {"stop": metrics["stop"].max(0)}, int(done.min())
+
+
+def _without_idle_roles(values: dict[str, Any]) -> dict[str, Any]:
+  """Leaves out what a step says of a role whose turn it was not."""
+  idle = [role for role in ("retain", "forget") if not values.pop(f"{role}_active", True)]
+  prefixes = tuple(f"{role}_" for role in idle)
+  return {name: value for name, value in values.items() if not name.startswith(prefixes)}
 
 
 def branch_fractions(values: dict[str, Any]) -> dict[str, float]:
@@ -290,29 +345,3 @@ def branch_fractions(values: dict[str, Any]) -> dict[str, float]:
   return {
       f"branch_{name}": float(np.mean(values["branch"] == code)) for code, name in enumerate(BRANCHES)
   }
-
-
-def place(tree: Tree, mesh: jax.sharding.Mesh | None) -> Tree:
-  """Puts arrays on the default device, or on every device of the mesh."""
-  if mesh is None:
-    return jax.device_put(tree)
-  return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-
-
-def place_rows(rows: Paired, mesh: jax.sharding.Mesh | None):
-  """Puts the rows of a chunk on the device, padded to `CHUNK_CAPACITY` steps.
-
-  Args:
-    rows: for each role [n, B] int32, or None.
-    mesh: where `pmap` splits them among devices.
-  """
-  def pad(leaf):
-    missing = step_lib.CHUNK_CAPACITY - leaf.shape[0]
-    return np.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1), constant_values=-1)
-
-  if mesh is None:
-    return jax.device_put(jax.tree.map(pad, rows))
-  spec = jax.sharding.PartitionSpec(None, pairing_lib.ROLE_AXIS, pairing_lib.DATA_AXIS)
-  return jax.device_put(
-      pad(pairing_lib.shard_rows(rows, mesh)), jax.sharding.NamedSharding(mesh, spec)
-  )

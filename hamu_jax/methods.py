@@ -12,56 +12,97 @@ import optax
 from hamu_jax import transforms
 from hamu_jax.paired import Paired
 
-Coefficient = float | str
 Settings = Mapping[str, Any]
+# A number, the name of a setting, or (settings, epoch) -> scalar.
+Coefficient = float | str | Callable[[Settings, Any], Any]
+LAYOUTS = ("paired", "merged", "passes")
 
 
 class SubStep(NamedTuple):
   """One update of the parameters.
 
   Attributes:
-    retain: {term: coefficient} of the retain objective, or None if the role is not used. A coefficient
-      is a number, or the name of a setting.
-    forget: the same for the forget objective. An ascended loss has a negative coefficient, except for
-      transforms that know the roles (hamu, gru, pcgrad), which take the gradients of the plain losses.
+    retain: {term: coefficient} of the retain objective, or None if the role is not used. An ascended
+      loss has a negative coefficient, except for transforms that know the roles (hamu, gru, pcgrad),
+      which take the gradients of the plain losses.
+    forget: the same for the forget objective.
     transform: (options, learning rate schedule, settings) -> the optax transformation that turns the
       role gradients into one equivalent gradient.
+    one_loss: whether the update descends the sum of both objectives, so that one perturbation can serve
+      both roles.
+    moves: which weights move where there is a mask: the "salient" ones or the "rest".
+    optimizer: name of the base optimizer's state; sub-steps of one name share it.
+    mode: name of the setting that says in which mode its gradients are sharpness-aware; None takes
+      `config.sam.mode`.
+    epochs: name of the setting that says in how many first epochs it is active; None is active in all.
   """
 
   retain: Mapping[str, Coefficient] | None
   forget: Mapping[str, Coefficient] | None
   transform: Callable[..., optax.GradientTransformationExtraArgs]
+  one_loss: bool = True
+  moves: str = "salient"
+  optimizer: str = "shared"
+  mode: str | None = None
+  epochs: str | None = None
 
   @property
   def terms(self) -> Paired:
     """The names of each role's terms, sorted, or None for a role that is not used."""
     return Paired(*(None if role is None else tuple(sorted(role)) for role in (self.retain, self.forget)))
 
-  def coefficients(self, settings: Settings) -> Paired:
-    """{term: scalar array} of each role, named ones looked up in `settings`; None as in `terms`."""
+  @property
+  def roles(self) -> tuple[str, ...]:
+    """The roles whose batches it reads."""
+    return tuple(role for role in ("retain", "forget") if getattr(self, role) is not None)
+
+  def coefficients(self, settings: Settings, epoch) -> Paired:
+    """{term: scalar array} of each role in an epoch; None as in `terms`."""
+
+    def value(coefficient):
+      if callable(coefficient):
+        coefficient = coefficient(settings, epoch)
+      return jnp.asarray(settings[coefficient] if isinstance(coefficient, str) else coefficient)
 
     def values(role):
-      return role and {
-          name: jnp.asarray(settings[value] if isinstance(value, str) else value)
-          for name, value in role.items()
-      }
+      return role and {name: value(coefficient) for name, coefficient in role.items()}
 
     return Paired(values(self.retain), values(self.forget))
 
 
 class Method(NamedTuple):
-  """A row of the table: the sub-steps that make one step, in order."""
+  """A row of the table.
+
+  Attributes:
+    substeps: what makes one step, in order.
+    layout: how batches come. "paired": each step reads one batch of every role. "merged": one stream of
+      both sets, read as the retain role. "passes": an epoch goes through the sets one after the other,
+      in the order of the sub-steps, each of which acts on the batches of its own role.
+    needs_mask: whether it is undefined without a saliency mask.
+    from_scratch: whether it trains a new model on the retain set, with the settings of training.
+  """
 
   substeps: tuple[SubStep, ...]
+  layout: str = "paired"
+  needs_mask: bool = False
+  from_scratch: bool = False
 
   @property
   def roles(self) -> tuple[str, ...]:
     """The roles whose batches the method reads."""
     return tuple(
-        role
-        for role in ("retain", "forget")
-        if any(getattr(substep, role) is not None for substep in self.substeps)
+        role for role in ("retain", "forget") if any(role in substep.roles for substep in self.substeps)
     )
+
+  @property
+  def optimizers(self) -> tuple[str, ...]:
+    """The names of its base optimizers' states."""
+    return tuple(dict.fromkeys(substep.optimizer for substep in self.substeps))
+
+  @property
+  def device_groups(self) -> int:
+    """Groups of devices that `pmap` makes: two if a sub-step pairs both roles, else one."""
+    return max(len(substep.roles) for substep in self.substeps)
 
 
 def _plain(options, learning_rate, settings):
@@ -72,6 +113,11 @@ def _plain(options, learning_rate, settings):
 def _average(options, learning_rate, settings):
   del options, learning_rate, settings
   return transforms.average()
+
+
+def _add(options, learning_rate, settings):
+  del options, learning_rate, settings
+  return transforms.add()
 
 
 def _gru(options, learning_rate, settings):
@@ -108,20 +154,61 @@ def _hamu(variant):
   return build
 
 
-def _paired(retain, forget, transform) -> Method:
-  return Method((SubStep(retain, forget, transform),))
+def _forget_weight(settings, epoch):
+  """The ascended part of neggrad and sharp_minmax: -(1 - alpha)."""
+  del epoch
+  return settings["retain_weight"] - 1
 
+
+def _l1_weight(settings, epoch):
+  """`alpha (1 - e / (E - E0))` in epoch e of E, 0 in the last E0 epochs."""
+  decaying = settings["epochs"] - settings["l1_free_epochs"]
+  return settings["l1_weight"] * jnp.maximum(1 - epoch / jnp.maximum(decaying, 1e-6), 0)
+
+
+def _one(retain, forget, transform, **options) -> Method:
+  """A method of one sub-step."""
+  return Method((SubStep(retain, forget, transform, **options),))
+
+
+def _of_both_losses(transform) -> Method:
+  """A method whose transform knows the roles and takes both plain losses' gradients."""
+  return _one({"ce": 1.0}, {"ce": 1.0}, transform, one_loss=False)
+
+
+_RANDOM_LABEL = Method((SubStep({"random_label": 1.0}, None, _plain),), layout="merged")
 
 METHODS: dict[str, Method] = {
-    "ft": _paired({"ce": 1.0}, None, _plain),
-    "ga": _paired(None, {"ce": -1.0}, _plain),
-    "gdiff": _paired({"ce": 1.0}, {"ce": -1.0}, _average),
-    "kl": _paired({"kl": 1.0}, {"ce": -1.0}, _average),
-    "scrub": _paired({"ce": "gamma", "kl": "alpha"}, {"kl": -1.0}, _average),
-    "gru": _paired({"ce": 1.0}, {"ce": 1.0}, _gru),
-    "pcgrad": _paired({"ce": 1.0}, {"ce": 1.0}, _pcgrad),
-    "hamu-q": _paired({"ce": 1.0}, {"ce": 1.0}, _hamu("hamu-q")),
-    "hamu-u": _paired({"ce": 1.0}, {"ce": 1.0}, _hamu("hamu-u")),
+    "ft": _one({"ce": 1.0}, None, _plain),
+    "ga": _one(None, {"ce": -1.0}, _plain),
+    "gdiff": _one({"ce": 1.0}, {"ce": -1.0}, _average),
+    "kl": _one({"kl": 1.0}, {"ce": -1.0}, _average),
+    "scrub": _one({"ce": "gamma", "kl": "alpha"}, {"kl": -1.0}, _average),
+    "gru": _of_both_losses(_gru),
+    "pcgrad": _of_both_losses(_pcgrad),
+    "hamu-q": _of_both_losses(_hamu("hamu-q")),
+    "hamu-u": _of_both_losses(_hamu("hamu-u")),
+    "retrain": _one({"ce": 1.0}, None, _plain)._replace(from_scratch=True),
+    "ft_l1": _one({"ce": 1.0, "l1": _l1_weight}, None, _plain),
+    "neggrad": _one({"ce": "retain_weight"}, {"ce": _forget_weight}, _add),
+    "random_label": _RANDOM_LABEL,
+    "salun": _RANDOM_LABEL._replace(needs_mask=True),
+    "scrub_distill": Method(
+        (
+            SubStep(None, {"distillation": -1.0}, _plain, epochs="msteps"),
+            SubStep({"ce": "gamma", "distillation": "beta"}, None, _plain),
+        ),
+        layout="passes",
+    ),
+    "sharp_minmax": Method(
+        (
+            SubStep({"ce": "retain_weight"}, None, _plain,
+                    moves="rest", optimizer="retain", mode="retain_mode"),
+            SubStep(None, {"ce": _forget_weight}, _plain,
+                    moves="salient", optimizer="forget", mode="forget_mode"),
+        ),
+        needs_mask=True,
+    ),
 }
 
 # Training from scratch is the same step with one role: whatever rows the stage retains.
@@ -137,4 +224,3 @@ def needs_reference(method: Method, terms: Mapping[str, Any]) -> bool:
       if role is not None
       for name in role
   )
-

@@ -14,18 +14,18 @@ SCHEDULES = ("constant", "cosine", "linear", "step")
 _HYPERPARAMETERS = ("momentum", "nesterov", "b1", "b2", "eps")
 
 
-def schedule_shape(config: ml_collections.ConfigDict, steps_per_epoch: int, total_steps: int):
+def schedule_shape(config: ml_collections.ConfigDict, position, total_steps: int):
   """The schedule as a multiple of the peak rate.
 
   Args:
     config: optimizer section; reads `schedule`, `warmup_epochs`, `decay_epochs`, `decay_factor`.
-    steps_per_epoch: steps in an epoch.
+    position: epochs -> steps until so many are over.
     total_steps: step at which `cosine` and `linear` reach 0.
 
   Returns:
     step count -> factor in [0, 1].
   """
-  warmup = round(config.warmup_epochs * steps_per_epoch)
+  warmup = round(position(config.warmup_epochs))
   rest = max(total_steps - warmup, 1)
   match config.schedule:
     case "constant":
@@ -38,7 +38,7 @@ def schedule_shape(config: ml_collections.ConfigDict, steps_per_epoch: int, tota
       # Boundaries count from the start of training; `join_schedules` counts from the end of warm-up.
       shape = optax.piecewise_constant_schedule(
           1.0,
-          {round(epoch * steps_per_epoch) - warmup: config.decay_factor
+          {round(position(epoch)) - warmup: config.decay_factor
            for epoch in config.decay_epochs},
       )
     case _:

@@ -63,10 +63,11 @@ def shard_rows(rows: Paired, mesh: jax.sharding.Mesh) -> np.ndarray:
 
   Args:
     rows: for each role [n, B] int32 rows of n batches, or None.
-    mesh: as made by `make_mesh`.
+    mesh: as made by `make_mesh`. With an axis of two roles each batch goes to its own half of the
+      devices, with one each batch goes to all devices.
 
   Returns:
-    [n, roles, devices a role, b] int32, b the largest share; shorter ones are padded with -1.
+    [n, present roles, devices a role, b] int32, b the largest share; shorter ones are padded with -1.
   """
   present = [batch_rows for batch_rows in rows if batch_rows is not None]
   shards = mesh.devices.shape[1]
@@ -82,6 +83,32 @@ def shard_rows(rows: Paired, mesh: jax.sharding.Mesh) -> np.ndarray:
   return np.stack([split(batch_rows) for batch_rows in present], axis=1)
 
 
+def own_rows(rows: jax.Array, roles: tuple[str, ...], mesh: jax.sharding.Mesh) -> Paired:
+  """Inside `shard_map`: a device's own rows, by role.
+
+  Args:
+    rows: [n, r, 1, b], its part of what `shard_rows` made.
+    roles: the roles whose rows these are.
+    mesh: the mesh of that `shard_rows`. With an axis of two roles a device has the rows of its own
+      role alone, and they stand for both.
+
+  Returns:
+    Paired [n, b]; None for a role without rows.
+  """
+  if mesh.devices.shape[0] == 2:
+    return Paired(rows[:, 0, 0], rows[:, 0, 0])
+  by_role = {role: rows[:, index, 0] for index, role in enumerate(roles)}
+  return Paired(by_role.get("retain"), by_role.get("forget"))
+
+
+def anywhere(condition: jax.Array, pairing: str) -> jax.Array:
+  """Whether it holds of any element, under `pmap` of any device's: the same answer on all of them."""
+  found = jnp.any(condition)
+  if pairing == "pmap":
+    found = lax.psum(found.astype(jnp.int32), (ROLE_AXIS, DATA_AXIS)) > 0
+  return found
+
+
 def _means(sums: objectives.RoleSums) -> RoleMeans:
   """Divides by the count; an all-padding batch (which no plan makes) would give zeros."""
   count = jnp.maximum(sums.count, 1)
@@ -89,14 +116,33 @@ def _means(sums: objectives.RoleSums) -> RoleMeans:
   return RoleMeans(gradient, values, sums.batch_stats)
 
 
-def _sequential(role_function, terms: Paired):
-  functions = [None if names is None else role_function(names) for names in terms]
+def _role_means(function, sharpen, reduce=lambda sums: sums):
+  """The means of one role's batch, its gradient sharpened.
 
-  def gradients(variables, reference, data, rows, coefficients, key):
+  Args:
+    function: what `objectives.role_gradient` builds.
+    sharpen: see `make_gradients`.
+    reduce: adds the sums of all devices that have a part of the batch.
+  """
+
+  def means(variables, inputs, rows_B, coefficients):
+    def at(params, coefficients):
+      return _means(reduce(function({**variables, "params": params}, inputs, rows_B, coefficients)))
+
+    return sharpen(at)(variables["params"], coefficients)
+
+  return means
+
+
+def _one_by_one(role_function, terms: Paired, sharpen, reduce=lambda sums: sums):
+  """One role after the other, each on one device or on all of them."""
+  functions = [
+      None if names is None else _role_means(role_function(names), sharpen, reduce) for names in terms
+  ]
+
+  def gradients(variables, inputs, rows, coefficients):
     return Paired(*(
-        None
-        if function is None
-        else _means(function(variables, reference, data, role_rows, role_coefficients, key))
+        None if function is None else function(variables, inputs, role_rows, role_coefficients)
         for function, role_rows, role_coefficients in zip(
             functions, rows, coefficients, strict=True
         )
@@ -105,110 +151,115 @@ def _sequential(role_function, terms: Paired):
   return gradients
 
 
-def _vmap(role_function, terms: Paired):
-  union = tuple(sorted(set(terms.retain) | set(terms.forget)))
-  mapped = jax.vmap(role_function(union), in_axes=(None, None, None, 0, 0, None))
+def _sum_over_devices(sums: objectives.RoleSums) -> objectives.RoleSums:
+  """Adds the parts of a batch; batch statistics are the same on all its devices already."""
+  # As one vector it takes one collective, whatever the number of tensors.
+  vector, restore = jax.flatten_util.ravel_pytree(sums._replace(batch_stats=()))
+  return restore(lax.psum(vector, DATA_AXIS))._replace(batch_stats=sums.batch_stats)
 
-  def gradients(variables, reference, data, rows, coefficients, key):
-    rows_2xB = jnp.stack(rows)
-    both = {
-        name: jnp.stack([jnp.asarray(role.get(name, 0.0)) for role in coefficients])
-        for name in union
-    }
-    means = jax.vmap(_means)(mapped(variables, reference, data, rows_2xB, both, key))
+
+def _union(terms: Paired) -> tuple[str, ...]:
+  return tuple(sorted(set(terms.retain) | set(terms.forget)))
+
+
+def _stack_coefficients(coefficients: Paired, names: tuple[str, ...]):
+  """{term: [2]} for all names, 0 for a term that a role does not have."""
+  return {
+      name: jnp.stack([jnp.asarray(role.get(name, 0.0)) for role in coefficients]) for name in names
+  }
+
+
+def _vmap(role_function, terms: Paired, sharpen):
+  union = _union(terms)
+  mapped = jax.vmap(_role_means(role_function(union), sharpen), in_axes=(None, None, 0, 0))
+
+  def gradients(variables, inputs, rows, coefficients):
+    means = mapped(variables, inputs, jnp.stack(rows), _stack_coefficients(coefficients, union))
     return Paired(*(jax.tree.map(lambda leaf, i=i: leaf[i], means) for i in range(2)))
 
   return gradients
 
 
-def _device_halves(role_function, terms: Paired):
+def _device_halves(role_function, terms: Paired, sharpen, train: bool):
   """The body that runs on each device, inside `shard_map` over (role, data)."""
-  if terms.retain == terms.forget:
-    shared = role_function(terms.retain)
+  union = _union(terms)
+  names = sorted({"ce", "accuracy", *union})
 
-    def own_sums(is_forget, variables, reference, data, rows_b, coefficients, key):
-      chosen = jax.tree.map(
-          lambda retain, forget: jnp.where(is_forget, forget, retain), *coefficients
+  def branch(role_terms):
+    function = role_function(role_terms)
+
+    def run(variables, inputs, rows_b, coefficients):
+      own = {name: coefficients[name] for name in role_terms}
+      sums = function(variables, inputs, rows_b, own)
+      # Both branches must return the same structure; what a role lacks is left out again below.
+      return sums._replace(
+          values={name: sums.values.get(name, jnp.zeros_like(sums.count)) for name in names}
       )
-      return shared(variables, reference, data, rows_b, chosen, key)
 
+    return run
+
+  if train or terms.retain == terms.forget:
+    # Training statistics are a collective of their half, and those stay out of conditionals.
+    own_sums = role_function(union)
   else:
-    functions = Paired(*(role_function(names) for names in terms))
-    names = sorted({"ce", "accuracy", *terms.retain, *terms.forget})
+    retain, forget = (branch(role_terms) for role_terms in terms)
 
-    def own_sums(is_forget, variables, reference, data, rows_b, coefficients, key):
-      def branch(role):
-        def run():
-          sums = getattr(functions, role)(
-              variables, reference, data, rows_b, getattr(coefficients, role), key
-          )
-          # Both branches must return the same structure; what a role lacks is left out again below.
-          return sums._replace(
-              values={
-                  name: sums.values.get(name, jnp.zeros_like(sums.count)) for name in names
-              }
-          )
+    def own_sums(*arguments):
+      return lax.cond(lax.axis_index(ROLE_AXIS) == 1, forget, retain, *arguments)
 
-        return run
-
-      return lax.cond(is_forget, branch("forget"), branch("retain"))
+  own_means = _role_means(own_sums, sharpen, _sum_over_devices)
 
   def own_values(means, names):
     logged = {"ce", "accuracy", *names}
     return means._replace(values={name: means.values[name] for name in sorted(logged)})
 
-  def gradients(variables, reference, data, rows, coefficients, key):
+  def gradients(variables, inputs, rows, coefficients):
     is_forget = lax.axis_index(ROLE_AXIS) == 1
-    own = own_sums(is_forget, variables, reference, data, rows, coefficients, key)
-    # Batch statistics stay out of the exchange: unlearning freezes them. As one vector the rest takes
-    # one collective for the sum and one for the exchange, whatever the number of tensors.
-    vector, restore = jax.flatten_util.ravel_pytree(own._replace(batch_stats=()))
-    vector = lax.psum(vector, DATA_AXIS)
+    chosen = {
+        name: values[is_forget.astype(jnp.int32)]
+        for name, values in _stack_coefficients(coefficients, union).items()
+    }
+    # Each half has its own rows under both names.
+    means = own_means(variables, inputs, rows.retain, chosen)
+    # Frozen statistics need no exchange.
+    moving = means if train else means._replace(batch_stats=())
+    vector, restore = jax.flatten_util.ravel_pytree(moving)
     other = lax.ppermute(vector, ROLE_AXIS, [(0, 1), (1, 0)])
     both = jnp.where(is_forget, other, vector), jnp.where(is_forget, vector, other)
+    restored = [restore(vector) for vector in both]
+    if not train:
+      restored = [role._replace(batch_stats=means.batch_stats) for role in restored]
     return Paired(*(
-        own_values(_means(restore(vector)._replace(batch_stats=variables["batch_stats"])), names)
-        for vector, names in zip(both, terms, strict=True)
+        own_values(role_means, role_terms)
+        for role_means, role_terms in zip(restored, terms, strict=True)
     ))
 
   return gradients
 
 
-def _device_group(role_function, terms: Paired):
-  """One role on all devices."""
-  function = role_function(terms.retain if terms.retain is not None else terms.forget)
-
-  def gradients(variables, reference, data, rows, coefficients, key):
-    (own_coefficients,) = [role for role in coefficients if role is not None]
-    sums = function(variables, reference, data, rows, own_coefficients, key)
-    reduced = lax.psum(sums._replace(batch_stats=()), DATA_AXIS)
-    means = _means(reduced._replace(batch_stats=sums.batch_stats))
-    return Paired(means, None) if terms.retain is not None else Paired(None, means)
-
-  return gradients
-
-
-def make_gradients(pairing: str, role_function, terms: Paired):
+def make_gradients(
+    pairing: str, role_function, terms: Paired, *, train: bool, sharpen=lambda at: at
+):
   """Maps the per-role function over the roles.
 
   Args:
     pairing: `sequential`, `vmap` or `pmap`.
     role_function: terms -> the function that `objectives.role_gradient` builds.
     terms: for each role the names of its terms, or None for a role the method does not use.
+    train: whether batch statistics move, so that the halves of `pmap` must exchange them.
+    sharpen: turns (params, coefficients) -> RoleMeans, a role's means over its whole batch, into one of
+      the same signature whose gradient is sharpness-aware; the identity by default.
 
   Returns:
-    (variables, reference, data, rows, coefficients, key) -> Paired of RoleMeans (None for an unused
-    role). `rows` and `coefficients` are Paired, except that under `pmap` `rows` is the device's own
-    shard [b]; `pmap` must run inside `shard_map` over a mesh of `make_mesh`.
+    (variables, Inputs, rows, coefficients) -> Paired of RoleMeans (None for an unused role). `rows` and
+    `coefficients` are Paired; under `pmap` the rows are those of `own_rows`, and it must run inside
+    `shard_map` over a mesh of `make_mesh`.
   """
   both = None not in terms
   if pairing == "pmap":
-    return (_device_halves if both else _device_group)(role_function, terms)
+    if both:
+      return _device_halves(role_function, terms, sharpen, train)
+    return _one_by_one(role_function, terms, sharpen, _sum_over_devices)
   if pairing == "vmap" and both:
-    return _vmap(role_function, terms)
-  return _sequential(role_function, terms)
-
-
-def own_shard(rows: jax.Array) -> jax.Array:
-  """Inside `shard_map`: this device's rows [n, 1, 1, b] as [n, b]."""
-  return rows[:, 0, 0]
+    return _vmap(role_function, terms, sharpen)
+  return _one_by_one(role_function, terms, sharpen)

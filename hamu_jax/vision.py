@@ -1,9 +1,12 @@
 """What makes an experiment one on images: how a batch is made, what the model is fed, what is evaluated."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import numpy as np
 
 from hamu_jax import data as data_lib
+from hamu_jax.evaluation import Examples
 from hamu_jax.paired import Paired
 
 
@@ -27,37 +30,61 @@ def make_forward(model, mean, std, axis_name: str | None):
         variables, images, train=True, mask=batch["mask"], axis_name=axis_name,
         mutable=["batch_stats"],
     )
-    return logits, updated["batch_stats"]
+    # A model without batch norm updates nothing.
+    return logits, updated.get("batch_stats", variables["batch_stats"])
 
   return forward
 
 
 def make_fetch(augment: str):
-  """(data, rows [B], key) -> batch, gathered on the device and augmented."""
+  """(`source.ImageData`, rows [B], key) -> batch, gathered on the device and augmented."""
 
   def fetch(data, rows, key):
-    batch = data_lib.take(*data, rows)
+    batch = data_lib.take(data.images, data.labels, rows)
+    present = rows.clip(0)
+    # Keys go by the dataset's row, wherever a window has put it.
+    batch |= {"row": data.ids[present], "forget": data.forget[present]}
     keys = data_lib.example_keys(key, batch["row"])
     return batch | {"image": data_lib.augment(batch["image"], keys, augment)}
 
   return fetch
 
 
-def evaluation_splits(dataset: data_lib.Dataset, split: Paired, classes) -> dict[str, tuple]:
-  """Images and labels of every split that is evaluated.
+def evaluation_splits(
+    dataset: data_lib.Dataset,
+    split: Paired,
+    validation: np.ndarray,
+    classes: Sequence[int] = (),
+    levels: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Examples]:
+  """Every set of examples that is evaluated.
 
-  Where the forget set is made of whole classes the test set is also shown in two parts: `test_forget`,
-  the forgotten classes, and `test_retain`, all others.
+  Args:
+    dataset: training and test images.
+    split: training rows by role.
+    validation: training rows that no stage learns from; none if empty.
+    classes: where the forget set is made of whole classes, these; the test set is then also shown in two
+      parts, `test_forget` of the forgotten classes and `test_retain` of all others.
+    levels: training rows by level of memorization, each evaluated under its name.
   """
   train, test = dataset.train, dataset.test
+
+  def of_train(rows):
+    return Examples(train.images, train.labels, rows)
+
+  def of_test(rows):
+    return Examples(test.images, test.labels, rows)
+
   splits = {
-      "retain": (train.images[split.retain], train.labels[split.retain]),
-      "forget": (train.images[split.forget], train.labels[split.forget]),
-      "test": (test.images, test.labels),
+      "retain": of_train(split.retain),
+      "forget": of_train(split.forget),
+      "test": of_test(np.arange(len(test.labels))),
   }
+  if len(validation):
+    splits["validation"] = of_train(validation)
   if classes:
     forgotten = np.isin(test.labels, classes)
     if 0 < forgotten.sum() < forgotten.size:
-      splits["test_retain"] = (test.images[~forgotten], test.labels[~forgotten])
-      splits["test_forget"] = (test.images[forgotten], test.labels[forgotten])
-  return splits
+      splits["test_retain"] = of_test(np.flatnonzero(~forgotten))
+      splits["test_forget"] = of_test(np.flatnonzero(forgotten))
+  return splits | {name: of_train(rows) for name, rows in (levels or {}).items()}

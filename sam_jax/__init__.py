@@ -1,9 +1,11 @@
 """Sharpness-aware training and unlearning: knows pytrees and functions, no dataset, model or config."""
 
-from sam_jax.saliency import apply_mask, complement, saliency_mask
-from sam_jax.sharpness import perturbation, sam, sharpness_aware
+from sam_jax.saliency import SELECTIONS, apply_mask, complement, saliency_mask
+from sam_jax.sharpness import MODES, perturbation, sam, sharpness_aware
 
 __all__ = [
+    "MODES",
+    "SELECTIONS",
     "apply_mask",
     "complement",
     "perturbation",

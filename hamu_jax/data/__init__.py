@@ -1,25 +1,42 @@
 """Datasets, retain and forget sets, and which rows each step sees."""
 
-from hamu_jax.data.batching import ROLES, BatchPlan, training_plan, unlearning_plan
+from hamu_jax.data.batching import (
+  EPOCHS,
+  ROLES,
+  SHUFFLES,
+  BatchPlan,
+  pass_plan,
+  training_plan,
+  unlearning_plan,
+)
 from hamu_jax.data.dataset import Dataset, ImageSplit
 from hamu_jax.data.device import AUGMENTATIONS, augment, example_keys, normalize, take
+from hamu_jax.data.scores import read_scores
 from hamu_jax.data.sources import SOURCES, load
-from hamu_jax.data.splits import FORGET_KINDS, make_split
+from hamu_jax.data.splits import FORGET_KINDS, make_split, validation_rows
+from hamu_jax.data.window import prefetch, window
 
 __all__ = [
     "AUGMENTATIONS",
     "BatchPlan",
     "Dataset",
+    "EPOCHS",
     "FORGET_KINDS",
     "ImageSplit",
     "ROLES",
+    "SHUFFLES",
     "SOURCES",
     "augment",
     "example_keys",
     "load",
     "make_split",
     "normalize",
+    "pass_plan",
+    "prefetch",
+    "read_scores",
     "take",
     "training_plan",
     "unlearning_plan",
+    "validation_rows",
+    "window",
 ]

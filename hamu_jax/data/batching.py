@@ -1,13 +1,16 @@
 """Which rows each step sees: a pure function of the step number, so resuming needs no state.
 
-Order (the reference's): the retain and the forget rows are shuffled once and keep that order. Each
-set is cut into batches, the short last one kept; a pass over them follows the other. A pass over
-retain is an epoch, hence retain restarts with each epoch while forget cycles on across them.
+Each set is cut into batches, the short last one kept; a pass over them follows the other. A pass over
+retain is an epoch, hence retain restarts with each epoch.
+
+HAMU's order: both sets are shuffled once and keep that order, and forget cycles on across epochs. The
+sharpness paper's: each epoch shuffles anew, and forget cycles over identical batches within it.
 """
 
 import dataclasses
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,7 +19,9 @@ from hamu_jax.paired import Paired
 
 PADDING = -1
 # Which sets a method's steps read.
-ROLES = ("paired", "retain", "forget")
+ROLES = ("paired", "retain", "forget", "merged")
+SHUFFLES = ("each_epoch", "once")
+EPOCHS = ("matched", "pass")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,23 +31,25 @@ class Stream:
   Attributes:
     rows: [n] the rows of a pass, in order.
     batch_size: B.
-    reshuffle_seed: if not None, pass p is reordered by `default_rng((reshuffle_seed, p))`.
+    reshuffle_seed: if not None, pass p is reordered by `default_rng((*reshuffle_seed, p))`.
+    period: if not None, the stream starts over every so many steps, and p counts the starts.
   """
 
   rows: np.ndarray
   batch_size: int
-  reshuffle_seed: int | None = None
+  reshuffle_seed: tuple[int, ...] | None = None
+  period: int | None = None
 
   @property
   def steps(self) -> int:
     """Batches in a pass."""
     return -(-len(self.rows) // self.batch_size)
 
-  def _pass(self, number: int) -> np.ndarray:
-    """Returns all batches of one pass, [steps, B] int32."""
+  def pass_batches(self, number: int) -> np.ndarray:
+    """Returns all batches of one pass, [steps, B] int32, -1 = padding."""
     rows = self.rows
     if self.reshuffle_seed is not None:
-      rows = np.random.default_rng((self.reshuffle_seed, number)).permutation(rows)
+      rows = np.random.default_rng((*self.reshuffle_seed, number)).permutation(rows)
     batches = np.full(self.steps * self.batch_size, PADDING, np.int32)
     batches[: len(rows)] = rows
     return batches.reshape(self.steps, self.batch_size)
@@ -50,10 +57,11 @@ class Stream:
   def batches(self, start: int, stop: int) -> np.ndarray:
     """Returns the rows of steps start..stop-1, [stop - start, B] int32, -1 = padding."""
     out = np.empty((stop - start, self.batch_size), np.int32)
-    for number in range(start // self.steps, -(-stop // self.steps)):
-      first = number * self.steps
-      low, high = max(start, first), min(stop, first + self.steps)
-      out[low - start : high - start] = self._pass(number)[low - first : high - first]
+    period = self.period or self.steps
+    for number in range(start // period, -(-stop // period)):
+      first = number * period
+      steps = np.arange(max(start, first), min(stop, first + period))
+      out[steps - start] = self.pass_batches(number)[(steps - first) % self.steps]
     return out
 
 
@@ -76,6 +84,10 @@ class BatchPlan:
     """Steps of one epoch: a pass over retain or, without retain, over forget."""
     return (self.streams.retain or self.streams.forget).steps
 
+  def position(self, epochs: float) -> float:
+    """Steps, also a fraction of one, until so many of this plan's epochs are over."""
+    return epochs * self.steps_per_epoch
+
   def num_steps(self, epochs: float) -> int:
     """Steps of a run that goes over the data `epochs` times, a fraction of a step rounded up.
 
@@ -83,8 +95,11 @@ class BatchPlan:
     """
     if self.repeats > 1:
       epochs = max(1, epochs // self.repeats)
-    # Without the allowance, 0.1 epochs of 30 steps (3.0000000000000004) would be 4.
-    return math.ceil(epochs * self.steps_per_epoch - 1e-9)
+    return _round_up(self.position(epochs))
+
+  def epochs(self, start: int, stop: int) -> np.ndarray:
+    """The epoch of each of the steps start..stop-1, int32."""
+    return (np.arange(start, stop) // self.steps_per_epoch).astype(np.int32)
 
   def rows(self, start: int, stop: int) -> Paired:
     """Says which rows the steps start..stop-1 see.
@@ -100,6 +115,81 @@ class BatchPlan:
     return Paired(
         *(None if stream is None else stream.batches(start, stop) for stream in self.streams)
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PassPlan:
+  """An epoch goes through the sets one after the other; the batch of the other role is all padding.
+
+  Attributes:
+    batch_size: B, rows of a role in a step, padding included.
+    streams: Paired streams.
+    order: the roles in the order of their passes.
+    active: for each of `order`, the number of first epochs that have this pass; None for all.
+  """
+
+  batch_size: int
+  streams: Paired
+  order: tuple[str, ...]
+  active: tuple[int | None, ...]
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Steps of an epoch with all passes."""
+    return sum(stream.steps for stream in self.streams)
+
+  def _passes(self, epoch: int) -> list[str]:
+    """The roles of an epoch's passes."""
+    return [
+        role
+        for role, limit in zip(self.order, self.active, strict=True)
+        if limit is None or epoch < limit
+    ]
+
+  def _length(self, epoch: int) -> int:
+    return sum(getattr(self.streams, role).steps for role in self._passes(epoch))
+
+  def position(self, epochs: float) -> float:
+    """Steps, also a fraction of one, until so many epochs are over."""
+    whole = int(epochs)
+    return sum(map(self._length, range(whole))) + (epochs - whole) * self._length(whole)
+
+  def num_steps(self, epochs: float) -> int:
+    """Steps of a run of so many epochs, a fraction of a step rounded up."""
+    return _round_up(self.position(epochs))
+
+  def epochs(self, start: int, stop: int) -> np.ndarray:
+    """The epoch of each of the steps start..stop-1, int32."""
+    return np.array([epoch for epoch, _, _ in self._steps(start, stop)], np.int32)
+
+  def rows(self, start: int, stop: int) -> Paired:
+    """As `BatchPlan.rows`."""
+    out = Paired(*(
+        np.full((stop - start, self.batch_size), PADDING, np.int32) for _ in self.streams
+    ))
+    passes = {}
+    for step, (epoch, role, index) in enumerate(self._steps(start, stop)):
+      if (epoch, role) not in passes:
+        passes[epoch, role] = getattr(self.streams, role).pass_batches(epoch)
+      getattr(out, role)[step] = passes[epoch, role][index]
+    return out
+
+  def _steps(self, start: int, stop: int) -> list[tuple[int, str, int]]:
+    """(epoch, role, index of the batch in its pass) of the steps start..stop-1."""
+    steps, epoch, position = [], 0, 0
+    while position < stop:
+      for role in self._passes(epoch):
+        count = getattr(self.streams, role).steps
+        first, last = max(start - position, 0), min(stop - position, count)
+        steps += [(epoch, role, index) for index in range(first, last)]
+        position += count
+      epoch += 1
+    return steps
+
+
+def _round_up(steps: float) -> int:
+  # Without the allowance, 0.1 epochs of 30 steps (3.0000000000000004) would be 4.
+  return math.ceil(steps - 1e-9)
 
 
 def _shuffled(*sets: np.ndarray, seed: int) -> list[np.ndarray]:
@@ -134,13 +224,16 @@ def unlearning_plan(
     batch_size: int,
     seed: int,
     repeats: int = 1,
+    shuffle: str = "once",
+    epoch: str = "matched",
     allow_oversized_batch: bool = False,
 ) -> BatchPlan:
   """Plans the batches of an unlearning method.
 
-  `paired` methods read one batch of each role a step. `retain` (ft) goes over retain twice an epoch
-  and `forget` (ga) over forget 2 max(1, n_retain // n_forget) times, so that they compute about as
-  many gradients as a paired method; the copies are joined before they are cut into batches.
+  `paired` methods read one batch of each role a step. With `matched` epochs `retain` (ft) goes over
+  retain twice an epoch and `forget` (ga) over forget 2 max(1, n_retain // n_forget) times, so that they
+  compute about as many gradients as a paired method; the copies are joined before they are cut into
+  batches. With `pass` epochs each goes over its own set once. `merged` is one pass over both sets.
 
   Args:
     split: Paired rows.
@@ -148,6 +241,9 @@ def unlearning_plan(
     batch_size: rows of a role in a step.
     seed: of the shuffle.
     repeats: join that many copies of the data into one epoch, which has fewer short batches.
+    shuffle: one of `SHUFFLES`. With "each_epoch" forget starts over with every epoch and cycles over
+      identical batches within it; with "once" it cycles on across epochs.
+    epoch: one of `EPOCHS`.
     allow_oversized_batch: pad a batch that is larger than its set, as the reference does, instead
       of refusing it.
 
@@ -157,24 +253,75 @@ def unlearning_plan(
   Raises:
     UserError: for unknown roles or a batch larger than a set that it reads.
 
-  Source: github.com/aoi3142/HAMU, sequential gradient pairing.
+  Source: github.com/aoi3142/HAMU, sequential gradient pairing, for "once" and "matched";
+  github.com/HaoranTang/sharp-unlearn for "each_epoch" and "pass".
   """
-  if roles not in ROLES:
-    raise UserError(f"roles={roles!r}: choose from {', '.join(ROLES)}")
-  used = split._asdict() if roles == "paired" else {roles: getattr(split, roles)}
+  for field, value, choices in (
+      ("roles", roles, ROLES), ("shuffle", shuffle, SHUFFLES), ("epoch", epoch, EPOCHS)
+  ):
+    if value not in choices:
+      raise UserError(f"{field}={value!r}: choose from {', '.join(choices)}")
+  used = {roles: getattr(split, roles, None)}
+  if roles == "paired":
+    used = split._asdict()
+  elif roles == "merged":
+    used = {roles: np.concatenate([split.forget, split.retain])}
   if not allow_oversized_batch:
     _check_fits("config.method.batch_size", batch_size, **used)
   # The reference shuffles its training set, then the forget set; for ga the former is forget, too.
-  first = split.forget if roles == "forget" else split.retain
+  first = used.get("retain", used.get("merged", split.forget))
   retain, forget = _shuffled(first, split.forget, seed=seed)
-  if roles == "retain":
-    streams = Paired(Stream(np.tile(retain, 2 * repeats), batch_size), None)
-  elif roles == "forget":
-    copies = 2 * max(1, len(split.retain) // len(split.forget))
-    streams = Paired(None, Stream(np.tile(forget, copies * repeats), batch_size))
+
+  def stream(rows, key, copies=1, period=None):
+    reshuffle = (seed, *key) if shuffle == "each_epoch" else None
+    return Stream(
+        np.tile(rows, copies * repeats), batch_size, reshuffle, period if reshuffle else None
+    )
+
+  matched = epoch == "matched"
+  if roles == "forget":
+    copies = 2 * max(1, len(split.retain) // len(split.forget)) if matched else 1
+    streams = Paired(None, stream(forget, (1,), copies))
+  elif roles == "paired":
+    leading = stream(retain, ())
+    # Forget is not repeated: it cycles.
+    cycling = dataclasses.replace(stream(forget, (1,), period=leading.steps), rows=forget)
+    streams = Paired(leading, cycling)
   else:
-    streams = Paired(Stream(np.tile(retain, repeats), batch_size), Stream(forget, batch_size))
+    copies = 2 if matched and roles == "retain" else 1
+    streams = Paired(stream(retain, (), copies), None)
   return BatchPlan(batch_size, streams, repeats)
+
+
+def pass_plan(
+    split: Paired,
+    order: Sequence[str],
+    active: Sequence[int | None],
+    *,
+    batch_size: int,
+    seed: int,
+) -> PassPlan:
+  """Plans the batches of a method that goes through the sets one after the other.
+
+  Args:
+    split: Paired rows.
+    order: the roles in the order of their passes in an epoch.
+    active: for each of them, the number of first epochs that have this pass; None for all.
+    batch_size: rows in a step.
+    seed: of the shuffles: pass e of retain is ordered by `default_rng((seed, e))`, of forget by
+      `default_rng((seed, 1, e))`.
+
+  Raises:
+    UserError: for a batch larger than a set.
+
+  Source: SCRUB (arXiv 2302.09880), which ascends on forget, then descends on retain.
+  """
+  _check_fits("config.method.batch_size", batch_size, **split._asdict())
+  streams = Paired(
+      Stream(np.asarray(split.retain, np.int32), batch_size, (seed,)),
+      Stream(np.asarray(split.forget, np.int32), batch_size, (seed, 1)),
+  )
+  return PassPlan(batch_size, streams, tuple(order), tuple(active))
 
 
 def training_plan(
@@ -197,7 +344,7 @@ def training_plan(
   """
   _check_fits("config.train.batch_size", batch_size, training=rows)
   if reshuffle:
-    stream = Stream(np.asarray(rows, np.int32), batch_size, reshuffle_seed=seed)
+    stream = Stream(np.asarray(rows, np.int32), batch_size, reshuffle_seed=(seed,))
   else:
     stream = Stream(_shuffled(rows, seed=seed)[0], batch_size)
   return BatchPlan(batch_size, Paired(stream, None))

@@ -1,0 +1,169 @@
+"""Memorization scores of the training rows, estimated by an ensemble trained on random subsets.
+
+    mem_i = P(model is right on i | i was in its subset) - P(... | i was not)
+
+Source: Feldman and Zhang, What Neural Networks Memorize and Why (arXiv 2008.03703).
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from hamu_jax import data as data_lib
+from hamu_jax import hosts, methods, stages
+from hamu_jax import loop as loop_lib
+from hamu_jax import step as step_lib
+from hamu_jax.errors import UserError
+from hamu_jax.paired import Paired
+from hamu_jax.transforms.stop import Stop
+from sam_jax import memorization
+
+# Fields of the options that change how the work is shared out, not its result.
+_SHARING = ("models", "parallel", "evaluate_epochs")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EnsemblePlan:
+  """The batches of models that are trained together, each on its own rows.
+
+  Attributes:
+    plans: one a model, all of the same length.
+  """
+
+  plans: tuple[data_lib.BatchPlan, ...]
+
+  @property
+  def batch_size(self) -> int:
+    """Rows in a step, of all models."""
+    return sum(plan.batch_size for plan in self.plans)
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Steps of one epoch, the same for all models."""
+    return self.plans[0].steps_per_epoch
+
+  def position(self, epochs: float) -> float:
+    """As `BatchPlan.position`."""
+    return self.plans[0].position(epochs)
+
+  def num_steps(self, epochs: float) -> int:
+    """As `BatchPlan.num_steps`."""
+    return self.plans[0].num_steps(epochs)
+
+  def epochs(self, start: int, stop: int) -> np.ndarray:
+    """As `BatchPlan.epochs`."""
+    return self.plans[0].epochs(start, stop)
+
+  def rows(self, start: int, stop: int) -> Paired:
+    """Paired [stop - start, models, B] int32 rows as the retain role."""
+    return Paired(np.stack([plan.rows(start, stop).retain for plan in self.plans], 1), None)
+
+
+def ensemble_plan(
+    included: np.ndarray, available: np.ndarray, members: Sequence[int], *, batch_size: int, seed: int
+) -> EnsemblePlan:
+  """Plans the training of some models of an ensemble.
+
+  Args:
+    included: [K, N] bool, which of the available rows each model sees.
+    available: [N] rows of the training split.
+    members: numbers of the models, in 0..K-1. What one sees depends on its number alone.
+    batch_size: rows of a model in a step.
+    seed: model k shuffles by `seed + k`.
+
+  Raises:
+    UserError: for a batch larger than a subset.
+  """
+  return EnsemblePlan(tuple(
+      data_lib.training_plan(available[included[k]], batch_size=batch_size, seed=seed + k)
+      for k in members
+  ))
+
+
+def estimate(
+    options: ml_collections.ConfigDict,
+    available: np.ndarray,
+    inputs: Mapping[str, Any],
+    *,
+    seed: int,
+    init,
+    loop: loop_lib.Loop,
+    evaluator,
+    cache: stages.StageCache,
+    workdir: pathlib.Path,
+) -> np.ndarray:
+  """Memorization scores of some training rows, from groups of models that are trained at once.
+
+  Every finished group is a stage in the cache, so an interrupted estimate goes on with the next one.
+
+  Args:
+    options: `config.memorization`.
+    available: [N] the rows.
+    inputs: what else the models depend on, as JSON values.
+    seed: model k is drawn, shuffled and given its subset by `seed` and k.
+    init: seed -> the untrained model's variables.
+    loop: trains the groups.
+    evaluator: evaluates models on one split, the rows in order.
+    cache: of finished groups.
+    workdir: folder of the group in progress.
+
+  Returns:
+    [N] float64.
+
+  Raises:
+    UserError: training fails, or the models are too few for some row to be both in and out of subsets.
+  """
+  included = memorization.subsample(len(available), options.models, options.fraction, seed)
+  correct = []
+  for first in range(0, options.models, options.parallel):
+    members = range(first, min(first + options.parallel, options.models))
+    key = stages.fingerprint({
+        **inputs,
+        "seed": seed,
+        "available": available.tolist(),
+        "options": {
+            name: value for name, value in options.to_dict().items() if name not in _SHARING
+        },
+        "members": [members.start, members.stop],
+    })
+    like = {"correct": np.zeros((len(members), len(available)), bool)}
+    if hosts.agree(cache.outcome("memorization", key) is None):
+      plan = ensemble_plan(
+          included, available, members, batch_size=options.batch_size, seed=seed
+      )
+      outcome = _train(
+          options, plan, members, seed, init, loop, workdir / "checkpoints" / f"memorization-{key}"
+      )
+      examples = loop.watch.run(lambda o=outcome: evaluator.per_example(o.variables, members=True))
+      (values,) = examples.values()
+      record = {"steps": outcome.steps, "seconds": outcome.seconds, "models": len(members)}
+      cache.publish("memorization", key, record, {"correct": values["correct"].astype(bool)})
+    correct.append(cache.model("memorization", key, like)["correct"])
+  try:
+    return memorization.memorization_scores(np.concatenate(correct), included)
+  except ValueError as error:
+    raise UserError(f"config.memorization.models={options.models}: {error}") from error
+
+
+def _train(options, plan, members, seed, init, loop, path) -> loop_lib.Outcome:
+  """Trains one group."""
+  stage = loop_lib.Stage(
+      f"memorization{members.start}", methods.TRAINING, options, plan,
+      plan.num_steps(options.epochs), seed + members.start, train=True, batch_statistics=True,
+      members=len(members),
+  )
+  seeds = seed + jnp.arange(members.start, members.stop)
+  start = loop.watch.run(lambda: jax.jit(jax.vmap(init))(seeds))
+  outcome = loop.run(stage, start, step_lib.Frozen(), path)
+  if outcome.stop != Stop.NONE:
+    raise UserError(
+        f"memorization: a loss, gradient or update was not finite after {outcome.steps} steps; lower "
+        "config.memorization.optimizer.learning_rate or set config.memorization.clip_norm"
+    )
+  return outcome

@@ -1,0 +1,172 @@
+"""Where the images of a chunk of steps are: resident on the device, or brought in window by window.
+
+Either way a step gathers its batch from `ImageData` by row, so the step itself knows nothing of it.
+"""
+
+import concurrent.futures
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hamu_jax import data as data_lib
+from hamu_jax import pairing as pairing_lib
+from hamu_jax import step as step_lib
+
+# Bytes of images that one window may hold on a device.
+_WINDOW_BYTES = 2**29
+
+
+class ImageData(NamedTuple):
+  """What steps gather from.
+
+  Attributes:
+    images: [M, H, W, C] uint8.
+    labels: [M] int32.
+    forget: [M] bool, whether an example is to be forgotten.
+    ids: [M] int32, the row of the training split that each is.
+  """
+
+  images: Any
+  labels: Any
+  forget: Any
+  ids: Any
+
+
+def place(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
+  """Puts arrays on the default device, or on every device of the mesh."""
+  if mesh is None:
+    return jax.device_put(tree)
+  return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def _pad(steps: np.ndarray) -> np.ndarray:
+  """Pads the leading axis to `CHUNK_CAPACITY` steps."""
+  missing = step_lib.CHUNK_CAPACITY - steps.shape[0]
+  return np.pad(steps, [(0, missing)] + [(0, 0)] * (steps.ndim - 1), constant_values=-1)
+
+
+def place_feed(rows: Any, epoch: np.ndarray, mesh: jax.sharding.Mesh | None) -> step_lib.Feed:
+  """Puts the batches of a chunk on the device, padded to `CHUNK_CAPACITY` steps.
+
+  Args:
+    rows: Paired [n, B] (of an ensemble [n, members, B]) int32 rows of each role, or None; with a mesh,
+      what `pairing.shard_rows` made of them.
+    epoch: [n] int32.
+    mesh: where `pmap` splits the rows among devices.
+  """
+  rows, epoch = jax.tree.map(_pad, (rows, epoch))
+  if mesh is None:
+    return jax.device_put(step_lib.Feed(rows, epoch))
+  spec = jax.sharding.PartitionSpec(None, pairing_lib.ROLE_AXIS, pairing_lib.DATA_AXIS)
+  # By callback, because a host knows the rows within its own windows only.
+  sharded = jax.make_array_from_callback(
+      rows.shape, jax.sharding.NamedSharding(mesh, spec), lambda index: rows[index]
+  )
+  return step_lib.Feed(sharded, place(epoch, mesh))
+
+
+class Resident:
+  """All images stay on the device.
+
+  Args:
+    data: the whole training split.
+  """
+
+  sharded = False
+
+  def __init__(self, data: ImageData):
+    self._data = data
+    self._placed = None
+
+  def most_steps(self, plan) -> int:
+    """Most steps that a chunk may have."""
+    del plan
+    return step_lib.CHUNK_CAPACITY
+
+  def chunk(self, plan, start: int, stop: int, mesh) -> tuple[ImageData, step_lib.Feed]:
+    """The data and the batches of the steps start..stop-1 of a plan, on the devices of the mesh."""
+    if self._placed is None or self._placed[0] != mesh:
+      self._placed = None  # Frees the copy on another mesh first.
+      self._placed = (mesh, place(self._data, mesh))
+    rows = plan.rows(start, stop)
+    if mesh is not None:
+      rows = pairing_lib.shard_rows(rows, mesh)
+    return self._placed[1], place_feed(rows, plan.epochs(start, stop), mesh)
+
+
+class Streamed:
+  """Each chunk brings the images of its own rows, decoded while the device works on the one before.
+
+  Every device gets the rows of its own batches alone, and a host decodes those of its own devices.
+
+  Args:
+    data: the training split, with images that are decoded where they are indexed.
+  """
+
+  sharded = True
+
+  def __init__(self, data: ImageData):
+    self._data = data
+    self._worker = concurrent.futures.ThreadPoolExecutor(1, "window")
+    self._ahead = {}
+
+  def most_steps(self, plan) -> int:
+    """Most steps that a chunk may have: as many as fit a window."""
+    bytes_a_step = 2 * plan.batch_size * int(np.prod(self._data.images.shape[1:]))
+    return int(np.clip(_WINDOW_BYTES // bytes_a_step, 1, step_lib.CHUNK_CAPACITY))
+
+  def chunk(self, plan, start: int, stop: int, mesh) -> tuple[ImageData, step_lib.Feed]:
+    """As `Resident.chunk`; starts on the chunk after it, which is most likely as long."""
+    key = (id(plan), start, stop)
+    ahead = self._ahead.pop(key, None)
+    self._ahead.clear()
+    data, rows = ahead.result() if ahead else self._window(plan, start, stop, mesh)
+    following = (id(plan), stop, 2 * stop - start)
+    self._ahead[following] = self._worker.submit(self._window, plan, *following[1:], mesh)
+    return data, place_feed(rows, plan.epochs(start, stop), mesh)
+
+  def _window(self, plan, start, stop, mesh):
+    """-> the images of these steps on the devices, and the rows counted within them."""
+    rows = plan.rows(start, stop)
+    present = [role for role in rows if role is not None]
+    if mesh is None:
+      capacity = self.most_steps(plan) * sum(role.shape[1] for role in present)
+      stacked = np.stack(present)
+      data, local = self._decode(stacked, capacity)
+      local = iter(local)
+      return jax.device_put(data), type(rows)(*(role if role is None else next(local) for role in rows))
+    return self._sharded_window(pairing_lib.shard_rows(rows, mesh), self.most_steps(plan), mesh)
+
+  def _sharded_window(self, rows, most_steps, mesh):
+    """`_window` of rows [n, r, shards, b]: one window for each device."""
+    axes = mesh.devices.shape
+    roles_a_device = rows.shape[1] // axes[0]
+    capacity = most_steps * roles_a_device * rows.shape[3]
+    local = np.full_like(rows, -1)
+    windows = {}
+
+    def window(index):
+      place_of = tuple(part.start or 0 for part in index[:2])
+      if place_of not in windows:
+        role, shard = place_of
+        own = np.s_[:, role * roles_a_device : (role + 1) * roles_a_device, shard]
+        windows[place_of], local[own] = self._decode(rows[own], capacity)
+      return windows[place_of]
+
+    sharding = jax.sharding.NamedSharding(
+        mesh, jax.sharding.PartitionSpec(pairing_lib.ROLE_AXIS, pairing_lib.DATA_AXIS)
+    )
+    shapes = [self._data.images.shape[1:], (), (), ()]
+    data = ImageData(*(
+        jax.make_array_from_callback(
+            (*axes, capacity, *shape), sharding,
+            lambda index, field=field: np.asarray(window(index)[field])[None, None],
+        )
+        for field, shape in enumerate(shapes)
+    ))
+    return data, local
+
+  def _decode(self, rows, capacity) -> tuple[ImageData, np.ndarray]:
+    images, local, ids = data_lib.window(self._data.images, rows, capacity)
+    return ImageData(images, self._data.labels[ids], self._data.forget[ids], ids), local
