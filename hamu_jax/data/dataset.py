@@ -6,24 +6,28 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hamu_jax.data.encoded import EncodedImages
 from hamu_jax.errors import UserError
 
 
 class ImageSplit(NamedTuple):
   """Images with their class numbers, in the order of the source."""
 
-  images: np.ndarray  # [N, H, W, C] uint8
+  images: np.ndarray | EncodedImages  # [N, H, W, C] uint8, or what decodes to that by rows
   labels: np.ndarray  # [N] int32
 
 
 class Dataset(NamedTuple):
-  """A labelled image dataset, whole in memory."""
+  """A labelled image dataset: whole in memory or, streamed, decoded where it is indexed."""
 
   name: str
   train: ImageSplit
   test: ImageSplit
   class_names: tuple[str, ...]
   fingerprint: str  # sha256 of the contents, in hexadecimal
+  train_rows: np.ndarray  # [N] int64, each training image's row in the original training split
+  train_total: int  # rows of the original training split
+  train_names: np.ndarray | None  # [N] str, the training images' file names, where they have any
 
 
 class Request(NamedTuple):
@@ -33,18 +37,21 @@ class Request(NamedTuple):
   path: str
   image_key: str  # "" lets the source find its only image field
   label_key: str  # "" lets the source find its only class-label field
+  subset: str  # configuration of a hub dataset; "" is its default
+  test_split: str  # the split that is evaluated
+  image_size: int  # height and width that images are brought to; 0 leaves them
+  stream: bool  # images stay where the source keeps them
 
 
 class Contents(NamedTuple):
-  """What a source hands back, unchecked.
-
-  The labels may be of any integer type, and the images anything that gives [n, H, W, C] uint8 when
-  it is indexed by rows: encoded images are decoded only where they are kept.
-  """
+  """What a source hands back, unchecked: whole splits, the labels of any integer type."""
 
   train: ImageSplit
   test: ImageSplit
   class_names: tuple[str, ...]
+  # [N] the training rows' places in the original training split; None if the source keeps its order
+  train_rows: np.ndarray | None = None
+  train_names: np.ndarray | None = None  # [N] str, the training images' file names, if any
 
 
 def balanced_rows(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -69,25 +76,24 @@ def balanced_rows(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
   return np.sort(by_class[np.lexsort((sorted_labels, rounds))[:size]])
 
 
-def subset(split: ImageSplit, size: int, seed: int, field: str) -> ImageSplit:
-  """Reduces a split to `size` class-balanced rows; 0 keeps all of it.
+def subset_rows(labels: np.ndarray, size: int, seed: int, field: str) -> np.ndarray:
+  """Chooses `size` class-balanced rows of a split; 0 keeps all of it.
 
   Args:
-    split: what to reduce.
+    labels: [N] class numbers of the split.
     size: how many rows to keep.
     seed: of the choice, see `balanced_rows`.
     field: the config field that holds `size`, for the error message.
 
   Returns:
-    The chosen rows in their original order.
+    [n] row numbers, ascending.
 
   Raises:
     UserError: if `size` is negative or larger than the split.
   """
-  if not 0 <= size <= len(split.labels):
-    raise UserError(f"{field}={size}: choose 1..{len(split.labels)}, or 0 for the whole split")
-  rows = balanced_rows(split.labels, size, seed) if size else slice(None)
-  return ImageSplit(split.images[rows], split.labels[rows])
+  if not 0 <= size <= len(labels):
+    raise UserError(f"{field}={size}: choose 1..{len(labels)}, or 0 for the whole split")
+  return balanced_rows(labels, size, seed) if size else np.arange(len(labels))
 
 
 def checked_labels(split: ImageSplit, classes: int, name: str) -> ImageSplit:
@@ -118,6 +124,8 @@ def checked_labels(split: ImageSplit, classes: int, name: str) -> ImageSplit:
 def fingerprint(contents: Contents) -> str:
   """Hashes everything that training can see: class names, shapes, images and labels.
 
+  Of streamed images it is the encoded bytes, which are read once but not decoded.
+
   Args:
     contents: the splits, as they will be used.
 
@@ -127,6 +135,9 @@ def fingerprint(contents: Contents) -> str:
   shapes = [contents.train.images.shape, contents.test.images.shape]
   digest = hashlib.sha256(json.dumps([contents.class_names, shapes]).encode())
   for split in (contents.train, contents.test):
-    digest.update(np.ascontiguousarray(split.images))
+    if isinstance(split.images, EncodedImages):
+      digest.update(split.images.digest())
+    else:
+      digest.update(np.ascontiguousarray(split.images))
     digest.update(np.ascontiguousarray(split.labels, dtype="<i4"))
   return digest.hexdigest()

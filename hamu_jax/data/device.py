@@ -1,5 +1,6 @@
 """What happens to a batch on the device: gathering, normalising, augmenting. Pure and jittable."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -9,6 +10,10 @@ from jax import lax
 from hamu_jax.errors import UserError
 
 CROP_PADDING = 4
+# torchvision's RandomResizedCrop.
+BOX_AREA = (0.08, 1.0)
+BOX_ASPECT = (3 / 4, 4 / 3)
+BOX_TRIES = 10
 
 
 def take(images: jax.Array, labels: jax.Array, rows: jax.Array) -> dict[str, jax.Array]:
@@ -94,7 +99,74 @@ def _crop_flip(image_HxWxC: jax.Array, key: jax.Array) -> jax.Array:
   return _flip(window, flip_key)
 
 
-AUGMENTATIONS = {"none": None, "flip": _flip, "crop_flip": _crop_flip}
+def random_box(key: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
+  """Draws a box of random area and aspect ratio at a random place in an image.
+
+  The area is uniform in `BOX_AREA` of the image's and the logarithm of width over height uniform in
+  that of `BOX_ASPECT`; the first of `BOX_TRIES` draws that fits is taken, else the whole image.
+
+  Args:
+    key: of the draw.
+    height: of the image.
+    width: of the image.
+
+  Returns:
+    (corner, size): [2] int32 each, (top, left) and (height, width).
+
+  Source: torchvision's RandomResizedCrop.
+  """
+  area_key, aspect_key, corner_key = jax.random.split(key, 3)
+  whole = jnp.array([height, width], jnp.int32)
+  low, high = BOX_AREA
+  areas = height * width * jax.random.uniform(area_key, (BOX_TRIES,), jnp.float32, low, high)
+  low, high = (math.log(aspect) for aspect in BOX_ASPECT)
+  aspects = jnp.exp(jax.random.uniform(aspect_key, (BOX_TRIES,), jnp.float32, low, high))
+  sizes = jnp.stack([jnp.sqrt(areas / aspects), jnp.sqrt(areas * aspects)], axis=1)
+  sizes = jnp.round(sizes).astype(jnp.int32)
+  fits = jnp.all((sizes >= 1) & (sizes <= whole[None]), axis=1)
+  size = jnp.where(jnp.any(fits), sizes[jnp.argmax(fits)], whole)
+  return jax.random.randint(corner_key, (2,), 0, whole - size + 1, jnp.int32), size
+
+
+def resize_box(image_HxWxC: jax.Array, corner: jax.Array, size: jax.Array) -> jax.Array:
+  """Enlarges a box to the size of its image, bilinearly.
+
+  Args:
+    image_HxWxC: of any type.
+    corner: [2] (top, left) of the box.
+    size: [2] (height, width) of the box.
+
+  Returns:
+    The same shape and type. Within half a pixel of its edges the result sees the image beyond the
+    box, where cropping first would repeat the box's own edge.
+  """
+  scale = jnp.array(image_HxWxC.shape[:2], jnp.float32) / size
+  result = jax.image.scale_and_translate(
+      image_HxWxC.astype(jnp.float32),
+      image_HxWxC.shape,
+      (0, 1),
+      scale,
+      -corner * scale,
+      method="linear",
+  )
+  if jnp.issubdtype(image_HxWxC.dtype, jnp.integer):
+    result = jnp.round(result)
+  return result.astype(image_HxWxC.dtype)
+
+
+def _random_resized_crop(image_HxWxC: jax.Array, key: jax.Array) -> jax.Array:
+  """Enlarges a random box to the original size, then flips."""
+  box_key, flip_key = jax.random.split(key)
+  height, width, _ = image_HxWxC.shape
+  return _flip(resize_box(image_HxWxC, *random_box(box_key, height, width)), flip_key)
+
+
+AUGMENTATIONS = {
+    "none": None,
+    "flip": _flip,
+    "crop_flip": _crop_flip,
+    "random_resized_crop": _random_resized_crop,
+}
 
 
 def augment(images: jax.Array, keys: jax.Array, kind: str) -> jax.Array:
@@ -103,8 +175,9 @@ def augment(images: jax.Array, keys: jax.Array, kind: str) -> jax.Array:
   Args:
     images: [B, H, W, C], of any type.
     keys: [B] keys, see `example_keys`.
-    kind: "none", "flip" (horizontal, probability 1/2) or "crop_flip" (random crop out of a frame
-      of `CROP_PADDING` pixels, then flip).
+    kind: "none", "flip" (horizontal, probability 1/2), "crop_flip" (random crop out of a frame of
+      `CROP_PADDING` pixels, then flip) or "random_resized_crop" (a `random_box` enlarged to the
+      image's size, then flip).
 
   Returns:
     The same shape and type.

@@ -5,18 +5,17 @@ one of class numbers; the class names are in the features, which a file keeps in
 """
 
 import contextlib
-import io
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from hamu_jax.data.dataset import Contents, ImageSplit, Request
+from hamu_jax.data.encoded import EncodedImages
 from hamu_jax.data.failures import CONNECT_SECONDS, first_line, unreachable
 from hamu_jax.errors import UserError
-
-SPLITS = ("train", "test")
 
 
 def read_folder(request: Request) -> Contents:
@@ -24,7 +23,8 @@ def read_folder(request: Request) -> Contents:
 
   Args:
     request: `path` is the folder; a snapshot of a hub repository has the files in `data/` or in
-      a folder named after a configuration.
+      a folder named after a configuration, which `subset` chooses. To be streamed, files are
+      converted once, to Arrow in the cache of `datasets`, because parquet cannot be read by rows.
 
   Returns:
     Both splits.
@@ -33,24 +33,18 @@ def read_folder(request: Request) -> Contents:
     UserError: for a missing path, file or column, a corrupt file or image.
   """
   import pyarrow as pa
-  import pyarrow.parquet as pq
 
-  folder = _parquet_folder(request.path)
+  folder = _parquet_folder(request.path, request.subset)
   tables = {}
-  for split in SPLITS:
+  for split in ("train", request.test_split):
     files = sorted(folder.glob(f"{split}*.parquet"))
     if not files:
-      raise UserError(f"config.data.path='{folder}' holds no {split}*.parquet")
-    parts = []
-    for file in files:
-      try:
-        parts.append(pq.read_table(file))
-      except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"config.data.path: '{file}' is corrupt or no parquet ({first_line(error)})"
-        ) from None
+      raise UserError(
+          f"config.data.path='{folder}' holds no {split}*.parquet; config.data.test_split names the"
+          " split to evaluate on"
+      )
     try:
-      tables[split] = pa.concat_tables(parts)
+      tables[split] = (_mapped if request.stream else _whole)(files)
     except pa.ArrowException as error:
       raise UserError(f"config.data.path='{folder}': {split}*.parquet differ ({error})") from None
   metadata = (tables["train"].schema.metadata or {}).get(b"huggingface", b"{}")
@@ -58,13 +52,48 @@ def read_folder(request: Request) -> Contents:
   return _contents(tables, features, request)
 
 
-def _parquet_folder(path: str) -> pathlib.Path:
+def _whole(files: list[pathlib.Path]):
+  """Reads files into memory, as one table."""
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  return pa.concat_tables(_opened(pq.read_table, file) for file in files)
+
+
+def _mapped(files: list[pathlib.Path]):
+  """Converts files to Arrow, one row group in memory at a time, and maps that as one table."""
+  import datasets
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  pa.unify_schemas([_opened(pq.read_schema, file) for file in files])
+  try:
+    return datasets.Dataset.from_parquet([str(file) for file in files]).with_format("arrow")[:]
+  except (datasets.exceptions.DatasetsError, OSError) as error:
+    raise UserError(
+        f"config.data.path: '{files[0]}' and those beside it cannot be converted to Arrow"
+        f" ({first_line(error.__cause__ or error)})"
+    ) from None
+
+
+def _opened(read: Callable, file: pathlib.Path):
+  import pyarrow as pa
+
+  try:
+    return read(file)
+  except (pa.ArrowException, OSError) as error:
+    raise UserError(
+        f"config.data.path: '{file}' is corrupt or no parquet ({first_line(error)})"
+    ) from None
+
+
+def _parquet_folder(path: str, subset: str) -> pathlib.Path:
   """Finds where the train files are."""
-  folder = pathlib.Path(path)
+  folder = pathlib.Path(path, subset)
   if not path or not folder.is_dir():
     raise UserError(
-        f"config.data.path={path!r} is no folder: give the one with train*.parquet and"
-        " test*.parquet"
+        f"config.data.path={path!r}{f', config.data.subset={subset!r}' if subset else ''} is no"
+        " folder: give the one with train*.parquet and test*.parquet"
     )
   if any(folder.glob("train*.parquet")):
     return folder
@@ -72,17 +101,17 @@ def _parquet_folder(path: str) -> pathlib.Path:
   if len(found) != 1:
     names = ", ".join(child.name for child in found) or "none"
     raise UserError(
-        f"config.data.path={path!r} holds no train*.parquet, and not just one of its subfolders"
-        f" does ({names})"
+        f"config.data.path='{folder}' holds no train*.parquet, and not just one of its subfolders"
+        f" does ({names}); choose one with config.data.subset"
     )
   return found[0]
 
 
 def read_hub(request: Request) -> Contents:
-  """Reads the `train` and `test` splits of a dataset of the Hugging Face hub, or of its cache.
+  """Reads two splits of a dataset of the Hugging Face hub, or of its cache.
 
   Args:
-    request: `name` is the hub id; `path`, if any, the cache folder.
+    request: `name` is the hub id, `subset` its configuration; `path`, if any, the cache folder.
 
   Returns:
     Both splits.
@@ -98,20 +127,27 @@ def read_hub(request: Request) -> Contents:
   network_error = _network_error(request.name)
   try:
     with _offline(network_error):
-      splits = datasets.load_dataset(request.name, cache_dir=request.path or None)
+      splits = datasets.load_dataset(
+          request.name, request.subset or None, cache_dir=request.path or None
+      )
   except datasets.exceptions.DatasetNotFoundError as error:
     raise _no_access(request.name, error) from None
   except (OSError, errors.HTTPError) as error:
     raise unreachable(what, error) from None
   except (datasets.exceptions.DatasetsError, RuntimeError, ValueError) as error:
-    raise UserError(f"config.data.name: cannot load {what} ({first_line(error)})") from None
-  missing = [split for split in SPLITS if split not in splits]
+    raise UserError(
+        f"config.data.name: cannot load {what} with config.data.subset={request.subset!r}"
+        f" ({' '.join(str(error).split())[:400]})"
+    ) from None
+  wanted = ("train", request.test_split)
+  missing = [split for split in wanted if split not in splits]
   if missing:
     raise UserError(
         f"config.data.name={request.name!r} has no {missing[0]!r} split on the hub, only"
-        f" {', '.join(splits)}"
+        f" {', '.join(splits)}; config.data.test_split names the one to evaluate on"
     )
-  tables = {split: splits[split].with_format("arrow")[:] for split in SPLITS}
+  # Memory-mapped: nothing is copied.
+  tables = {split: splits[split].with_format("arrow")[:] for split in wanted}
   return _contents(tables, splits["train"].features.to_dict(), request)
 
 
@@ -172,7 +208,7 @@ def _contents(tables: dict[str, Any], features: dict[str, Any], request: Request
   label_key = _column(
       schema, features, request.label_key, "label_key", "ClassLabel", types.is_integer
   )
-  splits = {}
+  splits = []
   for split, table in tables.items():
     missing = {image_key, label_key} - set(table.column_names)
     if missing:
@@ -180,13 +216,42 @@ def _contents(tables: dict[str, Any], features: dict[str, Any], request: Request
     labels = table.column(label_key)
     if labels.null_count:
       raise UserError(f"config.data.label_key={label_key!r}: the {split} table lacks some labels")
-    splits[split] = ImageSplit(
-        EncodedImages(table.column(image_key), f"{split} image"), labels.to_numpy()
+    images = EncodedImages(
+        _reader(table.column(image_key)),
+        np.arange(len(table)),
+        f"{split} image",
+        request.image_size,
     )
+    splits.append(ImageSplit(images, labels.to_numpy()))
   names = features.get(label_key, {}).get("names")
   if not names:
-    names = _numbered(splits["train"].labels, label_key)
-  return Contents(splits["train"], splits["test"], tuple(names))
+    names = _numbered(splits[0].labels, label_key)
+  return Contents(
+      *splits, tuple(names), train_names=_file_names(tables["train"].column(image_key))
+  )
+
+
+def _reader(column) -> Callable[[int], bytes]:
+  """Returns what reads one encoded image, leaving the column where it is."""
+
+  def read(row: int) -> bytes:
+    value = column[row].as_py()
+    if isinstance(value, dict):
+      value = value["bytes"] or pathlib.Path(value["path"]).read_bytes()
+    return value
+
+  return read
+
+
+def _file_names(column) -> np.ndarray | None:
+  """Returns the images' file names, or None where one has none."""
+  import pyarrow.compute as pc
+  import pyarrow.types as types
+
+  if not types.is_struct(column.type) or column.type.get_field_index("path") < 0:
+    return None
+  names = pc.struct_field(column, "path")
+  return None if names.null_count else np.array(names.to_pylist(), np.dtypes.StringDType())
 
 
 def _numbered(labels: np.ndarray, label_key: str) -> list[str]:
@@ -214,43 +279,3 @@ def _column(schema, features, key: str, field: str, feature: str, fits) -> str:
   if len(found) != 1:
     raise UserError(f"config.data.{field}: {len(found)} columns fit, name one of {columns}")
   return found[0]
-
-
-class EncodedImages:
-  """A column of encoded images of one size, decoded where it is indexed."""
-
-  def __init__(self, column, what: str):
-    self._values = column.to_pylist()
-    self._what = what
-
-  def __len__(self) -> int:
-    return len(self._values)
-
-  def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-    """Decodes rows into [n, H, W, C] uint8, C = 1 if all of them are grey, else 3."""
-    images = [self._decode(row) for row in np.arange(len(self))[rows]]
-    if any(image.ndim == 3 for image in images):
-      images = [
-          image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2) for image in images
-      ]
-    shapes = sorted({image.shape for image in images})
-    if len(shapes) > 1:
-      raise UserError(f"{self._what}s have {len(shapes)} shapes, one is needed: {shapes[:3]}")
-    stacked = np.stack(images)
-    return stacked if stacked.ndim == 4 else stacked[..., None]
-
-  def _decode(self, row: int) -> np.ndarray:
-    """Returns [H, W] for a grey image and [H, W, 3] for one with colours."""
-    from PIL import Image
-
-    value = self._values[row]
-    try:
-      if isinstance(value, dict):
-        value = value["bytes"] or pathlib.Path(value["path"]).read_bytes()
-      image = Image.open(io.BytesIO(value))
-      if image.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {image.mode}: more than 8 bits a channel")
-      return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB"))
-    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
-      reason = first_line(error)
-      raise UserError(f"{self._what} {row} cannot be decoded ({reason})") from None

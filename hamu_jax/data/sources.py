@@ -16,8 +16,9 @@ from hamu_jax.data.dataset import (
   Request,
   checked_labels,
   fingerprint,
-  subset,
+  subset_rows,
 )
+from hamu_jax.data.encoded import EncodedImages, resized
 from hamu_jax.errors import UserError
 
 # The split of the digits is part of the dataset: no config changes it.
@@ -78,22 +79,33 @@ def load(
     *,
     name: str = "",
     path: str = "",
+    subset: str = "",
+    test_split: str = "test",
     train_size: int = 0,
     test_size: int = 0,
     image_key: str = "",
     label_key: str = "",
+    image_size: int = 0,
+    stream: bool = False,
     seed: int = 0,
 ) -> Dataset:
-  """Loads a dataset whole into memory.
+  """Loads a dataset, whole into memory or streamed.
 
   Args:
     source: a key of `SOURCES`.
     name: the dataset's name at the source (a hub or TFDS name); where files decide, a mere label.
     path: local files (`parquet`, `cifar10_binary`) or the cache folder (`tfds`, `huggingface`).
+    subset: configuration of a hub dataset (svhn's "cropped_digits"), or the subfolder of a
+      `parquet` folder; empty for the default or only one.
+    test_split: the split to evaluate on (ImageNet's is "validation").
     train_size: if positive, a class-balanced subset of that many rows, see `balanced_rows`.
     test_size: the same for the test split.
     image_key: field of the image; empty for the only one there is.
     label_key: field of the class number; empty for the only one there is.
+    image_size: if positive, the height and width that `encoded.resize` brings every image to; else
+      all images must have one shape.
+    stream: leave the images encoded on disk, memory-mapped, and decode rows where they are indexed
+      (always into 3 channels); needs `image_size` and a source of encoded images.
     seed: of the subsets.
 
   Returns:
@@ -106,16 +118,50 @@ def load(
     near = difflib.get_close_matches(source, SOURCES, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(f"config.data.source={source!r}{hint}: choose one of {', '.join(SOURCES)}")
-  train, test, class_names = SOURCES[source](Request(name, path, image_key, label_key))
+  if stream and not image_size:
+    raise UserError(
+        "config.data.stream=True needs config.data.image_size: the one height and width that images"
+        " are decoded to"
+    )
+  request = Request(name, path, image_key, label_key, subset, test_split, image_size, stream)
+  contents = SOURCES[source](request)
   where = f"config.data.source={source!r}, {path or name or source}"
-  train = checked_labels(train, len(class_names), f"{where}, train")
-  test = checked_labels(test, len(class_names), f"{where}, test")
-  train = subset(train, train_size, seed, "config.data.train_size")
-  test = subset(test, test_size, seed, "config.data.test_size")
+  classes = len(contents.class_names)
+  train = checked_labels(contents.train, classes, f"{where}, train")
+  test = checked_labels(contents.test, classes, f"{where}, {test_split}")
+  kept = subset_rows(train.labels, train_size, seed, "config.data.train_size")
+  total, places, names = len(train.labels), contents.train_rows, contents.train_names
+  train = _read(train, kept, request)
+  test_kept = subset_rows(test.labels, test_size, seed, "config.data.test_size")
+  test = _read(test, test_kept, request)
   if train.images.shape[1:] != test.images.shape[1:]:
     raise UserError(
         f"{where}: train images are {train.images.shape[1:]} but test images are"
         f" {test.images.shape[1:]}; one shape is needed"
     )
-  contents = Contents(train, test, class_names)
-  return Dataset(name or source, *contents, fingerprint(contents))
+  contents = Contents(train, test, contents.class_names)
+  return Dataset(
+      name or source,
+      train,
+      test,
+      contents.class_names,
+      fingerprint(contents),
+      train_rows=kept if places is None else places[kept],
+      train_total=total,
+      train_names=None if names is None else names[kept],
+  )
+
+
+def _read(split: ImageSplit, rows: np.ndarray, request: Request) -> ImageSplit:
+  """Reduces a split to some rows, decoded unless it is streamed."""
+  labels = split.labels[rows]
+  if isinstance(split.images, EncodedImages):
+    images = split.images.select(rows)
+    return ImageSplit(images if request.stream else images.whole(), labels)
+  if request.stream:
+    raise UserError(
+        "config.data.stream=True: this source holds its images in memory whole; choose"
+        " config.data.source huggingface, parquet or tfds, or config.data.stream=False"
+    )
+  images = split.images[rows]
+  return ImageSplit(resized(images, request.image_size) if request.image_size else images, labels)

@@ -15,6 +15,7 @@ import numpy as np
 from hamu_jax.data.failures import first_line
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
+from sam_jax import memorization
 
 # The forget set of rho = 1: a random tenth of all rows.
 RANDOM_SHARE = 0.1
@@ -27,6 +28,9 @@ class ForgetSpec(NamedTuple):
   hard_probability: float
   forget_fraction: float
   forget_indices: str
+  memorization_level: str
+  forget_size: int
+  scores: np.ndarray | None  # [N] memorization score of each row
 
 
 def _complement(rows: np.ndarray, total: int) -> np.ndarray:
@@ -112,6 +116,31 @@ def _by_indices(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator) 
   return Paired(_complement(rows, len(labels)), rows)
 
 
+def _by_memorization(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator) -> Paired:
+  """Forgets rows that are memorized strongly, halfway or hardly, in the order of selection."""
+  del rng
+  if spec.scores is None or np.shape(spec.scores) != (len(labels),):
+    problem = "none are given"
+    if spec.scores is not None:
+      problem = f"{np.shape(spec.scores)} are given for {len(labels)} rows"
+    raise UserError(
+        "config.data.forget='memorization' needs one memorization score a training row, but"
+        f" {problem}: name a score file in config.data.scores"
+    )
+  if spec.memorization_level not in memorization.LEVELS:
+    raise UserError(
+        f"config.data.memorization_level={spec.memorization_level!r}: choose from"
+        f" {', '.join(memorization.LEVELS)}"
+    )
+  if not 0 < spec.forget_size < len(labels):
+    raise UserError(
+        f"config.data.forget_size={spec.forget_size}: there are {len(labels)} training rows, so"
+        f" choose 1..{len(labels) - 1}"
+    )
+  forget = memorization.select(spec.scores, spec.forget_size, spec.memorization_level)
+  return Paired(_complement(forget, len(labels)), forget)
+
+
 def read_indices(path: str) -> np.ndarray:
   """Reads row numbers from a file.
 
@@ -166,6 +195,7 @@ FORGET_KINDS = {
     "hard_probability": _hard_probability,
     "random": _by_fraction,
     "indices": _by_indices,
+    "memorization": _by_memorization,
 }
 
 
@@ -178,6 +208,9 @@ def make_split(
     hard_probability: float = 0.0,
     forget_fraction: float = RANDOM_SHARE,
     forget_indices: str = "",
+    memorization_level: str = "high",
+    forget_size: int = 3000,
+    scores: np.ndarray | None = None,
     duplicates: int = 0,
 ) -> Paired:
   """Divides the training rows into a retain and a forget set.
@@ -193,6 +226,9 @@ def make_split(
     hard_probability: rho, the share of these rows that is replaced by rows of all classes.
     forget_fraction: share of all rows, for `random`.
     forget_indices: file of row numbers, for `indices`; see `read_indices`.
+    memorization_level: for `memorization`, which rows; see `sam_jax.memorization.select`.
+    forget_size: for `memorization`, how many rows.
+    scores: [N] memorization scores, for `memorization`; see `hamu_jax.data.read_scores`.
     duplicates: how many copies of each forget row are added to the end of the retain set.
 
   Returns:
@@ -201,13 +237,22 @@ def make_split(
   Raises:
     UserError: for an unknown kind or class, a value out of range, or an empty set.
 
-  Source: Hardness-Aware Multi-Objective Unlearning, arXiv 2606.02119 (rho is its hardness mix).
+  Sources: Hardness-Aware Multi-Objective Unlearning, arXiv 2606.02119 (rho is its hardness mix);
+  Sharpness-Aware Unlearning, arXiv 2506.13715 (memorization).
   """
   if kind not in FORGET_KINDS:
     raise UserError(f"config.data.forget={kind!r}: choose from {', '.join(FORGET_KINDS)}")
   if duplicates < 0:
     raise UserError(f"config.data.duplicates={duplicates}: choose 0 or more")
-  spec = ForgetSpec(tuple(forget_class), hard_probability, forget_fraction, forget_indices)
+  spec = ForgetSpec(
+      tuple(forget_class),
+      hard_probability,
+      forget_fraction,
+      forget_indices,
+      memorization_level,
+      forget_size,
+      scores,
+  )
   split = FORGET_KINDS[kind](labels, spec, np.random.default_rng(seed))
   for role, rows in split._asdict().items():
     if not len(rows):
@@ -217,3 +262,30 @@ def make_split(
       )
   retain = np.concatenate([split.retain, np.tile(split.forget, duplicates)])
   return Paired(retain.astype(np.int32), split.forget.astype(np.int32))
+
+
+def validation_rows(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+  """Chooses the rows that are validated on, and neither trained on nor forgotten.
+
+  Of each class, in ascending order, the first round(fraction n) of a permutation of its n rows.
+  Stages that take the same labels, fraction and seed hold the same rows out.
+
+  Args:
+    labels: [N] class numbers of the training rows.
+    fraction: share of each class; 0 for no validation.
+    seed: of the permutations.
+
+  Returns:
+    [n] int64 row numbers, ascending.
+
+  Raises:
+    UserError: for a fraction outside [0, 1).
+  """
+  if not 0 <= fraction < 1:
+    raise UserError(f"config.data.validation_fraction={fraction}: choose a share in [0, 1)")
+  rng = np.random.default_rng(seed)
+  chosen = []
+  for label in np.unique(labels):
+    rows = rng.permutation(np.flatnonzero(labels == label))
+    chosen.append(rows[: round(fraction * len(rows))])
+  return np.sort(np.concatenate(chosen))

@@ -4,20 +4,24 @@ TFDS needs TensorFlow to download and prepare a dataset and to read the TFRecord
 prepared here is prepared as ArrayRecord, which later runs read without it.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from hamu_jax.data.dataset import Contents, ImageSplit, Request
+from hamu_jax.data.encoded import EncodedImages
 from hamu_jax.data.failures import CONNECT_SECONDS, first_line, unreachable
 from hamu_jax.errors import UserError
 
+# Features that name a record: ImageNet's and CIFAR's.
+NAME_KEYS = ("file_name", "id")
 _NEEDS_EXTRA = "config.data.source='tfds' needs {}: pip install -e '.[tensorflow]'"
 
 
 def read(request: Request) -> Contents:
-  """Reads the `train` and `test` splits of a TFDS dataset.
+  """Reads two splits of a TFDS dataset.
 
   Args:
     request: `name` is TFDS's; `path`, if any, the TFDS data folder; the keys default to "image"
@@ -43,19 +47,21 @@ def read(request: Request) -> Contents:
           f"config.data.{field}={key!r}: tfds {request.name!r} has the features"
           f" {', '.join(builder.info.features)}"
       )
-  missing = [split for split in ("train", "test") if split not in builder.info.splits]
+  wanted = ("train", request.test_split)
+  missing = [split for split in wanted if split not in builder.info.splits]
   if missing:
     raise UserError(
         f"config.data.name={request.name!r} has no {missing[0]!r} split at tfds, only"
-        f" {', '.join(builder.info.splits)}"
+        f" {', '.join(builder.info.splits)}; config.data.test_split names the one to evaluate on"
     )
-  names = getattr(builder.info.features[label_key], "names", None)
-  if not names:
+  class_names = getattr(builder.info.features[label_key], "names", None)
+  if not class_names:
     raise UserError(f"config.data.label_key={label_key!r}: this tfds feature is no class label")
-  splits = []
-  for split in ("train", "test"):
+  splits, keys = [], {}
+  for split in wanted:
     try:
-      splits.append(_stack(_records(tensorflow_datasets, builder, split), image_key, label_key))
+      records = _records(tensorflow_datasets, builder, split, image_key, request.stream)
+      labels, keys[split] = _labels(records, label_key)
     except ImportError as error:
       raise UserError(_NEEDS_EXTRA.format(error.name)) from None
     except (OSError, RuntimeError, TypeError, ValueError) as error:
@@ -63,7 +69,11 @@ def read(request: Request) -> Contents:
           f"tfds {request.name!r} cannot be read ({first_line(error)}): remove it from the"
           " TFDS data folder, to prepare it again"
       ) from None
-  return Contents(*splits, tuple(names))
+    images = EncodedImages(
+        _reader(records, image_key), np.arange(len(labels)), f"{split} image", request.image_size
+    )
+    splits.append(ImageSplit(images, labels))
+  return Contents(*splits, tuple(class_names), *_origin(keys["train"]))
 
 
 def _prepared(tensorflow_datasets, request: Request):
@@ -98,21 +108,45 @@ def _check_network(name: str, builder) -> None:
       raise unreachable(f"tfds {name!r}", error) from None
 
 
-def _records(tensorflow_datasets, builder, split: str) -> Iterable[dict[str, Any]]:
-  """Iterates over decoded records in the order of the files."""
+def _records(
+    tensorflow_datasets, builder, split: str, image_key: str, stream: bool
+) -> Sequence[dict[str, Any]]:
+  """Returns the records in the order of the files, their images still encoded."""
+  decoders = {image_key: tensorflow_datasets.decode.SkipDecoding()}
   try:
-    return iter(builder.as_data_source(split=split))
+    return builder.as_data_source(split=split, decoders=decoders)
   except NotImplementedError:  # Prepared as TFRecord, by another program.
-    return tensorflow_datasets.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
+    if stream:
+      raise UserError(
+          "config.data.stream=True: this tfds dataset was prepared as TFRecord, which cannot be"
+          " read by rows; name another folder in config.data.path, to prepare it as ArrayRecord"
+      ) from None
+  records = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
+  return list(tensorflow_datasets.as_numpy(records))
 
 
-def _stack(records: Iterable[dict[str, Any]], image_key: str, label_key: str) -> ImageSplit:
-  """Collects records into arrays; images of several sizes are an error."""
-  pairs = [(record[image_key], record[label_key]) for record in records]
-  shapes = {np.shape(image) for image, _ in pairs}
-  if len(shapes) != 1:
-    raise ValueError(f"images of {len(shapes)} shapes where one is needed: {sorted(shapes)[:3]}")
-  return ImageSplit(
-      np.stack([image for image, _ in pairs]).astype(np.uint8, casting="safe"),
-      np.array([label for _, label in pairs]),
-  )
+def _labels(records: Sequence[dict[str, Any]], label_key: str) -> tuple[np.ndarray, list]:
+  """Goes over the records for their labels and, where they have one, the name of each."""
+  labels, names = [], []
+  for record in records:
+    labels.append(record[label_key])
+    names += [record[key].decode() for key in NAME_KEYS if key in record][:1]
+  return np.array(labels), names
+
+
+def _reader(records: Sequence[dict[str, Any]], image_key: str) -> Callable[[int], bytes]:
+  return lambda row: records[row][image_key]
+
+
+def _origin(names: list[str]) -> tuple[np.ndarray | None, np.ndarray | None]:
+  """Says where TFDS, which shuffles what it prepares, took each training record from.
+
+  Returns:
+    The original rows, where the names number them (CIFAR's "train_00042"), else None; the names,
+    where there are any, else None.
+  """
+  if not names:
+    return None, None
+  rows = [re.fullmatch(r"train_(\d+)", name) for name in names]
+  array = np.array(names, np.dtypes.StringDType())
+  return (np.array([int(row[1]) for row in rows]) if all(rows) else None), array

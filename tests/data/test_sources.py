@@ -281,11 +281,12 @@ def test_empty_splits_are_refused(tmp_path):
 def _hub(monkeypatch, splits, info=None):
   """Replaces the hub by `splits`, and what it answers about the dataset by `info`."""
 
-  def load_dataset(name, cache_dir):
+  def load_dataset(name, subset, cache_dir):
     del name, cache_dir
     if isinstance(splits, Exception):
       raise splits
-    return splits
+    # The configurations of a hub dataset, where it has several.
+    return splits[subset] if subset else splits
 
   def dataset_info(self, name, timeout):
     del self, name
@@ -309,7 +310,8 @@ def test_hub_dataset_is_read_by_its_features(monkeypatch, tmp_path):
   assert dataset.name == "someone/animals"
   splits = datasets.DatasetDict(train=splits["train"], validation=splits["test"])
   _hub(monkeypatch, splits)
-  _refused("huggingface", "has no 'test' split on the hub, only train, validation", name="a/b")
+  message = "has no 'test' split on the hub, only train, validation; config.data.test_split names"
+  _refused("huggingface", message, name="a/b")
 
 
 def test_no_network_names_the_ways_out():
@@ -325,7 +327,8 @@ def test_unreachable_hub_falls_back_to_the_cache_at_once(monkeypatch, tmp_path):
   seen = []
   _hub(monkeypatch, None, info=OSError("no route"))
 
-  def load_dataset(name, cache_dir):
+  def load_dataset(name, subset, cache_dir):
+    assert subset is None
     seen.append((datasets.config.HF_HUB_OFFLINE, cache_dir))
     raise ConnectionError(f"{name} is not cached")
 
@@ -343,6 +346,9 @@ def test_refusals_of_the_hub(monkeypatch):
   _refused("huggingface", message, name="a/b")
   _hub(monkeypatch, RuntimeError("Dataset scripts are no longer supported"))
   _refused("huggingface", "cannot load 'a/b' .*Dataset scripts", name="a/b")
+  _hub(monkeypatch, ValueError("Config name is missing.\nPlease pick one among: ['a', 'b']"))
+  message = r"config.data.subset='' \(Config name is missing. Please pick one among: \['a', 'b'\]"
+  _refused("huggingface", message, name="a/b")
   _hub(monkeypatch, ConnectionResetError("reset by peer"))
   _refused("huggingface", "cannot download .*reset by peer", name="a/b")
   _hub(monkeypatch, None, huggingface_hub.errors.HFValidationError("no repo id"))
@@ -361,7 +367,7 @@ def _fake_tfds(
 
   class Builder:
     info = types.SimpleNamespace(
-        features={"id": None, "image": None, "label": feature},
+        features={"image": None, "label": feature},
         splits={split: None for split in records},
     )
     url_infos = urls and dict.fromkeys(urls)
@@ -374,13 +380,14 @@ def _fake_tfds(
       if error:
         raise error
 
-    def as_data_source(self, split):
+    def as_data_source(self, split, decoders):
+      assert decoders == {"image": "encoded"}
       if file_format == "tfrecord":
         raise NotImplementedError("Random access data source for file format TFRECORD")
       return records[split]
 
-    def as_dataset(self, split, shuffle_files):
-      assert not shuffle_files
+    def as_dataset(self, split, decoders, shuffle_files):
+      assert decoders == {"image": "encoded"} and not shuffle_files
       return ("tensors", records[split])
 
   def builder(name, **options):
@@ -391,12 +398,14 @@ def _fake_tfds(
 
   module = types.ModuleType("tensorflow_datasets")
   module.builder, module.as_numpy, module.calls = builder, lambda dataset: dataset[1], calls
+  module.decode = types.SimpleNamespace(SkipDecoding=lambda: "encoded")
   return module
 
 
-def _records(images, labels):
-  pairs = zip(images, labels, strict=True)
-  return [{"id": b"", "image": image, "label": label} for image, label in pairs]
+def _records(images, labels, **names):
+  """What TFDS gives, told not to decode; `names` are further features of bytes."""
+  columns = {"image": [_png(image) for image in images], "label": labels, **names}
+  return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 RECORDS = {"train": _records(TRAIN, TRAIN_LABELS), "test": _records(TEST, TEST_LABELS)}
@@ -417,7 +426,7 @@ def test_tfds_reads_both_formats_and_prepares_array_records(monkeypatch, file_fo
 @pytest.mark.parametrize(
     "options, request_options, message",
     [
-        ({}, {"image_key": "img"}, "image_key='img': tfds .* has the features id, image, label"),
+        ({}, {"image_key": "img"}, "image_key='img': tfds .* has the features image, label"),
         ({}, {"label_key": "fine"}, "config.data.label_key='fine': tfds"),
         ({"names": None}, {}, "this tfds feature is no class label"),
         ({}, {"name": "cifar11"}, "config.data.name='cifar11': tfds says 'Dataset cifar11 not"),
@@ -445,7 +454,7 @@ def test_tfds_refuses_missing_splits_and_unequal_images(monkeypatch):
   uneven = _records([TRAIN[0], _images(1, (8, 8, 3))[0]], [0, 1])
   module = _fake_tfds({"train": uneven, "test": RECORDS["test"]})
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
-  _refused("tfds", "images of 2 shapes where one is needed", name="animals")
+  _refused("tfds", "train images have 2 shapes, one is needed", name="animals")
 
 
 def test_tfds_names_the_extra_that_brings_it(monkeypatch):

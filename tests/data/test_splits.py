@@ -155,4 +155,4 @@ def test_bad_requests_are_one_clear_line(kind, options, message):
 
 
 def test_every_kind_is_exercised_here():
-  assert set(FORGET_KINDS) == {"class", "hard_probability", "random", "indices"}
+  assert set(FORGET_KINDS) == {"class", "hard_probability", "random", "indices", "memorization"}

@@ -25,15 +25,12 @@ def test_levels_are_the_reference_rows_in_its_order(selection, case, size, level
   np.testing.assert_array_equal(rows, selection[f"{case}/n{size}/{REFERENCE[level]}"])
 
 
+# Of a size that leaves 2 by three the reference loses a row.
+@pytest.mark.parametrize("size", [60, 49])
 @pytest.mark.parametrize("case", ["continuous", "ties"])
-def test_mixed_is_the_reference_where_that_is_whole(selection, case):
-  compared = 0
-  for size in (60, 50, 49):
-    expected = selection[f"{case}/n{size}/mix"]
-    if len(set(expected)) == size:
-      np.testing.assert_array_equal(select(selection[f"{case}/scores"], size, "mixed"), expected)
-      compared += 1
-  assert compared >= 1
+def test_mixed_is_the_reference_where_that_loses_no_row(selection, case, size):
+  rows = select(selection[f"{case}/scores"], size, "mixed")
+  np.testing.assert_array_equal(rows, selection[f"{case}/n{size}/mix"])
 
 
 @pytest.mark.parametrize("level", ["high", "mid", "low"])

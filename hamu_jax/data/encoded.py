@@ -1,0 +1,175 @@
+"""Images that stay encoded, wherever their source keeps them, until rows of them are asked for."""
+
+import concurrent.futures
+import hashlib
+import io
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from hamu_jax.data.failures import first_line
+from hamu_jax.errors import UserError
+
+# Images at least this large are cut out of a larger one, as ImageNet is evaluated: 224 out of 256.
+MARGIN_FROM = 128
+MARGIN = 256 / 224
+# Rows that one task of the thread pool decodes or hashes.
+CHUNK = 256
+
+
+def resize(image: Image.Image, size: int) -> Image.Image:
+  """Scales the shorter side, then cuts the centre out.
+
+  The shorter side becomes `size` or, from 128 on, round(size 256 / 224); bilinear, as Pillow
+  filters.
+
+  Args:
+    image: of any size.
+    size: height and width of the result.
+
+  Returns:
+    The square image.
+
+  Source: the evaluation transforms Resize and CenterCrop of torchvision.
+  """
+  shorter = round(size * MARGIN) if size >= MARGIN_FROM else size
+  width, height = image.size
+  longer = int(shorter * max(width, height) / min(width, height))
+  width, height = (shorter, longer) if width <= height else (longer, shorter)
+  image = image.resize((width, height), Image.Resampling.BILINEAR)
+  left, top = round((width - size) / 2), round((height - size) / 2)
+  return image.crop((left, top, left + size, top + size))
+
+
+def resized(images: np.ndarray, size: int) -> np.ndarray:
+  """Applies `resize` to images that are already decoded.
+
+  Args:
+    images: [N, H, W, C] uint8, C = 1 or 3.
+    size: height and width of the result.
+
+  Returns:
+    [N, size, size, C] uint8.
+  """
+  channels = images.shape[-1]
+  plain = images[..., 0] if channels == 1 else images
+  result = [np.asarray(resize(Image.fromarray(image), size)) for image in plain]
+  return np.stack(result).reshape(-1, size, size, channels)
+
+
+class EncodedImages:
+  """Encoded images, decoded in threads where they are indexed. Holds none of them.
+
+  Stands in for a [N, H, W, 3] uint8 array of which only rows are read: `len`, `shape`, `dtype` and
+  `images[rows]`. Grey images among them have their channel repeated.
+
+  Attributes:
+    shape: [N, image_size, image_size, 3].
+    dtype: uint8.
+  """
+
+  dtype = np.dtype(np.uint8)
+
+  def __init__(
+      self,
+      read: Callable[[int], bytes],
+      rows: np.ndarray,
+      what: str,
+      image_size: int = 0,
+  ):
+    """Opens some rows of a source.
+
+    Args:
+      read: (row of the source) -> encoded image; called from several threads.
+      rows: [N] int64, the source's rows that these images are.
+      what: name of an image, for error messages.
+      image_size: height and width that every image is brought to by `resize`; 0 leaves them, and
+        then they have no `shape`.
+    """
+    self._read, self._rows, self._what, self._size = read, rows, what, image_size
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    return len(self), self._size, self._size, 3
+
+  def select(self, rows: slice | np.ndarray) -> "EncodedImages":
+    """Returns some of the rows, still encoded."""
+    return EncodedImages(self._read, self._rows[rows], self._what, self._size)
+
+  def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+    """Decodes rows into [n, H, W, 3] uint8."""
+    chosen = self._rows[rows]
+    if not len(chosen):
+      return np.empty((0, *self.shape[1:]), np.uint8)
+    return self._stack([_coloured(image) for image in self._decode(chosen)])
+
+  def whole(self) -> np.ndarray:
+    """Decodes all rows into [N, H, W, C] uint8, C = 1 if all of them are grey, else 3."""
+    images = self._decode(self._rows)
+    if any(image.ndim == 3 for image in images):
+      images = [_coloured(image) for image in images]
+    stacked = self._stack(images)
+    return stacked if stacked.ndim == 4 else stacked[..., None]
+
+  def digest(self) -> bytes:
+    """Hashes the encoded images in order, without decoding them."""
+
+    def of(rows: np.ndarray) -> bytes:
+      digest = hashlib.sha256()
+      for row in rows:
+        value = self._bytes(row)
+        # The length first, so that no two sequences of images are one sequence of bytes.
+        digest.update(len(value).to_bytes(8, "little"))
+        digest.update(value)
+      return digest.digest()
+
+    return hashlib.sha256(b"".join(_in_threads(of, self._rows))).digest()
+
+  def _decode(self, rows: np.ndarray) -> list[np.ndarray]:
+    """Returns [H, W] for each grey image and [H, W, 3] for each with colours."""
+    chunks = _in_threads(lambda part: [self._image(row) for row in part], rows)
+    return [image for chunk in chunks for image in chunk]
+
+  def _stack(self, images: list[np.ndarray]) -> np.ndarray:
+    shapes = sorted({image.shape for image in images})
+    if len(shapes) > 1:
+      raise UserError(
+          f"{self._what}s have {len(shapes)} shapes, one is needed: {shapes[:3]}; bring them to"
+          " one with config.data.image_size"
+      )
+    return np.stack(images)
+
+  def _bytes(self, row: int) -> memoryview:
+    try:
+      return memoryview(self._read(int(row)))
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+      raise self._refusal(row, error) from None
+
+  def _image(self, row: int) -> np.ndarray:
+    value = self._bytes(row)
+    try:
+      image = Image.open(io.BytesIO(value))
+      if image.mode.startswith(("I", "F")):
+        raise ValueError(f"mode {image.mode}: more than 8 bits a channel")
+      image = image.convert("L" if image.mode in ("L", "1") else "RGB")
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
+      raise self._refusal(row, error) from None
+    return np.asarray(resize(image, self._size) if self._size else image)
+
+  def _refusal(self, row: int, error: Exception) -> UserError:
+    return UserError(f"{self._what} {row} cannot be decoded ({first_line(error)})")
+
+
+def _coloured(image: np.ndarray) -> np.ndarray:
+  return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+
+
+def _in_threads(function: Callable, rows: np.ndarray) -> list:
+  """Maps a function over chunks of rows; Pillow and hashlib let other threads run."""
+  chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    return list(pool.map(function, chunks))

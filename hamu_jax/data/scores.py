@@ -1,0 +1,206 @@
+"""Files of memorization scores: published ones and this project's own.
+
+An `.npz` holds the scores as `tr_mem` (Feldman and Zhang's CIFAR-100 and ImageNet files) or
+`memorization` (RUM's CIFAR-10 estimates, and ours). Beside them may be what each score belongs to:
+`tr_filenames`, the images' file names, or `rows`, rows of the original training split; without
+either the scores are those of all rows in order, as in an `.npy` with one vector.
+
+ImageNet's file names are an array of Python objects, that is a pickle, which could run any code
+when it is loaded. They are read here without NumPy or anything else being called: see `_Unpickler`.
+"""
+
+import pathlib
+import pickle
+import zipfile
+
+import numpy as np
+
+from hamu_jax.data.failures import first_line
+from hamu_jax.errors import UserError
+
+SUFFIXES = (".npz", ".npy")
+SCORE_KEYS = ("tr_mem", "memorization")
+NAMES_KEY, ROWS_KEY = "tr_filenames", "rows"
+_UNREADABLE = (
+    EOFError,
+    MemoryError,  # A damaged length.
+    OSError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
+
+
+def read_scores(
+    path: str, *, rows: np.ndarray, total: int, names: np.ndarray | None = None
+) -> np.ndarray:
+  """Reads the memorization scores of training rows.
+
+  Args:
+    path: an `.npz` or `.npy` file.
+    rows: [N] the rows of the original training split whose scores are wanted.
+    total: how many rows that split has.
+    names: [N] file names of these rows, for a file that lists scores by name; of both only the
+      last component counts, without its suffix and the class that the hub's ImageNet appends.
+
+  Returns:
+    [N] float64.
+
+  Raises:
+    UserError: if the file is missing, corrupt or made for another dataset, lacks the scores or
+      some of the rows, or holds anything but numbers and names.
+
+  Source: pluskid.github.io/influence-memorization publishes such files.
+  """
+  field = f"config.data.scores={path!r}"
+  file = pathlib.Path(path)
+  if not path or not file.is_file():
+    raise UserError(
+        f"{field}: no such file; give an .npz or .npy of one memorization score a training row,"
+        " published or estimated by this project"
+    )
+  if file.suffix not in SUFFIXES:
+    raise UserError(f"{field}: choose a file of type {', '.join(SUFFIXES)}")
+  try:
+    key, arrays = _read(file)
+  except _UNREADABLE as error:
+    raise UserError(f"{field}: cannot be read as scores ({first_line(error)})") from None
+  scores = arrays[key]
+  if scores.ndim != 1 or scores.dtype.kind not in "fiu":
+    raise UserError(
+        f"{field}: needs one number a row, but {key} is {scores.dtype} of shape {scores.shape}"
+    )
+  for key in {NAMES_KEY, ROWS_KEY} & arrays.keys():
+    if len(arrays[key]) != len(scores):
+      raise UserError(f"{field}: holds {len(scores)} scores, but {len(arrays[key])} {key}")
+  if NAMES_KEY in arrays:
+    scores = _by_name(scores, arrays[NAMES_KEY], names, field)
+  elif ROWS_KEY in arrays:
+    scores = _by_key(scores, arrays[ROWS_KEY].tolist(), rows.tolist(), "row", field)
+  elif len(scores) == total:
+    scores = scores[rows]
+  else:
+    raise UserError(
+        f"{field}: {len(scores)} scores for {total} training rows; it was made for another dataset"
+    )
+  unknown = np.flatnonzero(~np.isfinite(scores))
+  if len(unknown):
+    raise UserError(
+        f"{field}: {len(unknown)} of {len(scores)} training rows have no finite score, first row"
+        f" {rows[unknown[0]]}"
+    )
+  return scores.astype(np.float64)
+
+
+def _by_name(scores, score_names, names, field: str) -> np.ndarray:
+  """Aligns scores that are listed by file name."""
+  if names is None:
+    raise UserError(
+        f"{field}: lists its scores by file name, which this dataset does not have; use the hub's"
+        " or TFDS's ImageNet"
+    )
+  wanted = [_stem(name) for name in names]
+  return _by_key(scores, map(_stem, score_names), wanted, "image", field)
+
+
+def _by_key(scores, keys, wanted: list, what: str, field: str) -> np.ndarray:
+  """Aligns scores by what each belongs to."""
+  place = {key: row for row, key in enumerate(keys)}
+  if len(place) < len(scores) or len(set(wanted)) < len(wanted):
+    raise UserError(f"{field}: some {what} is there twice, so scores cannot be told apart")
+  missing = [key for key in wanted if key not in place]
+  if missing:
+    raise UserError(
+        f"{field}: no score for {len(missing)} of {len(wanted)} training rows, such as {what}"
+        f" {missing[0]}; it was made for another dataset"
+    )
+  return scores[[place[key] for key in wanted]]
+
+
+def _stem(name: str) -> str:
+  """n01440764_10026 of "train/n01440764_10026.JPEG" and of "n01440764_10026_n01440764.JPEG"."""
+  stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+  return stem.removesuffix("_" + stem.split("_", 1)[0])
+
+
+def _read(file: pathlib.Path) -> tuple[str, dict[str, np.ndarray | list[str]]]:
+  """Reads the arrays that matter, and says which are the scores."""
+  loaded = np.load(file, allow_pickle=False)
+  if isinstance(loaded, np.ndarray):
+    return SCORE_KEYS[0], {SCORE_KEYS[0]: loaded}
+  with loaded as archive:
+    found = [key for key in SCORE_KEYS if key in archive.files]
+    if not found:
+      held = ", ".join(archive.files) or "nothing"
+      raise ValueError(f"it holds {held}; needs one of {', '.join(SCORE_KEYS)}")
+    arrays = {key: archive[key] for key in (found[0], ROWS_KEY) if key in archive.files}
+    if NAMES_KEY in archive.files:
+      with archive.zip.open(f"{NAMES_KEY}.npy") as member:
+        arrays[NAMES_KEY] = _read_names(member)
+  return found[0], arrays
+
+
+def _read_names(member) -> list[str]:
+  """Reads a vector of names: bytes or strings, or Python objects that are such."""
+  header = np.lib.format.read_array_header_1_0
+  if np.lib.format.read_magic(member) != (1, 0):
+    header = np.lib.format.read_array_header_2_0
+  if header(member)[2].hasobject:
+    try:
+      values = _Unpickler(member).load().state[4]
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+      raise ValueError(f"its {NAMES_KEY} are no pickled array: {first_line(error)}") from None
+  else:
+    member.seek(0)
+    values = np.lib.format.read_array(member, allow_pickle=False).tolist()
+  if not isinstance(values, list):
+    raise ValueError(f"its {NAMES_KEY} are no vector")
+  return [_text(value) for value in values]
+
+
+class _Recorded:
+  """What a pickle asks to be called or built: only noted down, never done."""
+
+  def __init__(self, *arguments):
+    self.arguments = arguments
+
+  def __setstate__(self, state):
+    self.state = state
+
+
+class _Encoded(_Recorded):
+  """`codecs.encode(text, "latin1")`: how protocol 2 writes bytes."""
+
+
+class _Unpickler(pickle.Unpickler):
+  """Reads a pickled array of objects into lists, bytes, strings and numbers.
+
+  The few names that such an array needs stand for `_Recorded`, so nothing of NumPy's is called with
+  what the file says; any other name is refused before it is looked up.
+  """
+
+  ALLOWED = {
+      ("numpy.core.multiarray", "_reconstruct"): _Recorded,
+      ("numpy._core.multiarray", "_reconstruct"): _Recorded,
+      ("numpy", "ndarray"): _Recorded,
+      ("numpy", "dtype"): _Recorded,
+      ("_codecs", "encode"): _Encoded,
+  }
+
+  def find_class(self, module: str, name: str) -> type[_Recorded]:
+    if (module, name) not in self.ALLOWED:
+      raise pickle.UnpicklingError(
+          f"it asks for {module}.{name}, but may hold bytes, text and numbers only"
+      )
+    return self.ALLOWED[module, name]
+
+
+def _text(value) -> str:
+  """Returns a name as text, of however it was stored."""
+  if isinstance(value, _Encoded) and value.arguments[1:] == ("latin1",):
+    value = value.arguments[0]
+  if isinstance(value, bytes):
+    value = value.decode()
+  if not isinstance(value, str):
+    raise ValueError(f"its {NAMES_KEY} hold a {type(value).__name__} where a name is needed")
+  return value
