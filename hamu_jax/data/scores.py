@@ -148,7 +148,7 @@ def _read_names(member) -> list[str]:
   if header(member)[2].hasobject:
     try:
       values = _Unpickler(member).load().state[4]
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
       raise ValueError(f"its {NAMES_KEY} are no pickled array: {first_line(error)}") from None
   else:
     member.seek(0)
