@@ -12,6 +12,7 @@ when it is loaded. They are read here without NumPy or anything else being calle
 import pathlib
 import pickle
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -28,6 +29,7 @@ _UNREADABLE = (
     ValueError,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hamu_jax.data import AUGMENTATIONS, augment, example_keys, normalize, take
+from hamu_jax.data import AUGMENTATIONS, augment, device, example_keys, normalize, take
 from hamu_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -101,14 +101,78 @@ def test_crop_flip_takes_every_window_of_the_framed_image(dtype):
   assert same.any(0).all()
 
 
-def test_augmentation_draws_the_same_in_64_bit_mode():
+def test_a_box_that_is_the_image_leaves_it():
+  for images in (IMAGES, IMAGES.astype(np.float32)):
+    result = device.resize_box(jnp.array(images[0]), jnp.array([0, 0]), jnp.array([6, 5]))
+    assert result.dtype == images.dtype
+    np.testing.assert_array_equal(result, images[0])
+
+
+def test_an_enlarged_box_keeps_ramps():
+  height, width, corner, size = 24, 30, np.array([5, 9]), np.array([12, 10])
+  y, x = np.mgrid[:height, :width].astype(np.float32)
+  image = jnp.array(np.stack([y, x], axis=-1))
+  result = jax.jit(device.resize_box)(image, jnp.array(corner), jnp.array(size))
+  # Output pixel i lies at corner + (i + 1/2) size / length - 1/2 of the input.
+  y = corner[0] + (np.arange(height) + 0.5) * size[0] / height - 0.5
+  x = corner[1] + (np.arange(width) + 0.5) * size[1] / width - 0.5
+  np.testing.assert_allclose(result[..., 0], np.tile(y[:, None], (1, width)), atol=1e-4)
+  np.testing.assert_allclose(result[..., 1], np.tile(x[None], (height, 1)), atol=1e-4)
+
+
+def test_boxes_are_distributed_as_torchvision_draws_them_and_lie_within():
+  height, width, count = 48, 60, 4000
+  draw = jax.jit(jax.vmap(lambda key: device.random_box(key, height, width)))
+  corners, sizes = (np.asarray(values) for values in draw(_keys(np.arange(count))))
+  assert (corners >= 0).all() and (corners + sizes <= [height, width]).all()
+  for axis, length in enumerate((height, width)):
+    far = corners[:, axis] + sizes[:, axis] == length
+    assert (corners[:, axis] == 0).any() and (far & (corners[:, axis] > 0)).any()
+  # Its documented rule, drawn until a box fits, ten times at most, else the whole image.
+  rng = np.random.default_rng(1)
+  area = height * width * rng.uniform(0.08, 1, (10, count))
+  aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), (10, count)))
+  drawn = np.round(np.sqrt([area / aspect, area * aspect])).transpose(1, 2, 0)
+  expected = np.tile([[float(height), width]], (count, 1))
+  for box in drawn[::-1]:
+    fits = (box <= [height, width]).all(1)
+    expected[fits] = box[fits]
+  quantiles = (0, 0.1, 0.5, 0.9, 1)
+  for measure in (lambda h, w: h * w / (height * width), lambda h, w: w / h):
+    got, reference = measure(*sizes.T), measure(*expected.T)
+    np.testing.assert_allclose(
+        np.quantile(got, quantiles), np.quantile(reference, quantiles), atol=0.04
+    )
+
+
+def test_a_random_resized_crop_is_one_of_its_boxes_and_maybe_mirrored():
+  rows = np.arange(300)
+  image = jnp.array(RNG.uniform(0, 255, (8, 8, 3)), jnp.float32)
+  images = jnp.broadcast_to(image, (300, 8, 8, 3))
+  result = np.asarray(_augment(images, _keys(rows), "random_resized_crop"))
+
+  @jax.jit
+  @jax.vmap
+  def boxed(key):
+    return device.resize_box(image, *device.random_box(jax.random.split(key)[0], 8, 8))
+
+  expected = np.asarray(boxed(_keys(rows)))
+  kept = np.isclose(result, expected, atol=1e-3).all((1, 2, 3))
+  mirrored = np.isclose(result, expected[:, :, ::-1], atol=1e-3).all((1, 2, 3))
+  assert (kept ^ mirrored).all()
+  assert 110 < kept.sum() < 190
+  assert 0 <= result.min() and result.max() <= 255
+
+
+@pytest.mark.parametrize("kind", ["crop_flip", "random_resized_crop"])
+def test_augmentation_draws_the_same_in_64_bit_mode(kind):
   rows = np.arange(20)
-  expected = np.asarray(_augment(jnp.array(IMAGES), _keys(rows), "crop_flip"))
+  expected = np.asarray(_augment(jnp.array(IMAGES), _keys(rows), kind))
   with jax.enable_x64(True):
-    result = _augment(jnp.array(IMAGES), _keys(rows.astype(np.int32)), "crop_flip")
+    result = _augment(jnp.array(IMAGES), _keys(rows.astype(np.int32)), kind)
   np.testing.assert_array_equal(result, expected)
 
 
 def test_unknown_augmentation():
-  with pytest.raises(UserError, match="choose from none, flip, crop_flip"):
+  with pytest.raises(UserError, match="choose from none, flip, crop_flip, random_resized_crop"):
     augment(jnp.array(IMAGES), _keys(np.arange(20)), "cutout")

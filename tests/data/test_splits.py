@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from hamu_jax.data import FORGET_KINDS, make_split
+from hamu_jax.data import FORGET_KINDS, make_split, validation_rows
 from hamu_jax.errors import UserError
 
 LABELS = np.repeat(np.arange(10), 10)
+# No two rows are equally memorized: row 0 the most, row 99 the least.
+SCORES = np.linspace(1, 0, 100)
 
 
 @pytest.mark.parametrize("case", range(26))
@@ -61,6 +63,43 @@ def test_sets_partition_the_rows_and_duplicates_join_retain(seed, rho, duplicate
 def test_rho_sets_how_many_of_the_class_are_certainly_kept():
   split = make_split("hard_probability", LABELS, seed=5, forget_class=(2,), hard_probability=0.6)
   assert (LABELS[split.forget[:4]] == 2).all()
+
+
+@pytest.mark.parametrize(
+    "level, expected",
+    [
+        ("high", [0, 1, 2, 3, 4]),
+        ("low", [95, 96, 97, 98, 99]),
+        ("mid", [49, 50, 48, 51, 47]),
+        ("mixed", [0, 1, 49, 98, 99]),
+    ],
+)
+def test_memorization_forgets_in_the_order_of_the_selection(level, expected):
+  split = make_split(
+      "memorization", LABELS, seed=0, memorization_level=level, forget_size=5, scores=SCORES
+  )
+  np.testing.assert_array_equal(split.forget, expected)
+  np.testing.assert_array_equal(split.retain, np.setdiff1d(np.arange(100), expected))
+
+
+@pytest.mark.parametrize(
+    "fraction, counts", [(0.1, [5, 1, 2, 0]), (0.5, [25, 3, 10, 1]), (0.0, [0, 0, 0, 0])]
+)
+def test_validation_takes_its_share_of_every_class(fraction, counts):
+  labels = np.random.default_rng(0).permutation(np.repeat([0, 2, 3, 7], [50, 6, 20, 2]))
+  rows = validation_rows(labels, fraction, seed=4)
+  np.testing.assert_array_equal(np.bincount(labels[rows], minlength=8)[[0, 2, 3, 7]], counts)
+  assert (np.diff(rows) > 0).all()
+  np.testing.assert_array_equal(rows, validation_rows(labels, fraction, seed=4))
+  if fraction:
+    assert set(rows) != set(validation_rows(labels, fraction, seed=5))
+    assert set(validation_rows(labels, 0.1, seed=4)) <= set(rows)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_validation_of_everything_or_less_than_nothing_is_refused(fraction):
+  with pytest.raises(UserError, match=r"config.data.validation_fraction=.*in \[0, 1\)"):
+    validation_rows(LABELS, fraction, seed=0)
 
 
 def _write(path, rows):
@@ -146,6 +185,19 @@ def test_indices_refuses_unreadable_files(tmp_path, name, content, message):
         ("random", {"forget_fraction": 1.0}, "choose a share between 0 and 1"),
         ("indices", {"forget_indices": "missing.npy"}, "no such file"),
         ("class", {"forget_class": (1,), "duplicates": -1}, "choose 0 or more"),
+        ("memorization", {}, "but none are given: name a score file in config.data.scores"),
+        ("memorization", {"scores": SCORES[:9]}, r"but \(9,\) are given for 100 rows"),
+        (
+            "memorization",
+            {"scores": SCORES, "memorization_level": "medium"},
+            "config.data.memorization_level='medium': choose from high, mid, low, mixed",
+        ),
+        (
+            "memorization",
+            {"scores": SCORES, "forget_size": 0},
+            "config.data.forget_size=0: there are 100 training rows, so choose 1..99",
+        ),
+        ("memorization", {"scores": SCORES, "forget_size": 100}, "choose 1..99"),
     ],
 )
 def test_bad_requests_are_one_clear_line(kind, options, message):
