@@ -13,10 +13,19 @@ SCALE = "resnet.encoder.stages.1.layers.0.shortcut.normalization.weight"
 KERNEL = "resnet.encoder.stages.2.layers.0.layer.1.convolution.weight"
 
 
-def make_variables(name="resnet8"):
-  options = {"width": 4} if name == "resnet8" else {"hidden": (5, 3)}
-  model = models.build_model(name, num_classes=3, platform="cpu", **options)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+OPTIONS = {
+    "resnet8": {"width": 4},
+    "mlp": {"hidden": (5, 3)},
+    "resnet18": {"width": 2},
+    "resnet50": {"width": 2},
+    "vgg16_bn": {"width": 2, "stages": (1, 2)},
+    "vit_s": {"width": 6, "depth": 2, "heads": 3},
+}
+
+
+def make_variables(name="resnet8", *, size=4, num_classes=3):
+  model = models.build_model(name, num_classes=num_classes, platform="cpu", **OPTIONS[name])
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 1)))
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda leaf: jnp.asarray(rng.random(leaf.shape, np.float32)), shapes)
 
@@ -33,7 +42,7 @@ def tamper(file, change):
   safetensors.numpy.save_file(tensors, file)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "mlp"])
+@pytest.mark.parametrize("name", OPTIONS)
 def test_round_trip(tmp_path, name):
   variables = make_variables(name)
   models.save_weights(tmp_path / "one.safetensors", variables)
@@ -82,6 +91,26 @@ def test_wrong_tensors(file, change, message):
   tamper(file, change)
   with pytest.raises(UserError, match=message):
     models.load_weights(file, make_variables())
+
+
+@pytest.mark.parametrize(
+    "name, other, message",
+    [
+        ("resnet18", {"num_classes": 7}, r"'fc.bias' has shape \(3,\).*has \(7,\)"),
+        ("vgg16_bn", {"num_classes": 7}, r"'classifier.bias' has shape \(3,\).*has \(7,\)"),
+        ("vit_s", {"num_classes": 7}, r"'head.bias' has shape \(3,\).*has \(7,\)"),
+        ("vit_s", {"size": 8}, r"'pos_embed' has shape \(1, 2, 6\).*has \(1, 5, 6\)"),
+    ],
+)
+def test_checkpoint_for_other_classes_or_images(tmp_path, name, other, message):
+  models.save_weights(tmp_path / "weights.safetensors", make_variables(name))
+  with pytest.raises(UserError, match=message):
+    models.load_weights(tmp_path / "weights.safetensors", make_variables(name, **other))
+
+
+def test_checkpoint_of_another_model(file):
+  with pytest.raises(UserError, match="'layer1.0.bn1.running_mean' is missing.*another model"):
+    models.load_weights(file, make_variables("resnet18"))
 
 
 def test_counters_are_optional(file):
