@@ -72,11 +72,7 @@ class EncodedImages:
   dtype = np.dtype(np.uint8)
 
   def __init__(
-      self,
-      read: Callable[[int], bytes],
-      rows: np.ndarray,
-      what: str,
-      image_size: int = 0,
+      self, read: Callable[[int], bytes], rows: np.ndarray, what: str, image_size: int = 0
   ):
     """Opens some rows of a source.
 

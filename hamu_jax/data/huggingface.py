@@ -61,7 +61,7 @@ def _whole(files: list[pathlib.Path]):
 
 
 def _mapped(files: list[pathlib.Path]):
-  """Converts files to Arrow, one row group in memory at a time, and maps that as one table."""
+  """Converts files to Arrow, one of them in memory at a time, and maps that as one table."""
   import datasets
   import pyarrow as pa
   import pyarrow.parquet as pq

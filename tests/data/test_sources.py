@@ -15,6 +15,7 @@ from PIL import Image
 
 from hamu_jax.data import SOURCES, cifar10_binary, load
 from hamu_jax.data.dataset import balanced_rows
+from hamu_jax.data.encoded import resized
 from hamu_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -92,6 +93,13 @@ def test_digits_are_all_there_in_a_stratified_split():
   np.testing.assert_allclose(share, 0.2, atol=0.01)
   assert dataset.class_names == tuple("0123456789")
   _refused("digits", "no meaning for the embedded digits", path="somewhere")
+
+
+def test_images_in_memory_are_resized_too():
+  small, large = load("digits", test_size=20), load("digits", test_size=20, image_size=32)
+  assert large.train.images.shape == (1438, 32, 32, 1)
+  np.testing.assert_array_equal(large.test.images, resized(small.test.images, 32))
+  assert large.fingerprint != small.fingerprint
 
 
 def test_fingerprint_changes_with_anything_that_training_sees(tmp_path):
