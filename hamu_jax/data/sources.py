@@ -129,26 +129,26 @@ def load(
   classes = len(contents.class_names)
   train = checked_labels(contents.train, classes, f"{where}, train")
   test = checked_labels(contents.test, classes, f"{where}, {test_split}")
-  kept = subset_rows(train.labels, train_size, seed, "config.data.train_size")
-  total, places, names = len(train.labels), contents.train_rows, contents.train_names
-  train = _read(train, kept, request)
-  test_kept = subset_rows(test.labels, test_size, seed, "config.data.test_size")
-  test = _read(test, test_kept, request)
-  if train.images.shape[1:] != test.images.shape[1:]:
+  train_rows = subset_rows(train.labels, train_size, seed, "config.data.train_size")
+  test_rows = subset_rows(test.labels, test_size, seed, "config.data.test_size")
+  kept = Contents(
+      _read(train, train_rows, request), _read(test, test_rows, request), contents.class_names
+  )
+  if kept.train.images.shape[1:] != kept.test.images.shape[1:]:
     raise UserError(
-        f"{where}: train images are {train.images.shape[1:]} but test images are"
-        f" {test.images.shape[1:]}; one shape is needed"
+        f"{where}: train images are {kept.train.images.shape[1:]} but test images are"
+        f" {kept.test.images.shape[1:]}; one shape is needed"
     )
-  contents = Contents(train, test, contents.class_names)
+  places, names = contents.train_rows, contents.train_names
   return Dataset(
       name or source,
-      train,
-      test,
-      contents.class_names,
-      fingerprint(contents),
-      train_rows=kept if places is None else places[kept],
-      train_total=total,
-      train_names=None if names is None else names[kept],
+      kept.train,
+      kept.test,
+      kept.class_names,
+      fingerprint(kept),
+      train_rows=train_rows if places is None else places[train_rows],
+      train_total=len(train.labels),
+      train_names=None if names is None else names[train_rows],
   )
 
 

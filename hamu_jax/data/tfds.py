@@ -57,11 +57,13 @@ def read(request: Request) -> Contents:
   class_names = getattr(builder.info.features[label_key], "names", None)
   if not class_names:
     raise UserError(f"config.data.label_key={label_key!r}: this tfds feature is no class label")
-  splits, keys = [], {}
+  splits, names = [], {}
   for split in wanted:
     try:
       records = _records(tensorflow_datasets, builder, split, image_key, request.stream)
-      labels, keys[split] = _labels(records, label_key)
+      labels, names[split] = _labels(records, label_key)
+    except UserError:
+      raise
     except ImportError as error:
       raise UserError(_NEEDS_EXTRA.format(error.name)) from None
     except (OSError, RuntimeError, TypeError, ValueError) as error:
@@ -73,7 +75,7 @@ def read(request: Request) -> Contents:
         _reader(records, image_key), np.arange(len(labels)), f"{split} image", request.image_size
     )
     splits.append(ImageSplit(images, labels))
-  return Contents(*splits, tuple(class_names), *_origin(keys["train"]))
+  return Contents(*splits, tuple(class_names), *_origin(names["train"]))
 
 
 def _prepared(tensorflow_datasets, request: Request):
@@ -130,7 +132,8 @@ def _labels(records: Sequence[dict[str, Any]], label_key: str) -> tuple[np.ndarr
   labels, names = [], []
   for record in records:
     labels.append(record[label_key])
-    names += [record[key].decode() for key in NAME_KEYS if key in record][:1]
+    named = (record[key] for key in NAME_KEYS if isinstance(record.get(key), bytes))
+    names += [name.decode() for name in named][:1]
   return np.array(labels), names
 
 
@@ -142,11 +145,13 @@ def _origin(names: list[str]) -> tuple[np.ndarray | None, np.ndarray | None]:
   """Says where TFDS, which shuffles what it prepares, took each training record from.
 
   Returns:
-    The original rows, where the names number them (CIFAR's "train_00042"), else None; the names,
-    where there are any, else None.
+    The original rows, if the names number them (CIFAR's "train_00042"), and the names; None for
+    what is not known.
   """
   if not names:
     return None, None
-  rows = [re.fullmatch(r"train_(\d+)", name) for name in names]
-  array = np.array(names, np.dtypes.StringDType())
-  return (np.array([int(row[1]) for row in rows]) if all(rows) else None), array
+  numbers = [re.fullmatch(r"train_(\d+)", name) for name in names]
+  rows = np.array([int(number[1]) for number in numbers]) if all(numbers) else None
+  if rows is not None and not np.array_equal(np.sort(rows), np.arange(len(rows))):
+    rows = None
+  return rows, np.array(names, np.dtypes.StringDType())

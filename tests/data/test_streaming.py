@@ -179,12 +179,21 @@ def test_tfds_records_are_traced_to_their_originals(published, monkeypatch, stre
 
 
 @pytest.mark.parametrize("published", ["svhn"], indirect=True)
+@pytest.mark.parametrize("name", ["train_{0}", "train_{1}", "other_{0}"])
+def test_tfds_names_that_do_not_number_the_rows_leave_their_order(published, monkeypatch, name):
+  record_names = ("id", lambda made, split, row: name.format(row, row + 1))
+  _mock_tfds(monkeypatch, published, ORDER, record_names=record_names)
+  rows = load("tfds", name="made").train_rows
+  np.testing.assert_array_equal(rows, ORDER if name == "train_{0}" else np.arange(12))
+
+
+@pytest.mark.parametrize("published", ["svhn"], indirect=True)
 def test_tfrecords_are_read_whole_but_not_streamed(published, monkeypatch):
   options = {"record_names": None, "file_format": "tfrecord"}
   _mock_tfds(monkeypatch, published, ORDER, **options)
   dataset = load("tfds", name="made")
   np.testing.assert_array_equal(dataset.train.images, _expected(published, "train", 0)[ORDER])
-  with pytest.raises(UserError, match="stream=True: .* prepared as TFRecord.*config.data.path"):
+  with pytest.raises(UserError, match="^config.data.stream=True: .* prepared as TFRecord"):
     load("tfds", name="made", image_size=32, stream=True)
 
 
