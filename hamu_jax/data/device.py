@@ -115,12 +115,13 @@ def random_box(key: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.
 
   Source: torchvision's RandomResizedCrop.
   """
-  area_key, aspect_key, corner_key = jax.random.split(key, 3)
+  size_key, corner_key = jax.random.split(key)
   whole = jnp.array([height, width], jnp.int32)
+  area_share, aspect_share = jax.random.uniform(size_key, (2, BOX_TRIES), jnp.float32)
   low, high = BOX_AREA
-  areas = height * width * jax.random.uniform(area_key, (BOX_TRIES,), jnp.float32, low, high)
+  areas = height * width * (low + (high - low) * area_share)
   low, high = (math.log(aspect) for aspect in BOX_ASPECT)
-  aspects = jnp.exp(jax.random.uniform(aspect_key, (BOX_TRIES,), jnp.float32, low, high))
+  aspects = jnp.exp(low + (high - low) * aspect_share)
   sizes = jnp.stack([jnp.sqrt(areas / aspects), jnp.sqrt(areas * aspects)], axis=1)
   sizes = jnp.round(sizes).astype(jnp.int32)
   fits = jnp.all((sizes >= 1) & (sizes <= whole[None]), axis=1)
