@@ -65,11 +65,10 @@ def test_keys_follow_the_row_and_the_step():
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_augmentation_of_an_example_does_not_depend_on_its_batch(kind):
-  rows = np.array([2, 11, 5, 8])
-  alone = _augment(jnp.array(IMAGES[rows]), _keys(rows), kind)
+  whole = np.asarray(_augment(jnp.array(IMAGES), _keys(np.arange(20)), kind))
   other = np.array([8, -1, 11, 2, 17, 5, -1])
-  among = _augment(jnp.array(IMAGES[other]), _keys(other), kind)
-  np.testing.assert_array_equal(among[jnp.array([3, 2, 5, 0])], alone)
+  among = np.asarray(_augment(jnp.array(IMAGES[other]), _keys(other), kind))
+  np.testing.assert_array_equal(among[other >= 0], whole[other[other >= 0]])
 
 
 def test_none_changes_nothing():
