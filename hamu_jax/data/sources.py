@@ -80,7 +80,7 @@ def load(
     name: str = "",
     path: str = "",
     subset: str = "",
-    test_split: str = "test",
+    test_split: str = "",
     train_size: int = 0,
     test_size: int = 0,
     image_key: str = "",
@@ -97,7 +97,7 @@ def load(
     path: local files (`parquet`, `cifar10_binary`) or the cache folder (`tfds`, `huggingface`).
     subset: configuration of a hub dataset (svhn's "cropped_digits"), or the subfolder of a
       `parquet` folder; empty for the default or only one.
-    test_split: the split to evaluate on (ImageNet's is "validation").
+    test_split: the split to evaluate on (ImageNet's is "validation"); empty for "test".
     train_size: if positive, a class-balanced subset of that many rows, see `balanced_rows`.
     test_size: the same for the test split.
     image_key: field of the image; empty for the only one there is.
@@ -123,6 +123,7 @@ def load(
         "config.data.stream=True needs config.data.image_size: the one height and width that images"
         " are decoded to"
     )
+  test_split = test_split or "test"
   request = Request(name, path, image_key, label_key, subset, test_split, image_size, stream)
   contents = SOURCES[source](request)
   where = f"config.data.source={source!r}, {path or name or source}"

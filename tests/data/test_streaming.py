@@ -159,7 +159,7 @@ def test_tfds_records_are_traced_to_their_originals(published, monkeypatch, stre
   read = _mock_tfds(monkeypatch, published, ORDER, record_names=record_names)
   size = published.spec.options.get("image_size", 32)
   options = {"name": "made", "image_size": size, "stream": stream}
-  options["test_split"] = published.spec.options.get("test_split", "test")
+  options["test_split"] = published.spec.options.get("test_split", "")
   dataset = load("tfds", **options)
   del read[:]
   chosen = np.array([4, 9])
