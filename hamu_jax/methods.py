@@ -162,8 +162,10 @@ def _forget_weight(settings, epoch):
 
 def _l1_weight(settings, epoch):
   """`alpha (1 - e / (E - E0))` in epoch e of E, 0 in the last E0 epochs."""
-  decaying = settings["epochs"] - settings["l1_free_epochs"]
-  return settings["l1_weight"] * jnp.maximum(1 - epoch / jnp.maximum(decaying, 1e-6), 0)
+  decaying = jnp.asarray(settings["epochs"] - settings["l1_free_epochs"], jnp.result_type(float))
+  # On a safe divisor, for a run without any L1 epoch.
+  share = 1 - epoch / jnp.where(decaying > 0, decaying, 1)
+  return settings["l1_weight"] * jnp.where(epoch < decaying, share, 0)
 
 
 def _one(retain, forget, transform, **options) -> Method:

@@ -111,10 +111,20 @@ EFFECTS = {
     "reference_sign": ("pcgrad", {}, True),
     "alpha": ("scrub", {}, 0.5),
     "gamma": ("scrub", {}, 0.1),
+    "beta": ("scrub_distill", {}, 0.9),
+    "temperature": ("scrub_distill", {}, 1.0),
+    "retain_weight": ("neggrad", {}, 0.5),
+    "l1_weight": ("ft_l1", {}, 0.1),
+    "l1_free_epochs": ("ft_l1", {"epochs": 2.0, "l1_weight": 0.1}, 2.0),
+    "retain_mode": ("sharp_minmax", {}, "max"),
+    "forget_mode": ("sharp_minmax", {}, "min"),
     "optimizer": ("gdiff", {}, config_lib.optimizer_config("adamw", 0.1)),
 }
 # Read by the data side and by the loop, where their own tests change them.
-ELSEWHERE = {"name", "epochs", "max_steps", "repeats", "batch_size", "augment", "evaluate_epochs"}
+ELSEWHERE = {
+    "name", "epochs", "max_steps", "repeats", "batch_size", "augment", "evaluate_epochs", "msteps",
+    "shuffle", "epoch", "batch_norm",
+}
 
 
 def test_every_method_field_is_accounted_for():
@@ -138,19 +148,23 @@ def final_params(options, opposed=False):
     del key
     return {"image": data[0][rows], "label": data[1][rows], "mask": rows >= 0}
 
+  masked = methods.METHODS[options.name].needs_mask
   program = step_lib.make_step(
       methods.METHODS[options.name], options, forward=forward, fetch=fetch, pairing="sequential",
       train=False, schedule=optax.constant_schedule(1.0),
+      sharpness=step_lib.Sharpness() if masked else None, mask_scope="update" if masked else None,
   )
   weights = (0.1 if opposed else 1.0) * jnp.asarray(rng.normal(size=(6, classes)))
   params = {"w": weights, "b": jnp.zeros(classes)}
-  settings = step_lib.settings_of(options)
+  settings = step_lib.settings_of(options, {"rho": 0.1, "lamb": 1.0})
   state = create_state({"params": params}, program.optimizers(settings), 0)
   step = jax.jit(program.step)
   rows = Paired(jnp.arange(20), jnp.arange(20, 40))
   reference = {"params": jax.tree.map(lambda leaf: leaf + 0.1, params), "batch_stats": {}}
+  mask = jax.tree.map(lambda leaf: jnp.arange(leaf.size).reshape(leaf.shape) % 2, params)
+  feed = step_lib.Feed(rows, jnp.int32(0))
   for _ in range(3):
-    state, _ = step(state, reference, data, rows, settings)
+    state, _ = step(state, step_lib.Frozen(reference, mask), data, feed, settings)
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
 
 

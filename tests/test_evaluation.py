@@ -20,9 +20,11 @@ def problem():
   rng = np.random.default_rng(0)
   sizes = {"retain": 23, "forget": 8, "test": 11}
   splits = {
-      name: (
-          rng.integers(0, 256, (size, 2, 2, 1)).astype(np.uint8),
-          rng.integers(0, 3, size).astype(np.int32),
+      # Every other row of a larger split.
+      name: evaluation.Examples(
+          rng.integers(0, 256, (2 * size, 2, 2, 1)).astype(np.uint8),
+          rng.integers(0, 3, 2 * size).astype(np.int32),
+          np.arange(0, 2 * size, 2),
       )
       for name, size in sizes.items()
   }
@@ -37,7 +39,8 @@ def test_means_and_aucs_are_those_of_all_examples(problem, batch_size, devices):
   evaluator = evaluation.Evaluator(forward, splits, batch_size, mesh)
   summary = evaluator.summary(jax.device_put(weights))
   losses = {}
-  for name, (images, labels) in splits.items():
+  for name, examples in splits.items():
+    images, labels = examples.images[::2], examples.labels[::2]
     log_p = scipy.special.log_softmax(images.reshape(len(labels), -1) / 255 @ weights, axis=1)
     losses[name] = -log_p[np.arange(len(labels)), labels]
     wanted = {
@@ -61,6 +64,21 @@ def test_all_splits_share_one_compilation(problem):
   for _ in range(2):
     evaluator.summary(weights)
   assert evaluator._evaluate_batch._cache_size() == 1
+
+
+def test_the_members_of_an_ensemble_are_evaluated_apart(problem):
+  splits, weights = problem
+  evaluator = evaluation.Evaluator(forward, splits, 8)
+  both = evaluator.per_example(np.stack([weights, -weights]), members=True)
+  for member, own in enumerate((weights, -weights)):
+    wanted = evaluator.per_example(own)
+    for name in splits:
+      np.testing.assert_allclose(both[name]["loss"][member], wanted[name]["loss"], rtol=1e-5)
+
+
+def test_a_validation_split_selects_by_itself():
+  summary = {name: {"accuracy": 0.0} for name in ("retain", "forget", "test")}
+  assert evaluation.selection_score(summary | {"validation": {"accuracy": 0.8}}) == 0.8
 
 
 def test_selection_score_is_the_mean_of_both_accuracies():

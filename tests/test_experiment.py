@@ -55,16 +55,26 @@ def keys(tmp_path, **overrides):
     return experiment.Experiment(config, folder, watch)._keys
 
 
+EVERY = {"pretrain", "retrain", "mask", "unlearn"}
+
+
 @pytest.mark.parametrize(
     ("override", "changed"),
     [
         ({"method__alpha": 0.5}, {"unlearn"}),
         ({"pairing": "vmap"}, {"unlearn"}),
-        ({"train__epochs": 3}, {"pretrain", "retrain", "unlearn"}),
-        ({"data__forget_class": (1,)}, {"pretrain", "retrain", "unlearn"}),
-        ({"data__train_size": 1000}, {"pretrain", "retrain", "unlearn"}),
-        ({"data__std": (0.4,)}, {"pretrain", "retrain", "unlearn"}),
-        ({"seed": 1}, {"pretrain", "retrain", "unlearn"}),
+        ({"train__epochs": 3}, EVERY),
+        ({"data__forget_class": (1,)}, EVERY),
+        ({"data__train_size": 1000}, EVERY),
+        ({"data__validation_fraction": 0.1}, EVERY),
+        ({"data__std": (0.4,)}, EVERY),
+        ({"seed": 1}, EVERY),
+        ({"sam__rho": 0.1}, {"unlearn"}),
+        # Its values matter only where sharpness-aware gradients are on.
+        ({"sam__lamb": 0.5}, set()),
+        ({"sam__train_rho": 0.1}, EVERY),
+        ({"mask__fraction": 0.3}, {"unlearn"}),
+        ({"mask__select": "smallest"}, {"mask"}),
         ({"checkpoint_seconds": 5.0}, set()),
     ],
 )

@@ -9,9 +9,8 @@ import optax
 import pytest
 
 from hamu_jax import config as config_lib
-from hamu_jax import data, loop, methods, pairing, preemption, rundir
+from hamu_jax import data, evaluation, loop, methods, preemption, rundir, source
 from hamu_jax import step as step_lib
-from hamu_jax.paired import Paired
 from hamu_jax.train_state import create_state
 from hamu_jax.transforms.stop import Stop
 
@@ -26,7 +25,7 @@ def fetch(augment):
 
   def take(arrays, rows, key):
     del key
-    return data.take(*arrays, rows)
+    return data.take(arrays.images, arrays.labels, rows)
 
   return take
 
@@ -59,7 +58,10 @@ def silent(stage, total, initial):
 @pytest.fixture
 def setup(tmp_path):
   rng = np.random.default_rng(0)
-  arrays = rng.normal(size=(32, 4)).astype(np.float32), rng.integers(0, 3, 32).astype(np.int32)
+  arrays = source.ImageData(
+      rng.normal(size=(32, 4)).astype(np.float32), rng.integers(0, 3, 32).astype(np.int32),
+      np.zeros(32, bool), np.arange(32),
+  )
   options = config_lib.default_config().train
   options.update(batch_size=8, epochs=4, evaluate_epochs=1.0)
   options.optimizer = config_lib.optimizer_config("sgd", 0.1)
@@ -69,14 +71,18 @@ def setup(tmp_path):
     evaluator = Scripted(accuracies)
     with preemption.Watch() as watch:
       runner = loop.Loop(
-          forward=forward, fetch=fetch, data=arrays, evaluator=evaluator, pairing="sequential",
+          forward=forward, fetch=fetch, source=source.Resident(arrays), evaluate=evaluator.summary,
+          pairing="sequential",
           devices=(), rundir=rundir.RunDir(tmp_path), progress=silent, watch=watch,
           checkpoint_seconds=1e9,
       )
       plan = data.training_plan(np.arange(32), batch_size=8, seed=0)
-      stage = loop.Stage("pretrain", methods.TRAINING, options, plan, 16, True, 0)
+      best = evaluation.selection_score if options.select == "best" else None
+      stage = loop.Stage(
+          "pretrain", methods.TRAINING, options, plan, 16, 0, train=True, batch_statistics=True, best=best
+      )
       variables = {"params": {"w": jnp.zeros((4, 3))}, "batch_stats": {}}
-      outcome = runner.run(stage, variables, None, tmp_path / "checkpoints")
+      outcome = runner.run(stage, variables, step_lib.Frozen(), tmp_path / "checkpoints")
     return outcome, evaluator, rundir.read_metrics(tmp_path).rows
 
   return run
@@ -102,19 +108,9 @@ def test_without_a_period_only_the_end_is_evaluated(setup):
   np.testing.assert_array_equal(outcome.variables["params"]["w"], evaluator.seen[0])
 
 
-def test_rows_are_padded_to_the_chunk():
-  rows = Paired(np.ones((3, 5), np.int32), None)
-  placed = loop.place_rows(rows, None)
-  assert placed.forget is None
-  assert placed.retain.shape == (step_lib.CHUNK_CAPACITY, 5)
-  assert int((placed.retain == -1).all(axis=1).sum()) == step_lib.CHUNK_CAPACITY - 3
-
-
-def test_placing_on_a_mesh_replicates():
-  mesh = pairing.make_mesh(jax.devices(), 2)
-  placed = loop.place({"w": np.arange(3.0)}, mesh)
-  assert placed["w"].sharding.is_fully_replicated
-  assert len(placed["w"].sharding.device_set) == 4
+def test_what_a_step_says_of_an_idle_role_is_left_out():
+  values = {"retain_loss": 1.0, "forget_loss": 0.0, "forget_active": False, "retain_active": True}
+  assert loop._without_idle_roles(values) == {"retain_loss": 1.0}
 
 
 def test_a_stop_is_not_saved_but_reached_again():

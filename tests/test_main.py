@@ -18,8 +18,8 @@ def test_one_command_runs_every_stage_and_a_second_reuses_them(
   programs, dispatched = [], []
   compile_target = step_lib.compile_target
 
-  def counted(*args):
-    chunk = compile_target(*args)
+  def counted(*args, **kwargs):
+    chunk = compile_target(*args, **kwargs)
     programs.append(chunk)
 
     def dispatch(*arguments):
@@ -69,6 +69,7 @@ def test_one_command_runs_every_stage_and_a_second_reuses_them(
     "retain_forget_auc",
     "forget_test_auc",
     "tug_of_war",
+    "tug_of_war_signed",
   }
   for name in (
     "tradeoff.png",

@@ -14,6 +14,14 @@ def linear(variables, batch, key, train):
   return batch["image"] @ variables["params"], variables["batch_stats"]
 
 
+def context(batch, reference_logits=None, params=(), **settings):
+  return objectives.Context(batch, reference_logits, params, jax.random.key(0), settings)
+
+
+def inputs(data, reference=None):
+  return objectives.Inputs(reference, data, jax.random.key(0), jax.random.key(0), {})
+
+
 def fetch(data, rows, key):
   del key
   images, labels = data
@@ -34,7 +42,7 @@ def test_cross_entropy_is_the_negative_log_probability(problem):
   (images, labels), variables, _ = problem
   logits = np.asarray(images @ variables["params"])
   wanted = -np.log(scipy.special.softmax(logits, axis=1))[np.arange(30), labels]
-  got = objectives.cross_entropy(jnp.asarray(logits), {"label": labels})
+  got = objectives.cross_entropy(jnp.asarray(logits), context({"label": labels}))
   np.testing.assert_allclose(got, wanted, rtol=1e-12)
 
 
@@ -43,14 +51,42 @@ def test_kl_is_the_relative_entropy_from_the_original(problem):
   p0 = scipy.special.softmax(np.asarray(images @ reference["params"]), axis=1)
   p = scipy.special.softmax(np.asarray(images @ variables["params"]), axis=1)
   got = objectives.kl_to_reference(
-      images @ variables["params"], {"label": labels}, images @ reference["params"]
+      images @ variables["params"], context({"label": labels}, images @ reference["params"])
   )
   np.testing.assert_allclose(got, scipy.special.rel_entr(p0, p).sum(axis=1), rtol=1e-9)
 
 
+def test_distillation_is_the_relative_entropy_at_a_temperature(problem):
+  (images, _), variables, reference = problem
+  p0 = scipy.special.softmax(np.asarray(images @ reference["params"]) / 4, axis=1)
+  p = scipy.special.softmax(np.asarray(images @ variables["params"]) / 4, axis=1)
+  got = objectives.distillation(
+      images @ variables["params"], context({}, images @ reference["params"], temperature=4.0)
+  )
+  np.testing.assert_allclose(got, 16 * scipy.special.rel_entr(p0, p).sum(axis=1), rtol=1e-9)
+
+
+def test_the_mean_of_the_l1_term_is_the_norm_and_its_gradient_the_sign(x64):
+  params = {"w": jnp.asarray([[1.0, -2.0]]), "b": jnp.asarray([-0.5])}
+
+  def mean(params):
+    return objectives.l1_norm(jnp.zeros((3, 2)), context({}, params=params)).mean()
+
+  assert float(mean(params)) == 3.5
+  gradient = jax.grad(mean)(params)
+  np.testing.assert_array_equal(gradient["w"], [[1, -1]])
+  np.testing.assert_array_equal(gradient["b"], [-1])
+
+
+def test_only_the_l1_term_waits_for_the_perturbed_point():
+  coefficients = {name: jnp.asarray(2.0) for name in objectives.TERMS}
+  clean = objectives.clean_coefficients(coefficients)
+  assert {name for name in clean if float(clean[name]) == 0} == {"l1"}
+
+
 def test_kl_of_a_model_to_itself_is_zero_and_never_negative():
   logits = jnp.asarray(np.random.default_rng(1).normal(size=(500, 10)) * 5, jnp.float32)
-  values = objectives.kl_to_reference(logits, {}, logits + 1e-6)
+  values = objectives.kl_to_reference(logits, context({}, logits + 1e-6))
   assert (np.asarray(values) >= 0).all()
   np.testing.assert_allclose(values, 0, atol=1e-5)
 
@@ -75,8 +111,7 @@ def test_gradient_is_that_of_the_sum_over_valid_rows(problem, microbatch, terms)
 
   role = objectives.role_gradient(linear, fetch, terms, train=False, microbatch=microbatch)
   sums = role(
-      variables, reference, data, rows, {name: coefficients[name] for name in terms},
-      jax.random.key(0),
+      variables, inputs(data, reference), rows, {name: coefficients[name] for name in terms}
   )
   np.testing.assert_allclose(sums.gradient, jax.grad(objective)(variables["params"]), rtol=1e-10)
   assert sums.count == 10
@@ -89,7 +124,7 @@ def test_no_unused_term_is_computed(problem):
   role = objectives.role_gradient(linear, fetch, ("ce",), train=False)
   rows = jnp.arange(5, dtype=jnp.int32)
   # A reference that does not exist could not be evaluated.
-  sums = role(variables, None, data, rows, {"ce": jnp.asarray(1.0)}, jax.random.key(0))
+  sums = role(variables, inputs(data), rows, {"ce": jnp.asarray(1.0)})
   assert set(sums.values) == {"ce", "accuracy"}
 
 

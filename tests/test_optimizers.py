@@ -35,7 +35,7 @@ def section(**values):
     ],
 )
 def test_schedule_shapes(values, wanted):
-  shape = optimizers.schedule_shape(section(**values), steps_per_epoch=10, total_steps=100)
+  shape = optimizers.schedule_shape(section(**values), lambda epochs: 10 * epochs, total_steps=100)
   for step, factor in wanted.items():
     np.testing.assert_allclose(shape(step), factor, atol=1e-6)
 
@@ -83,4 +83,4 @@ def test_what_optax_does_not_have_is_refused(values, message):
 
 def test_unknown_schedule_is_refused():
   with pytest.raises(UserError, match="'cosin': choose from constant, cosine"):
-    optimizers.schedule_shape(section(schedule="cosin"), 10, 100)
+    optimizers.schedule_shape(section(schedule="cosin"), lambda epochs: 10 * epochs, 100)

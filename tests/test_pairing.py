@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from hamu_jax import config as config_lib
-from hamu_jax import loop, methods, pairing
+from hamu_jax import methods, pairing, source
 from hamu_jax import step as step_lib
 from hamu_jax.errors import UserError
 from hamu_jax.models.resnet import ConvNorm
@@ -38,8 +38,10 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def problem():
   rng = np.random.default_rng(3)
-  data = rng.integers(0, 256, (50, 8, 8, 1)).astype(np.uint8), rng.integers(0, CLASSES, 50)
-  data = data[0], data[1].astype(np.int32)
+  data = source.ImageData(
+      rng.integers(0, 256, (50, 8, 8, 1)).astype(np.uint8),
+      rng.integers(0, CLASSES, 50).astype(np.int32), np.arange(50) >= 30, np.arange(50, dtype=np.int32),
+  )
   model = Net()
   variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 1)), train=False)
   reference = model.init(jax.random.key(2), jnp.zeros((1, 8, 8, 1)), train=False)
@@ -56,7 +58,9 @@ def prepare(problem, name, kind, devices, *, microbatch=0, train=False, augment=
   options.optimizer.learning_rate = 0.1
   options.constraint_ratio = 0.05
   method = methods.METHODS[name]
-  mesh = pairing.make_mesh(jax.devices()[:devices], len(method.roles)) if kind == "pmap" else None
+  mesh = None
+  if kind == "pmap":
+    mesh = pairing.make_mesh(jax.devices()[:devices], method.device_groups)
   axis = pairing.DATA_AXIS if kind == "pmap" else None
   program = step_lib.make_step(
       method, options, forward=make_forward(model, (0.5,), (0.5,), axis),
@@ -68,11 +72,13 @@ def prepare(problem, name, kind, devices, *, microbatch=0, train=False, augment=
       role_rows if role in method.roles else None
       for role, role_rows in zip(Paired._fields, ROWS, strict=True)
   ))
-  chunk = step_lib.compile_target(step_lib.make_chunk(program.step), kind, mesh)
-  state, reference, data = loop.place((state, reference, data), mesh)
-  return chunk, (
-      state, reference, data, loop.place_rows(rows, mesh), jnp.int32(2), settings
-  )
+  chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
+  frozen = step_lib.Frozen(reference)
+  state, frozen, data = source.place((state, frozen, data), mesh)
+  if mesh is not None:
+    rows = pairing.shard_rows(rows, mesh)
+  feed = source.place_feed(rows, np.zeros(2, np.int32), mesh)
+  return chunk, (state, frozen, data, feed, jnp.int32(2), settings)
 
 
 def run(*args, **kwargs):
@@ -164,8 +170,6 @@ def test_device_program_never_calls_the_host(problem):
     chunk, arguments = prepare(problem, "hamu-q", kind, 2)
     jaxpr = str(jax.make_jaxpr(chunk)(*arguments))
     assert not re.search(r"callback|infeed|outfeed", jaxpr)
-
-
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,10 @@ def fetch(data, rows, key):
   del key
   images, labels = data
   safe = jnp.maximum(rows, 0)
-  return {"image": images[safe], "label": labels[safe], "mask": rows >= 0, "row": rows}
+  return {
+      "image": images[safe], "label": labels[safe], "mask": rows >= 0, "row": rows,
+      "forget": rows >= len(labels) // 2,
+  }
 
 
 def unflatten(flat):
@@ -103,13 +106,14 @@ def golden_rows(arrays, name, steps):
   return Paired(*rows)
 
 
-def padded(rows):
-  return jax.tree.map(
+def feed(rows):
+  rows = jax.tree.map(
       lambda leaf: np.pad(
           leaf, ((0, step_lib.CHUNK_CAPACITY - len(leaf)), (0, 0)), constant_values=-1
       ),
       rows,
   )
+  return step_lib.Feed(rows, jnp.zeros(step_lib.CHUNK_CAPACITY, jnp.int32))
 
 
 _CHUNKS = {}
@@ -130,13 +134,16 @@ def run(options, params, data, rows, *, schedule=optax.constant_schedule(1.0), c
     program = step_lib.make_step(
         methods.METHODS[options.name], options, forward=forward, fetch=fetch,
         pairing="sequential", train=False, schedule=schedule,
+        mask_scope="update" if methods.METHODS[options.name].needs_mask else None,
     )
     _CHUNKS[key] = program, jax.jit(step_lib.make_chunk(program.step)), schedule
   program, chunk, _ = _CHUNKS[key]
   state = create_state({"params": params}, program.optimizers(settings), seed=0)
   (length,) = {len(leaf) for leaf in jax.tree.leaves(rows)}
+  mask = jax.tree.map(lambda leaf: (jnp.arange(leaf.size) % 2).reshape(leaf.shape), params)
+  frozen = step_lib.Frozen(state.variables, mask)
   return state, [
-      chunk(state, state.variables, data, padded(rows), jnp.int32(count), settings)
+      chunk(state, frozen, data, feed(rows), jnp.int32(count), settings)
       for count in (counts or [length])
   ]
 
