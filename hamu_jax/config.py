@@ -111,6 +111,11 @@ def default_config() -> ml_collections.ConfigDict:
 
   config.model = ml_collections.ConfigDict({
       "name": "resnet20",
+      # Options of those architectures that have them; not set takes the architecture's own.
+      "width": _optional(int),
+      "depth": _optional(int),
+      "heads": _optional(int),
+      "stages": _optional(tuple),
       # Trained weights to unlearn from (safetensors file or folder); "" pretrains.
       "weights": "",
   })
@@ -164,7 +169,7 @@ def default_config() -> ml_collections.ConfigDict:
 
   # The ensemble behind data.scores="estimate".
   config.memorization = ml_collections.ConfigDict({
-      "models": 32,
+      "models": 64,
       # Share of the training rows that each model sees.
       "fraction": 0.7,
       # Models trained at once in one program.
@@ -259,6 +264,14 @@ def default_config() -> ml_collections.ConfigDict:
       "process_id": 0,
   })
   return config
+
+
+def build_model(config: ml_collections.ConfigDict, *, num_classes: int, platform: str | None = None):
+  """The model of `config.model`; arguments as of `models.build_model`."""
+  options = {
+      name: config[name] for name in ("width", "depth", "heads", "stages") if config[name] is not None
+  }
+  return models.build_model(config.name, num_classes=num_classes, platform=platform, **options)
 
 
 def field_names(config: ml_collections.ConfigDict, prefix: str = "config") -> list[str]:
@@ -480,6 +493,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(f"{missing[0]}: missing; derive the config from hamu_jax.config.default_config()")
   _choice("config.pairing", config.pairing, PAIRINGS)
   _choice("config.model.name", config.model.name, models.MODELS)
+  try:
+    build_model(config.model, num_classes=2, platform="cpu")
+  except UserError as error:
+    raise UserError(f"config.model: {error}") from error
   _choice("config.train.shuffle", config.train.shuffle, data.SHUFFLES)
   _choice("config.train.select", config.train.select, SELECTIONS)
   _range("config.seed", config.seed, 0)

@@ -151,7 +151,7 @@ class Experiment:
       config.method.microbatch = config.method.microbatch or models.microbatch_size(
           *self._dataset.train.images.shape[1:3]
       )
-    self._model = models.build_model(config.model.name, num_classes=len(self._dataset.class_names))
+    self._model = config_lib.build_model(config.model, num_classes=len(self._dataset.class_names))
     self._template = jax.eval_shape(self._init, config.seed)
     self._scores = None if self._estimates_scores else self._read_scores()
     # With scores still to be estimated this only finds out whether their use would fail.
@@ -276,6 +276,11 @@ class Experiment:
   def _masked(self) -> bool:
     return bool(self._config.mask.fraction or self._config.mask.path)
 
+  @property
+  def _architecture(self) -> dict[str, Any]:
+    model = self._config.model.to_dict()
+    return {name: value for name, value in model.items() if name != "weights" and value is not None}
+
   def _fingerprints(self) -> dict[str, str]:
     """Key of every stage: a hash of all that its result depends on."""
     config = self._config
@@ -284,7 +289,7 @@ class Experiment:
         "version": hamu_jax.__version__,
         "data": self._dataset.fingerprint,
         "normalization": [config.data.mean, config.data.std],
-        "model": config.model.name,
+        "model": self._architecture,
         "seed": config.seed,
         # Training too depends on the split: it selects its best epoch by accuracy on its parts.
         "split": {role: rows.tolist() for role, rows in self._split._asdict().items()},
@@ -445,7 +450,7 @@ class Experiment:
         "version": hamu_jax.__version__,
         "data": self._dataset.fingerprint,
         "normalization": [self._config.data.mean, self._config.data.std],
-        "model": self._config.model.name,
+        "model": self._architecture,
     }
     scores = memorization.estimate(
         self._config.memorization, self._available, inputs, seed=self._config.seed, init=self._init,

@@ -120,6 +120,8 @@ def estimate(
     UserError: training fails, or the models are too few for some row to be both in and out of subsets.
   """
   included = memorization.subsample(len(available), options.models, options.fraction, seed)
+  # Whether the subsets suffice is known before anything is trained.
+  _scores(options, np.zeros_like(included), included)
   correct = []
   for first in range(0, options.models, options.parallel):
     members = range(first, min(first + options.parallel, options.models))
@@ -145,8 +147,12 @@ def estimate(
       record = {"steps": outcome.steps, "seconds": outcome.seconds, "models": len(members)}
       cache.publish("memorization", key, record, {"correct": values["correct"].astype(bool)})
     correct.append(cache.model("memorization", key, like)["correct"])
+  return _scores(options, np.concatenate(correct), included)
+
+
+def _scores(options, correct: np.ndarray, included: np.ndarray) -> np.ndarray:
   try:
-    return memorization.memorization_scores(np.concatenate(correct), included)
+    return memorization.memorization_scores(correct, included)
   except ValueError as error:
     raise UserError(f"config.memorization.models={options.models}: {error}") from error
 

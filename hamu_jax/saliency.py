@@ -111,4 +111,4 @@ def _like(params: Tree) -> Tree:
 
 
 def _sum(tree: Tree) -> float:
-  return sum(float(np.sum(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(tree))
+  return sum(float(np.asarray(leaf).sum(dtype=np.float64)) for leaf in jax.tree.leaves(tree))

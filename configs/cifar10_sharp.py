@@ -1,0 +1,35 @@
+"""Sharpness-aware unlearning on CIFAR-10 with ResNet-18 (arXiv 2506.13715).
+
+  python -m hamu_jax.main --config=configs/cifar10_sharp.py:sharp_minmax,high,sam --workdir=runs/cifar10-sharp
+
+The words after the colon choose method, memorization level and sharpness, see `hamu_jax.sharp_config`.
+Images come from the Hugging Face hub or, as in `configs/cifar_hamu.py`, from elsewhere; memorization scores
+are estimated unless `--config.data.scores` names a file.
+With `smoke` it is 4,000 images and ResNet-8: a quarter of an hour on two CPU cores for the ensemble, the
+original and the retrained model, then a minute a method.
+"""
+
+from hamu_jax.config import optimizer_config
+from hamu_jax.sharp_config import sharp_config
+
+
+def get_config(variant: str = ""):
+  """See the module."""
+  config, smoke = sharp_config(variant)
+  config.data.scores = "estimate"
+  config.model.name = "resnet18"
+  if not smoke:
+    return config
+  config.model.name = "resnet8"
+  config.data.update(train_size=4000, test_size=1000, forget_size=400)
+  config.train.update(epochs=12, batch_size=128, augment="flip", evaluate_epochs=4.0)
+  config.train.optimizer.learning_rate = 0.05
+  config.memorization.update(models=24, fraction=0.5, parallel=8, epochs=8.0, batch_size=128, augment="none")
+  config.memorization.optimizer = optimizer_config("adamw", 2e-3)
+  config.memorization.optimizer.schedule = "cosine"
+  config.method.batch_size = 128
+  config.method.epochs = min(config.method.epochs, 3.0)
+  config.method.evaluate_epochs = 0.0
+  config.mask.batch_size = 100
+  config.evaluate.batch_size = 250
+  return config

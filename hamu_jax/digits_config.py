@@ -1,0 +1,31 @@
+"""Experiments brought down to the digits that scikit-learn ships."""
+
+import ml_collections
+
+from hamu_jax.config import optimizer_config
+
+
+def on_digits(config: ml_collections.ConfigDict, model: str, **options) -> ml_collections.ConfigDict:
+  """Runs a memorization experiment on 8x8 grey images, with estimated scores, in minutes on a CPU.
+
+  Args:
+    config: of another dataset; changed and returned.
+    model: a small architecture for 8x8 images.
+    **options: of the model.
+  """
+  config.data.update(
+      source="digits", name="", label_key="", mean=(0.3055,), std=(0.3763,), scores="estimate",
+      forget_size=100, stream=False, image_size=0, test_split="", subset="",
+  )
+  config.model.update(name=model, **options)
+  config.train.update(epochs=12, batch_size=128, augment="none", evaluate_epochs=4.0)
+  config.train.optimizer.update(learning_rate=0.05, warmup_epochs=0.0)
+  config.memorization.update(
+      models=48, fraction=0.5, parallel=16, epochs=6.0, batch_size=64, augment="none"
+  )
+  config.memorization.optimizer = optimizer_config("adamw", 3e-3)
+  config.memorization.optimizer.schedule = "cosine"
+  config.method.update(batch_size=100, augment="none", evaluate_epochs=0.0)
+  config.mask.batch_size = 100
+  config.evaluate.batch_size = 360
+  return config
