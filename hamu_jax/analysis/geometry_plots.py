@@ -1,0 +1,159 @@
+"""Pictures of a model's geometry: a map of its features, and the loss around it.
+
+Each is written as PNG and PDF. Colours as in `hamu_jax.analysis.plots`: retain and forget differ in
+marker too, and losses are shown in viridis, whose lightness alone tells low from high.
+"""
+
+import io
+import os
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from hamu_jax.paired import Paired
+from hamu_jax.rundir import write_bytes
+
+_RETAIN, _FORGET = "#0072B2", "#D55E00"
+_LEVELS = 12
+# Losses whose ratio is larger are drawn on a logarithmic scale, from this loss on.
+_WIDE = 100
+_LEAST_LOSS = 1e-6
+
+
+def umap(places: Mapping[str, Paired], path: os.PathLike | str) -> None:
+  """Draws the retain and forget features of several models, one panel a model, on common axes.
+
+  Args:
+    places: [N, 2] of each set, by the title of the panel.
+    path: Of the pictures, without .png and .pdf.
+
+  Raises:
+    UserError: `path` cannot be written.
+  """
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(5.2 * len(places), 5.4), layout="constrained", dpi=120)
+  figure.suptitle("UMAP of the features, all models embedded together", fontsize=13)
+  axes = np.atleast_1d(figure.subplots(1, len(places), sharex=True, sharey=True))
+  for axis, (title, sets) in zip(axes, places.items()):
+    # Few points need large marks, many must not cover each other.
+    size = float(np.clip(8000 / sum(map(len, sets)), 4, 40))
+    axis.scatter(*sets.retain.T, s=size, color=_RETAIN, alpha=0.5, linewidths=0, label="retain")
+    axis.scatter(
+        *sets.forget.T, s=1.6 * size, color=_FORGET, alpha=0.8, linewidths=0, marker="X",
+        label="forget")
+    axis.set(title=title, xticks=(), yticks=())
+  legend = figure.legend(
+      *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+  for handle in legend.legend_handles:
+    handle.set(sizes=[60], alpha=1)
+  _save(figure, path)
+
+
+def landscapes(
+    coordinates: np.ndarray, grids: Mapping[str, Paired], path: os.PathLike | str
+) -> None:
+  """Draws the loss around several models as surfaces and as contours.
+
+  A row for each set, in which all models share one scale, logarithmic where losses differ much; a
+  surface and contours for each model. Losses that are not finite are left blank.
+
+  Args:
+    coordinates: [P] along both directions.
+    grids: [P, P] losses of each set in nats, the second direction first, by title of the model.
+    path: Of the pictures, without .png and .pdf.
+
+  Raises:
+    UserError: `path` cannot be written.
+  """
+  from matplotlib.figure import Figure
+
+  width = 9 * len(grids)
+  figure = Figure(figsize=(width, 8.8), dpi=120)
+  figure.suptitle("Loss on a plane through the parameters of each model (cross)", fontsize=13)
+  # Placed by hand: the automatic layouts do not see how far the labels of a 3-D axis reach.
+  layout = figure.add_gridspec(
+      2, 2 * len(grids) + 1, width_ratios=[1.15, 1] * len(grids) + [0.06], left=0.01,
+      right=1 - 0.9 / width, bottom=0.07, top=0.91, wspace=0.3, hspace=0.25)
+  for row, role in enumerate(Paired._fields):
+    losses = {
+        f"{role} loss, {title}": np.ma.masked_invalid(getattr(sets, role))
+        for title, sets in grids.items()
+    }
+    scale = _Scale.of(losses.values())
+    for column, (title, grid) in enumerate(losses.items()):
+      surface = figure.add_subplot(layout[row, 2 * column], projection="3d")
+      contours = figure.add_subplot(layout[row, 2 * column + 1])
+      _surface(surface, coordinates, grid, scale)
+      _contours(contours, coordinates, grid, scale)
+      for axis, ticks in ((surface, (-1, 0, 1)), (contours, (-1, -0.5, 0, 0.5, 1))):
+        axis.set(title=title, xlabel="first direction", xticks=ticks, yticks=ticks)
+        axis.set_ylabel("second direction", labelpad=4)
+    figure.colorbar(scale.mappable(), cax=figure.add_subplot(layout[row, -1]), label="nats")
+  _save(figure, path)
+
+
+class _Scale(NamedTuple):
+  """The range of losses that a row of pictures shares."""
+
+  low: float
+  high: float
+  logarithmic: bool
+
+  @classmethod
+  def of(cls, grids: Iterable[np.ma.MaskedArray]) -> "_Scale":
+    values = np.concatenate([grid.compressed() for grid in grids])
+    low, high = float(values.min()), float(values.max())
+    if high > _WIDE * low:
+      return cls(max(low, _LEAST_LOSS), high, True)
+    # A range of zero width has no levels.
+    return cls(low, high if high > low else low + 1, False)
+
+  def heights(self, losses: np.ma.MaskedArray) -> np.ma.MaskedArray:
+    """Losses, or their decimal logarithms, as they are drawn."""
+    return np.ma.log10(np.maximum(losses, self.low)) if self.logarithmic else losses
+
+  @property
+  def limits(self) -> tuple[float, float]:
+    """Of the heights."""
+    return (np.log10(self.low), np.log10(self.high)) if self.logarithmic else (self.low, self.high)
+
+  def mappable(self):
+    """What the colour bar shows."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm, Normalize
+
+    norm = LogNorm if self.logarithmic else Normalize
+    return ScalarMappable(norm(self.low, self.high), "viridis")
+
+
+def _surface(axis, coordinates: np.ndarray, grid: np.ma.MaskedArray, scale: _Scale) -> None:
+  from matplotlib.ticker import MaxNLocator
+
+  low, high = scale.limits
+  axis.plot_surface(
+      *np.meshgrid(coordinates, coordinates), scale.heights(grid).filled(np.nan), cmap="viridis",
+      vmin=low, vmax=high, rcount=len(grid), ccount=len(grid), linewidth=0.2, edgecolor="black")
+  axis.set_zlim(low, high)
+  axis.zaxis.set_major_locator(MaxNLocator(5, integer=scale.logarithmic))
+  axis.zaxis.set_major_formatter("$10^{{{x:.0f}}}$" if scale.logarithmic else "{x:.3g}")
+
+
+def _contours(axis, coordinates: np.ndarray, grid: np.ma.MaskedArray, scale: _Scale) -> None:
+  heights = scale.heights(grid)
+  low, high = scale.limits
+  levels = np.linspace(low, high, _LEVELS + 1)
+  axis.contourf(
+      coordinates, coordinates, heights, levels=levels, cmap="viridis", vmin=low, vmax=high)
+  axis.contour(coordinates, coordinates, heights, levels=levels, colors="white", linewidths=0.5)
+  axis.plot(0, 0, "x", color="white", markersize=9, markeredgewidth=2)
+  axis.set_aspect("equal")
+
+
+def _save(figure, path: os.PathLike | str) -> None:
+  for kind in ("png", "pdf"):
+    image = io.BytesIO()
+    # Without the date the same numbers make the same file.
+    figure.savefig(image, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
+    write_bytes(f"{os.fspath(path)}.{kind}", image.getvalue())
