@@ -14,7 +14,7 @@ from hamu_jax.data.device import AUGMENTATIONS, augment, example_keys, normalize
 from hamu_jax.data.scores import read_scores
 from hamu_jax.data.sources import SOURCES, load
 from hamu_jax.data.splits import FORGET_KINDS, make_split, validation_rows
-from hamu_jax.data.window import prefetch, window
+from hamu_jax.data.window import window
 
 __all__ = [
     "AUGMENTATIONS",
@@ -32,7 +32,6 @@ __all__ = [
     "make_split",
     "normalize",
     "pass_plan",
-    "prefetch",
     "read_scores",
     "take",
     "training_plan",

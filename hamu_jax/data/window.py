@@ -5,17 +5,10 @@ each decoded once, with the steps' rows renumbered to places in the window. Ever
 windows of its own rows, so that it decodes nothing that another host trains on.
 """
 
-import collections
-import concurrent.futures
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
-
 import numpy as np
 
 from hamu_jax.data.batching import PADDING
 from hamu_jax.data.encoded import EncodedImages
-
-T = TypeVar("T")
 
 
 def window(
@@ -46,27 +39,3 @@ def window(
   rows_M[: len(distinct)] = distinct
   local = np.where(rows >= 0, np.searchsorted(distinct, rows), PADDING)
   return images_MxHxWxC, local.astype(np.int32), rows_M
-
-
-def prefetch(tasks: Iterable[Callable[[], T]], depth: int = 1) -> Iterator[T]:
-  """Runs tasks in order on one background thread, a few ahead of the results' use.
-
-  Args:
-    tasks: functions without arguments, taken from the iterable as they are started.
-    depth: how many results may be finished or under way besides the one in use.
-
-  Yields:
-    Their results, in order. An error of a task is raised in place of its result and ends the
-    iteration. Closing the iterator, or dropping it, cancels what has not started.
-  """
-  pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-  pending = collections.deque()
-  try:
-    for task in tasks:
-      pending.append(pool.submit(task))
-      if len(pending) > depth:
-        yield pending.popleft().result()
-    while pending:
-      yield pending.popleft().result()
-  finally:
-    pool.shutdown(cancel_futures=True)

@@ -1,14 +1,12 @@
 """Windows of a streamed split: the rows, the renumbering, the shards; and the background thread."""
 
-import threading
-import time
 
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from hamu_jax.data import prefetch, window
+from hamu_jax.data import window
 
 IMAGES = np.arange(40 * 2 * 3 * 1, dtype=np.uint8).reshape(40, 2, 3, 1)
 
@@ -63,57 +61,3 @@ def test_no_host_decodes_another_hosts_rows():
     seen.append(set(images.decoded))
   assert not seen[0] & seen[1]
   assert seen[0] | seen[1] == set(range(40))
-
-
-def test_prefetch_keeps_the_order_and_stays_off_the_callers_thread():
-  threads = set()
-
-  def task(number):
-    threads.add(threading.current_thread())
-    return number
-
-  results = prefetch((lambda i=i: task(i)) for i in range(7))
-  assert list(results) == list(range(7))
-  assert len(threads) == 1 and threading.current_thread() not in threads
-  assert not threads.pop().is_alive()
-  assert list(prefetch([])) == []
-
-
-@pytest.mark.parametrize("depth", [1, 2])
-def test_prefetch_works_ahead_by_its_depth_and_no_further(depth):
-  started = [threading.Event() for _ in range(6)]
-  results = prefetch([event.set for event in started], depth)
-  assert not started[0].is_set()
-  for used in range(3):
-    next(results)
-    # The last of them starts while its predecessor is in use.
-    assert started[used + depth].wait(5)
-    assert not started[used + depth + 1].is_set()
-  results.close()
-
-
-def test_an_error_reaches_the_caller_in_its_turn_and_ends_the_rest():
-  def fail():
-    raise KeyError("row 3")
-
-  results = prefetch([lambda: 1, fail, lambda: 3])
-  assert next(results) == 1
-  with pytest.raises(KeyError, match="row 3"):
-    next(results)
-  assert list(results) == []
-
-
-def test_closing_cancels_what_has_not_started_and_ends_the_thread():
-  closing, ran, threads = threading.Event(), [], []
-
-  def slow():
-    threads.append(threading.current_thread())
-    assert closing.wait(5)
-    time.sleep(0.1)
-
-  results = prefetch([lambda: 0, slow, lambda: ran.append(2), lambda: ran.append(3)], depth=2)
-  assert next(results) == 0
-  closing.set()
-  results.close()
-  assert ran == []
-  assert not threads or not threads[0].is_alive()
