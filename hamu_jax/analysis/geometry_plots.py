@@ -16,9 +16,10 @@ from hamu_jax.rundir import write_bytes
 
 _RETAIN, _FORGET = "#0072B2", "#D55E00"
 _LEVELS = 12
-# Losses whose ratio is larger are drawn on a logarithmic scale, from this loss on.
+# Losses whose ratio is larger are drawn on a logarithmic scale. It starts at the second number, or
+# the few points where the loss happens to vanish would take most of the colours.
 _WIDE = 100
-_LEAST_LOSS = 1e-6
+_LEAST_LOSS = 1e-3
 
 
 def umap(places: Mapping[str, Paired], path: os.PathLike | str) -> None:
@@ -106,7 +107,7 @@ class _Scale(NamedTuple):
     values = np.concatenate([grid.compressed() for grid in grids])
     low, high = float(values.min()), float(values.max())
     if high > _WIDE * low:
-      return cls(max(low, _LEAST_LOSS), high, True)
+      return cls(max(low, min(_LEAST_LOSS, high / _WIDE)), high, True)
     # A range of zero width has no levels.
     return cls(low, high if high > low else low + 1, False)
 
@@ -146,7 +147,9 @@ def _contours(axis, coordinates: np.ndarray, grid: np.ma.MaskedArray, scale: _Sc
   levels = np.linspace(low, high, _LEVELS + 1)
   axis.contourf(
       coordinates, coordinates, heights, levels=levels, cmap="viridis", vmin=low, vmax=high)
-  axis.contour(coordinates, coordinates, heights, levels=levels, colors="white", linewidths=0.5)
+  axis.contour(
+      coordinates, coordinates, heights, levels=levels, colors="white", linewidths=0.5,
+      linestyles="solid")
   axis.plot(0, 0, "x", color="white", markersize=9, markeredgewidth=2)
   axis.set_aspect("equal")
 

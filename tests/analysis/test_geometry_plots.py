@@ -132,6 +132,18 @@ def test_losses_of_many_magnitudes_are_drawn_by_their_logarithm(figures):
   _assert_readable(figures[0])
 
 
+@pytest.mark.parametrize("factor, low", ((1.0, 1e-3), (1e-6, 5e-8)))
+def test_a_logarithm_starts_where_losses_matter(figures, factor, low):
+  """A loss of zero has none; what is drawn of tiny losses are at least two magnitudes."""
+  losses = np.full((5, 5), 5 * factor)
+  losses[0, 0] = 0
+  geometry_plots.landscapes(COORDINATES, {"model": Paired(losses, losses)}, "x")
+  surface, contours = _pictures(figures[0])[:2]
+  limits = np.log10([low, 5 * factor])
+  assert surface.get_zlim() == pytest.approx(limits)
+  assert contours.collections[0].get_clim() == pytest.approx(limits)
+
+
 def test_losses_that_are_not_finite_are_left_blank(figures):
   grids = _grids()
   grids[TITLES[1]].forget[0, :2] = np.inf, np.nan
