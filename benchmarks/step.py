@@ -1,12 +1,14 @@
 """Times the step of each method and pairing against the floor of two plain gradients.
 
   python benchmarks/step.py --methods=hamu-q --pairings=sequential,vmap
+  python benchmarks/step.py --sam
   python benchmarks/step.py --convolution
   python benchmarks/step.py --topology=v5e:2x2
 
 All figures of a call come from one process, the same loss, convolution path and batch; floor and steps take
-turns, so that a ratio means something on a noisy machine. The first form times steps here; the second the
-convolution path of the CPU against plain `lax.conv`; the third compiles the paired step for TPU devices that
+turns, so that a ratio means something on a noisy machine. The first form times steps here; the second
+sharpness-aware steps against one plain step; the third the convolution path of the CPU against plain
+`lax.conv`; the fourth compiles the paired step for TPU devices that
 need not be there (extra `tpu`) and prints what the compiler says. `--json=FILE` keeps the numbers.
 """
 
@@ -23,8 +25,9 @@ import numpy as np
 import optax
 
 from hamu_jax import config as config_lib
-from hamu_jax import loop, methods, models, objectives, vision
+from hamu_jax import methods, models, objectives, vision
 from hamu_jax import pairing as pairing_lib
+from hamu_jax import source as source_lib
 from hamu_jax import step as step_lib
 from hamu_jax.paired import Paired
 from hamu_jax.train_state import create_state
@@ -36,9 +39,11 @@ def make_problem(args, platform=None):
   """-> model, data, variables, rows of one batch for each role."""
   rng = np.random.default_rng(0)
   shape = (2 * args.batch, args.size, args.size, 3)
-  data = (
+  data = source_lib.ImageData(
       rng.integers(0, 256, shape).astype(np.uint8),
       rng.integers(0, _CLASSES, 2 * args.batch).astype(np.int32),
+      np.arange(2 * args.batch) >= args.batch,
+      np.arange(2 * args.batch, dtype=np.int32),
   )
   model = models.build_model(args.model, num_classes=_CLASSES, platform=platform)
   variables = model.init(jax.random.key(0), jnp.zeros((1, *shape[1:])), train=False)
@@ -53,18 +58,38 @@ def make_options(args, name):
   return options
 
 
-def make_chunk(args, model, name, pairing, mesh=None):
-  """-> chunk as the loop runs it, its optimizers and settings."""
+def make_chunk(args, model, name, pairing, mesh=None, rho=0.0, train=False):
+  """-> chunk as the loop runs it, its program and settings."""
   axis = pairing_lib.DATA_AXIS if pairing == "pmap" else None
   options = make_options(args, name)
   program = step_lib.make_step(
       methods.METHODS[name], options,
       forward=vision.make_forward(model, (0.5,) * 3, (0.25,) * 3, axis),
-      fetch=vision.make_fetch("none"), pairing=pairing, train=False,
-      schedule=optax.constant_schedule(1.0),
+      fetch=vision.make_fetch("none"), pairing=pairing, train=train,
+      schedule=optax.constant_schedule(1.0), sharpness=step_lib.Sharpness() if rho else None,
   )
-  chunk = step_lib.compile_target(step_lib.make_chunk(program.step), pairing, mesh)
-  return chunk, program, step_lib.settings_of(options)
+  chunk = step_lib.compile_target(
+      step_lib.make_chunk(program.step), mesh, methods.METHODS[name].roles
+  )
+  return chunk, program, step_lib.settings_of(options, {"rho": rho, "lamb": 1.0} if rho else None)
+
+
+def make_runner(args, problem, name, pairing, **options):
+  """-> function without arguments that runs one step."""
+  model, data, variables, rows = problem
+  method = methods.METHODS[name]
+  mesh = None
+  if pairing == "pmap":
+    mesh = pairing_lib.make_mesh(jax.devices(), method.device_groups)
+  chunk, program, settings = make_chunk(args, model, name, pairing, mesh, **options)
+  used = Paired(*(r if role in method.roles else None for role, r in rows._asdict().items()))
+  state, frozen, placed = source_lib.place(
+      (create_state(variables, program.optimizers(settings), 0), step_lib.Frozen(variables), data), mesh
+  )
+  if mesh is not None:
+    used = pairing_lib.shard_rows(used, mesh)
+  feed = source_lib.place_feed(used, np.zeros(1, np.int32), mesh)
+  return lambda: chunk(state, frozen, placed, feed, jnp.int32(1), settings)
 
 
 def make_plain(args, model, *, train=False, microbatch=None):
@@ -75,7 +100,9 @@ def make_plain(args, model, *, train=False, microbatch=None):
   )
 
   def plain(variables, data, rows):
-    return role(variables, None, data, rows, {"ce": jnp.float32(1)}, jax.random.key(0))
+    key = jax.random.key(0)
+    inputs = objectives.Inputs(None, data, key, key, {})
+    return role(variables, inputs, rows, {"ce": jnp.float32(1)})
 
   return plain
 
@@ -123,30 +150,43 @@ def time_steps(args):
   functions = {"floor": lambda: floor(variables, data, device_rows)}
   for name in args.methods:
     for pairing in args.pairings:
-      method = methods.METHODS[name]
-      mesh = pairing_lib.make_mesh(jax.devices(), len(method.roles)) if pairing == "pmap" else None
-      chunk, program, settings = make_chunk(args, model, name, pairing, mesh)
-      used = Paired(*(r if role in method.roles else None for role, r in rows._asdict().items()))
-      state, reference, placed = loop.place(
-          (create_state(variables, program.optimizers(settings), 0), variables, data), mesh
+      functions[f"{name} {pairing}"] = make_runner(
+          args, (model, data, variables, rows), name, pairing
       )
-      chunk_rows = loop.place_rows(used, mesh)
-      functions[f"{name} {pairing}"] = (
-          lambda c=chunk, s=state, r=reference, p=placed, w=chunk_rows, t=settings: c(
-              s, r, p, w, jnp.int32(1), t
-          )
-      )
-  seconds = interleave(functions, args.rounds)
+  return print_ratios(args, interleave(functions, args.rounds), "floor")
+
+
+def time_sharpness(args):
+  """Ratios of sharpness-aware steps to one plain step, with frozen and with training batch norm."""
+  problem = make_problem(args)
+  results = {}
+  for mode, train in (("frozen", False), ("training", True)):
+    functions = {
+        f"{mode} ft": make_runner(args, problem, "ft", "sequential", train=train),
+        f"{mode} ft with SAM": make_runner(args, problem, "ft", "sequential", train=train, rho=0.1),
+        f"{mode} neggrad with SAM": make_runner(
+            args, problem, "neggrad", "sequential", train=train, rho=0.1
+        ),
+        f"{mode} hamu-q with SAM": make_runner(
+            args, problem, "hamu-q", "sequential", train=train, rho=0.1
+        ),
+    }
+    results |= print_ratios(args, interleave(functions, args.rounds), f"{mode} ft")
+  return results
+
+
+def print_ratios(args, seconds, base):
+  """Prints and returns the seconds of each function and their ratios, round by round, to those of `base`."""
   results, table = {}, []
   for name, values in seconds.items():
-    ratios = spread([value / base for value, base in zip(values, seconds["floor"], strict=True)])
+    ratios = spread([value / floor for value, floor in zip(values, seconds[base], strict=True)])
     results[name] = {"seconds": spread(values), "ratio": ratios}
     table.append([
         name, f"{results[name]['seconds']['median']:.3f}", f"{ratios['median']:.3f}",
         f"{ratios['low']:.3f}", f"{ratios['high']:.3f}",
     ])
   print(f"{args.model}, {args.size}x{args.size}, batch {args.batch} a role, {args.rounds} rounds")
-  print_table(["step", "median s", "ratio to floor", "low", "high"], table)
+  print_table(["step", "median s", f"ratio to {base}", "low", "high"], table)
   return results
 
 
@@ -260,12 +300,14 @@ def compile_for_topology(args):
   ).compile())
 
   for name in args.methods:
-    if len(methods.METHODS[name].roles) < 2:
+    if methods.METHODS[name].device_groups < 2:
       continue
     _, program, settings = make_chunk(args, model, name, "pmap", mesh)
 
     def one_step(state, reference, data, rows, settings, step=program.step):
-      return step(state, reference, data, pairing_lib.own_shard(rows)[0], settings)
+      own = pairing_lib.own_rows(rows, ("retain", "forget"), mesh)
+      feed = step_lib.Feed(jax.tree.map(lambda leaf: leaf[0], own), jnp.int32(0))
+      return step(state, step_lib.Frozen(reference), data, feed, settings)
 
     partition = spec(None, pairing_lib.ROLE_AXIS, pairing_lib.DATA_AXIS)
     jitted = jax.jit(jax.shard_map(
@@ -312,13 +354,16 @@ def main():
   parser.add_argument(
       "--pairings", type=lambda text: text.split(","), default=["sequential", "vmap"]
   )
+  parser.add_argument("--sam", action="store_true", help="time sharpness-aware steps")
   parser.add_argument("--convolution", action="store_true", help="time the convolution path")
   parser.add_argument("--topology", help="compile for a TPU topology such as v5e:2x2")
   parser.add_argument("--json", help="file for the numbers")
   args = parser.parse_args()
-  run = compile_for_topology if args.topology else (
-      time_convolution if args.convolution else time_steps
-  )
+  run = time_steps
+  if args.topology:
+    run = compile_for_topology
+  elif args.convolution or args.sam:
+    run = time_convolution if args.convolution else time_sharpness
   results = run(args)
   if args.json:
     with open(args.json, "w") as file:

@@ -439,8 +439,8 @@ class Experiment:
     """The untrained model, the same for pretraining and retraining."""
     return self._watch.run(lambda: jax.jit(self._init)(self._config.seed))
 
-  def _estimate_scores(self) -> np.ndarray:
-    """Memorization scores of the available rows, by an ensemble."""
+  def estimate_memorization(self) -> memorization.Estimate:
+    """Memorization scores of the rows that may be learnt, by an ensemble; leaves them in a file."""
     evaluator = self._make_evaluator({
         "train": evaluation.Examples(
             self._dataset.train.images, self._dataset.train.labels, self._available
@@ -452,16 +452,16 @@ class Experiment:
         "normalization": [self._config.data.mean, self._config.data.std],
         "model": self._architecture,
     }
-    scores = memorization.estimate(
+    estimate = memorization.estimate(
         self._config.memorization, self._available, inputs, seed=self._config.seed, init=self._init,
         loop=self._loop, evaluator=evaluator, cache=self._cache, workdir=self._workdir,
     )
     if hosts.is_writer():
       np.savez(
-          self._workdir / "memorization.npz", memorization=scores,
+          self._workdir / "memorization.npz", memorization=estimate.scores,
           rows=self._dataset.train_rows[self._available],
       )
-    return scores
+    return estimate
 
   def _mask(self, original: Tree) -> Tree | None:
     """The saliency mask of `config.mask`, None without one."""
@@ -508,7 +508,7 @@ class Experiment:
   def _run(self) -> dict[str, Any]:
     """`run`, inside the open run directory."""
     if self._estimates_scores:
-      self._scores = self._estimate_scores()
+      self._scores = self.estimate_memorization().scores
       self._plan(self._split_by(self._scores))
       self._loop = self._make_loop()
     original, record = self._original()

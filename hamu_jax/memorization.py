@@ -8,7 +8,7 @@ Source: Feldman and Zhang, What Neural Networks Memorize and Why (arXiv 2008.037
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,20 @@ def ensemble_plan(
   ))
 
 
+class Estimate(NamedTuple):
+  """Memorization scores and what they come from.
+
+  Attributes:
+    scores: [N] float64.
+    correct: [K, N] bool, which rows each model gets right.
+    included: [K, N] bool, which rows each model was trained on.
+  """
+
+  scores: np.ndarray
+  correct: np.ndarray
+  included: np.ndarray
+
+
 def estimate(
     options: ml_collections.ConfigDict,
     available: np.ndarray,
@@ -97,7 +111,7 @@ def estimate(
     evaluator,
     cache: stages.StageCache,
     workdir: pathlib.Path,
-) -> np.ndarray:
+) -> Estimate:
   """Memorization scores of some training rows, from groups of models that are trained at once.
 
   Every finished group is a stage in the cache, so an interrupted estimate goes on with the next one.
@@ -112,9 +126,6 @@ def estimate(
     evaluator: evaluates models on one split, the rows in order.
     cache: of finished groups.
     workdir: folder of the group in progress.
-
-  Returns:
-    [N] float64.
 
   Raises:
     UserError: training fails, or the models are too few for some row to be both in and out of subsets.
@@ -147,7 +158,8 @@ def estimate(
       record = {"steps": outcome.steps, "seconds": outcome.seconds, "models": len(members)}
       cache.publish("memorization", key, record, {"correct": values["correct"].astype(bool)})
     correct.append(cache.model("memorization", key, like)["correct"])
-  return _scores(options, np.concatenate(correct), included)
+  correct = np.concatenate(correct)
+  return Estimate(_scores(options, correct, included), correct, included)
 
 
 def _scores(options, correct: np.ndarray, included: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ import numpy as np
 from absl import logging
 from jax import lax
 
+from hamu_jax import config as config_lib
 from hamu_jax import data as data_lib
 from hamu_jax import experiment, models, progress, rundir, vision
 from hamu_jax.analysis import geometry_plots
@@ -97,7 +98,7 @@ def load_run(path: pathlib.Path, max_examples: int, seed: int) -> Run:
   try:
     dataset = experiment.load_dataset(config.data)
     classes = len(dataset.class_names)
-    model = models.build_model(config.model.name, num_classes=classes)
+    model = config_lib.build_model(config.model, num_classes=classes)
   except AttributeError as error:
     raise UserError(
         f"{path / 'config.json'}: {first_line(error)}; run the experiment again with this version"

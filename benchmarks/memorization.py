@@ -1,0 +1,75 @@
+"""Times an ensemble trained at once against its models one by one, and measures how stable its scores are.
+
+  python benchmarks/memorization.py --models=16 --out=runs/memorization
+
+The first figure is the wall time of K models of `configs/digits_sharp.py` in one vmapped program over that
+of K programs' runs in this process (the same models, to rounding), compiling included and excluded; the
+second the rank correlation of the scores of two disjoint halves of an ensemble of `--models` times four.
+"""
+
+import argparse
+import pathlib
+import runpy
+import shutil
+import time
+
+import numpy as np
+import scipy.stats
+
+from hamu_jax import config as config_lib
+from hamu_jax import experiment, preemption
+from sam_jax import memorization
+
+
+def make(args, name, **options):
+  """-> an experiment that can estimate scores, in an empty folder."""
+  folder = pathlib.Path(args.out) / name
+  shutil.rmtree(folder, ignore_errors=True)
+  get_config = runpy.run_path(args.config)["get_config"]
+  config = get_config()
+  config.memorization.update(**options)
+  if args.model:
+    config.model.name = args.model
+  config_lib.validate(config)
+  return experiment.Experiment(config, folder, preemption.Watch())
+
+
+def timed(args, name, **options):
+  """-> seconds of estimating once."""
+  runner = make(args, name, **options)
+  began = time.perf_counter()
+  runner.estimate_memorization()
+  return time.perf_counter() - began
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--config", default="configs/digits_sharp.py")
+  parser.add_argument("--model", default="", help="another model than the configuration's")
+  parser.add_argument("--models", type=int, default=16)
+  parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--out", default="runs/memorization", help="folder of the runs")
+  args = parser.parse_args()
+
+  ratios = []
+  for number in range(args.rounds):
+    together = timed(args, f"together{number}", models=args.models, parallel=args.models)
+    apart = timed(args, f"apart{number}", models=args.models, parallel=1)
+    ratios.append(apart / together)
+    print(f"{args.models} models: together {together:.1f} s, one by one {apart:.1f} s", flush=True)
+  print(f"one by one over together: {np.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+
+  runner = make(args, "halves", models=4 * args.models, parallel=args.models)
+  whole, correct, included = runner.estimate_memorization()
+  halves = [
+      memorization.memorization_scores(correct[part::2], included[part::2]) for part in range(2)
+  ]
+  correlation = scipy.stats.spearmanr(*halves).statistic
+  print(
+      f"{4 * args.models} models: rank correlation of two halves {correlation:.3f}; "
+      f"{np.mean(whole > 0.1):.1%} of {whole.size} rows above 0.1, {np.mean(whole > 0.5):.1%} above 0.5"
+  )
+
+
+if __name__ == "__main__":
+  main()
