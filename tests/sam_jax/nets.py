@@ -46,7 +46,8 @@ def _shapes(name, classes):
   """PyTorch's shapes by name, in the order in which they are flat."""
   if name == "mlp":
     return {
-        "fc1.weight": (16, 8), "fc1.bias": (16,), "fc2.weight": (classes, 16), "fc2.bias": (classes,)
+        "fc1.weight": (16, 8), "fc1.bias": (16,),
+        "fc2.weight": (classes, 16), "fc2.bias": (classes,),
     }
   return {
       "conv1.weight": (4, 3, 3, 3), "bn1.weight": (4,), "bn1.bias": (4,),

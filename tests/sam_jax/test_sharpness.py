@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the paper's trajectories, closed forms and what must hold anywhere."""
+"""Sharpness-aware minimisation: the paper's trajectories, closed forms and general properties."""
 
 import json
 import pathlib
@@ -50,7 +50,10 @@ _STEPS = {}
 
 
 def golden_step(case):
-  """(params, batch_stats, opt_state, batch, rho, lamb) -> new ones, clean loss, perturbed loss, norm."""
+  """(params, batch_stats, opt_state, batch, rho, lamb) -> the first three, losses, gradient norm.
+
+  The losses are at the parameters and, where the case perturbs them, at the perturbed point.
+  """
   net, base, _ = case["name"].split("/")
   key = net, base, case["mode"], case["adaptive"]
   if key in _STEPS:
@@ -260,7 +263,7 @@ def test_a_radius_and_weight_may_be_traced():
 
 
 def test_clipping_before_it_in_a_chain(x64):
-  """`optax.chain` hands `grad_fn` on; what perturbs, and what is kept clean, is the clipped gradient."""
+  """`optax.chain` hands `grad_fn` on; what perturbs, and is the clean part, is the clipped one."""
   most, rho, lamb, rate = 0.5, 0.3, 0.4, 0.1
   optimizer = optax.chain(
       optax.clip_by_global_norm(most), sam(optax.sgd(rate), rho=rho, lamb=lamb)
@@ -295,7 +298,7 @@ def test_auxiliary_data_are_those_of_the_clean_point():
 
 
 def test_two_objectives_at_one_perturbed_point(x64):
-  """`direction` says which gradient perturbs, and each objective's gradient is then sharpness-aware."""
+  """`direction` says which gradient perturbs; each objective's is then sharpness-aware."""
   rho, lamb = 0.3, 0.6
   w, a, b = flat(WEIGHTS), flat(CURVATURE), flat(SLOPE)
 
