@@ -274,6 +274,16 @@ def build_model(config: ml_collections.ConfigDict, *, num_classes: int, platform
   return models.build_model(config.name, num_classes=num_classes, platform=platform, **options)
 
 
+def load_dataset(config: ml_collections.ConfigDict) -> data.Dataset:
+  """The dataset that `config.data` names."""
+  return data.load(
+      config.source, name=config.name, path=config.path, subset=config.subset,
+      test_split=config.test_split, train_size=config.train_size, test_size=config.test_size,
+      image_key=config.image_key, label_key=config.label_key, image_size=config.image_size,
+      stream=config.stream, seed=config.seed,
+  )
+
+
 def field_names(config: ml_collections.ConfigDict, prefix: str = "config") -> list[str]:
   """Dotted names of all fields that hold a value."""
   names = []

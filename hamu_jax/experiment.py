@@ -81,16 +81,6 @@ def describe_stop(outcome: loop_lib.Outcome, options: ml_collections.ConfigDict)
   return f"a loss, gradient or update was not finite {after}; the last good model is kept"
 
 
-def load_dataset(config: ml_collections.ConfigDict) -> data_lib.Dataset:
-  """The dataset that `config.data` names."""
-  return data_lib.load(
-      config.source, name=config.name, path=config.path, subset=config.subset,
-      test_split=config.test_split, train_size=config.train_size, test_size=config.test_size,
-      image_key=config.image_key, label_key=config.label_key, image_size=config.image_size,
-      stream=config.stream, seed=config.seed,
-  )
-
-
 def split_rows(
     config: ml_collections.ConfigDict, labels: np.ndarray, available: np.ndarray, scores: np.ndarray | None
 ) -> Paired:
@@ -139,7 +129,7 @@ class Experiment:
     declared = config.to_dict()
     self._method = methods.METHODS[config.method.name]
     self._cache = stages_lib.StageCache(pathlib.Path(config.stage_cache or workdir / "stages"))
-    self._dataset = load_dataset(config.data)
+    self._dataset = config_lib.load_dataset(config.data)
     self._check_channels()
     labels = self._dataset.train.labels
     self._validation = data_lib.validation_rows(

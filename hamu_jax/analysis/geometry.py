@@ -35,7 +35,7 @@ from jax import lax
 
 from hamu_jax import config as config_lib
 from hamu_jax import data as data_lib
-from hamu_jax import experiment, models, progress, rundir, vision
+from hamu_jax import models, progress, rundir, vision
 from hamu_jax.analysis import geometry_plots
 from hamu_jax.data.failures import first_line
 from hamu_jax.errors import UserError
@@ -96,7 +96,7 @@ def load_run(path: pathlib.Path, max_examples: int, seed: int) -> Run:
   config = ml_collections.ConfigDict(rundir.read_json(path / "config.json"))
   rows = _read_split(path / "split.npz")
   try:
-    dataset = experiment.load_dataset(config.data)
+    dataset = config_lib.load_dataset(config.data)
     classes = len(dataset.class_names)
     model = config_lib.build_model(config.model, num_classes=classes)
   except AttributeError as error:

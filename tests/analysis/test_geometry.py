@@ -60,7 +60,7 @@ def _forward(variables, examples):
 def test_examples_are_the_rows_of_the_split(make_run):
   rows = np.array([3, 900, 4, 5, 6])
   run = geometry.load_run(make_run(forget=rows), max_examples=100, seed=0)
-  dataset = geometry.experiment.load_dataset(run.config.data)
+  dataset = geometry.config_lib.load_dataset(run.config.data)
   np.testing.assert_array_equal(run.examples.forget.images, dataset.train.images[rows])
   np.testing.assert_array_equal(run.examples.forget.labels, dataset.train.labels[rows])
   # Drawn from the 400 rows, each once.
