@@ -5,7 +5,7 @@
 The words after the colon choose method, memorization level and sharpness, see `hamu_jax.sharp_config`.
 Images come from the Hugging Face hub or, as in `configs/cifar_hamu.py`, from elsewhere; memorization scores
 are estimated unless `--config.data.scores` names a file.
-With `smoke` it is 4,000 images and ResNet-8: a quarter of an hour on two CPU cores for the ensemble, the
+With `smoke` it is 2,000 images and ResNet-8: a quarter of an hour on two CPU cores for the ensemble, the
 original and the retrained model, then a minute a method.
 """
 
@@ -21,15 +21,17 @@ def get_config(variant: str = ""):
   if not smoke:
     return config
   config.model.name = "resnet8"
-  config.data.update(train_size=4000, test_size=1000, forget_size=400)
-  config.train.update(epochs=12, batch_size=128, augment="flip", evaluate_epochs=4.0)
+  config.data.update(train_size=2000, test_size=1000, forget_size=200)
+  config.train.update(epochs=25, batch_size=50, augment="none", evaluate_epochs=5.0)
   config.train.optimizer.learning_rate = 0.05
-  config.memorization.update(models=24, fraction=0.5, parallel=8, epochs=8.0, batch_size=128, augment="none")
+  config.memorization.update(
+      models=20, fraction=0.5, parallel=4, epochs=20.0, batch_size=50, augment="none"
+  )
   config.memorization.optimizer = optimizer_config("adamw", 2e-3)
   config.memorization.optimizer.schedule = "cosine"
-  config.method.batch_size = 128
-  config.method.epochs = min(config.method.epochs, 3.0)
-  config.method.evaluate_epochs = 0.0
+  config.method.update(batch_size=100, evaluate_epochs=0.0, retain_weight=0.9)
+  if config.method.name.startswith("hamu"):
+    config.method.optimizer.learning_rate = 0.1
   config.mask.batch_size = 100
   config.evaluate.batch_size = 250
   return config
