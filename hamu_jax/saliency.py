@@ -68,12 +68,19 @@ def cached_mask(
     cache: of finished stages. The stage's record says how many weights each mask has, and what share of
       the gradient's sum.
     key: of the stage.
+
+  Raises:
+    UserError: a fraction is so small that it marks no weight.
   """
   fractions = list(config.fractions)
   if hosts.agree(cache.outcome("mask", key) is None):
     magnitude = gradient()
-    masks = [sam_jax.saliency_mask(magnitude, f, select=config.select) for f in fractions]
-    total = _sum(magnitude)
+    try:
+      masks = [sam_jax.saliency_mask(magnitude, f, select=config.select) for f in fractions]
+    except ValueError as error:
+      raise UserError(f"config.mask.fractions={tuple(fractions)!r}: {error}") from error
+    # A forget set without any gradient has no shares.
+    total = _sum(magnitude) or 1.0
     record = [
         {
             "fraction": fraction,
@@ -98,16 +105,17 @@ def read_mask(path: str, params: Tree) -> Tree:
     UserError: it is of another model, or holds anything but zeros and ones.
   """
   try:
-    mask = models.load_weights(path, {"params": _like(params)})["params"]
+    # As they are: among integers the weights of a model would be a mask.
+    mask = models.load_weights(path, {"params": _like(params, np.float32)})["params"]
   except UserError as error:
     raise UserError(f"config.mask.path: {error}") from error
   if any(np.any((np.asarray(leaf) != 0) & (np.asarray(leaf) != 1)) for leaf in jax.tree.leaves(mask)):
     raise UserError(f"config.mask.path={path!r}: a mask holds zeros and ones only; give a mask.safetensors")
-  return mask
+  return jax.tree.map(lambda leaf: leaf.astype(np.int8), mask)
 
 
-def _like(params: Tree) -> Tree:
-  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.int8), params)
+def _like(params: Tree, dtype=np.int8) -> Tree:
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), params)
 
 
 def _sum(tree: Tree) -> float:
