@@ -472,7 +472,12 @@ class Experiment:
       ))
 
     return saliency.cached_mask(
-        config, self._template["params"], gradient, cache=self._cache, key=self._keys["mask"]
+        config, self._template["params"], gradient, cache=self._cache, key=self._keys["mask"],
+        provenance={
+            "parent": self._keys["pretrain"],
+            "data": self._dataset.fingerprint,
+            "forget_rows": len(self._split.forget),
+        },
     )
 
   def run(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Saliency masks of a model and a forget set: the gradient that ranks the weights, and the mask stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -58,6 +58,7 @@ def cached_mask(
     *,
     cache: stages.StageCache,
     key: str,
+    provenance: Mapping[str, Any],
 ) -> Tree:
   """The mask of `config.fraction`, from the mask stage, which makes those of all `config.fractions`.
 
@@ -68,6 +69,7 @@ def cached_mask(
     cache: of finished stages. The stage's record says how many weights each mask has, and what share of
       the gradient's sum.
     key: of the stage.
+    provenance: JSON values that its record repeats: of which model and data the masks are.
 
   Raises:
     UserError: a fraction is so small that it marks no weight.
@@ -89,7 +91,8 @@ def cached_mask(
         }
         for fraction, mask in zip(fractions, masks, strict=True)
     ]
-    cache.publish("mask", key, {"select": config.select, "masks": record}, masks)
+    options = {name: config[name] for name in ("select", "batch_size")}
+    cache.publish("mask", key, {**provenance, **options, "masks": record}, masks)
   templates = [_like(params) for _ in fractions]
   return cache.model("mask", key, templates)[fractions.index(config.fraction)]
 
