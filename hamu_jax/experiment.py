@@ -137,6 +137,11 @@ class Experiment:
     ).astype(np.int32)
     self._available = np.setdiff1d(np.arange(len(labels), dtype=np.int32), self._validation)
     self._devices = self._choose_devices()
+    if self._estimates_scores and jax.process_count() > 1:
+      raise UserError(
+          f"config.data.scores={config.data.scores!r}: an ensemble is trained by one process; estimate the "
+          "scores in a run of its own and give its memorization.npz"
+      )
     if config.method.batch_norm == "frozen":
       config.method.microbatch = config.method.microbatch or models.microbatch_size(
           *self._dataset.train.images.shape[1:3]
@@ -151,7 +156,7 @@ class Experiment:
     self._rundir = rundir_lib.RunDir.open(
         workdir, declared, ignore=config_lib.INCIDENTAL, writer=hosts.is_writer()
     )
-    self._loop = self._make_loop()
+    self._loop = self._make_loop(config.pairing)
 
   @property
   def _estimates_scores(self) -> bool:
@@ -210,13 +215,14 @@ class Experiment:
     self._stages = {stage.name: stage for stage in self._make_stages()}
     self._keys = self._fingerprints()
 
-  def _make_loop(self) -> loop_lib.Loop:
+  def _make_forward(self, pairing: str):
+    """The model, its training statistics over all devices of a role."""
+    axis = pairing_lib.DATA_AXIS if pairing == "pmap" else None
+    return vision.make_forward(self._model, self._config.data.mean, self._config.data.std, axis)
+
+  def _make_loop(self, pairing: str) -> loop_lib.Loop:
     """The loop over this experiment's model and data."""
     config = self._config
-    pmap = config.pairing == "pmap"
-    self._forward = vision.make_forward(
-        self._model, config.data.mean, config.data.std, pairing_lib.DATA_AXIS if pmap else None
-    )
     self._evaluator = self._make_evaluator(vision.evaluation_splits(
         self._dataset, self._split, self._validation,
         config.data.forget_class if config.data.forget == "class" else (), self._levels(),
@@ -228,11 +234,11 @@ class Experiment:
         train.images, train.labels, forget, np.arange(len(train.labels), dtype=np.int32)
     )
     return loop_lib.Loop(
-        forward=self._forward,
+        forward=self._make_forward(pairing),
         fetch=vision.make_fetch,
         source=(source_lib.Streamed if config.data.stream else source_lib.Resident)(images),
         evaluate=self._evaluator.summary,
-        pairing=config.pairing,
+        pairing=pairing,
         devices=self._devices,
         rundir=self._rundir,
         progress=functools.partial(progress.Progress, enabled=hosts.is_writer()),
@@ -242,7 +248,9 @@ class Experiment:
 
   def _make_evaluator(self, splits) -> evaluation.Evaluator:
     mesh = pairing_lib.make_mesh(self._devices, 1) if self._config.pairing == "pmap" else None
-    return evaluation.Evaluator(self._forward, splits, self._config.evaluate.batch_size, mesh)
+    # Evaluation has no training statistics.
+    forward = self._make_forward("sequential")
+    return evaluation.Evaluator(forward, splits, self._config.evaluate.batch_size, mesh)
 
   def _levels(self) -> dict[str, np.ndarray]:
     """The most, the least and the half memorized rows, where there are scores."""
@@ -444,7 +452,9 @@ class Experiment:
     }
     estimate = memorization.estimate(
         self._config.memorization, self._available, inputs, seed=self._config.seed, init=self._init,
-        loop=self._loop, evaluator=evaluator, cache=self._cache, workdir=self._workdir,
+        # Its models share one device.
+        loop=self._make_loop("sequential"), evaluator=evaluator, cache=self._cache,
+        workdir=self._workdir,
     )
     if hosts.is_writer():
       np.savez(
@@ -467,7 +477,7 @@ class Experiment:
 
     def gradient():
       return self._watch.run(lambda: saliency.forget_gradient(
-          self._forward, vision.make_fetch("none"), self._loop.source, plan,
+          self._make_forward("sequential"), vision.make_fetch("none"), self._loop.source, plan,
           source_lib.place(original, None), microbatch=self._config.method.microbatch,
       ))
 
@@ -505,7 +515,7 @@ class Experiment:
     if self._estimates_scores:
       self._scores = self.estimate_memorization().scores
       self._plan(self._split_by(self._scores))
-      self._loop = self._make_loop()
+      self._loop = self._make_loop(self._config.pairing)
     original, record = self._original()
     records, variables = {"pretrain": record}, {"pretrain": original}
     if self._config.retrain or self._method.from_scratch:

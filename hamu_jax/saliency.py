@@ -92,7 +92,8 @@ def cached_mask(
         for fraction, mask in zip(fractions, masks, strict=True)
     ]
     options = {name: config[name] for name in ("select", "batch_size")}
-    cache.publish("mask", key, {**provenance, **options, "masks": record}, masks)
+    # As NumPy: every process has computed them, and none on the others' devices.
+    cache.publish("mask", key, {**provenance, **options, "masks": record}, jax.device_get(masks))
   templates = [_like(params) for _ in fractions]
   return cache.model("mask", key, templates)[fractions.index(config.fraction)]
 
