@@ -100,6 +100,38 @@ class Estimate(NamedTuple):
   included: np.ndarray
 
 
+def subsets(options: ml_collections.ConfigDict, num_rows: int, seed: int) -> np.ndarray:
+  """Draws which rows each model sees, and finds out whether scores can be estimated from them.
+
+  Args:
+    options: `config.memorization`.
+    num_rows: N, how many rows there are.
+    seed: of the draws.
+
+  Returns:
+    [K, N] bool.
+
+  Raises:
+    UserError: a subset is empty, whole or smaller than a batch, or the models are too few for some row to
+      be both in and out of subsets.
+  """
+  try:
+    included = memorization.subsample(num_rows, options.models, options.fraction, seed)
+  except ValueError as error:
+    raise UserError(f"config.memorization.fraction={options.fraction}: {error}") from error
+  try:
+    memorization.memorization_scores(np.zeros_like(included), included)
+  except ValueError as error:
+    raise UserError(f"config.memorization.models={options.models}: {error}") from error
+  size = int(included[0].sum())
+  if options.batch_size > size:
+    raise UserError(
+        f"config.memorization.batch_size={options.batch_size}: a model sees {size} of {num_rows} rows, so "
+        f"choose 1..{size}"
+    )
+  return included
+
+
 def estimate(
     options: ml_collections.ConfigDict,
     available: np.ndarray,
@@ -128,11 +160,11 @@ def estimate(
     workdir: folder of the group in progress.
 
   Raises:
-    UserError: training fails, or the models are too few for some row to be both in and out of subsets.
+    UserError: training fails, or the options do not suffice, see `subsets`.
   """
-  included = memorization.subsample(len(available), options.models, options.fraction, seed)
-  # Whether the subsets suffice is known before anything is trained.
-  _scores(options, np.zeros_like(included), included)
+  included = subsets(options, len(available), seed)
+  # One compilation for all groups of a size.
+  init_members = jax.jit(jax.vmap(init))
   correct = []
   for first in range(0, options.models, options.parallel):
     members = range(first, min(first + options.parallel, options.models))
@@ -151,7 +183,7 @@ def estimate(
           included, available, members, batch_size=options.batch_size, seed=seed
       )
       outcome = _train(
-          options, plan, members, seed, init, loop, workdir / "checkpoints" / f"memorization-{key}"
+          options, plan, members, seed, init_members, loop, workdir / "checkpoints" / f"memorization-{key}"
       )
       examples = loop.watch.run(lambda o=outcome: evaluator.per_example(o.variables, members=True))
       (values,) = examples.values()
@@ -159,17 +191,10 @@ def estimate(
       cache.publish("memorization", key, record, {"correct": values["correct"].astype(bool)})
     correct.append(cache.model("memorization", key, like)["correct"])
   correct = np.concatenate(correct)
-  return Estimate(_scores(options, correct, included), correct, included)
+  return Estimate(memorization.memorization_scores(correct, included), correct, included)
 
 
-def _scores(options, correct: np.ndarray, included: np.ndarray) -> np.ndarray:
-  try:
-    return memorization.memorization_scores(correct, included)
-  except ValueError as error:
-    raise UserError(f"config.memorization.models={options.models}: {error}") from error
-
-
-def _train(options, plan, members, seed, init, loop, path) -> loop_lib.Outcome:
+def _train(options, plan, members, seed, init_members, loop, path) -> loop_lib.Outcome:
   """Trains one group."""
   stage = loop_lib.Stage(
       f"memorization{members.start}", methods.TRAINING, options, plan,
@@ -177,7 +202,7 @@ def _train(options, plan, members, seed, init, loop, path) -> loop_lib.Outcome:
       members=len(members),
   )
   seeds = seed + jnp.arange(members.start, members.stop)
-  start = loop.watch.run(lambda: jax.jit(jax.vmap(init))(seeds))
+  start = loop.watch.run(lambda: init_members(seeds))
   outcome = loop.run(stage, start, step_lib.Frozen(), path)
   if outcome.stop != Stop.NONE:
     raise UserError(

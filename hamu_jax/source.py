@@ -4,6 +4,7 @@ Either way a step gathers its batch from `ImageData` by row, so the step itself 
 """
 
 import concurrent.futures
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -131,7 +132,8 @@ class Streamed:
     rows = plan.rows(start, stop)
     present = [role for role in rows if role is not None]
     if mesh is None:
-      capacity = self.most_steps(plan) * sum(role.shape[1] for role in present)
+      # An ensemble has rows [n, members, B].
+      capacity = self.most_steps(plan) * sum(math.prod(role.shape[1:]) for role in present)
       stacked = np.stack(present)
       data, local = self._decode(stacked, capacity)
       local = iter(local)
