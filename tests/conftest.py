@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-).strip()
+os.environ["XLA_FLAGS"] = " ".join([
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=4",
+    # The tests spend their time compiling tiny programs, not running them.
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+]).strip()
 # No test may reach a hub: a lookup that would need the network fails at once instead of hanging.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 

@@ -27,7 +27,6 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "sam"
 RUNS = json.loads((GOLDEN / "index.json").read_text())["methods"]
 CLASSES = 10
 BATCH = 8
-quickly = partial(jax.jit, compiler_options=nets.QUICK_COMPILE)
 # Method of a golden run, by the first part of its name.
 NAMES = {
     "FT": "ft", "GA": "ga", "NG": "neggrad", "NG_sep": "sharp_minmax", "SCRUB": "scrub_distill",
@@ -148,7 +147,7 @@ def golden_program(run, options, plan):
         sharpness=mode and step_lib.Sharpness(run["adaptive"], mode),
         mask_scope=scope,
     )
-    _PROGRAMS[key] = program, quickly(program.step)
+    _PROGRAMS[key] = program, jax.jit(program.step)
   return _PROGRAMS[key]
 
 
@@ -247,7 +246,7 @@ def run_steps(
   if mesh is None:
     metrics = []
     for state, step_metrics in one_by_one(
-        quickly(program.step), state, frozen, data, rows, epochs, settings
+        jax.jit(program.step), state, frozen, data, rows, epochs, settings
     ):
       metrics.append(step_metrics)
     metrics = jax.tree.map(lambda *leaves: np.stack(leaves), *metrics)
@@ -255,7 +254,7 @@ def run_steps(
     feed = place_feed(pairing.shard_rows(rows, mesh), epochs, mesh)
     arguments = state, frozen, data, feed, np.int32(len(epochs)), settings
     chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
-    state, metrics, _ = chunk.lower(*arguments).compile(nets.QUICK_COMPILE)(*arguments)
+    state, metrics, _ = chunk(*arguments)
     metrics = jax.tree.map(lambda leaf: leaf[: len(epochs)], metrics)
   assert int(state.step) == len(epochs)
   return jax.device_get((state, metrics))
@@ -328,7 +327,7 @@ def mean_cross_entropy(data, rows, params, weight=1.0):
   return weight * losses.mean()
 
 
-@partial(quickly, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def sharp_by_hand(loss, params, rho=0.5, lamb=0.7):
   """The adaptive sharpness-aware gradient, all weights in one vector."""
   w, restore = ravel_pytree(params)
@@ -360,7 +359,7 @@ def test_a_pair_of_sharpness_aware_gradients_is_clipped_and_then_transformed(x64
   transform = transforms.gru()
   if name == "hamu-q":
     transform = transforms.hamu(rate, rate * options.constraint_ratio, on_infeasible="project")
-  update, _ = quickly(transform.update)(
+  update, _ = jax.jit(transform.update)(
       clipped.retain, transform.init(params), forget_grads=clipped.forget
   )
   jax.tree.map(lambda got, w, g: close(got, w - rate * g), state.params, params, update)
@@ -413,7 +412,7 @@ def test_sharp_minmax_moves_each_weight_by_one_of_its_halves(x64, arrays, base):
   jax.tree.map(check, mask, start["params"], after_retain, after_forget, after_both)
 
 
-@quickly
+@jax.jit
 def drawn_labels(epoch_key, rows, forget):
   """The labels on which `random_label_cross_entropy` trains; the true one is 3."""
   # Of logits -k the cross-entropy of class k is k more than that of class 0.

@@ -6,9 +6,6 @@ import numpy as np
 
 from hamu_jax.models.batch_norm import BatchNorm
 
-# Compiling is what these tests spend their time on, so they do without its optimizations.
-QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-
 
 class Mlp(nn.Module):
   """8 -> 16 -> classes."""

@@ -68,7 +68,7 @@ def golden_step(case):
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     return jnp.sum(losses * mask) / jnp.sum(mask), batch_stats
 
-  @partial(jax.jit, compiler_options=nets.QUICK_COMPILE)
+  @jax.jit
   def step(params, batch_stats, opt_state, batch, rho, lamb):
     (clean_loss, moved_stats), gradients = jax.value_and_grad(loss, has_aux=True)(
         params, batch_stats, batch
