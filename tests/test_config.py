@@ -1,5 +1,6 @@
 """The default configuration is the paper's, and every field of the method section does something."""
 
+import itertools
 import pathlib
 
 import jax
@@ -9,11 +10,12 @@ import optax
 import pytest
 
 from hamu_jax import config as config_lib
-from hamu_jax import methods
+from hamu_jax import experiment, methods, preemption
 from hamu_jax import step as step_lib
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
 from hamu_jax.train_state import create_state
+from sam_jax import memorization
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -46,6 +48,50 @@ def test_defaults_are_those_of_the_paper():
 )
 def test_configs_are_valid(name, argument):
   config_lib.validate(load(name)(*argument))
+
+
+# Experiments of the sharpness paper, by the model of their full and of their smoke form.
+SHARP = {
+    "cifar100_resnet50.py": ("resnet50", "resnet18"),
+    "cifar100_vit_s.py": ("vit_s", "vit_s"),
+    "cifar10_sharp.py": ("resnet18", "resnet8"),
+    "digits_sharp.py": ("resnet8", "resnet8"),
+    "imagenet_resnet50.py": ("resnet50_imagenet", "resnet18"),
+}
+
+
+def test_no_config_is_left_out():
+  assert {path.name for path in CONFIGS.glob("*.py")} == {"cifar_hamu.py", "digits_hamu.py", *SHARP}
+
+
+@pytest.mark.parametrize("smoke", [False, True], ids=["full", "smoke"])
+@pytest.mark.parametrize("name", SHARP)
+def test_sharp_configs_are_valid_in_all_variants(name, smoke, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  # ImageNet's published scores.
+  (tmp_path / "imagenet_index.npz").touch()
+  get_config = load(name)
+  for method, level, sam, adaptive in itertools.product(
+      methods.METHODS, memorization.LEVELS, ("", "sam"), ("", "adaptive")
+  ):
+    words = [method, level, sam, adaptive, "smoke" if smoke else ""]
+    config = get_config(",".join(filter(None, words)))
+    config_lib.validate(config)
+    assert config.model.name == SHARP[name][smoke]
+    assert (config.method.name, config.data.memorization_level) == (method, level)
+    assert (config.sam.rho > 0, config.sam.adaptive) == (bool(sam), bool(adaptive))
+    if method.startswith("hamu"):
+      optimizer = config.method.optimizer
+      assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", None, 0), words
+    # A forget set is smaller than what is retained, and filled by at least one batch.
+    assert max(config.method.batch_size, config.mask.batch_size) <= config.data.forget_size, words
+
+
+@pytest.mark.parametrize("name", [name for name in SHARP if name != "cifar10_sharp.py"])
+def test_the_digits_forms_could_start(name, tmp_path):
+  config = load(name)("sharp_minmax,sam,smoke")
+  with preemption.Watch() as watch:
+    experiment.Experiment(config, tmp_path / "run", watch)
 
 
 def test_an_undeclared_field_is_refused_wherever_it_comes_from():
