@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 Tree = Any
@@ -157,12 +156,13 @@ def _mix(clean: Tree, perturbed: Tree, weight) -> Tree:
 
 
 def _norm(tree: Tree) -> jax.Array:
-  """Euclidean norm over the whole tree, in at least float32."""
-  squares = [
-      jnp.sum(jnp.square(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))))
-      for leaf in jax.tree.leaves(tree)
+  """Euclidean norm over the whole tree, in at least float32; its squares neither over- nor underflow."""
+  leaves = [
+      leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(tree)
   ]
-  return jnp.sqrt(sum(squares))
+  peak = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
+  scale = jnp.where(peak == 0, 1, peak)
+  return scale * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / scale)) for leaf in leaves))
 
 
 def _sign(mode: str) -> int:
@@ -173,5 +173,5 @@ def _sign(mode: str) -> int:
 
 def _check_rho(rho) -> None:
   """Refuses a negative or NaN radius, where it is known before tracing."""
-  if isinstance(rho, (int, float, np.number)) and not rho >= 0:
+  if not isinstance(rho, jax.core.Tracer) and not rho >= 0:
     raise ValueError(f"rho={rho!r}: the radius of the perturbation must be at least 0")

@@ -198,7 +198,7 @@ def test_modes_are_mirror_images_about_the_clean_gradient(x64, adaptive):
 
 @hypothesis.settings(deadline=None, max_examples=60)
 @hypothesis.given(
-    seed=st.integers(0, 2**32 - 1), exponent=st.integers(-17, 17), adaptive=st.booleans(),
+    seed=st.integers(0, 2**32 - 1), exponent=st.integers(-25, 30), adaptive=st.booleans(),
     rho=st.sampled_from([1e-3, 0.1, 1.0, 20.0]),
 )
 def test_perturbation_has_norm_rho(seed, exponent, adaptive, rho):
@@ -237,7 +237,7 @@ def test_zero_gradients_and_zero_weights_give_no_nan(mode, adaptive, base):
     np.testing.assert_array_equal(flat(sharp(params)), flat(gradients))
 
 
-@pytest.mark.parametrize("rho", [-0.1, -1, float("nan"), np.float32(-2.0)])
+@pytest.mark.parametrize("rho", [-0.1, -1, float("nan"), np.float32(-2.0), jnp.float32(-2)])
 def test_a_bad_radius_is_refused(rho):
   for build in (partial(sam, optax.sgd(0.1)), partial(sharpness_aware, gradient)):
     with pytest.raises(ValueError, match=r"^rho=.*(-|nan).*at least 0$"):
