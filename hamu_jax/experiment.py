@@ -33,6 +33,7 @@ from hamu_jax import (
 )
 from hamu_jax import loop as loop_lib
 from hamu_jax import pairing as pairing_lib
+from hamu_jax import problem as problem_lib
 from hamu_jax import rundir as rundir_lib
 from hamu_jax import source as source_lib
 from hamu_jax import stages as stages_lib
@@ -43,7 +44,6 @@ from hamu_jax.metrics import tow
 from hamu_jax.models import weights
 from hamu_jax.paired import Paired
 from hamu_jax.transforms.stop import Stop
-from sam_jax import memorization as scores_lib
 
 Tree = Any
 # The names of the three models in the results.
@@ -81,37 +81,6 @@ def describe_stop(outcome: loop_lib.Outcome, options: ml_collections.ConfigDict)
   return f"a loss, gradient or update was not finite {after}; the last good model is kept"
 
 
-def split_rows(
-    config: ml_collections.ConfigDict, labels: np.ndarray, available: np.ndarray, scores: np.ndarray | None
-) -> Paired:
-  """The retain and the forget rows among those that are not held out for validation.
-
-  Args:
-    config: `config.data`.
-    labels: [N] of all training rows.
-    available: [n] the rows that may be learnt, ascending.
-    scores: [n] their memorization scores, or None.
-  """
-  def split(labels):
-    return data_lib.make_split(
-        config.forget, labels, seed=config.seed, forget_class=config.forget_class,
-        hard_probability=config.hard_probability, forget_fraction=config.forget_fraction,
-        forget_indices=config.forget_indices, memorization_level=config.memorization_level,
-        forget_size=config.forget_size, scores=scores, duplicates=config.duplicates,
-    )
-
-  if config.forget != "indices":
-    return Paired(*(available[rows] for rows in split(labels[available])))
-  # A list of rows counts among all of them.
-  whole = split(labels)
-  if held_out := np.setdiff1d(whole.forget, available).tolist():
-    raise UserError(
-        f"config.data.forget_indices={config.forget_indices!r}: row {held_out[0]} is held out for "
-        f"validation ({len(held_out)} such rows); leave them out or set config.data.validation_fraction=0"
-    )
-  return whole._replace(retain=whole.retain[np.isin(whole.retain, available)])
-
-
 class Experiment:
   """Data, model and cache of one configuration; `run` does the work.
 
@@ -129,62 +98,33 @@ class Experiment:
     declared = config.to_dict()
     self._method = methods.METHODS[config.method.name]
     self._cache = stages_lib.StageCache(pathlib.Path(config.stage_cache or workdir / "stages"))
-    self._dataset = config_lib.load_dataset(config.data)
-    self._check_channels()
-    labels = self._dataset.train.labels
-    self._validation = data_lib.validation_rows(
-        labels, config.data.validation_fraction, config.data.seed
-    ).astype(np.int32)
-    self._available = np.setdiff1d(np.arange(len(labels), dtype=np.int32), self._validation)
+    self._problem = problem_lib.load(config.data)
+    self._dataset = self._problem.dataset
     self._devices = self._choose_devices()
-    if self._estimates_scores and jax.process_count() > 1:
-      raise UserError(
-          f"config.data.scores={config.data.scores!r}: an ensemble is trained by one process; estimate the "
-          "scores in a run of its own and give its memorization.npz"
-      )
+    if self._problem.estimates_scores:
+      self._check_ensemble()
     if config.method.batch_norm == "frozen":
       config.method.microbatch = config.method.microbatch or models.microbatch_size(
           *self._dataset.train.images.shape[1:3]
       )
     self._model = config_lib.build_model(config.model, num_classes=len(self._dataset.class_names))
     self._template = jax.eval_shape(self._init, config.seed)
-    self._scores = None if self._estimates_scores else self._read_scores()
-    # With scores still to be estimated this only finds out whether their use would fail.
-    split = self._split_by(np.zeros(len(self._available)) if self._scores is None else self._scores)
-    self._plan(split)
+    self._scores = self._problem.read_scores()
+    self._plan(self._problem.split(self._scores))
     # Opened only now: an experiment that cannot run should not take possession of the workdir.
     self._rundir = rundir_lib.RunDir.open(
         workdir, declared, ignore=config_lib.INCIDENTAL, writer=hosts.is_writer()
     )
     self._loop = self._make_loop(config.pairing)
 
-  @property
-  def _estimates_scores(self) -> bool:
-    data = self._config.data
-    return data.forget == "memorization" and data.scores == config_lib.ESTIMATE
-
-  def _read_scores(self) -> np.ndarray | None:
-    """The memorization scores of the available rows in a file, if the forget set goes by one."""
-    if self._config.data.forget != "memorization":
-      return None
-    dataset = self._dataset
-    names = None if dataset.train_names is None else dataset.train_names[self._available]
-    return data_lib.read_scores(
-        self._config.data.scores, rows=dataset.train_rows[self._available], total=dataset.train_total,
-        names=names,
-    )
-
-  def _split_by(self, scores: np.ndarray | None) -> Paired:
-    return split_rows(self._config.data, self._dataset.train.labels, self._available, scores)
-
-  def _check_channels(self) -> None:
-    """Raises a UserError unless there is a mean for every channel."""
-    channels = self._dataset.train.images.shape[-1]
-    if len(self._config.data.mean) != channels:
+  def _check_ensemble(self) -> None:
+    """Raises a UserError unless an ensemble can be trained here and would give scores."""
+    if jax.process_count() > 1:
       raise UserError(
-          f"config.data.mean={tuple(self._config.data.mean)}: the images have {channels} channel(s); give "
-          "config.data.mean and config.data.std one value for each"
+          f"config.data.scores={config_lib.ESTIMATE!r}: an ensemble is trained by one process; estimate the "
+          "scores in a run of its own and give its memorization.npz"
       )
+    memorization.subsets(self._config.memorization, len(self._problem.available), self._config.seed)
 
   def _choose_devices(self) -> tuple[jax.Device, ...]:
     """All devices for `pmap`, or as many as asked for; one for the other pairings."""
@@ -224,19 +164,15 @@ class Experiment:
     """The loop over this experiment's model and data."""
     config = self._config
     self._evaluator = self._make_evaluator(vision.evaluation_splits(
-        self._dataset, self._split, self._validation,
-        config.data.forget_class if config.data.forget == "class" else (), self._levels(),
+        self._dataset, self._split, self._problem.validation,
+        config.data.forget_class if config.data.forget == "class" else (),
+        self._problem.levels(self._scores),
     ))
-    train = self._dataset.train
-    forget = np.zeros(len(train.labels), bool)
-    forget[self._split.forget] = True
-    images = source_lib.ImageData(
-        train.images, train.labels, forget, np.arange(len(train.labels), dtype=np.int32)
-    )
+    source = source_lib.Streamed if config.data.stream else source_lib.Resident
     return loop_lib.Loop(
         forward=self._make_forward(pairing),
         fetch=vision.make_fetch,
-        source=(source_lib.Streamed if config.data.stream else source_lib.Resident)(images),
+        source=source(self._problem.image_data(self._split)),
         evaluate=self._evaluator.summary,
         pairing=pairing,
         devices=self._devices,
@@ -251,16 +187,6 @@ class Experiment:
     # Evaluation has no training statistics.
     forward = self._make_forward("sequential")
     return evaluation.Evaluator(forward, splits, self._config.evaluate.batch_size, mesh)
-
-  def _levels(self) -> dict[str, np.ndarray]:
-    """The most, the least and the half memorized rows, where there are scores."""
-    if self._scores is None:
-      return {}
-    size = min(self._config.data.forget_size, len(self._available))
-    return {
-        level: self._available[scores_lib.select(self._scores, size, level)]
-        for level in ("high", "mid", "low")
-    }
 
   def _sam(self, rho: float, mode: str) -> ml_collections.ConfigDict | None:
     """`config.sam` of a stage with radius `rho`, None for plain gradients."""
@@ -291,7 +217,7 @@ class Experiment:
         "seed": config.seed,
         # Training too depends on the split: it selects its best epoch by accuracy on its parts.
         "split": {role: rows.tolist() for role, rows in self._split._asdict().items()},
-        "validation": self._validation.tolist(),
+        "validation": self._problem.validation.tolist(),
         "train": config.train.to_dict(),
         "train_sam": train_sam and train_sam.to_dict(),
         # A file may change under its name.
@@ -441,7 +367,7 @@ class Experiment:
     """Memorization scores of the rows that may be learnt, by an ensemble; leaves them in a file."""
     evaluator = self._make_evaluator({
         "train": evaluation.Examples(
-            self._dataset.train.images, self._dataset.train.labels, self._available
+            self._dataset.train.images, self._dataset.train.labels, self._problem.available
         )
     })
     inputs = {
@@ -451,15 +377,15 @@ class Experiment:
         "model": self._architecture,
     }
     estimate = memorization.estimate(
-        self._config.memorization, self._available, inputs, seed=self._config.seed, init=self._init,
+        self._config.memorization, self._problem.available, inputs, seed=self._config.seed, init=self._init,
         # Its models share one device.
         loop=self._make_loop("sequential"), evaluator=evaluator, cache=self._cache,
         workdir=self._workdir,
     )
     if hosts.is_writer():
-      np.savez(
+      rundir_lib.write_arrays(
           self._workdir / "memorization.npz", memorization=estimate.scores,
-          rows=self._dataset.train_rows[self._available],
+          rows=self._problem.available_rows,
       )
     return estimate
 
@@ -512,9 +438,9 @@ class Experiment:
 
   def _run(self) -> dict[str, Any]:
     """`run`, inside the open run directory."""
-    if self._estimates_scores:
+    if self._problem.estimates_scores:
       self._scores = self.estimate_memorization().scores
-      self._plan(self._split_by(self._scores))
+      self._plan(self._problem.split(self._scores))
       self._loop = self._make_loop(self._config.pairing)
     original, record = self._original()
     records, variables = {"pretrain": record}, {"pretrain": original}
@@ -589,7 +515,9 @@ class Experiment:
       models.save_weights(self._workdir / f"{_RESULT_NAMES[name]}.safetensors", model)
     if mask is not None:
       models.save_weights(self._workdir / "mask.safetensors", {"params": mask})
-    np.savez(self._workdir / "split.npz", validation=self._validation, **self._split._asdict())
+    rundir_lib.write_arrays(
+        self._workdir / "split.npz", validation=self._problem.validation, **self._split._asdict()
+    )
     rows = rundir_lib.read_metrics(self._workdir).rows
     plots.tradeoff(
         rows, self._workdir / "tradeoff.png", references=summary["results"], title=summary["method"]

@@ -13,6 +13,7 @@ torn last line, which `read_metrics` reports and the next `RunDir.open` removes.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -123,6 +124,21 @@ def write_bytes(path: os.PathLike | str, data: bytes) -> None:
       file.flush()
       os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def write_arrays(path: os.PathLike | str, **arrays: np.ndarray) -> None:
+  """Writes an `.npz` so that `path` holds the old or the new content, never a part.
+
+  Args:
+    path: The file; its folder exists.
+    **arrays: By name.
+
+  Raises:
+    UserError: the disk is full or the folder not writable.
+  """
+  buffer = io.BytesIO()
+  np.savez(buffer, **arrays)
+  write_bytes(path, buffer.getvalue())
 
 
 def read_json(path: os.PathLike | str) -> Any:

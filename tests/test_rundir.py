@@ -280,3 +280,20 @@ def test_other_hosts_write_nothing(tmp_path):
 def test_other_hosts_refuse_another_experiment_too(run):
   with pytest.raises(UserError, match="another experiment"):
     RunDir.open(run.path, {**CONFIG, "seed": 1}, writer=False)
+
+
+def test_arrays_are_replaced_whole(tmp_path, monkeypatch):
+  path = tmp_path / "split.npz"
+  rundir.write_arrays(path, retain=np.arange(3))
+  rundir.write_arrays(path, retain=np.arange(5), forget=np.array([7]))
+  with np.load(path, allow_pickle=False) as archive:
+    assert {name: archive[name].tolist() for name in archive} == {"retain": [0, 1, 2, 3, 4], "forget": [7]}
+
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(rundir.os, "replace", full)
+  with pytest.raises(UserError, match="split.npz: No space left"):
+    rundir.write_arrays(path, retain=np.arange(9))
+  with np.load(path, allow_pickle=False) as archive:
+    assert archive["retain"].size == 5
