@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from hamu_jax.data import make_split, training_plan, unlearning_plan
+from hamu_jax.data import make_split, pass_plan, training_plan, unlearning_plan
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
 
@@ -192,3 +192,192 @@ def test_a_batch_may_be_the_whole_set_but_not_more():
 def test_unknown_roles(roles, message):
   with pytest.raises(UserError, match=message):
     unlearning_plan(SPLIT, roles, batch_size=4, seed=0)
+
+
+@pytest.mark.parametrize("field, choices", [("shuffle", "each_epoch, once"), ("epoch", "matched, pass")])
+def test_unknown_orders(field, choices):
+  with pytest.raises(UserError, match=f"^{field}='often': choose from {choices}$"):
+    unlearning_plan(SPLIT, "paired", batch_size=4, seed=0, **{field: "often"})
+
+
+# The sharpness paper's order.
+
+SETS = {"retain": st.integers(1, 40), "forget": st.integers(1, 40), "batch_size": st.integers(1, 40)}
+
+
+def _passes(length, batch_size):
+  return -(-length // batch_size)
+
+
+@hypothesis.settings(deadline=None, max_examples=100)
+@hypothesis.given(**SETS, seed=st.integers(0, 2**32), epoch=st.integers(0, 4))
+def test_pairs_start_over_with_each_epoch(retain, forget, batch_size, seed, epoch):
+  """An epoch is one pass over retain, in which forget cycles over the batches of its first pass."""
+  split = _split(retain, forget)
+  plan = unlearning_plan(
+      split, "paired", batch_size=batch_size, seed=seed, shuffle="each_epoch", epoch="pass",
+      allow_oversized_batch=True,
+  )
+  length, period = _passes(retain, batch_size), _passes(forget, batch_size)
+  assert plan.steps_per_epoch == length
+  rows = plan.rows(epoch * length, (epoch + 1) * length)
+  np.testing.assert_array_equal(np.sort(_valid(rows.retain)), split.retain)
+  np.testing.assert_array_equal(rows.forget[period:], rows.forget[:-period])
+  first = _valid(rows.forget[:period])
+  # Unless the epoch is over before, its first batches are the whole set.
+  assert len(set(first)) == len(first) == min(forget, length * batch_size)
+  assert set(first) <= set(split.forget)
+
+
+@hypothesis.settings(deadline=None, max_examples=100)
+@hypothesis.given(
+    **SETS, roles=st.sampled_from(["paired", "retain", "forget", "merged"]), seed=st.integers(0, 2**32),
+    cuts=st.lists(st.integers(0, 200), min_size=3, max_size=3),
+)
+def test_reordered_rows_depend_only_on_the_step_number(retain, forget, batch_size, roles, seed, cuts):
+  plan = unlearning_plan(
+      _split(retain, forget), roles, batch_size=batch_size, seed=seed, shuffle="each_epoch", epoch="pass",
+      allow_oversized_batch=True,
+  )
+  start, middle, stop = sorted(cuts)
+  whole, left, right = plan.rows(start, stop), plan.rows(start, middle), plan.rows(middle, stop)
+  for one, two, three in zip(whole, left, right, strict=True):
+    if one is not None:
+      np.testing.assert_array_equal(one, np.concatenate([two, three]))
+
+
+def test_pairs_are_reordered_by_seed_and_epoch():
+  plan = unlearning_plan(SPLIT, "paired", batch_size=12, seed=9, shuffle="each_epoch")
+  # 57 rows to retain make 5 batches, 31 to forget 3.
+  epochs = [plan.rows(5 * epoch, 5 * epoch + 5) for epoch in range(3)]
+  for role in Paired._fields:
+    orders = [_valid(getattr(rows, role))[: len(getattr(SPLIT, role))] for rows in epochs]
+    for order in orders:
+      np.testing.assert_array_equal(np.sort(order), getattr(SPLIT, role))
+    # Random orders have one row in common places, on average.
+    assert max(np.sum(orders[0] == orders[1]), np.sum(orders[1] == orders[2])) < 10
+  # Of the same length the two sets are not shuffled alike.
+  plan = unlearning_plan(_split(40, 40), "paired", batch_size=40, seed=9, shuffle="each_epoch")
+  rows = plan.rows(0, 1)
+  assert np.sum(rows.retain == rows.forget - 1000) < 10
+  # Another seed is another order.
+  other = unlearning_plan(SPLIT, "paired", batch_size=12, seed=10, shuffle="each_epoch").rows(0, 5)
+  assert np.sum(other.retain == epochs[0].retain) < 15
+
+
+@hypothesis.settings(deadline=None, max_examples=100)
+@hypothesis.given(
+    **SETS, roles=st.sampled_from(["retain", "forget", "merged"]), seed=st.integers(0, 2**32),
+    epoch=st.integers(0, 4), shuffle=st.sampled_from(["each_epoch", "once"]), repeats=st.integers(1, 3),
+)
+def test_an_epoch_of_one_pass(retain, forget, batch_size, roles, seed, epoch, shuffle, repeats):
+  split = _split(retain, forget)
+  plan = unlearning_plan(
+      split, roles, batch_size=batch_size, seed=seed, shuffle=shuffle, epoch="pass", repeats=repeats,
+      allow_oversized_batch=True,
+  )
+  wanted = np.concatenate(split) if roles == "merged" else getattr(split, roles)
+  length = _passes(repeats * len(wanted), batch_size)
+  assert plan.steps_per_epoch == length
+  rows = plan.rows(epoch * length, (epoch + 1) * length)
+  assert (rows.retain is None) == (roles == "forget") and (rows.forget is None) == (roles != "forget")
+  (own,) = [role for role in rows if role is not None]
+  np.testing.assert_array_equal(np.sort(_valid(own)), np.sort(np.tile(wanted, repeats)))
+  np.testing.assert_array_equal(plan.epochs(epoch * length, (epoch + 1) * length), [epoch] * length)
+
+
+@pytest.mark.parametrize("epoch", ["matched", "pass"])
+def test_a_merged_epoch_is_one_shuffled_pass_over_both_sets(epoch):
+  options = {"batch_size": 11, "seed": 4, "epoch": epoch}
+  plan = unlearning_plan(SPLIT, "merged", shuffle="each_epoch", **options)
+  assert plan.num_steps(2) == 16
+  orders = [_valid(plan.rows(8 * number, 8 * number + 8).retain) for number in range(2)]
+  for order in orders:
+    np.testing.assert_array_equal(np.sort(order), np.concatenate(SPLIT))
+    # Both sets are spread over the epoch.
+    places = np.flatnonzero(order >= 100)
+    assert places.min() < 22 and places.max() > 65
+  assert np.sum(orders[0] == orders[1]) < 10
+  once = unlearning_plan(SPLIT, "merged", shuffle="once", **options)
+  np.testing.assert_array_equal(once.rows(0, 8).retain, once.rows(8, 16).retain)
+
+
+def test_a_merged_batch_is_checked_against_both_sets():
+  unlearning_plan(SPLIT, "merged", batch_size=88, seed=0)
+  with pytest.raises(UserError, match="batch_size=89: the merged set has 88 rows"):
+    unlearning_plan(SPLIT, "merged", batch_size=89, seed=0)
+
+
+# One set after the other.
+
+PASSES = {
+    "retain": st.integers(1, 30), "forget": st.integers(1, 30), "batch_size": st.integers(1, 12),
+    "msteps": st.integers(0, 4), "seed": st.integers(0, 2**32),
+}
+
+
+def _pass_plan(retain, forget, batch_size, msteps, seed):
+  split = _split(retain, forget)
+  batch_size = min(batch_size, retain, forget)
+  return split, pass_plan(
+      split, ("forget", "retain"), (msteps, None), batch_size=batch_size, seed=seed
+  )
+
+
+@hypothesis.settings(deadline=None, max_examples=100)
+@hypothesis.given(**PASSES)
+def test_forget_is_passed_in_the_first_epochs_and_retain_in_all(retain, forget, batch_size, msteps, seed):
+  split, plan = _pass_plan(retain, forget, batch_size, msteps, seed)
+  start = 0
+  for epoch in range(6):
+    for role, other in (("forget", "retain"), ("retain", "forget")):
+      if role == "forget" and epoch >= msteps:
+        continue
+      stop = start + _passes(len(getattr(split, role)), plan.batch_size)
+      rows = plan.rows(start, stop)._asdict()
+      np.testing.assert_array_equal(np.sort(_valid(rows[role])), getattr(split, role))
+      # Each step has a batch of one role.
+      assert (rows[role][:, 0] >= 0).all() and (rows[other] == -1).all()
+      np.testing.assert_array_equal(plan.epochs(start, stop), [epoch] * (stop - start))
+      start = stop
+    # The step count that schedules and evaluations go by.
+    assert plan.position(epoch + 1) == plan.num_steps(epoch + 1) == start
+
+
+@hypothesis.settings(deadline=None, max_examples=100)
+@hypothesis.given(**PASSES, cuts=st.lists(st.integers(0, 80), min_size=3, max_size=3))
+def test_passes_depend_only_on_the_step_number(retain, forget, batch_size, msteps, seed, cuts):
+  _, plan = _pass_plan(retain, forget, batch_size, msteps, seed)
+  start, middle, stop = sorted(cuts)
+  for read in (lambda *steps: plan.rows(*steps).retain, lambda *steps: plan.rows(*steps).forget, plan.epochs):
+    whole = read(start, stop)
+    np.testing.assert_array_equal(whole, np.concatenate([read(start, middle), read(middle, stop)]))
+    for step in range(start, min(stop, start + 5)):
+      np.testing.assert_array_equal(read(step, step + 1)[0], whole[step - start])
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(**PASSES, epochs=st.lists(st.floats(0, 6), min_size=2, max_size=2))
+def test_positions_within_an_epoch(retain, forget, batch_size, msteps, seed, epochs):
+  _, plan = _pass_plan(retain, forget, batch_size, msteps, seed)
+  earlier, later = sorted(epochs)
+  assert plan.position(earlier) <= plan.position(later)
+  steps = plan.num_steps(later)
+  assert plan.position(later) - 1e-6 <= steps < plan.position(later) + 1
+  # A run of so many epochs does not reach into the one after.
+  assert not steps or plan.epochs(0, steps)[-1] <= later
+
+
+def test_passes_are_reordered_and_the_two_sets_are_not_shuffled_alike():
+  split = _split(40, 40)
+  rows = pass_plan(split, ("forget", "retain"), (2, None), batch_size=40, seed=3).rows(0, 4)
+  first, second = rows.retain[1::2]
+  assert np.sum(first == second) < 10
+  assert np.sum(rows.forget[0] == rows.forget[2]) < 10
+  assert np.sum(first == rows.forget[0] - 1000) < 10
+
+
+@pytest.mark.parametrize("batch_size, role", [(32, "forget"), (58, "retain"), (0, "retain")])
+def test_a_pass_needs_a_batch_of_each_set(batch_size, role):
+  with pytest.raises(UserError, match=f"config.method.batch_size={batch_size}: the {role} set has"):
+    pass_plan(SPLIT, ("forget", "retain"), (4, None), batch_size=batch_size, seed=0)
