@@ -119,7 +119,7 @@ def _columns(summary: Mapping[str, Any], rows: list[str]) -> Iterator[list[str]]
   # The share of the forget set that an attack by confidence takes for rows the model never saw.
   cells = [results[row].get("membership", {}) for row in rows]
   if any(cells):
-    yield ["unseen %", "by MIA", *(_percent(cell, "confidence") for cell in cells)]
+    yield ["unseen", "% MIA", *(_percent(cell, "confidence") for cell in cells)]
   yield ["tug of", "war", *(_cell(results[row], "tug_of_war", 4) for row in rows)]
   seconds = summary.get("seconds", {})
   yield ["", "seconds", *(_cell(seconds, _STAGES[row], 1) for row in rows)]

@@ -103,6 +103,11 @@ def test_values_and_rows():
     _summary(unlearned=_model(None, None, tug_of_war=None)),
     _summary(original=_model(1e-9, 1e300), unlearned=_model(1.0, -1e-300)),
     _summary(original=_model(0.9, 0.5, test_retain={"accuracy": 0.5}), retrained=_model(1, 2)),
+    _summary(**{
+        name: _model(1, 2, tug_of_war=0.5, membership={"confidence": 0.5}, test_retain={"accuracy": 1.0},
+                     test_forget={"accuracy": 1.0})
+        for name in ("original", "retrained", "unlearned")
+    }),
     {"results": {}},
 ))
 def test_columns_line_up_within_120(summary):
@@ -129,3 +134,17 @@ def test_classes_that_are_kept_and_forgotten_have_their_own_columns():
   lines = results_table(_summary(unlearned=_model(0.9, 0.5) | split)).splitlines()
   assert "kept" in lines[1] and "forgotten" in lines[1]
   assert _cells(lines[-1])[7:9] == ["50.00", "12.50"]
+
+
+def test_membership_has_a_column_where_it_was_inferred():
+  """The share of the forget set that the attack by confidence takes for rows the model never saw."""
+  attacks = {"correctness": 0.1, "confidence": 0.375, "entropy": 0.2, "modified_entropy": 0.3, "prob": 0.4}
+  lines = results_table(_summary(
+      original=_model(0.9, 0.5), unlearned=_model(0.9, 0.5, membership=attacks, tug_of_war=0.5)
+  )).splitlines()
+  assert _cells(lines[0])[-3:] == ["forget/test", "unseen", "tug of"]
+  assert _cells(lines[1])[-4:] == ["loss AUC", "% MIA", "war", "seconds"]
+  original, unlearned = lines[-2:]
+  assert _cells(original)[-3:] == ["-", "-", "123.4"]
+  assert _cells(unlearned)[-3:] == ["37.50", "0.5000", "1.2"]
+  assert "MIA" not in results_table(FULL)
