@@ -1,9 +1,10 @@
 """Membership inference: how well a model's outputs tell members of its training set from others.
 
-Axis legend: N examples of a set, C classes, F features that an attack looks at.
+Axis legend: N examples of a set, C classes, F features that an attack looks at, T tokens.
 """
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +13,9 @@ from hamu_jax.errors import UserError
 
 # Song and Mittal's code keeps its logarithms finite with this floor.
 _FLOOR = 1e-30
+# Of the deviation of log-probabilities. Below it lies only rounding in float32, of distributions
+# that are uniform or certain.
+_LEAST_DEVIATION = 1e-3
 
 
 def loss_auc(negatives: ArrayLike, positives: ArrayLike) -> float:
@@ -48,6 +52,149 @@ def loss_auc(negatives: ArrayLike, positives: ArrayLike) -> float:
   below_or_equal = np.searchsorted(negatives, positives, side="right")
   doubled = int(below.sum(dtype=np.int64)) + int(below_or_equal.sum(dtype=np.int64))
   return doubled / (2 * negatives.size * positives.size)
+
+
+def min_k(
+    log_probs: ArrayLike, mask: ArrayLike | None = None, *, fraction: float = 0.1
+) -> np.ndarray:
+  r"""Min-K%: the mean log-probability of each text's least likely tokens.
+
+  .. math::
+    \frac1k \sum_{t \in \text{lowest } k} \log p(x_t \mid x_{<t}), \qquad
+    k = \max(1, \lfloor \text{fraction} \cdot n_{\text{tokens}} \rfloor)
+
+  A text seen in training has few tokens that surprise the model: members score higher.
+
+  Args:
+    log_probs: [N, T] log-probabilities of the tokens that occurred, in nats; for questions and
+      answers, of the answer only. Padding may hold anything.
+    mask: [N, T], nonzero where there is a token; None if there is one everywhere.
+    fraction: Share of the tokens to average, above 0 and at most 1.
+
+  Returns:
+    [N]; NaN where a token's log-probability is NaN.
+
+  Raises:
+    UserError: shapes do not fit, a text has no tokens, or the fraction is out of range.
+
+  Source: Shi et al., Detecting Pretraining Data from Large Language Models (arXiv 2310.16789);
+  HAMU's evaluation takes a tenth of the answer's tokens.
+  """
+  log_probs_NxT, mask_NxT = _tokens(log_probs, mask)
+  return _mean_of_lowest(log_probs_NxT, mask_NxT, fraction)
+
+
+def min_k_plus_plus(
+    log_probs: ArrayLike,
+    means: ArrayLike,
+    deviations: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    fraction: float = 0.1,
+) -> np.ndarray:
+  r"""Min-K%++: `min_k` of log-probabilities standardised by what the model expects there.
+
+  .. math::
+    z_t = \frac{\log p(x_t \mid x_{<t}) - \mu_t}{\sigma_t}, \qquad
+    \mu_t = \sum_v p_v \log p_v, \quad \sigma_t^2 = \sum_v p_v (\log p_v - \mu_t)^2,
+    \quad p_v = p(v \mid x_{<t})
+
+  :math:`\sigma_t` counts as at least 1e-3: a position at which the model is certain, and right,
+  scores 0, which is also the limit.
+
+  Args:
+    log_probs: As in `min_k`.
+    means: [N, T] :math:`\mu_t`, minus the entropy of the next-token distribution, in nats.
+    deviations: [N, T] :math:`\sigma_t`, in nats.
+    mask: As in `min_k`.
+    fraction: As in `min_k`.
+
+  Returns:
+    [N]; members score higher. NaN where a token's value is NaN.
+
+  Raises:
+    UserError: as `min_k`, or a deviation is negative.
+
+  Source: Zhang et al., Min-K%++ (arXiv 2404.02936).
+  """
+  log_probs_NxT, mask_NxT = _tokens(log_probs, mask)
+  means_NxT, deviations_NxT = np.asarray(means, np.float64), np.asarray(deviations, np.float64)
+  for name, values in (("means", means_NxT), ("deviations", deviations_NxT)):
+    if values.shape != log_probs_NxT.shape:
+      raise UserError(
+          f"Min-K%++: {name} have shape {values.shape} and log-probabilities "
+          f"{log_probs_NxT.shape}; give [N, T] for the same tokens")
+  if (deviations_NxT[mask_NxT] < 0).any():
+    raise UserError(
+        f"Min-K%++: deviations go down to {np.nanmin(deviations_NxT[mask_NxT]):g}; give standard "
+        "deviations, at least 0")
+  # Padding may hold infinities, whose difference would warn.
+  differences_NxT = np.subtract(
+      log_probs_NxT, means_NxT, out=np.zeros_like(means_NxT), where=mask_NxT)
+  return _mean_of_lowest(
+      differences_NxT / np.maximum(deviations_NxT, _LEAST_DEVIATION), mask_NxT, fraction)
+
+
+def zlib_ratio(losses: ArrayLike, texts: Sequence[str]) -> np.ndarray:
+  r"""The loss of each text relative to how much there is to know about it.
+
+  .. math::
+    \ell_i \,/\, |\operatorname{zlib}(x_i)|
+
+  Repetitive texts have low losses whether seen or not; compression discounts them. Members score
+  *lower*, as with the loss: ``loss_auc(members, others)``.
+
+  Args:
+    losses: [N] mean cross-entropies of the texts, in nats a token.
+    texts: The N texts, compressed as UTF-8.
+
+  Returns:
+    [N], in nats a token per byte.
+
+  Raises:
+    UserError: the numbers of losses and texts differ.
+
+  Source: Carlini et al., Extracting Training Data from Large Language Models (arXiv 2012.07805).
+  """
+  losses_N = np.asarray(losses, np.float64)
+  if isinstance(texts, str) or losses_N.shape != (len(texts),):
+    raise UserError(
+        f"zlib ratio: losses have shape {losses_N.shape} for "
+        f"{'one text' if isinstance(texts, str) else f'{len(texts)} texts'}; "
+        "give [N] and a list of N texts")
+  return losses_N / np.array([len(zlib.compress(text.encode())) for text in texts])
+
+
+def min_k_auc(
+    negatives: ArrayLike,
+    positives: ArrayLike,
+    *,
+    negatives_mask: ArrayLike | None = None,
+    positives_mask: ArrayLike | None = None,
+    fraction: float = 0.1,
+) -> float:
+  """Area under the ROC curve of "a higher Min-K% score means the second set".
+
+  The second set is the one that the model is more likely to know: HAMU reports forget against
+  retain, and test against forget. 0.5: the scores do not separate the sets. Scores that exist
+  already, of `min_k` or `min_k_plus_plus`, go to `loss_auc` in the same order.
+
+  Args:
+    negatives: [n, T] log-probabilities of the tokens of the first set, as `min_k` takes them.
+    positives: [m, T'] of the second set.
+    negatives_mask: [n, T], nonzero where there is a token; None if there is one everywhere.
+    positives_mask: [m, T'].
+    fraction: As in `min_k`.
+
+  Returns:
+    The AUC in [0, 1]; NaN when a score is NaN.
+
+  Raises:
+    UserError: as `min_k`, or one of the sets is empty.
+  """
+  return loss_auc(
+      min_k(negatives, negatives_mask, fraction=fraction),
+      min_k(positives, positives_mask, fraction=fraction))
 
 
 def correctness(probs: ArrayLike, labels: ArrayLike) -> np.ndarray:
@@ -185,6 +332,35 @@ def _non_members(members_NxF: np.ndarray, others_NxF: np.ndarray, judged_NxF: np
   is_member = np.repeat([1, 0], [len(members_NxF), len(others_NxF)])
   machine.fit(np.concatenate([members_NxF, others_NxF]), is_member)
   return float(np.mean(machine.predict(judged_NxF) == 0))
+
+
+def _tokens(values: ArrayLike, mask: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
+  """Values of tokens in float64 and where there are any, or what is wrong with them."""
+  values_NxT = np.asarray(values, np.float64)
+  mask_NxT = np.ones(values_NxT.shape, bool) if mask is None else np.asarray(mask) != 0
+  if values_NxT.ndim != 2 or mask_NxT.shape != values_NxT.shape:
+    raise UserError(
+        f"Min-K%: log-probabilities have shape {values_NxT.shape} and their mask "
+        f"{mask_NxT.shape}; give [N, T] for both")
+  is_empty_N = ~mask_NxT.any(axis=1)
+  if is_empty_N.any():
+    raise UserError(
+        f"Min-K%: {is_empty_N.sum()} of {len(is_empty_N)} texts have no tokens, the first at row "
+        f"{is_empty_N.argmax()}; leave out empty answers")
+  return values_NxT, mask_NxT
+
+
+def _mean_of_lowest(values_NxT: np.ndarray, mask_NxT: np.ndarray, fraction: float) -> np.ndarray:
+  """Mean of the lowest `fraction` of each row's masked values, at least one."""
+  if not 0 < fraction <= 1:
+    raise UserError(
+        f"Min-K%: fraction is {fraction:g}; give a share of the tokens above 0 and at most 1")
+  counts_N = np.maximum((fraction * mask_NxT.sum(axis=1)).astype(int), 1)
+  # Sorting puts padding after the tokens, and NaN after padding, where it would not be averaged.
+  lowest_NxT = np.sort(np.where(mask_NxT, values_NxT, np.inf), axis=1)
+  is_averaged_NxT = np.arange(lowest_NxT.shape[1]) < counts_N[:, None]
+  means_N = np.mean(lowest_NxT, axis=1, where=is_averaged_NxT)
+  return np.where((mask_NxT & np.isnan(values_NxT)).any(axis=1), np.nan, means_N)
 
 
 def _checked(name: str, probs: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
