@@ -47,7 +47,7 @@ def entanglement(folder, name):
   variables = models.load_weights(folder / f"{name}.safetensors", measured.template)
   features = geometry.extract_features(measured, {name: variables})[name]
   values = geometry.measure(features, measured.examples, 0)["global"]
-  return values["variance"], values["wasserstein"]
+  return values["variance_ratio"], values["wasserstein"]
 
 
 def row(folder, label, name, stage):

@@ -27,7 +27,7 @@ BATCH_NORMS = ("frozen", "batch")
 ESTIMATE = "estimate"
 
 # Fields that do not change what a run computes; a workdir may be resumed with others.
-INCIDENTAL = ("stage_cache", "checkpoint_seconds", "wandb", "distributed")
+INCIDENTAL = ("stage_cache", "checkpoint_seconds", "wandb", "distributed", "memorization.parallel")
 
 
 def _optional(kind: type) -> Any:
@@ -247,6 +247,8 @@ def default_config() -> ml_collections.ConfigDict:
       "batch_size": 1000,
       # Whether to attack the final models with a support vector machine (membership inference).
       "membership": False,
+      # Most retain and test rows, each, that the attack learns from: its cost grows with their square.
+      "membership_size": 10_000,
   })
 
   config.wandb = ml_collections.ConfigDict({
@@ -429,7 +431,7 @@ def _validate_data(config: ml_collections.ConfigDict) -> None:
         "config.data.scores='': forget sets by memorization need a score file, or "
         f"{ESTIMATE!r} to let an ensemble estimate the scores"
     )
-  if scores not in ("", ESTIMATE) and not pathlib.Path(scores).is_file():
+  if config.forget == "memorization" and scores != ESTIMATE and not pathlib.Path(scores).is_file():
     raise UserError(
         f"config.data.scores={scores!r}: no such file; give a .npz or .npy of scores, or "
         f"{ESTIMATE!r} to let an ensemble estimate them"
@@ -481,6 +483,20 @@ def _validate_mask(config: ml_collections.ConfigDict, method: ml_collections.Con
     )
 
 
+def _validate_combinations(config: ml_collections.ConfigDict) -> None:
+  """Refuses settings of several sections that together have no meaning."""
+  method, options = methods.METHODS[config.method.name], config.method
+  if method.layout == "merged" and config.data.duplicates:
+    raise UserError(
+        f"config.data.duplicates={config.data.duplicates}: {options.name} labels an example by its row, so "
+        "copies in the retain set would be relabelled, too; set it to 0"
+    )
+  if options.repeats > 1 and (method.layout == "passes" or options.name == "ft_l1"):
+    raise UserError(
+        f"config.method.repeats={options.repeats}: {options.name} counts single epochs; set it to 1"
+    )
+
+
 def _validate_memorization(config: ml_collections.ConfigDict) -> None:
   _validate_run_section("config.memorization", config)
   _range("config.memorization.models", config.models, 2)
@@ -514,9 +530,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _range("config.devices", config.devices, 0)
   _range("config.checkpoint_seconds", config.checkpoint_seconds, 0)
   _range("config.evaluate.batch_size", config.evaluate.batch_size, 1)
+  _range("config.evaluate.membership_size", config.evaluate.membership_size, 2)
   _validate_data(config.data)
   _validate_run_section("config.train", config.train)
   _validate_method(config.method)
   _validate_sam(config.sam, config.method)
   _validate_mask(config.mask, config.method)
   _validate_memorization(config.memorization)
+  _validate_combinations(config)

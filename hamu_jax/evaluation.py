@@ -64,13 +64,22 @@ class Evaluator:
     index = np.arange(start, start + self._batch_size)
     valid = index < len(examples.rows)
     rows = examples.rows[np.where(valid, index, 0)]
-    batch = {
-        "image": examples.images[rows], "label": examples.labels[rows], "mask": valid,
-        "row": rows.astype(np.int32),
+    leaves = {
+        "image": lambda part: examples.images[rows[part]],
+        "label": lambda part: examples.labels[rows[part]],
+        "mask": lambda part: valid[part],
+        "row": lambda part: rows[part].astype(np.int32),
     }
     if self._sharding is None:
-      return batch
-    return {name: jax.device_put(leaf, self._sharding) for name, leaf in batch.items()}
+      return {name: leaf(slice(None)) for name, leaf in leaves.items()}
+    shapes = {"image": examples.images.shape[1:]}
+    # By callback, so that a host reads the images of its own devices alone.
+    return {
+        name: jax.make_array_from_callback(
+            (self._batch_size, *shapes.get(name, ())), self._sharding, lambda index: leaf(index[0])
+        )
+        for name, leaf in leaves.items()
+    }
 
   def _over(self, examples: Examples, function, axis: int = 0):
     """The concatenated values of `function`, (batch) -> pytree, over all batches of a split."""
@@ -110,14 +119,24 @@ class Evaluator:
     """
     return summarize(self.per_example(variables))
 
-  def membership(self, variables) -> dict[str, float]:
-    """The shares of the forget set that attacks call non-members, see `metrics.membership.svc_mia`."""
+  def membership(self, variables, most: int) -> dict[str, float]:
+    """The shares of the forget set that attacks call non-members, see `metrics.membership.svc_mia`.
+
+    Args:
+      variables: the model's.
+      most: retain and test rows that the attacks learn from, each; as many of both, drawn by a fixed seed.
+    """
+    known, unknown = self.splits["retain"], self.splits["test"]
+    size = min(most, len(known.rows), len(unknown.rows))
+    rng = np.random.default_rng(0)
+    drawn = [
+        split._replace(rows=np.sort(rng.permutation(split.rows)[:size])) for split in (known, unknown)
+    ]
     sets = []
-    for name in ("retain", "test", "forget"):
-      split = self.splits[name]
+    for split in (*drawn, self.splits["forget"]):
       probs = self._over(split, lambda batch: self._probabilities(variables, batch))
       sets += [probs, split.labels[split.rows]]
-    return membership.svc_mia(*sets, balance_seed=0)
+    return membership.svc_mia(*sets)
 
 
 def summarize(examples: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:

@@ -11,9 +11,7 @@ import platform
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from clu import parameter_overview
 
 import hamu_jax
@@ -29,6 +27,7 @@ from hamu_jax import (
   preemption,
   progress,
   saliency,
+  stage_plan,
   vision,
 )
 from hamu_jax import loop as loop_lib
@@ -41,13 +40,9 @@ from hamu_jax import step as step_lib
 from hamu_jax.analysis import alignment, plots
 from hamu_jax.errors import UserError
 from hamu_jax.metrics import tow
-from hamu_jax.models import weights
-from hamu_jax.paired import Paired
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any
-# The names of the three models in the results.
-_RESULT_NAMES = {"pretrain": "original", "retrain": "retrained", "unlearn": "unlearned"}
 
 
 def describe_stop(outcome: loop_lib.Outcome, options: ml_collections.ConfigDict) -> str:
@@ -99,23 +94,26 @@ class Experiment:
     self._method = methods.METHODS[config.method.name]
     self._cache = stages_lib.StageCache(pathlib.Path(config.stage_cache or workdir / "stages"))
     self._problem = problem_lib.load(config.data)
-    self._dataset = self._problem.dataset
     self._devices = self._choose_devices()
     if self._problem.estimates_scores:
       self._check_ensemble()
+    images = self._problem.dataset.train.images
     if config.method.batch_norm == "frozen":
-      config.method.microbatch = config.method.microbatch or models.microbatch_size(
-          *self._dataset.train.images.shape[1:3]
-      )
-    self._model = config_lib.build_model(config.model, num_classes=len(self._dataset.class_names))
+      config.method.microbatch = config.method.microbatch or models.microbatch_size(*images.shape[1:3])
+    self._model = config_lib.build_model(
+        config.model, num_classes=len(self._problem.dataset.class_names)
+    )
+    self._init = vision.make_init(self._model, images.shape[1:])
     self._template = jax.eval_shape(self._init, config.seed)
     self._scores = self._problem.read_scores()
-    self._plan(self._problem.split(self._scores))
+    self._split = self._problem.split(self._scores)
+    self._plan = self._make_plan()
+    self._imported = self._import_weights()
+    self._given_mask = self._read_mask()
     # Opened only now: an experiment that cannot run should not take possession of the workdir.
     self._rundir = rundir_lib.RunDir.open(
         workdir, declared, ignore=config_lib.INCIDENTAL, writer=hosts.is_writer()
     )
-    self._loop = self._make_loop(config.pairing)
 
   def _check_ensemble(self) -> None:
     """Raises a UserError unless an ensemble can be trained here and would give scores."""
@@ -143,43 +141,41 @@ class Experiment:
     pairing_lib.make_mesh(devices[:wanted], self._method.device_groups)
     return tuple(devices[:wanted])
 
-  def _init(self, seed) -> Tree:
-    """The model's variables, drawn with a seed."""
-    image = jnp.zeros((1, *self._dataset.train.images.shape[1:]))
-    variables = self._model.init(jax.random.key(seed), image, train=False)
-    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+  def _make_plan(self) -> stage_plan.Plan:
+    return stage_plan.make_plan(
+        self._config, self._problem, self._split, devices=len(self._devices)
+    )
 
-  def _plan(self, split: Paired) -> None:
-    """Plans the stages for the rows that are to be forgotten."""
-    self._split = split
-    self._stages = {stage.name: stage for stage in self._make_stages()}
-    self._keys = self._fingerprints()
+  def _import_weights(self) -> Tree | None:
+    """The trained weights to unlearn from, None without any."""
+    path = self._config.model.weights
+    return models.load_weights(path, self._template) if path else None
+
+  def _read_mask(self) -> Tree | None:
+    """The mask in a file, None without one."""
+    saliency.check_fractions(self._config.mask, self._template["params"])
+    path = self._config.mask.path
+    return saliency.read_mask(path, self._template["params"]) if path else None
 
   def _make_forward(self, pairing: str):
     """The model, its training statistics over all devices of a role."""
     axis = pairing_lib.DATA_AXIS if pairing == "pmap" else None
     return vision.make_forward(self._model, self._config.data.mean, self._config.data.std, axis)
 
-  def _make_loop(self, pairing: str) -> loop_lib.Loop:
+  def _make_loop(self, pairing: str, evaluate) -> loop_lib.Loop:
     """The loop over this experiment's model and data."""
-    config = self._config
-    self._evaluator = self._make_evaluator(vision.evaluation_splits(
-        self._dataset, self._split, self._problem.validation,
-        config.data.forget_class if config.data.forget == "class" else (),
-        self._problem.levels(self._scores),
-    ))
-    source = source_lib.Streamed if config.data.stream else source_lib.Resident
+    source = source_lib.Streamed if self._config.data.stream else source_lib.Resident
     return loop_lib.Loop(
         forward=self._make_forward(pairing),
         fetch=vision.make_fetch,
         source=source(self._problem.image_data(self._split)),
-        evaluate=self._evaluator.summary,
+        evaluate=evaluate,
         pairing=pairing,
         devices=self._devices,
         rundir=self._rundir,
         progress=functools.partial(progress.Progress, enabled=hosts.is_writer()),
         watch=self._watch,
-        checkpoint_seconds=config.checkpoint_seconds,
+        checkpoint_seconds=self._config.checkpoint_seconds,
     )
 
   def _make_evaluator(self, splits) -> evaluation.Evaluator:
@@ -188,121 +184,9 @@ class Experiment:
     forward = self._make_forward("sequential")
     return evaluation.Evaluator(forward, splits, self._config.evaluate.batch_size, mesh)
 
-  def _sam(self, rho: float, mode: str) -> ml_collections.ConfigDict | None:
-    """`config.sam` of a stage with radius `rho`, None for plain gradients."""
-    if not rho:
-      return None
-    sam = self._config.sam.copy_and_resolve_references()
-    sam.update(rho=rho, mode=mode)
-    return sam
-
-  @property
-  def _masked(self) -> bool:
-    return bool(self._config.mask.fraction or self._config.mask.path)
-
-  @property
-  def _architecture(self) -> dict[str, Any]:
-    model = self._config.model.to_dict()
-    return {name: value for name, value in model.items() if name != "weights" and value is not None}
-
-  def _fingerprints(self) -> dict[str, str]:
-    """Key of every stage: a hash of all that its result depends on."""
-    config = self._config
-    train_sam = self._sam(config.sam.train_rho, "min")
-    common = {
-        "version": hamu_jax.__version__,
-        "data": self._dataset.fingerprint,
-        "normalization": [config.data.mean, config.data.std],
-        "model": self._architecture,
-        "seed": config.seed,
-        # Training too depends on the split: it selects its best epoch by accuracy on its parts.
-        "split": {role: rows.tolist() for role, rows in self._split._asdict().items()},
-        "validation": self._problem.validation.tolist(),
-        "train": config.train.to_dict(),
-        "train_sam": train_sam and train_sam.to_dict(),
-        # A file may change under its name.
-        "weights": weights.fingerprint(config.model.weights) if config.model.weights else None,
-    }
-    keys = {
-        "pretrain": stages_lib.fingerprint(common | {"rows": "all"}),
-        "retrain": stages_lib.fingerprint(common | {"rows": "retain"}),
-    }
-    mask = {name: config.mask[name] for name in ("fractions", "batch_size", "select")}
-    keys["mask"] = stages_lib.fingerprint(common | {"parent": keys["pretrain"], "mask": mask})
-    if self._method.from_scratch:
-      return keys | {"unlearn": keys["retrain"]}
-    sam = self._stages["unlearn"].sam
-    keys["unlearn"] = stages_lib.fingerprint(common | {
-        "parent": keys["pretrain"],
-        "method": config.method.to_dict(),
-        "sam": sam and sam.to_dict(),
-        "mask": self._mask_fingerprint(keys["mask"]),
-        "pairing": config.pairing,
-        "devices": len(self._devices),
-    })
-    return keys
-
-  def _mask_fingerprint(self, key: str) -> Any:
-    """What a masked stage's result depends on, None for a stage without a mask."""
-    mask = self._config.mask
-    if not self._masked:
-      return None
-    origin = weights.fingerprint(mask.path) if mask.path else [key, mask.fraction]
-    return [origin, mask.scope]
-
-  def _make_stages(self) -> list[loop_lib.Stage]:
-    """Training, retraining and unlearning."""
-    config, seed = self._config, self._config.seed
-    best = evaluation.selection_score if config.train.select == "best" else None
-
-    def training(name, rows):
-      plan = data_lib.training_plan(
-          rows, batch_size=config.train.batch_size, seed=seed,
-          reshuffle=config.train.shuffle == "each_epoch",
-      )
-      return loop_lib.Stage(
-          name, methods.TRAINING, config.train, plan, plan.num_steps(config.train.epochs), seed,
-          train=True, batch_statistics=True, best=best,
-          sam=self._sam(config.sam.train_rho, "min"),
-      )
-
-    stages = [
-        training("pretrain", np.concatenate(self._split)), training("retrain", self._split.retain)
-    ]
-    if self._method.from_scratch:
-      return stages
-    plan = self._unlearning_plan()
-    steps = plan.num_steps(config.method.epochs)
-    return stages + [loop_lib.Stage(
-        "unlearn", self._method, config.method, plan,
-        min(steps, config.method.max_steps or steps), seed,
-        batch_statistics=config.method.batch_norm == "batch",
-        sam=self._sam(config.sam.rho, config.sam.mode),
-        mask_scope=config.mask.scope if self._masked else None,
-    )]
-
-  def _unlearning_plan(self):
-    """The batches of the method."""
-    method, options = self._method, self._config.method
-    if method.layout == "passes":
-      return data_lib.pass_plan(
-          self._split,
-          [substep.roles[0] for substep in method.substeps],
-          [substep.epochs and options[substep.epochs] for substep in method.substeps],
-          batch_size=options.batch_size, seed=self._config.seed,
-      )
-    layout = method.layout
-    if layout == "paired" and len(method.roles) == 1:
-      (layout,) = method.roles
-    return data_lib.unlearning_plan(
-        self._split, layout, batch_size=options.batch_size, seed=self._config.seed,
-        repeats=options.repeats, shuffle=options.shuffle, epoch=options.epoch,
-    )
-
   def _produce(self, name: str, start, frozen: step_lib.Frozen = step_lib.Frozen()):
     """The stage's model and outcome, from the cache or by running it from the model `start()`."""
-    stage = self._stages[name]
-    key = self._keys[name]
+    stage, key = self._plan.stages[name], self._plan.keys[name]
     record = self._cache.outcome(name, key)
     # Together: another run may have published between the looks of two processes.
     if hosts.agree(record is None):
@@ -317,7 +201,7 @@ class Experiment:
           "stop": outcome.stop.name.lower(),
           "stop_reason": describe_stop(outcome, self._config.method),
           "seconds": outcome.seconds,
-          "parent": None if stage.train else self._keys["pretrain"],
+          "parent": None if stage.train else self._plan.keys["pretrain"],
       }
       self._cache.publish(name, key, record, outcome.variables)
       self._cache.publish("evaluate", self._evaluation_key(name), outcome.evaluation)
@@ -327,7 +211,7 @@ class Experiment:
   def _evaluation_key(self, name: str) -> str:
     """Key of the evaluation of a stage's model."""
     return stages_lib.fingerprint({
-        "of": self._keys[name],
+        "of": self._plan.keys[name],
         "batch_size": self._config.evaluate.batch_size,
         "splits": {
             split: examples.rows.tolist() for split, examples in self._evaluator.splits.items()
@@ -336,27 +220,30 @@ class Experiment:
 
   def _evaluate(self, name: str, variables: Tree) -> dict[str, Any]:
     """All splits of a stage's final model and, where asked for, its membership inference."""
-    key = self._evaluation_key(name)
+    key, options = self._evaluation_key(name), self._config.evaluate
     mesh = pairing_lib.make_mesh(self._devices, 1) if self._config.pairing == "pmap" else None
     placed = source_lib.place(variables, mesh)
 
-    def cached(kind, compute):
+    def cached(kind, key, compute):
       record = self._cache.outcome(kind, key)
       if hosts.agree(record is None):
         record = self._watch.run(lambda: compute(placed))
         self._cache.publish(kind, key, record)
       return record
 
-    results = cached("evaluate", self._evaluator.summary)
-    if self._config.evaluate.membership:
-      results["membership"] = cached("membership", self._evaluator.membership)
+    results = cached("evaluate", key, self._evaluator.summary)
+    if options.membership:
+      size = options.membership_size
+      results["membership"] = cached(
+          "membership", stages_lib.fingerprint({"of": key, "size": size}),
+          lambda placed: self._evaluator.membership(placed, size),
+      )
     return results
 
   def _original(self):
     """The model to unlearn from: imported if there is one, else pretrained."""
-    if self._config.model.weights:
-      variables = models.load_weights(self._config.model.weights, self._template)
-      return variables, {"seconds": 0.0, "stop_reason": "imported"}
+    if self._imported is not None:
+      return self._imported, {"seconds": 0.0, "stop_reason": "imported"}
     return self._produce("pretrain", self._initial)
 
   def _initial(self) -> Tree:
@@ -365,21 +252,15 @@ class Experiment:
 
   def estimate_memorization(self) -> memorization.Estimate:
     """Memorization scores of the rows that may be learnt, by an ensemble; leaves them in a file."""
+    train = self._problem.dataset.train
     evaluator = self._make_evaluator({
-        "train": evaluation.Examples(
-            self._dataset.train.images, self._dataset.train.labels, self._problem.available
-        )
+        "train": evaluation.Examples(train.images, train.labels, self._problem.available)
     })
-    inputs = {
-        "version": hamu_jax.__version__,
-        "data": self._dataset.fingerprint,
-        "normalization": [self._config.data.mean, self._config.data.std],
-        "model": self._architecture,
-    }
     estimate = memorization.estimate(
-        self._config.memorization, self._problem.available, inputs, seed=self._config.seed, init=self._init,
-        # Its models share one device.
-        loop=self._make_loop("sequential"), evaluator=evaluator, cache=self._cache,
+        self._config.memorization, self._problem.available,
+        stage_plan.model_inputs(self._config, self._problem), seed=self._config.seed, init=self._init,
+        # Its models share one device, and are evaluated when they are done.
+        loop=self._make_loop("sequential", None), evaluator=evaluator, cache=self._cache,
         workdir=self._workdir,
     )
     if hosts.is_writer():
@@ -389,29 +270,29 @@ class Experiment:
       )
     return estimate
 
-  def _mask(self, original: Tree) -> Tree | None:
-    """The saliency mask of `config.mask`, None without one."""
+  def _mask(self, original: Tree):
+    """The saliency mask of `config.mask`, None without one, and what the mask stage recorded."""
     config = self._config.mask
-    if config.path:
-      return saliency.read_mask(config.path, self._template["params"])
-    if not config.fraction:
-      return None
+    if self._given_mask is not None or not config.fraction:
+      return self._given_mask, None
     plan = data_lib.unlearning_plan(
         self._split, "forget", batch_size=min(config.batch_size, len(self._split.forget)),
         seed=self._config.seed, epoch="pass",
     )
 
     def gradient():
+      # By way of the host: a model fresh from several devices would take them all along.
       return self._watch.run(lambda: saliency.forget_gradient(
           self._make_forward("sequential"), vision.make_fetch("none"), self._loop.source, plan,
-          source_lib.place(original, None), microbatch=self._config.method.microbatch,
+          source_lib.place(jax.device_get(original), None),
+          microbatch=self._config.method.microbatch,
       ))
 
     return saliency.cached_mask(
-        config, self._template["params"], gradient, cache=self._cache, key=self._keys["mask"],
+        config, self._template["params"], gradient, cache=self._cache, key=self._plan.keys["mask"],
         provenance={
-            "parent": self._keys["pretrain"],
-            "data": self._dataset.fingerprint,
+            "parent": self._plan.keys["pretrain"],
+            "data": self._problem.dataset.fingerprint,
             "forget_rows": len(self._split.forget),
         },
     )
@@ -438,43 +319,54 @@ class Experiment:
 
   def _run(self) -> dict[str, Any]:
     """`run`, inside the open run directory."""
+    records = {}
     if self._problem.estimates_scores:
-      self._scores = self.estimate_memorization().scores
-      self._plan(self._problem.split(self._scores))
-      self._loop = self._make_loop(self._config.pairing)
-    original, record = self._original()
-    records, variables = {"pretrain": record}, {"pretrain": original}
+      estimate = self.estimate_memorization()
+      records["memorization"] = {"seconds": estimate.seconds}
+      self._scores = estimate.scores
+      self._split = self._problem.split(self._scores)
+      self._plan = self._make_plan()
+    self._evaluator = self._make_evaluator(vision.evaluation_splits(
+        self._problem.dataset, self._split, self._problem.validation,
+        self._config.data.forget_class if self._config.data.forget == "class" else (),
+        self._problem.levels(self._scores),
+    ))
+    self._loop = self._make_loop(self._config.pairing, self._evaluator.summary)
+
+    original, records["pretrain"] = self._original()
+    variables, mask = {"pretrain": original}, None
     if self._config.retrain or self._method.from_scratch:
       variables["retrain"], records["retrain"] = self._produce("retrain", self._initial)
-    mask = None
-    if self._method.from_scratch:
-      variables["unlearn"], records["unlearn"] = variables["retrain"], records["retrain"]
-    else:
-      mask = self._mask(original)
+    if not self._method.from_scratch:
+      mask, mask_record = self._mask(original)
+      records |= {"mask": mask_record} if mask_record else {}
       reference = original if methods.needs_reference(self._method, objectives.TERMS) else None
       variables["unlearn"], records["unlearn"] = self._produce(
           "unlearn", lambda: original, step_lib.Frozen(reference, mask)
       )
-
+    final = records[self._plan.final]
+    models_by_name = {
+        "original": variables["pretrain"],
+        **({"retrained": variables["retrain"]} if "retrain" in variables else {}),
+        "unlearned": variables[self._plan.final],
+    }
     summary = {
         "method": self._config.method.name,
-        "results": self._results(variables),
-        "steps": records["unlearn"]["steps"],
-        "stop_reason": records["unlearn"]["stop_reason"],
+        "results": self._results(models_by_name),
+        "steps": final["steps"],
+        "stop_reason": final["stop_reason"],
         "seconds": {name: record["seconds"] for name, record in records.items()},
-        "provenance": self._provenance(),
+        "provenance": self._provenance(records),
     }
     if hosts.is_writer():
-      self._leave_results(summary, variables, mask)
+      self._leave_results(summary, models_by_name, mask)
     return summary
 
-  def _results(self, variables: dict[str, Tree]) -> dict[str, Any]:
+  def _results(self, models_by_name: dict[str, Tree]) -> dict[str, Any]:
     """Evaluation of each model, with the tug-of-war against the retrained one where there is one."""
+    stages = {"original": "pretrain", "retrained": "retrain", "unlearned": self._plan.final}
     results = {
-        _RESULT_NAMES[name]: self._evaluate(
-            "retrain" if name == "unlearn" and self._method.from_scratch else name, model
-        )
-        for name, model in variables.items()
+        name: self._evaluate(stages[name], model) for name, model in models_by_name.items()
     }
     if "retrained" not in results:
       return results
@@ -489,7 +381,8 @@ class Experiment:
         )
     return results
 
-  def _provenance(self) -> dict[str, Any]:
+  def _provenance(self, records) -> dict[str, Any]:
+    """What the results come from; `records` names the stages that there are."""
     versions = {
         name: importlib.metadata.version(name)
         for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -499,22 +392,22 @@ class Experiment:
         "device": self._devices[0].device_kind,
         "devices": len(self._devices),
         "processes": jax.process_count(),
-        "data_fingerprint": self._dataset.fingerprint,
+        "data_fingerprint": self._problem.dataset.fingerprint,
         "config_fingerprint": stages_lib.fingerprint(self._config.to_dict()),
-        "stages": self._keys,
+        "scores_fingerprint": problem_lib.scores_fingerprint(self._scores),
+        "stages": {name: key for name, key in self._plan.keys.items() if name in records},
         "parent_checkpoint": self._config.model.weights
-        or str(self._cache.folder("pretrain", self._keys["pretrain"])),
+        or str(self._cache.folder("pretrain", self._plan.keys["pretrain"])),
     }
 
   def _leave_results(
-      self, summary: dict[str, Any], variables: dict[str, Tree], mask: Tree | None
+      self, summary: dict[str, Any], models_by_name: dict[str, Tree], mask: Tree | None
   ) -> None:
-    """Writes what a person takes away from the run directory."""
-    self._rundir.write_json("summary.json", summary)
-    for name, model in variables.items():
-      models.save_weights(self._workdir / f"{_RESULT_NAMES[name]}.safetensors", model)
+    """Writes what a person takes away from the run directory, the summary last."""
+    for name, model in models_by_name.items():
+      self._leave_weights(f"{name}.safetensors", model)
     if mask is not None:
-      models.save_weights(self._workdir / "mask.safetensors", {"params": mask})
+      self._leave_weights("mask.safetensors", {"params": mask})
     rundir_lib.write_arrays(
         self._workdir / "split.npz", validation=self._problem.validation, **self._split._asdict()
     )
@@ -526,5 +419,9 @@ class Experiment:
         rows, self._workdir / "alignment.png", title=summary["method"],
         names=alignment.tensor_names(self._template["params"]),
     )
+    self._rundir.write_json("summary.json", summary)
     print(progress.results_table(summary))
     print(f"{summary['method']}: {summary['stop_reason']}; everything is in {self._workdir}")
+
+  def _leave_weights(self, name: str, variables: Tree) -> None:
+    rundir_lib.write_bytes(self._workdir / name, models.weights_bytes(variables))

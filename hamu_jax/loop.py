@@ -33,7 +33,7 @@ class Stage(NamedTuple):
   """One run of the loop.
 
   Attributes:
-    name: `pretrain`, `retrain`, `unlearn` or `memorization`.
+    name: `pretrain`, `retrain`, `unlearn`, or `memorization` and the number of its first model.
     method: row of the method table.
     options: `config.train`, `config.method` or `config.memorization`.
     plan: which rows each step reads.
@@ -44,8 +44,8 @@ class Stage(NamedTuple):
     best: (summary) -> the score by which the best evaluated model is kept, or None to keep the last.
     sam: `config.sam` with this stage's `rho`, or None for plain gradients.
     mask_scope: see `step.make_step`.
-    members: if not 0, the stage trains as many models at once, each on its own rows; they are not
-      evaluated.
+    members: if there are any, the stage trains as many models at once, each on its own rows; model k by
+      the seed plus k. They are not evaluated.
   """
 
   name: str
@@ -59,7 +59,7 @@ class Stage(NamedTuple):
   best: Callable[[Any], float] | None = None
   sam: ml_collections.ConfigDict | None = None
   mask_scope: str | None = None
-  members: int = 0
+  members: tuple[int, ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -143,7 +143,7 @@ class Loop:
     constant = optimizer.schedule == "constant" and not optimizer.warmup_epochs
     length = None if constant else (stage.plan.steps_per_epoch, stage.total_steps)
     key = (
-        stage.batch_statistics, stage.mask_scope, stage.members, length,
+        stage.batch_statistics, stage.mask_scope, len(stage.members), length,
         *(section and section.to_json(sort_keys=True) for section in (stage.options, stage.sam)),
     )
     if key not in self._programs:
@@ -165,7 +165,7 @@ class Loop:
         mesh = pairing_lib.make_mesh(self.devices, stage.method.device_groups)
       chunk = step_lib.compile_target(
           step_lib.make_chunk(program.step), mesh, stage.method.roles,
-          members=stage.members, sharded_data=self.source.sharded,
+          members=len(stage.members), sharded_data=self.source.sharded,
       )
       self._programs[key] = (program, chunk, mesh)
     return self._programs[key]
@@ -190,7 +190,7 @@ class Loop:
       return create_state(variables, program.optimizers(settings), seed)
 
     if stage.members:
-      seeds = stage.seed + jnp.arange(stage.members)
+      seeds = stage.seed + jnp.asarray(stage.members)
       position = _Position(state=jax.vmap(create)(variables, seeds), best=variables)
     else:
       position = _Position(state=create(variables, stage.seed), best=variables)
@@ -252,7 +252,9 @@ class Loop:
 
       until = min([stage.total_steps, *(at for at in due_at if at > step)])
       count = min(chunk_steps, until - step, self.source.most_steps(stage.plan))
-      data, feed = self.source.chunk(stage.plan, step, step + count, mesh)
+      data, feed = self.watch.run(
+          lambda: self.source.chunk(stage.plan, step, step + count, mesh)
+      )
       began = time.monotonic()
       state, metrics, done = self.watch.run(
           lambda: jax.block_until_ready(chunk(position.state, data, feed, jnp.int32(count)))

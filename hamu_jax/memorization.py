@@ -16,8 +16,8 @@ import ml_collections
 import numpy as np
 
 from hamu_jax import data as data_lib
-from hamu_jax import hosts, methods, stages
 from hamu_jax import loop as loop_lib
+from hamu_jax import methods, stages
 from hamu_jax import step as step_lib
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
@@ -26,6 +26,7 @@ from sam_jax import memorization
 
 # Fields of the options that change how the work is shared out, not its result.
 _SHARING = ("models", "parallel", "evaluate_epochs")
+_STAGE = "memorization"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,11 +94,13 @@ class Estimate(NamedTuple):
     scores: [N] float64.
     correct: [K, N] bool, which rows each model gets right.
     included: [K, N] bool, which rows each model was trained on.
+    seconds: that training took, over all the processes that worked on it.
   """
 
   scores: np.ndarray
   correct: np.ndarray
   included: np.ndarray
+  seconds: float
 
 
 def subsets(options: ml_collections.ConfigDict, num_rows: int, seed: int) -> np.ndarray:
@@ -146,7 +149,8 @@ def estimate(
 ) -> Estimate:
   """Memorization scores of some training rows, from groups of models that are trained at once.
 
-  Every finished group is a stage in the cache, so an interrupted estimate goes on with the next one.
+  Every finished model is a stage in the cache, so an interrupted estimate goes on with those that are not,
+  in groups of another size if that is asked for.
 
   Args:
     options: `config.memorization`.
@@ -156,52 +160,61 @@ def estimate(
     init: seed -> the untrained model's variables.
     loop: trains the groups.
     evaluator: evaluates models on one split, the rows in order.
-    cache: of finished groups.
+    cache: of finished models.
     workdir: folder of the group in progress.
 
   Raises:
     UserError: training fails, or the options do not suffice, see `subsets`.
   """
   included = subsets(options, len(available), seed)
+  keys = [
+      stages.fingerprint({
+          **inputs,
+          "seed": seed,
+          "available": available.tolist(),
+          "options": {
+              name: value for name, value in options.to_dict().items() if name not in _SHARING
+          },
+          "member": k,
+      })
+      for k in range(options.models)
+  ]
+  unfinished = [k for k, key in enumerate(keys) if cache.outcome(_STAGE, key) is None]
   # One compilation for all groups of a size.
   init_members = jax.jit(jax.vmap(init))
-  correct = []
-  for first in range(0, options.models, options.parallel):
-    members = range(first, min(first + options.parallel, options.models))
-    key = stages.fingerprint({
-        **inputs,
-        "seed": seed,
-        "available": available.tolist(),
-        "options": {
-            name: value for name, value in options.to_dict().items() if name not in _SHARING
-        },
-        "members": [members.start, members.stop],
-    })
-    like = {"correct": np.zeros((len(members), len(available)), bool)}
-    if hosts.agree(cache.outcome("memorization", key) is None):
-      plan = ensemble_plan(
-          included, available, members, batch_size=options.batch_size, seed=seed
-      )
-      outcome = _train(
-          options, plan, members, seed, init_members, loop, workdir / "checkpoints" / f"memorization-{key}"
-      )
-      examples = loop.watch.run(lambda o=outcome: evaluator.per_example(o.variables, members=True))
-      (values,) = examples.values()
-      record = {"steps": outcome.steps, "seconds": outcome.seconds, "models": len(members)}
-      cache.publish("memorization", key, record, {"correct": values["correct"].astype(bool)})
-    correct.append(cache.model("memorization", key, like)["correct"])
-  correct = np.concatenate(correct)
-  return Estimate(memorization.memorization_scores(correct, included), correct, included)
+  for first in range(0, len(unfinished), options.parallel):
+    members = tuple(unfinished[first : first + options.parallel])
+    plan = ensemble_plan(included, available, members, batch_size=options.batch_size, seed=seed)
+    group = stages.fingerprint({"models": [keys[k] for k in members]})
+    outcome = _train(
+        options, plan, members, seed, init_members, loop, workdir / "checkpoints" / f"{_STAGE}-{group}"
+    )
+    examples = loop.watch.run(lambda o=outcome: evaluator.per_example(o.variables, members=True))
+    (values,) = examples.values()
+    for k, correct in zip(members, values["correct"].astype(bool), strict=True):
+      cache.publish(_STAGE, keys[k], {
+          "steps": outcome.steps,
+          "seconds": outcome.seconds / len(members),
+          "correct": np.packbits(correct).tobytes().hex(),
+      })
+  records = [cache.outcome(_STAGE, key) for key in keys]
+  correct = np.stack([
+      np.unpackbits(np.frombuffer(bytes.fromhex(record["correct"]), np.uint8), count=len(available))
+      for record in records
+  ]).astype(bool)
+  return Estimate(
+      memorization.memorization_scores(correct, included), correct, included,
+      sum(record["seconds"] for record in records),
+  )
 
 
 def _train(options, plan, members, seed, init_members, loop, path) -> loop_lib.Outcome:
   """Trains one group."""
   stage = loop_lib.Stage(
-      f"memorization{members.start}", methods.TRAINING, options, plan,
-      plan.num_steps(options.epochs), seed + members.start, train=True, batch_statistics=True,
-      members=len(members),
+      f"{_STAGE}{members[0]}", methods.TRAINING, options, plan, plan.num_steps(options.epochs), seed,
+      train=True, batch_statistics=True, members=members,
   )
-  seeds = seed + jnp.arange(members.start, members.stop)
+  seeds = seed + jnp.asarray(members)
   start = loop.watch.run(lambda: init_members(seeds))
   outcome = loop.run(stage, start, step_lib.Frozen(), path)
   if outcome.stop != Stop.NONE:

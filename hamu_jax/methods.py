@@ -15,7 +15,6 @@ from hamu_jax.paired import Paired
 Settings = Mapping[str, Any]
 # A number, the name of a setting, or (settings, epoch) -> scalar.
 Coefficient = float | str | Callable[[Settings, Any], Any]
-LAYOUTS = ("paired", "merged", "passes")
 
 
 class SubStep(NamedTuple):
@@ -34,7 +33,8 @@ class SubStep(NamedTuple):
     optimizer: name of the base optimizer's state; sub-steps of one name share it.
     mode: name of the setting that says in which mode its gradients are sharpness-aware; None takes
       `config.sam.mode`.
-    epochs: name of the setting that says in how many first epochs it is active; None is active in all.
+    epochs: in the layout "passes", name of the setting that says in how many first epochs it is active;
+      None is active in all.
   """
 
   retain: Mapping[str, Coefficient] | None

@@ -110,7 +110,7 @@ def anywhere(condition: jax.Array, pairing: str) -> jax.Array:
 
 
 def _means(sums: objectives.RoleSums) -> RoleMeans:
-  """Divides by the count; an all-padding batch (which no plan makes) would give zeros."""
+  """Divides by the count; an all-padding batch gives zeros."""
   count = jnp.maximum(sums.count, 1)
   gradient, values = jax.tree.map(lambda leaf: leaf / count, (sums.gradient, sums.values))
   return RoleMeans(gradient, values, sums.batch_stats)

@@ -1,5 +1,6 @@
 """What an experiment learns and what it forgets: a dataset, and its training rows by role."""
 
+import hashlib
 from typing import NamedTuple
 
 import ml_collections
@@ -11,8 +12,6 @@ from hamu_jax import source
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
 from sam_jax import memorization
-
-_LEVELS = ("high", "mid", "low")
 
 
 class Problem(NamedTuple):
@@ -51,7 +50,7 @@ class Problem(NamedTuple):
     names = self.dataset.train_names
     return data_lib.read_scores(
         self.config.scores, rows=self.available_rows, total=self.dataset.train_total,
-        names=None if names is None else names[self.available],
+        names=None if names is None else names[self.available], ordered=self.dataset.train_ordered,
     )
 
   def split(self, scores: np.ndarray | None) -> Paired:
@@ -86,7 +85,9 @@ class Problem(NamedTuple):
       return {}
     size = min(self.config.forget_size, len(self.available))
     return {
-        level: self.available[memorization.select(scores, size, level)] for level in _LEVELS
+        level: self.available[memorization.select(scores, size, level)]
+        for level in memorization.LEVELS
+        if level != "mixed"
     }
 
   def image_data(self, split: Paired) -> source.ImageData:
@@ -97,6 +98,11 @@ class Problem(NamedTuple):
     return source.ImageData(
         train.images, train.labels, forget, np.arange(len(train.labels), dtype=np.int32)
     )
+
+
+def scores_fingerprint(scores: np.ndarray | None) -> str | None:
+  """SHA-256, in hexadecimal, of memorization scores; None without any."""
+  return None if scores is None else hashlib.sha256(scores.tobytes()).hexdigest()
 
 
 def load(config: ml_collections.ConfigDict) -> Problem:
@@ -117,6 +123,11 @@ def load(config: ml_collections.ConfigDict) -> Problem:
     )
   labels = dataset.train.labels
   validation = data_lib.validation_rows(labels, config.validation_fraction, config.seed)
+  if config.validation_fraction and not len(validation):
+    raise UserError(
+        f"config.data.validation_fraction={config.validation_fraction!r}: holds out no row of classes of "
+        f"at most {np.bincount(labels).max()} rows; choose a larger share, or 0"
+    )
   available = np.setdiff1d(np.arange(len(labels)), validation)
   return Problem(config, dataset, validation.astype(np.int32), available.astype(np.int32))
 

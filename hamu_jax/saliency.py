@@ -1,5 +1,6 @@
 """Saliency masks of a model and a forget set: the gradient that ranks the weights, and the mask stage."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,7 +60,7 @@ def cached_mask(
     cache: stages.StageCache,
     key: str,
     provenance: Mapping[str, Any],
-) -> Tree:
+) -> tuple[Tree, dict[str, Any]]:
   """The mask of `config.fraction`, from the mask stage, which makes those of all `config.fractions`.
 
   Args:
@@ -71,16 +72,14 @@ def cached_mask(
     key: of the stage.
     provenance: JSON values that its record repeats: of which model and data the masks are.
 
-  Raises:
-    UserError: a fraction is so small that it marks no weight.
+  Returns:
+    The mask, and the record of the stage.
   """
   fractions = list(config.fractions)
+  began = time.monotonic()
   if hosts.agree(cache.outcome("mask", key) is None):
     magnitude = gradient()
-    try:
-      masks = [sam_jax.saliency_mask(magnitude, f, select=config.select) for f in fractions]
-    except ValueError as error:
-      raise UserError(f"config.mask.fractions={tuple(fractions)!r}: {error}") from error
+    masks = [sam_jax.saliency_mask(magnitude, f, select=config.select) for f in fractions]
     # A forget set without any gradient has no shares.
     total = _sum(magnitude) or 1.0
     record = [
@@ -92,10 +91,28 @@ def cached_mask(
         for fraction, mask in zip(fractions, masks, strict=True)
     ]
     options = {name: config[name] for name in ("select", "batch_size")}
+    options["seconds"] = time.monotonic() - began
     # As NumPy: every process has computed them, and none on the others' devices.
     cache.publish("mask", key, {**provenance, **options, "masks": record}, jax.device_get(masks))
   templates = [_like(params) for _ in fractions]
-  return cache.model("mask", key, templates)[fractions.index(config.fraction)]
+  mask = cache.model("mask", key, templates)[fractions.index(config.fraction)]
+  return mask, cache.outcome("mask", key)
+
+
+def check_fractions(config: ml_collections.ConfigDict, params: Tree) -> None:
+  """Raises a UserError if the mask of a fraction that is asked for would mark no weight.
+
+  Args:
+    config: `config.mask`.
+    params: the parameters or their shapes.
+  """
+  weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+  for fraction in config.fractions if config.fraction and not config.path else ():
+    if not int(weights * fraction):
+      raise UserError(
+          f"config.mask.fractions={tuple(config.fractions)!r}: {fraction!r} of {weights} weights is none; "
+          f"choose at least {1 / weights:.3g}"
+      )
 
 
 def read_mask(path: str, params: Tree) -> Tree:

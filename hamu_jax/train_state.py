@@ -19,7 +19,7 @@ class TrainState(struct.PyTreeNode):
     stop: int32 [], a `Stop` code; once nonzero no further step is applied.
     params: trainable parameters.
     batch_stats: batch-norm running statistics ({} for a model without any).
-    opt_state: one optimizer state per sub-step of the method.
+    opt_state: one optimizer state for each of `Method.optimizers`.
     rng: key of the run; step t uses `fold_in(rng, t)`, so resuming needs no other state.
   """
 
@@ -41,7 +41,7 @@ def create_state(variables: dict[str, Tree], optimizers, seed: int) -> TrainStat
 
   Args:
     variables: `{"params": ..., "batch_stats": ...}`; the latter may be missing.
-    optimizers: one optax transformation per sub-step.
+    optimizers: one optax transformation for each of `Method.optimizers`.
     seed: seed of the run's key.
   """
   params = variables["params"]

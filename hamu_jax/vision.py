@@ -3,11 +3,42 @@
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hamu_jax import data as data_lib
 from hamu_jax.evaluation import Examples
 from hamu_jax.paired import Paired
+
+
+def make_init(model, image_shape: Sequence[int]):
+  """(seed) -> the variables of an untrained image model.
+
+  Args:
+    model: linen module.
+    image_shape: (H, W, C).
+  """
+
+  def init(seed):
+    variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)), train=False)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+  return init
+
+
+def make_features(model, mean, std):
+  """(variables, images [B, H, W, C] uint8) -> the inputs [B, F] of the model's last layer.
+
+  In evaluation mode; arguments as of `make_forward`.
+  """
+
+  def features(variables, images):
+    dtype = jax.tree.leaves(variables["params"])[0].dtype
+    images = data_lib.normalize(images, mean, std, dtype)
+    _, recorded = model.apply(variables, images, train=False, mutable=["intermediates"])
+    return recorded["intermediates"]["features"][0]
+
+  return features
 
 
 def make_forward(model, mean, std, axis_name: str | None):

@@ -194,13 +194,13 @@ def untrainable(monkeypatch):
   monkeypatch.setattr(loop_lib.Loop, "run", run)
 
 
-def test_finished_groups_are_reused_and_an_ensemble_can_grow(whole, estimate, untrainable):
+def test_finished_models_are_reused_and_an_ensemble_can_grow(whole, estimate, untrainable):
   estimate.folder = whole[0].folder
+  estimate.options.parallel = 1
   again = estimate.run()
   jax.tree.map(np.testing.assert_array_equal, again, whole[1])
-  # The last group was of two models, and would now be of three.
   estimate.options.models = 11
-  with pytest.raises(Trained, match="memorization6"):
+  with pytest.raises(Trained, match=f"memorization{MODELS}"):
     estimate.run()
 
 
@@ -212,7 +212,7 @@ def test_finished_groups_are_reused_and_an_ensemble_can_grow(whole, estimate, un
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_group_is_keyed_by_what_its_models_depend_on(whole, estimate, untrainable, field, value):
+def test_a_model_is_keyed_by_what_it_depends_on(whole, estimate, untrainable, field, value):
   estimate.folder = whole[0].folder
   (estimate.options if field in estimate.options else estimate.inputs)[field] = value
   with pytest.raises(Trained, match="memorization0"):
@@ -222,7 +222,7 @@ def test_a_group_is_keyed_by_what_its_models_depend_on(whole, estimate, untraina
 def test_an_interrupted_estimate_goes_on_where_it_was(whole, estimate):
   together, result = whole
   estimate.interrupted("memorization3", 2)
-  assert len(list((estimate.folder / "stages").glob("memorization-*"))) == 1
+  assert len(list((estimate.folder / "stages").glob("memorization-*"))) == PARALLEL
   np.testing.assert_array_equal(estimate.run().scores, result.scores)
   # The first group is there, the second goes on from the last step, and nothing is lost or repeated.
   assert estimate.trained == [("memorization3", 2), ("memorization6", 0)]

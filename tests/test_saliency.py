@@ -197,22 +197,24 @@ def test_what_is_no_safetensors_file_is_one_clear_line(runs, tmp_path):
   assert "\n" not in str(error.value)
 
 
-def test_fractions_that_mark_no_weight_are_one_clear_line(tmp_path):
+def test_fractions_that_mark_no_weight_are_one_clear_line():
   config = config_lib.default_config().mask
-  config.update(fraction=0.1, fractions=(0.1, 0.5))
-  with pytest.raises(UserError, match=r"^config.mask.fractions=\(0.1, 0.5\): .*marks none of 5 weights"):
-    saliency.cached_mask(
-        config, {"w": jnp.zeros(5)}, lambda: {"w": jnp.arange(5.0)},
-        cache=stages.StageCache(tmp_path), key="k", provenance={},
-    )
+  config.update(fraction=0.5, fractions=(0.1, 0.5))
+  message = r"^config.mask.fractions=\(0.1, 0.5\): 0.1 of 5 weights is none; choose at least 0.2$"
+  with pytest.raises(UserError, match=message):
+    saliency.check_fractions(config, {"w": jnp.zeros(5)})
+  saliency.check_fractions(config, {"w": jnp.zeros(10)})
+  config.fraction = 0.0
+  saliency.check_fractions(config, {"w": jnp.zeros(5)})
 
 
 def test_a_forget_set_without_any_gradient_has_a_mask(tmp_path):
   config = config_lib.default_config().mask
   config.update(fraction=0.5, fractions=(0.5,))
   cache = stages.StageCache(tmp_path)
-  mask = saliency.cached_mask(
+  mask, record = saliency.cached_mask(
       config, {"w": jnp.zeros(4)}, lambda: {"w": jnp.zeros(4)}, cache=cache, key="k", provenance={}
   )
   assert mask["w"].sum() == 2
-  assert cache.outcome("mask", "k")["masks"] == [{"fraction": 0.5, "weights": 2, "gradient_share": 0.0}]
+  assert record == cache.outcome("mask", "k")
+  assert record["masks"] == [{"fraction": 0.5, "weights": 2, "gradient_share": 0.0}]

@@ -34,7 +34,6 @@ from absl import logging
 from jax import lax
 
 from hamu_jax import config as config_lib
-from hamu_jax import data as data_lib
 from hamu_jax import models, progress, rundir, vision
 from hamu_jax.analysis import geometry_plots
 from hamu_jax.data.failures import first_line
@@ -119,12 +118,8 @@ def load_run(path: pathlib.Path, max_examples: int, seed: int) -> Run:
       chosen = np.sort(rng.choice(chosen, max_examples, replace=False))
     sets.append(Examples(np.asarray(images[chosen]), labels[chosen]))
 
-  def init():
-    image = jnp.zeros((1, *images.shape[1:]))
-    variables = model.init(jax.random.key(0), image, train=False)
-    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-
-  return Run(config, model, jax.eval_shape(init), Paired(*sets))
+  template = jax.eval_shape(vision.make_init(model, images.shape[1:]), 0)
+  return Run(config, model, template, Paired(*sets))
 
 
 def extract_features(run: Run, variables: Mapping[str, Tree]) -> dict[str, Paired]:
@@ -137,13 +132,7 @@ def extract_features(run: Run, variables: Mapping[str, Tree]) -> dict[str, Paire
   Raises:
     UserError: they are not finite.
   """
-
-  @jax.jit
-  def forward(variables, images):
-    images = data_lib.normalize(images, run.config.data.mean, run.config.data.std)
-    _, collected = run.model.apply(variables, images, train=False, mutable=["intermediates"])
-    return collected["intermediates"]["features"][0]
-
+  forward = jax.jit(vision.make_features(run.model, run.config.data.mean, run.config.data.std))
   batches = Paired(*(_microbatches(examples, len(examples.labels))[0] for examples in run.examples))
   collected = {name: Paired([], []) for name in variables}
   jobs = [

@@ -300,6 +300,7 @@ def pass_plan(
     *,
     batch_size: int,
     seed: int,
+    shuffle: str = "each_epoch",
 ) -> PassPlan:
   """Plans the batches of a method that goes through the sets one after the other.
 
@@ -308,8 +309,9 @@ def pass_plan(
     order: the roles in the order of their passes in an epoch.
     active: for each of them, the number of first epochs that have this pass; None for all.
     batch_size: rows in a step.
-    seed: of the shuffles: pass e of retain is ordered by `default_rng((seed, e))`, of forget by
-      `default_rng((seed, 1, e))`.
+    seed: of the shuffles.
+    shuffle: "each_epoch" orders pass e of retain by `default_rng((seed, e))`, of forget by
+      `default_rng((seed, 1, e))`; "once" keeps the first order.
 
   Raises:
     UserError: for a batch larger than a set.
@@ -317,10 +319,13 @@ def pass_plan(
   Source: SCRUB (arXiv 2302.09880), which ascends on forget, then descends on retain.
   """
   _check_fits("config.method.batch_size", batch_size, **split._asdict())
-  streams = Paired(
-      Stream(np.asarray(split.retain, np.int32), batch_size, (seed,)),
-      Stream(np.asarray(split.forget, np.int32), batch_size, (seed, 1)),
-  )
+  if shuffle == "once":
+    rows, seeds = Paired(*_shuffled(*split, seed=seed)), Paired(None, None)
+  else:
+    rows, seeds = split, Paired((seed,), (seed, 1))
+  streams = Paired(*(
+      Stream(np.asarray(role, np.int32), batch_size, key) for role, key in zip(rows, seeds, strict=True)
+  ))
   return PassPlan(batch_size, streams, tuple(order), tuple(active))
 
 

@@ -28,6 +28,7 @@ class Dataset(NamedTuple):
   train_rows: np.ndarray  # [N] int64, each training image's row in the original training split
   train_total: int  # rows of the original training split
   train_names: np.ndarray | None  # [N] str, the training images' file names, where they have any
+  train_ordered: bool = True  # whether `train_rows` is known; a source may have shuffled its rows
 
 
 class Request(NamedTuple):
@@ -52,6 +53,7 @@ class Contents(NamedTuple):
   # [N] the training rows' places in the original training split; None if the source keeps its order
   train_rows: np.ndarray | None = None
   train_names: np.ndarray | None = None  # [N] str, the training images' file names, if any
+  train_ordered: bool = True  # False if the source has shuffled its rows and nothing numbers them
 
 
 def balanced_rows(labels: np.ndarray, size: int, seed: int) -> np.ndarray:

@@ -34,7 +34,12 @@ _UNREADABLE = (
 
 
 def read_scores(
-    path: str, *, rows: np.ndarray, total: int, names: np.ndarray | None = None
+    path: str,
+    *,
+    rows: np.ndarray,
+    total: int,
+    names: np.ndarray | None = None,
+    ordered: bool = True,
 ) -> np.ndarray:
   """Reads the memorization scores of training rows.
 
@@ -44,6 +49,8 @@ def read_scores(
     total: how many rows that split has.
     names: [N] file names of these rows, for a file that lists scores by name; of both only the
       last component counts, without its suffix and the class that the hub's ImageNet appends.
+    ordered: whether `rows` is known; else the source has shuffled its rows, and a file that lists
+      scores by row cannot be matched, unless this project estimated them for the same data.
 
   Returns:
     [N] float64.
@@ -79,6 +86,11 @@ def read_scores(
     scores = _by_name(scores, arrays[NAMES_KEY], names, field)
   elif ROWS_KEY in arrays:
     scores = _by_key(scores, arrays[ROWS_KEY].tolist(), rows.tolist(), "row", field)
+  elif not ordered:
+    raise UserError(
+        f"{field}: lists its scores by row, but this source has shuffled its rows and nothing numbers"
+        " them; take the dataset from another source, or let the scores be estimated"
+    )
   elif len(scores) == total:
     scores = scores[rows]
   else:

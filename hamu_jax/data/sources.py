@@ -150,6 +150,7 @@ def load(
       train_rows=train_rows if places is None else places[train_rows],
       train_total=len(train.labels),
       train_names=None if names is None else names[train_rows],
+      train_ordered=contents.train_ordered,
   )
 
 

@@ -75,7 +75,10 @@ def read(request: Request) -> Contents:
         _reader(records, image_key), np.arange(len(labels)), f"{split} image", request.image_size
     )
     splits.append(ImageSplit(images, labels))
-  return Contents(*splits, tuple(class_names), *_origin(names["train"]))
+  rows, file_names = _origin(names["train"])
+  return Contents(
+      *splits, tuple(class_names), rows, file_names, train_ordered=rows is not None
+  )
 
 
 def _prepared(tensorflow_datasets, request: Request):

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import pathlib
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -100,9 +101,14 @@ def load_weights(path: str | os.PathLike, template: weights.Variables) -> weight
   return weights.load_weights(path, template, _torch_names(template))
 
 
+def weights_bytes(variables: weights.Variables) -> bytes:
+  """`weights.weights_bytes` with the names of the architecture whose variables these are."""
+  return weights.weights_bytes(variables, _torch_names(variables))
+
+
 def save_weights(path: str | os.PathLike, variables: weights.Variables) -> None:
-  """`weights.save_weights` with the names of the architecture whose variables these are."""
-  weights.save_weights(path, variables, _torch_names(variables))
+  """Writes `weights_bytes` to a file."""
+  pathlib.Path(path).write_bytes(weights_bytes(variables))
 
 
 def _torch_names(variables):

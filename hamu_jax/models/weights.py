@@ -98,11 +98,10 @@ def fingerprint(path: str | os.PathLike) -> str:
   return hashlib.sha256(_find(pathlib.Path(path)).read_bytes()).hexdigest()
 
 
-def save_weights(path: str | os.PathLike, variables: Variables, names: Names) -> None:
-  """Writes what `load_weights` and PyTorch's `load_state_dict` read.
+def weights_bytes(variables: Variables, names: Names) -> bytes:
+  """The safetensors file that `load_weights` and PyTorch's `load_state_dict` read.
 
   Args:
-    path: the safetensors file to write.
     variables: the model's, `{"params": ..., "batch_stats": ...}`.
     names: `TORCH_NAMES` of the model's module.
   """
@@ -113,7 +112,7 @@ def save_weights(path: str | os.PathLike, variables: Variables, names: Names) ->
     tensors[name] = np.ascontiguousarray(value.transpose(tensor.permutation))
     if name.endswith("running_mean"):
       tensors[_counter(name)] = np.zeros((), np.int64)
-  safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+  return safetensors.numpy.save(tensors, metadata={"format": "pt"})
 
 
 def _find(path):
