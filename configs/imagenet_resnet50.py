@@ -23,5 +23,6 @@ def get_config(variant: str = ""):
   config.model.name = "resnet50_imagenet"
   config.train.update(epochs=90, augment="random_resized_crop")
   config.train.optimizer.update(warmup_epochs=5.0, weight_decay=1e-4)
-  config.method.augment = "random_resized_crop"
+  # An evaluation decodes all of ImageNet, which takes as long as many steps.
+  config.method.update(augment="random_resized_crop", evaluate_epochs=0.0)
   return on_digits(config, "resnet18", width=16) if smoke else config
