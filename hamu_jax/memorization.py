@@ -189,7 +189,9 @@ def estimate(
     outcome = _train(
         options, plan, members, seed, init_members, loop, workdir / "checkpoints" / f"{_STAGE}-{group}"
     )
-    examples = loop.watch.run(lambda o=outcome: evaluator.per_example(o.variables, members=True))
+    # Models from a checkpoint are bound to one device, where an evaluator on several could not use them.
+    variables = jax.device_put(jax.device_get(outcome.variables))
+    examples = loop.watch.run(lambda v=variables: evaluator.per_example(v, members=True))
     (values,) = examples.values()
     for k, correct in zip(members, values["correct"].astype(bool), strict=True):
       cache.publish(_STAGE, keys[k], {

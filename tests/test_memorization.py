@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 
 from hamu_jax import config as config_lib
-from hamu_jax import data, evaluation, memorization, methods, preemption, rundir, source, stages, vision
+from hamu_jax import (
+  data,
+  evaluation,
+  memorization,
+  methods,
+  pairing,
+  preemption,
+  rundir,
+  source,
+  stages,
+  vision,
+)
 from hamu_jax import loop as loop_lib
 from hamu_jax import step as step_lib
 from hamu_jax.errors import UserError
@@ -55,7 +66,8 @@ class Recorder(evaluation.Evaluator):
 
 
 # Their compiled programs serve all tests.
-EVALUATOR = Recorder(linear, {"train": evaluation.Examples(DATA.images, DATA.labels, AVAILABLE)}, 16)
+TRAIN = {"train": evaluation.Examples(DATA.images, DATA.labels, AVAILABLE)}
+EVALUATOR = Recorder(linear, TRAIN, 16)
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +123,11 @@ class Estimate:
         watch=watch or self._runner.watch,
     )
 
-  def run(self, watch=None):
-    EVALUATOR.seen = self.evaluated
+  def run(self, watch=None, evaluator=EVALUATOR):
+    evaluator.seen = self.evaluated
     return memorization.estimate(
         self.options, AVAILABLE, self.inputs, seed=SEED, init=init, loop=self.loop(watch),
-        evaluator=EVALUATOR, cache=stages.StageCache(self.folder / "stages"), workdir=self.folder,
+        evaluator=evaluator, cache=stages.StageCache(self.folder / "stages"), workdir=self.folder,
     )
 
   def interrupted(self, stage, step):
@@ -223,7 +235,11 @@ def test_an_interrupted_estimate_goes_on_where_it_was(whole, estimate):
   together, result = whole
   estimate.interrupted("memorization3", 2)
   assert len(list((estimate.folder / "stages").glob("memorization-*"))) == PARALLEL
-  np.testing.assert_array_equal(estimate.run().scores, result.scores)
+  # As under pmap, whose devices share an evaluation.
+  several = Recorder(linear, TRAIN, 16, pairing.make_mesh(jax.devices(), 1))
+  again = estimate.run(evaluator=several)
+  np.testing.assert_array_equal(again.correct, result.correct)
+  np.testing.assert_array_equal(again.scores, result.scores)
   # The first group is there, the second goes on from the last step, and nothing is lost or repeated.
   assert estimate.trained == [("memorization3", 2), ("memorization6", 0)]
   jax.tree.map(
@@ -233,6 +249,19 @@ def test_an_interrupted_estimate_goes_on_where_it_was(whole, estimate):
   for stage, _ in GROUPS:
     rows = [row for row in rundir.read_metrics(estimate.folder).rows if row["stage"] == stage]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+
+
+def test_groups_of_another_size_go_on_with_the_models_that_are_not_finished(whole, estimate):
+  together, result = whole
+  estimate.interrupted("memorization3", 2)
+  estimate.options.parallel = 2
+  np.testing.assert_array_equal(estimate.run().scores, result.scores)
+  # Models 3 to 7; nothing of the abandoned group is used.
+  assert estimate.trained == [("memorization3", 0), ("memorization5", 0), ("memorization7", 0)]
+  jax.tree.map(
+      lambda later, all_: np.testing.assert_allclose(later, all_[PARALLEL:], rtol=1e-5, atol=1e-5),
+      estimate.models, together.models,
+  )
 
 
 @pytest.mark.parametrize(

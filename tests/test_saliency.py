@@ -182,6 +182,8 @@ def test_a_mask_that_does_not_fit_is_one_clear_line(tenth, runs, tmp_path, damag
   with pytest.raises(UserError, match=f"^{message}") as error:
     runs(tmp_path.name, path=str(tmp_path / "mask.safetensors"))
   assert "\n" not in str(error.value)
+  # Before anything is done.
+  assert not (runs.folder / tmp_path.name).exists()
 
 
 def test_the_weights_of_a_model_are_no_mask(tenth, runs, tmp_path):
@@ -195,6 +197,8 @@ def test_what_is_no_safetensors_file_is_one_clear_line(runs, tmp_path):
   with pytest.raises(UserError, match="^config.mask.path: .*: not a safetensors file") as error:
     runs(tmp_path.name, path=str(tmp_path / "mask.safetensors"))
   assert "\n" not in str(error.value)
+  # Before anything is done.
+  assert not (runs.folder / tmp_path.name).exists()
 
 
 def test_fractions_that_mark_no_weight_are_one_clear_line():
