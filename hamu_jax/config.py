@@ -314,10 +314,11 @@ def _range(name: str, value, low: float, high: float = math.inf, *, open_low: bo
   """Raises a UserError unless `value` is None or in [low, high], or (low, high] with `open_low`."""
   if value is None:
     return
-  inside = (value > low if open_low else value >= low) and value <= high
+  inside = (value > low if open_low else value >= low) and value <= high and math.isfinite(value)
   if not inside:  # NaN is not inside either.
-    bound = f"{'above' if open_low else 'at least'} {low:g}"
+    bound = f"{'above' if open_low else 'at least'} {low:g}" if low > -math.inf else "finite"
     bound += f" and at most {high:g}" if high < math.inf else ""
+    bound += " and finite" if low > -math.inf and math.isinf(value) else ""
     raise UserError(f"{name}={value!r}: must be {bound}")
 
 
