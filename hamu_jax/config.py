@@ -58,18 +58,9 @@ def optimizer_config(name: str, learning_rate: float) -> ml_collections.ConfigDi
   })
 
 
-def default_config() -> ml_collections.ConfigDict:
-  """The paper's CIFAR-10 experiment (arXiv 2606.02119): ResNet-20, forget class 0, hamu-q."""
-  config = ml_collections.ConfigDict()
-  config.seed = 41
-  config.pairing = "sequential"
-  # Devices used by `pmap`; 0 takes all.
-  config.devices = 0
-  # Where finished stages are kept and looked up; "" is `stages/` inside the workdir.
-  config.stage_cache = ""
-  config.checkpoint_seconds = 60.0
-
-  config.data = ml_collections.ConfigDict({
+def _data_section() -> ml_collections.ConfigDict:
+  """The dataset, and which of its rows are forgotten."""
+  return ml_collections.ConfigDict({
       "source": "huggingface",
       # Dataset name (tfds) or hub id (huggingface).
       "name": "uoft-cs/cifar10",
@@ -109,19 +100,10 @@ def default_config() -> ml_collections.ConfigDict:
       "duplicates": 0,
   })
 
-  config.model = ml_collections.ConfigDict({
-      "name": "resnet20",
-      # Options of those architectures that have them; not set takes the architecture's own.
-      "width": _optional(int),
-      "depth": _optional(int),
-      "heads": _optional(int),
-      "stages": _optional(tuple),
-      # Trained weights to unlearn from (safetensors file or folder); "" pretrains.
-      "weights": "",
-  })
 
-  # Used to pretrain on all rows and to retrain the reference on the retained ones.
-  config.train = ml_collections.ConfigDict({
+def _train_section() -> ml_collections.ConfigDict:
+  """Pretraining on all rows, and retraining of the reference on the retained ones."""
+  return ml_collections.ConfigDict({
       "epochs": 50,
       # Taken whole, because batch norm needs the statistics of all of it.
       "batch_size": 5000,
@@ -134,8 +116,11 @@ def default_config() -> ml_collections.ConfigDict:
       "evaluate_epochs": 1.0,
       "optimizer": optimizer_config("adamw", 1e-3),
   })
-  # Sharpness-aware gradients.
-  config.sam = ml_collections.ConfigDict({
+
+
+def _sam_section() -> ml_collections.ConfigDict:
+  """Sharpness-aware gradients."""
+  return ml_collections.ConfigDict({
       # Radius of the perturbation in unlearning, and in pretraining and retraining; 0 is plain.
       "rho": 0.0,
       "train_rho": 0.0,
@@ -150,9 +135,12 @@ def default_config() -> ml_collections.ConfigDict:
       "scope": "auto",
   })
 
-  # Weights that the forget set moves most: only they unlearn (any method), or they unlearn and all others
-  # retain (sharp_minmax).
-  config.mask = ml_collections.ConfigDict({
+
+def _mask_section() -> ml_collections.ConfigDict:
+  """Weights that the forget set moves most: only they unlearn (any method), or they unlearn and all others
+  retain (sharp_minmax).
+  """
+  return ml_collections.ConfigDict({
       # Share of the weights; 0 uses no mask.
       "fraction": 0.0,
       # The shares for which the mask stage makes one.
@@ -167,8 +155,10 @@ def default_config() -> ml_collections.ConfigDict:
       "path": "",
   })
 
-  # The ensemble behind data.scores="estimate".
-  config.memorization = ml_collections.ConfigDict({
+
+def _memorization_section() -> ml_collections.ConfigDict:
+  """The ensemble behind `data.scores = "estimate"`."""
+  return ml_collections.ConfigDict({
       "models": 64,
       # Share of the training rows that each model sees.
       "fraction": 0.7,
@@ -182,10 +172,10 @@ def default_config() -> ml_collections.ConfigDict:
       "optimizer": optimizer_config("adamw", 1e-3),
   })
 
-  # Whether to train the reference model without the forget set (tug-of-war needs it).
-  config.retrain = True
 
-  config.method = ml_collections.ConfigDict({
+def _method_section() -> ml_collections.ConfigDict:
+  """The unlearning method and its run."""
+  return ml_collections.ConfigDict({
       "name": "hamu-q",
       "epochs": 25.0,
       # Ends the run after so many applied steps; 0: after `epochs`.
@@ -242,6 +232,39 @@ def default_config() -> ml_collections.ConfigDict:
       "l1_weight": 5e-4,
       "l1_free_epochs": 0.0,
   })
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The paper's CIFAR-10 experiment (arXiv 2606.02119): ResNet-20, forget class 0, hamu-q."""
+  config = ml_collections.ConfigDict()
+  config.seed = 41
+  config.pairing = "sequential"
+  # Devices used by `pmap`; 0 takes all.
+  config.devices = 0
+  # Where finished stages are kept and looked up; "" is `stages/` inside the workdir.
+  config.stage_cache = ""
+  config.checkpoint_seconds = 60.0
+
+  config.data = _data_section()
+  config.model = ml_collections.ConfigDict({
+      "name": "resnet20",
+      # Options of those architectures that have them; not set takes the architecture's own.
+      "width": _optional(int),
+      "depth": _optional(int),
+      "heads": _optional(int),
+      "stages": _optional(tuple),
+      # Trained weights to unlearn from (safetensors file or folder); "" pretrains.
+      "weights": "",
+  })
+
+  config.train = _train_section()
+  config.sam = _sam_section()
+  config.mask = _mask_section()
+  config.memorization = _memorization_section()
+  # Whether to train the reference model without the forget set (tug-of-war needs it).
+  config.retrain = True
+
+  config.method = _method_section()
 
   config.evaluate = ml_collections.ConfigDict({
       "batch_size": 1000,
