@@ -1,0 +1,120 @@
+"""Greedy generation: the prompts at once, then token by token from a cache of keys and values.
+
+Shapes: B prompts, P tokens of the longest prompt, N new tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hamu_jax.errors import UserError
+from hamu_jax.models import llama
+from hamu_jax.models.llama_config import LlamaConfig
+
+
+class Generated(NamedTuple):
+  """Continuations.
+
+  Attributes:
+    token_BxN: int32, the end-of-text token included, padded after it.
+    length_B: int32, tokens before the padding.
+  """
+
+  token_BxN: jax.Array
+  length_B: jax.Array
+
+
+class _Progress(NamedTuple):
+  """State of the loop; `done_B` marks texts that have ended."""
+
+  step: jax.Array
+  done_B: jax.Array
+  token_BxN: jax.Array
+  cache: llama.Cache
+
+
+def make_greedy(
+    apply: Callable[..., Any],
+    config: LlamaConfig,
+    *,
+    new_tokens: int,
+    dtype: Any = jnp.float32,
+    eos_token_ids: Sequence[int] | None = None,
+    pad_token_id: int = 0,
+) -> Callable[[Any, jax.Array, jax.Array], Generated]:
+  """Builds a jitted function that continues prompts by the likeliest token, again and again.
+
+  It stops when every text has ended. One compilation serves all batches of one shape.
+
+  Args:
+    apply: `Llama.apply`, or `lora.with_lora` of it.
+    config: of the model.
+    new_tokens: N, most tokens of a continuation.
+    dtype: of the cache: the model's.
+    eos_token_ids: tokens that end a text; None takes the config's.
+    pad_token_id: follows the end of a text.
+
+  Returns:
+    (variables, token_BxP, valid_BxP bool) -> Generated. Padding may be on either side; each prompt
+    needs at least one token.
+
+  Raises:
+    UserError: fewer than one new token; in the function, prompts that leave no room for them.
+  """
+  if new_tokens < 1:
+    raise UserError(f"new_tokens={new_tokens}: choose 1 or more")
+  ends = jnp.asarray(config.eos_token_ids if eos_token_ids is None else eos_token_ids, jnp.int32)
+
+  def pick(variables, x_BxD):
+    """-> the likeliest tokens, int32 [B]."""
+    logits_Bx1xV = apply(variables, x_BxD[:, None], method="unembed")
+    return jnp.argmax(logits_Bx1xV[:, 0], axis=-1).astype(jnp.int32)
+
+  def append(progress, token_B):
+    token_B = jnp.where(progress.done_B, pad_token_id, token_B)
+    ended_B = jnp.any(token_B[:, None] == ends[None], axis=1)
+    return progress._replace(
+        step=progress.step + 1,
+        done_B=progress.done_B | ended_B,
+        token_BxN=progress.token_BxN.at[:, progress.step].set(token_B),
+    )
+
+  @jax.jit
+  def greedy(variables, token_BxP, valid_BxP):
+    rows, prompt = token_BxP.shape
+    if prompt + new_tokens > config.max_position_embeddings:
+      raise UserError(
+          f"prompts of {prompt} tokens and {new_tokens} new ones exceed the model's context of "
+          f"{config.max_position_embeddings}; shorten either")
+    valid_BxP = valid_BxP.astype(bool)
+    # The last new token is never fed back.
+    cache = llama.init_cache(config, rows, prompt + new_tokens - 1, dtype)
+    x_BxPxD, cache = apply(variables, token_BxP, valid_BxP, cache, method="decode")
+    last_B = prompt - 1 - jnp.argmax(valid_BxP[:, ::-1], axis=1)
+    start = _Progress(
+        step=jnp.zeros([], jnp.int32),
+        done_B=jnp.zeros(rows, bool),
+        token_BxN=jnp.full((rows, new_tokens), pad_token_id, jnp.int32),
+        cache=cache,
+    )
+
+    def unfinished(progress):
+      return (progress.step < new_tokens) & ~jnp.all(progress.done_B)
+
+    def advance(progress):
+      token_Bx1 = lax.dynamic_slice_in_dim(progress.token_BxN, progress.step - 1, 1, axis=1)
+      x_Bx1xD, cache = apply(
+          variables, token_Bx1, jnp.ones((rows, 1), bool), progress.cache, method="decode")
+      return append(progress._replace(cache=cache), pick(variables, x_Bx1xD[:, 0]))
+
+    first_B = pick(variables, x_BxPxD[jnp.arange(rows), last_B])
+    progress = lax.while_loop(unfinished, advance, append(start, first_B))
+    ended_BxN = jnp.any(progress.token_BxN[:, :, None] == ends[None, None], axis=2)
+    length_B = jnp.where(
+        jnp.any(ended_BxN, axis=1), jnp.argmax(ended_BxN, axis=1) + 1, progress.step)
+    return Generated(progress.token_BxN, length_B.astype(jnp.int32))
+
+  return greedy

@@ -1,0 +1,358 @@
+"""Llama: a decoder of RMSNorm, rotary embedding, grouped-query attention and SwiGLU.
+
+Source: Touvron et al., Llama 2 (2023); Grattafiori et al., The Llama 3 Herd of Models (2024), as
+Hugging Face's `LlamaForCausalLM` computes them, whose names the submodules have.
+
+Shapes: B rows, T tokens of a row, S slots of the cache, D hidden size, N query heads, K key and
+value heads, H head dimension, F intermediate size, L layers, V vocabulary.
+
+The parameters of all layers are stacked, [L, ...], and the layers a loop: a model of any depth
+compiles in the time of one layer.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hamu_jax.errors import UserError
+from hamu_jax.models.llama_config import LlamaConfig
+
+_INIT = nn.initializers.normal(0.02)
+# What a layer keeps for its backward pass; the rest is computed again.
+_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+REMATERIALIZATION = {
+    "none": None,  # everything is kept
+    "dots": _DOTS,  # the outputs of the projections
+    "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input only
+}
+# Collections that have one entry a layer. The model itself defines no "lora"; see `models.lora`.
+_STACKED = {"params": 0, "lora": 0, "intermediates": 0}
+
+
+class Cache(NamedTuple):
+  """Keys and values of the tokens seen so far.
+
+  Attributes:
+    key_LxBxSxKxH: turned by their positions.
+    value_LxBxSxKxH: as they are.
+    valid_BxS: whether a slot holds a token, not padding or nothing.
+    length: int32 [], slots written so far.
+  """
+
+  key_LxBxSxKxH: jax.Array
+  value_LxBxSxKxH: jax.Array
+  valid_BxS: jax.Array
+  length: jax.Array
+
+
+class _Context(NamedTuple):
+  """What all layers share.
+
+  Attributes:
+    angles_BxTxR: float32, by which each pair of a head's R = H / 2 is turned.
+    mask_Bx1xTxS: whether a token may look at another, beside causality where there is no cache.
+    start: first slot of the cache to write, or None without one.
+  """
+
+  angles_BxTxR: jax.Array
+  mask_Bx1xTxS: jax.Array | None
+  start: jax.Array | None
+
+
+def rotary_angles(position_BxT: jax.Array, config: LlamaConfig) -> jax.Array:
+  """Angles by which the pairs of a head are turned, `position f_i` with `f_i = theta^(-2i / H)`.
+
+  Llama 3's scaling, with the turns `n_i = C f_i / 2 pi` in the original context of C tokens:
+
+    `f_i <- (1 - s) f_i / factor + s f_i`,  `s = clip((n_i - low) / (high - low), 0, 1)`.
+
+  Args:
+    position_BxT: integers.
+    config: `rope_theta`, `rope_scaling`, `head_dim`.
+
+  Returns:
+    [B, T, H / 2] float32, in radians.
+  """
+  pairs = jnp.arange(config.head_dim // 2, dtype=jnp.float32)
+  frequency_R = jnp.float32(config.rope_theta) ** (-2 * pairs / config.head_dim)
+  if scaling := config.rope_scaling:
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns_R = scaling.original_max_position_embeddings / (2 * math.pi) * frequency_R
+    kept_R = jnp.clip((turns_R - low) / (high - low), 0, 1)
+    frequency_R *= (1 - kept_R) / scaling.factor + kept_R
+  return position_BxT[:, :, None].astype(jnp.float32) * frequency_R[None, None, :]
+
+
+def rotate(x_BxTxNxH: jax.Array, angles_BxTxR: jax.Array) -> jax.Array:
+  """Turns the pairs (i, i + H / 2) of each head by their angles, in float32.
+
+  Args:
+    x_BxTxNxH: queries or keys.
+    angles_BxTxR: see `rotary_angles`.
+
+  Returns:
+    The same shape and dtype as `x_BxTxNxH`.
+  """
+  cos, sin = jnp.cos(angles_BxTxR)[:, :, None], jnp.sin(angles_BxTxR)[:, :, None]
+  first, second = jnp.split(x_BxTxNxH.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return turned.astype(x_BxTxNxH.dtype)
+
+
+def segment_positions(segment_BxT: jax.Array) -> jax.Array:
+  """Position of each token in its segment, a run of equal numbers; int32 [B, T], from 0."""
+  index_BxT = jnp.broadcast_to(jnp.arange(segment_BxT.shape[1], dtype=jnp.int32), segment_BxT.shape)
+  before_BxT = jnp.roll(segment_BxT, 1, axis=1)
+  starts_BxT = jnp.where((segment_BxT != before_BxT) & (index_BxT > 0), index_BxT, 0)
+  return index_BxT - lax.cummax(starts_BxT, axis=1)
+
+
+class Attention(nn.Module):
+  """Grouped-query attention with rotary embedding.
+
+  Attributes:
+    config: sizes.
+    dtype: of the computation; the rotation and the softmax are in float32.
+    param_dtype: of the parameters.
+    implementation: of `jax.nn.dot_product_attention`, without a cache.
+  """
+
+  config: LlamaConfig
+  dtype: Any
+  param_dtype: Any
+  implementation: str
+
+  @nn.compact
+  def __call__(self, x_BxTxD, context: _Context, layer, cache):
+    """-> ([B, T, D], the updated stacks of keys and values or None)."""
+    config = self.config
+
+    def project(name, heads):
+      y = _linear(self, heads * config.head_dim, name)(x_BxTxD)
+      return y.reshape(*x_BxTxD.shape[:2], heads, config.head_dim)
+
+    q_BxTxNxH = rotate(project("q_proj", config.num_attention_heads), context.angles_BxTxR)
+    k_BxTxKxH = rotate(project("k_proj", config.num_key_value_heads), context.angles_BxTxR)
+    v_BxTxKxH = project("v_proj", config.num_key_value_heads)
+    if cache is None:
+      y_BxTxNxH = jax.nn.dot_product_attention(
+          q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, mask=context.mask_Bx1xTxS, is_causal=True,
+          implementation=self.implementation)
+    else:
+      # Stacks that are carried through the loop over layers are written in place.
+      at = (layer, 0, context.start, 0, 0)
+      cache = tuple(
+          lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), at)
+          for stack, new in zip(cache, (k_BxTxKxH, v_BxTxKxH), strict=True))
+      k_BxSxKxH, v_BxSxKxH = (
+          lax.dynamic_index_in_dim(stack, layer, keepdims=False) for stack in cache)
+      y_BxTxNxH = jax.nn.dot_product_attention(
+          q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, mask=context.mask_Bx1xTxS)
+    y = y_BxTxNxH.reshape(*x_BxTxD.shape[:2], -1)
+    return _linear(self, config.hidden_size, "o_proj")(y), cache
+
+
+class SwiGLU(nn.Module):
+  """`down(silu(gate(x)) * up(x))`.
+
+  Attributes:
+    config: sizes.
+    dtype: of the computation.
+    param_dtype: of the parameters.
+  """
+
+  config: LlamaConfig
+  dtype: Any
+  param_dtype: Any
+
+  @nn.compact
+  def __call__(self, x_BxTxD):
+    """[B, T, D] -> [B, T, D]."""
+    gate_BxTxF = _linear(self, self.config.intermediate_size, "gate_proj")(x_BxTxD)
+    up_BxTxF = _linear(self, self.config.intermediate_size, "up_proj")(x_BxTxD)
+    return _linear(self, self.config.hidden_size, "down_proj")(nn.silu(gate_BxTxF) * up_BxTxF)
+
+
+class Layer(nn.Module):
+  """`y = x + attention(norm(x))`, then `y + swiglu(norm(y))`, as the body of the loop over layers.
+
+  Sows its output as "hidden" into "intermediates".
+  """
+
+  config: LlamaConfig
+  dtype: Any
+  param_dtype: Any
+  implementation: str
+
+  @nn.compact
+  def __call__(self, carry, layer, context: _Context):
+    """((x [B, T, D], cache stacks or None), layer number, shared) -> (both updated, None)."""
+    x_BxTxD, cache = carry
+    attention = Attention(
+        self.config, self.dtype, self.param_dtype, self.implementation, name="self_attn")
+    y_BxTxD, cache = attention(_norm(self, "input_layernorm")(x_BxTxD), context, layer, cache)
+    x_BxTxD += y_BxTxD
+    mlp = SwiGLU(self.config, self.dtype, self.param_dtype, name="mlp")
+    x_BxTxD += mlp(_norm(self, "post_attention_layernorm")(x_BxTxD))
+    self.sow("intermediates", "hidden", x_BxTxD)
+    return (x_BxTxD, cache), None
+
+
+class Llama(nn.Module):
+  """A language model: the logits of the next token at each position.
+
+  Attributes:
+    config: sizes.
+    dtype: of the computation. Norms, rotary angles, the attention's softmax and the logits are in
+      float32 whatever it is.
+    param_dtype: of the parameters, which are cast where they are used.
+    rematerialization: a key of `REMATERIALIZATION`.
+    attention: implementation of `jax.nn.dot_product_attention` for whole sequences: "xla", or
+      "cudnn" on a GPU in 16 bits.
+  """
+
+  config: LlamaConfig
+  dtype: Any = jnp.float32
+  param_dtype: Any = jnp.float32
+  rematerialization: str = "none"
+  attention: str = "xla"
+
+  def __post_init__(self):
+    super().__post_init__()
+    for field, choices in (
+        ("rematerialization", REMATERIALIZATION), ("attention", ("xla", "cudnn"))):
+      if getattr(self, field) not in choices:
+        raise UserError(f"{field}={getattr(self, field)!r}: choose from {', '.join(choices)}")
+    if self.attention == "cudnn" and jnp.dtype(self.dtype).itemsize != 2:
+      raise UserError(
+          f"attention='cudnn' computes in 16 bits, not in {jnp.dtype(self.dtype).name}; choose"
+          " 'xla'")
+
+  def setup(self):
+    config = self.config
+    self.embed_tokens = nn.Embed(
+        config.vocab_size, config.hidden_size, dtype=self.dtype, param_dtype=self.param_dtype,
+        embedding_init=_INIT)
+    layer = Layer
+    if self.rematerialization != "none":
+      # A loop is no place for common subexpressions to be found in.
+      layer = nn.remat(
+          Layer, prevent_cse=False, policy=REMATERIALIZATION[self.rematerialization])
+    self.layers = nn.scan(
+        layer, variable_axes=_STACKED, split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast), length=config.num_hidden_layers,
+    )(config, self.dtype, self.param_dtype, self.attention)
+    self.norm = _norm(self)
+    if not config.tie_word_embeddings:
+      self.lm_head = nn.Dense(
+          config.vocab_size, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype,
+          kernel_init=_INIT, dot_general=_dot_float32)
+
+  def __call__(
+      self,
+      token_BxT: jax.Array,
+      *,
+      segment_BxT: jax.Array | None = None,
+      position_BxT: jax.Array | None = None,
+  ) -> jax.Array:
+    """Logits [B, T, V] float32 of the token after each.
+
+    Args:
+      token_BxT: token numbers.
+      segment_BxT: tokens see those of their own number only, so that several texts can share a row;
+        0 for padding, so that an attention mask is one too. None where each row is one text, with
+        padding, if any, on the right: what comes after a token cannot reach it.
+      position_BxT: positions in their texts; None counts from 0 in each segment.
+    """
+    return self.unembed(
+        self.features(token_BxT, segment_BxT=segment_BxT, position_BxT=position_BxT))
+
+  def features(
+      self,
+      token_BxT: jax.Array,
+      *,
+      segment_BxT: jax.Array | None = None,
+      position_BxT: jax.Array | None = None,
+  ) -> jax.Array:
+    """What `unembed` takes, [B, T, D]; arguments as of a call. Sows each layer's output."""
+    mask_Bx1xTxT = None
+    if segment_BxT is not None:
+      mask_Bx1xTxT = (segment_BxT[:, :, None] == segment_BxT[:, None, :])[:, None]
+    if position_BxT is None:
+      one_segment = jnp.zeros_like(token_BxT)
+      position_BxT = segment_positions(one_segment if segment_BxT is None else segment_BxT)
+    context = _Context(rotary_angles(position_BxT, self.config), mask_Bx1xTxT, None)
+    x_BxTxD, _ = self._run_layers(token_BxT, context, None)
+    return x_BxTxD
+
+  def decode(
+      self, token_BxT: jax.Array, valid_BxT: jax.Array, cache: Cache
+  ) -> tuple[jax.Array, Cache]:
+    """Continues the texts of a cache by T tokens each: a whole prompt, or one token.
+
+    Args:
+      token_BxT: token numbers.
+      valid_BxT: bool; padding takes a slot and is not seen, so it may be anywhere.
+      cache: with at least T free slots.
+
+    Returns:
+      Features [B, T, D] for `unembed`, and the cache.
+    """
+    seen_Bx1 = jnp.sum(cache.valid_BxS, axis=1, dtype=jnp.int32, keepdims=True)
+    position_BxT = seen_Bx1 + jnp.cumsum(valid_BxT, axis=1, dtype=jnp.int32) - 1
+    valid_BxS = lax.dynamic_update_slice(cache.valid_BxS, valid_BxT, (0, cache.length))
+    slot_T = cache.length + jnp.arange(token_BxT.shape[1])
+    causal_TxS = jnp.arange(valid_BxS.shape[1])[None, :] <= slot_T[:, None]
+    mask_Bx1xTxS = (valid_BxS[:, None, :] & causal_TxS[None])[:, None]
+    angles_BxTxR = rotary_angles(position_BxT.clip(0), self.config)
+    context = _Context(angles_BxTxR, mask_Bx1xTxS, cache.length)
+    x_BxTxD, (key, value) = self._run_layers(
+        token_BxT, context, (cache.key_LxBxSxKxH, cache.value_LxBxSxKxH))
+    return x_BxTxD, Cache(key, value, valid_BxS, cache.length + token_BxT.shape[1])
+
+  def unembed(self, x_BxTxD: jax.Array) -> jax.Array:
+    """Features [B, T, D] -> logits [B, T, V] float32."""
+    if not self.config.tie_word_embeddings:
+      return self.lm_head(x_BxTxD)
+    embedding_VxD = self.embed_tokens.embedding.astype(self.dtype)
+    return _dot_float32(x_BxTxD, embedding_VxD, (((x_BxTxD.ndim - 1,), (1,)), ((), ())))
+
+  def _run_layers(self, token_BxT, context, cache):
+    layer_L = jnp.arange(self.config.num_hidden_layers)
+    (x_BxTxD, cache), _ = self.layers((self.embed_tokens(token_BxT), cache), layer_L, context)
+    return self.norm(x_BxTxD), cache
+
+
+def init_cache(config: LlamaConfig, rows: int, slots: int, dtype: Any) -> Cache:
+  """An empty cache of `slots` tokens for each of `rows` texts."""
+  shape = (
+      config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
+  return Cache(
+      jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows, slots), bool),
+      jnp.zeros([], jnp.int32))
+
+
+def abstract_params(model: Llama) -> Any:
+  """Shapes and dtypes of a model's parameters, as `jax.ShapeDtypeStruct`s."""
+  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+
+
+# Whatever the operands' dtype, products are summed up and returned in float32.
+_dot_float32 = functools.partial(lax.dot_general, preferred_element_type=jnp.float32)
+
+
+def _linear(module, features, name):
+  return nn.Dense(
+      features, use_bias=False, dtype=module.dtype, param_dtype=module.param_dtype,
+      kernel_init=_INIT, name=name)
+
+
+def _norm(module, name=None):
+  return nn.RMSNorm(
+      module.config.rms_norm_eps, dtype=module.dtype, param_dtype=module.param_dtype, name=name)

