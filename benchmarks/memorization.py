@@ -2,9 +2,10 @@
 
   python benchmarks/memorization.py --models=16 --out=runs/memorization
 
-The first figure is the wall time of K models of `configs/digits_sharp.py` in one vmapped program over that
-of K programs' runs in this process (the same models, to rounding), compiling included and excluded; the
-second the rank correlation of the scores of two disjoint halves of an ensemble of `--models` times four.
+The first figure is the wall time of K models of `configs/digits_sharp.py`, one after the other in this
+process, over that of the same models in one vmapped program; compiling, once each, is included and matters
+less the more `--epochs` there are. The second is the rank correlation of the scores of two disjoint halves of
+an ensemble of `--models` times four.
 """
 
 import argparse
@@ -27,7 +28,7 @@ def make(args, name, **options):
   shutil.rmtree(folder, ignore_errors=True)
   get_config = runpy.run_path(args.config)["get_config"]
   config = get_config()
-  config.memorization.update(**options)
+  config.memorization.update(**options, **({"epochs": args.epochs} if args.epochs else {}))
   if args.model:
     config.model.name = args.model
   config_lib.validate(config)
@@ -47,6 +48,7 @@ def main():
   parser.add_argument("--config", default="configs/digits_sharp.py")
   parser.add_argument("--model", default="", help="another model than the configuration's")
   parser.add_argument("--models", type=int, default=16)
+  parser.add_argument("--epochs", type=float, default=0.0, help="0 takes the configuration's")
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--out", default="runs/memorization", help="folder of the runs")
   args = parser.parse_args()
@@ -60,7 +62,7 @@ def main():
   print(f"one by one over together: {np.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
 
   runner = make(args, "halves", models=4 * args.models, parallel=args.models)
-  whole, correct, included = runner.estimate_memorization()
+  whole, correct, included, _ = runner.estimate_memorization()
   halves = [
       memorization.memorization_scores(correct[part::2], included[part::2]) for part in range(2)
   ]
