@@ -117,7 +117,13 @@ class Evaluator:
       {split: {"accuracy", "loss", "entropy", "count"}, "retain_forget_auc", "forget_test_auc"}; each AUC
       is the probability that a random example of the second set has the higher loss.
     """
-    return summarize(self.per_example(variables))
+    examples = self.per_example(variables)
+    result = {name: classification.summarize(values) for name, values in examples.items()}
+    for first, second in (("retain", "forget"), ("forget", "test")):
+      result[f"{first}_{second}_auc"] = membership.loss_auc(
+          examples[first]["loss"], examples[second]["loss"]
+      )
+    return result
 
   def membership(self, variables, most: int) -> dict[str, float]:
     """The shares of the forget set that attacks call non-members, see `metrics.membership.svc_mia`.
@@ -137,20 +143,6 @@ class Evaluator:
       probs = self._over(split, lambda batch: self._probabilities(variables, batch))
       sets += [probs, split.labels[split.rows]]
     return membership.svc_mia(*sets)
-
-
-def summarize(examples: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-  """`Evaluator.summary` of what `Evaluator.per_example` returned."""
-  names = ("loss", "correct", "entropy")
-  result = {
-      split: classification.summarize({name: values[name] for name in names})
-      for split, values in examples.items()
-  }
-  for first, second in (("retain", "forget"), ("forget", "test")):
-    result[f"{first}_{second}_auc"] = membership.loss_auc(
-        examples[first]["loss"], examples[second]["loss"]
-    )
-  return result
 
 
 def selection_score(summary) -> float:

@@ -178,11 +178,17 @@ class Experiment:
         checkpoint_seconds=self._config.checkpoint_seconds,
     )
 
+  @property
+  def _evaluation_mesh(self) -> jax.sharding.Mesh | None:
+    """The devices that share an evaluation, None for the default one."""
+    return pairing_lib.make_mesh(self._devices, 1) if self._config.pairing == "pmap" else None
+
   def _make_evaluator(self, splits) -> evaluation.Evaluator:
-    mesh = pairing_lib.make_mesh(self._devices, 1) if self._config.pairing == "pmap" else None
     # Evaluation has no training statistics.
     forward = self._make_forward("sequential")
-    return evaluation.Evaluator(forward, splits, self._config.evaluate.batch_size, mesh)
+    return evaluation.Evaluator(
+        forward, splits, self._config.evaluate.batch_size, self._evaluation_mesh
+    )
 
   def _produce(self, name: str, start, frozen: step_lib.Frozen = step_lib.Frozen()):
     """The stage's model and outcome, from the cache or by running it from the model `start()`."""
@@ -221,8 +227,7 @@ class Experiment:
   def _evaluate(self, name: str, variables: Tree) -> dict[str, Any]:
     """All splits of a stage's final model and, where asked for, its membership inference."""
     key, options = self._evaluation_key(name), self._config.evaluate
-    mesh = pairing_lib.make_mesh(self._devices, 1) if self._config.pairing == "pmap" else None
-    placed = source_lib.place(variables, mesh)
+    placed = source_lib.place(variables, self._evaluation_mesh)
 
     def cached(kind, key, compute):
       record = self._cache.outcome(kind, key)
@@ -334,39 +339,36 @@ class Experiment:
     self._loop = self._make_loop(self._config.pairing, self._evaluator.summary)
 
     original, records["pretrain"] = self._original()
-    variables, mask = {"pretrain": original}, None
+    trained, mask = {"original": original}, None
     if self._config.retrain or self._method.from_scratch:
-      variables["retrain"], records["retrain"] = self._produce("retrain", self._initial)
-    if not self._method.from_scratch:
+      trained["retrained"], records["retrain"] = self._produce("retrain", self._initial)
+    if self._method.from_scratch:
+      trained["unlearned"] = trained["retrained"]
+    else:
       mask, mask_record = self._mask(original)
       records |= {"mask": mask_record} if mask_record else {}
       reference = original if methods.needs_reference(self._method, objectives.TERMS) else None
-      variables["unlearn"], records["unlearn"] = self._produce(
+      trained["unlearned"], records["unlearn"] = self._produce(
           "unlearn", lambda: original, step_lib.Frozen(reference, mask)
       )
     final = records[self._plan.final]
-    models_by_name = {
-        "original": variables["pretrain"],
-        **({"retrained": variables["retrain"]} if "retrain" in variables else {}),
-        "unlearned": variables[self._plan.final],
-    }
     summary = {
         "method": self._config.method.name,
-        "results": self._results(models_by_name),
+        "results": self._results(trained),
         "steps": final["steps"],
         "stop_reason": final["stop_reason"],
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "provenance": self._provenance(records),
     }
     if hosts.is_writer():
-      self._leave_results(summary, models_by_name, mask)
+      self._leave_results(summary, trained, mask)
     return summary
 
-  def _results(self, models_by_name: dict[str, Tree]) -> dict[str, Any]:
+  def _results(self, trained: dict[str, Tree]) -> dict[str, Any]:
     """Evaluation of each model, with the tug-of-war against the retrained one where there is one."""
     stages = {"original": "pretrain", "retrained": "retrain", "unlearned": self._plan.final}
     results = {
-        name: self._evaluate(stages[name], model) for name, model in models_by_name.items()
+        name: self._evaluate(stages[name], model) for name, model in trained.items()
     }
     if "retrained" not in results:
       return results
@@ -401,10 +403,10 @@ class Experiment:
     }
 
   def _leave_results(
-      self, summary: dict[str, Any], models_by_name: dict[str, Tree], mask: Tree | None
+      self, summary: dict[str, Any], trained: dict[str, Tree], mask: Tree | None
   ) -> None:
     """Writes what a person takes away from the run directory, the summary last."""
-    for name, model in models_by_name.items():
+    for name, model in trained.items():
       self._leave_weights(f"{name}.safetensors", model)
     if mask is not None:
       self._leave_weights("mask.safetensors", {"params": mask})

@@ -110,7 +110,8 @@ class Streamed:
   def __init__(self, data: ImageData):
     self._data = data
     self._worker = concurrent.futures.ThreadPoolExecutor(1, "window")
-    self._ahead = {}
+    # The window that is most likely asked for next: what it is of, and its future.
+    self._ahead = None
 
   def most_steps(self, plan) -> int:
     """Most steps that a chunk may have: as many as fit a window."""
@@ -119,12 +120,12 @@ class Streamed:
 
   def chunk(self, plan, start: int, stop: int, mesh) -> tuple[ImageData, step_lib.Feed]:
     """As `Resident.chunk`; starts on the chunk after it, which is most likely as long."""
-    key = (id(plan), start, stop)
-    ahead = self._ahead.pop(key, None)
-    self._ahead.clear()
-    data, rows = ahead.result() if ahead else self._window(plan, start, stop, mesh)
-    following = (id(plan), stop, 2 * stop - start)
-    self._ahead[following] = self._worker.submit(self._window, plan, *following[1:], mesh)
+    wanted, future = (plan, start, stop, mesh), None
+    if self._ahead is not None and self._ahead[0] == wanted:
+      future = self._ahead[1]
+    data, rows = future.result() if future else self._window(*wanted)
+    following = (plan, stop, 2 * stop - start, mesh)
+    self._ahead = following, self._worker.submit(self._window, *following)
     return data, place_feed(rows, plan.epochs(start, stop), mesh)
 
   def _window(self, plan, start, stop, mesh):
