@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hamu_jax.errors import UserError
+from hamu_jax.models import sharding
 from hamu_jax.models.llama_config import LlamaConfig
 
 _INIT = nn.initializers.normal(0.02)
@@ -214,6 +215,8 @@ class Llama(nn.Module):
     rematerialization: a key of `REMATERIALIZATION`.
     attention: implementation of `jax.nn.dot_product_attention` for whole sequences: "xla", or
       "cudnn" on a GPU in 16 bits.
+    weights_axis: of the mesh, over which the parameters may be split as `sharding.base_specs` has
+      them, inside `jax.shard_map`; each is gathered where it is used. None if they are whole.
   """
 
   config: LlamaConfig
@@ -221,6 +224,7 @@ class Llama(nn.Module):
   param_dtype: Any = jnp.float32
   rematerialization: str = "none"
   attention: str = "xla"
+  weights_axis: str | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -232,17 +236,21 @@ class Llama(nn.Module):
       raise UserError(
           f"attention='cudnn' computes in 16 bits, not in {jnp.dtype(self.dtype).name}; choose"
           " 'xla'")
+    if self.weights_axis and self.rematerialization == "none":
+      raise UserError(
+          f"weights_axis={self.weights_axis!r} with rematerialization='none', which would keep the"
+          " gathered weights of all layers; choose 'dots' or 'full'")
 
   def setup(self):
     config = self.config
     self.embed_tokens = nn.Embed(
         config.vocab_size, config.hidden_size, dtype=self.dtype, param_dtype=self.param_dtype,
         embedding_init=_INIT)
-    layer = Layer
+    layer = self._gathering(Layer, "layers")
     if self.rematerialization != "none":
       # A loop is no place for common subexpressions to be found in.
       layer = nn.remat(
-          Layer, prevent_cse=False, policy=REMATERIALIZATION[self.rematerialization])
+          layer, prevent_cse=False, policy=REMATERIALIZATION[self.rematerialization])
     self.layers = nn.scan(
         layer, variable_axes=_STACKED, split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast), length=config.num_hidden_layers,
@@ -317,15 +325,28 @@ class Llama(nn.Module):
 
   def unembed(self, x_BxTxD: jax.Array) -> jax.Array:
     """Features [B, T, D] -> logits [B, T, V] float32."""
-    if not self.config.tie_word_embeddings:
-      return self.lm_head(x_BxTxD)
-    embedding_VxD = self.embed_tokens.embedding.astype(self.dtype)
-    return _dot_float32(x_BxTxD, embedding_VxD, (((x_BxTxD.ndim - 1,), (1,)), ((), ())))
+    if self.config.tie_word_embeddings:
+      unembed, module = self._gathering(_unembed, "embed_tokens"), self.embed_tokens
+    else:
+      unembed, module = self._gathering(_call, "lm_head"), self.lm_head
+    return unembed(module, x_BxTxD)
 
   def _run_layers(self, token_BxT, context, cache):
     layer_L = jnp.arange(self.config.num_hidden_layers)
-    (x_BxTxD, cache), _ = self.layers((self.embed_tokens(token_BxT), cache), layer_L, context)
+    x_BxTxD = self._gathering(_call, "embed_tokens")(self.embed_tokens, token_BxT)
+    (x_BxTxD, cache), _ = self.layers((x_BxTxD, cache), layer_L, context)
     return self.norm(x_BxTxD), cache
+
+  def _gathering(self, target, name):
+    """The same module, or function of one, which first gathers the parameters of a submodule."""
+    if self.weights_axis is None or self.is_initializing():
+      return target
+    whole = _layer_shapes(self.config) if name == "layers" else _whole_shapes(self.config)[name]
+
+    def gather(collections):
+      return {"params": sharding.gather(collections["params"], whole, self.weights_axis)}
+
+    return nn.map_variables(target, "params", gather)
 
 
 def init_cache(config: LlamaConfig, rows: int, slots: int, dtype: Any) -> Cache:
@@ -341,6 +362,29 @@ def abstract_params(model: Llama) -> Any:
   """Shapes and dtypes of a model's parameters, as `jax.ShapeDtypeStruct`s."""
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+
+
+@functools.lru_cache
+def _whole_shapes(config):
+  """Parameters that are not split; their dtype is of no matter here."""
+  return abstract_params(Llama(config, parent=None))
+
+
+@functools.lru_cache
+def _layer_shapes(config):
+  """Those of one layer, as the loop over layers hands them over."""
+  return jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
+      _whole_shapes(config)["layers"])
+
+
+def _call(module, x):
+  return module(x)
+
+
+def _unembed(embed, x_BxTxD):
+  embedding_VxD = embed.embedding.astype(embed.dtype)
+  return _dot_float32(x_BxTxD, embedding_VxD, (((x_BxTxD.ndim - 1,), (1,)), ((), ())))
 
 
 # Whatever the operands' dtype, products are summed up and returned in float32.
