@@ -7,6 +7,7 @@ one of class numbers; the class names are in the features, which a file keeps in
 import contextlib
 import json
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,7 @@ def read_folder(request: Request) -> Contents:
           " split to evaluate on"
       )
     try:
-      tables[split] = (_mapped if request.stream else _whole)(files)
+      tables[split] = (_mapped if request.stream else read_parquet)(files)
     except pa.ArrowException as error:
       raise UserError(f"config.data.path='{folder}': {split}*.parquet differ ({error})") from None
   metadata = (tables["train"].schema.metadata or {}).get(b"huggingface", b"{}")
@@ -52,8 +53,19 @@ def read_folder(request: Request) -> Contents:
   return _contents(tables, features, request)
 
 
-def _whole(files: list[pathlib.Path]):
-  """Reads files into memory, as one table."""
+def read_parquet(files: list[pathlib.Path]):
+  """Reads files into memory, as one table.
+
+  Args:
+    files: parquet files of one schema.
+
+  Returns:
+    A `pyarrow.Table`.
+
+  Raises:
+    UserError: for a corrupt file.
+    pyarrow.ArrowException: if the files' schemas differ.
+  """
   import pyarrow as pa
   import pyarrow.parquet as pq
 
@@ -107,6 +119,104 @@ def _parquet_folder(path: str, subset: str) -> pathlib.Path:
   return found[0]
 
 
+class UnknownSubset(UserError):
+  """The hub has the dataset, but no configuration of that name."""
+
+
+class UnknownSubset(UserError):
+  """The hub has the dataset, but no configuration of that name."""
+
+
+class Hub:
+  """One dataset of the Hugging Face hub or, while that cannot be reached, of its cache."""
+
+  def __init__(
+      self,
+      name: str,
+      cache: str = "",
+      *,
+      example: str = "CIFAR-10 is 'uoft-cs/cifar10'",
+      no_network: Callable[[str, Exception], UserError] = unreachable,
+  ):
+    """Asks the hub once whether the dataset exists: `load_dataset` itself retries for minutes.
+
+    Args:
+      name: the dataset's hub id.
+      cache: the cache folder; empty for the default one.
+      example: a name that exists, for the error message.
+      no_network: makes the error of a download that failed from what was asked for and why it
+        failed.
+
+    Raises:
+      UserError: if the hub answers that there is no such dataset.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    self.name = name
+    self._cache, self._example, self._no_network = cache, example, no_network
+    self._network_error = None
+    try:
+      huggingface_hub.HfApi().dataset_info(name, timeout=CONNECT_SECONDS)
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+      raise self._no_access(error) from None
+    except (OSError, errors.HTTPError) as error:
+      self._network_error = error
+
+  def splits(self, subset: str, field: str = "config.data.subset"):
+    """Loads all splits of one configuration, memory-mapped.
+
+    Args:
+      subset: the configuration; empty for the default or only one.
+      field: the config field that names it, for the error message.
+
+    Returns:
+      A `datasets.DatasetDict`.
+
+    Raises:
+      UserError: if it can be neither downloaded nor found in the cache, if the dataset is gated,
+        has no such configuration (`UnknownSubset`), or needs code of its own to load.
+    """
+    import datasets
+    from huggingface_hub import errors
+
+    what = f"{self.name!r} from the Hugging Face hub"
+    try:
+      with self._offline():
+        return datasets.load_dataset(self.name, subset or None, cache_dir=self._cache or None)
+    except datasets.exceptions.DatasetNotFoundError as error:
+      raise self._no_access(error) from None
+    except (OSError, errors.HTTPError) as error:
+      raise self._no_network(what, error) from None
+    except (datasets.exceptions.DatasetsError, RuntimeError, ValueError) as error:
+      reason = " ".join(str(error).split())
+      unknown = re.match(r"BuilderConfig \S+ not found", reason)
+      raise (UnknownSubset if unknown else UserError)(
+          f"config.data.name: cannot load {what} with {field}={subset!r} ({reason[:400]})"
+      ) from None
+
+  @contextlib.contextmanager
+  def _offline(self):
+    """Keeps `datasets` to its cache while the hub cannot be reached, and says why if it is empty."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or self._network_error is not None
+    try:
+      yield
+    except OSError as error:
+      raise self._network_error or error from None
+    finally:
+      datasets.config.HF_HUB_OFFLINE = before
+
+  def _no_access(self, error: Exception) -> UserError:
+    return UserError(
+        f"config.data.name={self.name!r}: unknown on the Hugging Face hub, private or gated"
+        f" ({first_line(error)}); check the name ({self._example}), or accept the dataset's terms"
+        " on its page and log in with `hf auth login`"
+    )
+
+
 def read_hub(request: Request) -> Contents:
   """Reads two splits of a dataset of the Hugging Face hub, or of its cache.
 
@@ -120,25 +230,7 @@ def read_hub(request: Request) -> Contents:
     UserError: if the hub cannot be reached and the cache does not have the dataset, if it is gated
       or unknown, has no such splits or columns, or needs code of its own to load.
   """
-  import datasets
-  from huggingface_hub import errors
-
-  what = f"{request.name!r} from the Hugging Face hub"
-  network_error = _network_error(request.name)
-  try:
-    with _offline(network_error):
-      splits = datasets.load_dataset(
-          request.name, request.subset or None, cache_dir=request.path or None
-      )
-  except datasets.exceptions.DatasetNotFoundError as error:
-    raise _no_access(request.name, error) from None
-  except (OSError, errors.HTTPError) as error:
-    raise unreachable(what, error) from None
-  except (datasets.exceptions.DatasetsError, RuntimeError, ValueError) as error:
-    raise UserError(
-        f"config.data.name: cannot load {what} with config.data.subset={request.subset!r}"
-        f" ({' '.join(str(error).split())[:400]})"
-    ) from None
+  splits = Hub(request.name, request.path).splits(request.subset)
   wanted = ("train", request.test_split)
   missing = [split for split in wanted if split not in splits]
   if missing:
@@ -149,50 +241,6 @@ def read_hub(request: Request) -> Contents:
   # Memory-mapped: nothing is copied.
   tables = {split: splits[split].with_format("arrow")[:] for split in wanted}
   return _contents(tables, splits["train"].features.to_dict(), request)
-
-
-def _network_error(name: str) -> Exception | None:
-  """Asks the hub once whether the dataset exists: `load_dataset` itself retries for minutes.
-
-  Returns:
-    Why the hub cannot be reached, or None if it answered.
-
-  Raises:
-    UserError: if the hub answers that there is no such dataset.
-  """
-  import huggingface_hub
-  from huggingface_hub import errors
-
-  try:
-    huggingface_hub.HfApi().dataset_info(name, timeout=CONNECT_SECONDS)
-  except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-    raise _no_access(name, error) from None
-  except (OSError, errors.HTTPError) as error:
-    return error
-  return None
-
-
-@contextlib.contextmanager
-def _offline(network_error: Exception | None):
-  """Keeps `datasets` to its cache while the hub cannot be reached, and says why if it is empty."""
-  import datasets
-
-  before = datasets.config.HF_HUB_OFFLINE
-  datasets.config.HF_HUB_OFFLINE = before or network_error is not None
-  try:
-    yield
-  except OSError as error:
-    raise network_error or error from None
-  finally:
-    datasets.config.HF_HUB_OFFLINE = before
-
-
-def _no_access(name: str, error: Exception) -> UserError:
-  return UserError(
-      f"config.data.name={name!r}: unknown on the Hugging Face hub, private or gated"
-      f" ({first_line(error)}); check the name (CIFAR-10 is 'uoft-cs/cifar10'), or accept the"
-      " dataset's terms on its page and log in with `hf auth login`"
-  )
 
 
 def _contents(tables: dict[str, Any], features: dict[str, Any], request: Request) -> Contents:
