@@ -1,0 +1,390 @@
+"""Text to token numbers and back, and chat templates: of a folder, a GGUF file, or plain bytes.
+
+The work is done by the `tokenizers` library; `transformers` reads and writes folders and runs chat
+templates in a sandbox. Neither needs PyTorch.
+"""
+
+import datetime
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+from hamu_jax.data.failures import first_line
+from hamu_jax.errors import UserError
+
+TOKENIZER_FILE = "tokenizer.json"
+
+_CONFIG_FILE = "tokenizer_config.json"
+# The first of these that a model's folder has says which tokens end a text.
+_EOS_FILES = ("generation_config.json", "config.json")
+# Some templates write today's date into the prompt. It would change what a run learns from from day
+# to day; this is the date that Llama 3's template falls back to.
+_DATE = datetime.date(2024, 7, 26)
+_BYTE_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'assistant' %}{{ 'A: ' + message.content + eos_token }}"
+    "{% else %}{{ ('Q: ' if message.role == 'user' else '') + message.content + '\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'A:' }}{% endif %}")
+# How a GGUF file names the ways of cutting text into words before pairs are merged. Those of models
+# whose architecture is Llama's.
+_DIGIT_WORDS = ("smollm",)
+_LLAMA3_WORDS = ("llama-bpe", "llama3", "llama-v3")
+_GPT2_WORDS = ("gpt-2",)
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+# Of GGUF's `tokenizer.ggml.token_type`.
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+class Tokenizer:
+  """A tokenizer with its special tokens and its chat template.
+
+  Attributes:
+    eos_token_ids: each ends a text; the first is the one to write. At least one.
+    bos_token_id: starts every text, or None where the tokenizer adds no such token.
+    pad_token_id: fills batches; the end-of-text token where the tokenizer has none of its own.
+    vocab_size: number of tokens, special ones included. A model may have more rows than that.
+
+  Args:
+    fast: a `transformers.PreTrainedTokenizerFast`.
+    eos_token_ids: further tokens that end a text, beside the tokenizer's own.
+    where: what to call it in errors.
+
+  Raises:
+    UserError: no token ends a text.
+  """
+
+  def __init__(self, fast, eos_token_ids: Iterable[int] = (), where: str = "the tokenizer"):
+    self._fast, self._where = fast, where
+    self._backend = fast.backend_tokenizer
+    # A file may carry the padding and truncation of whoever saved it.
+    self._backend.no_padding()
+    self._backend.no_truncation()
+    own = () if fast.eos_token_id is None else (fast.eos_token_id,)
+    self.eos_token_ids = tuple(dict.fromkeys((*own, *eos_token_ids)))
+    if not self.eos_token_ids:
+      raise UserError(f"{where}: has no end-of-text token; set eos_token in {_CONFIG_FILE}")
+    starts = fast.bos_token_id is not None and self._backend.encode("a").ids[0] == fast.bos_token_id
+    self.bos_token_id = fast.bos_token_id if starts else None
+    self.pad_token_id = self.eos_token_ids[0] if fast.pad_token_id is None else fast.pad_token_id
+    self.vocab_size = self._backend.get_vocab_size()
+
+  def encode(self, text: str) -> list[int]:
+    """Token numbers of a text.
+
+    Adds no special token, but recognises those that the text spells out, such as "<|im_start|>".
+    """
+    return self._backend.encode(text, add_special_tokens=False).ids
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` of each text, on all cores."""
+    encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [each.ids for each in encoded]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of token numbers, special tokens left out."""
+    return self._backend.decode([int(token) for token in ids])
+
+  def decode_batch(self, rows: Iterable[Iterable[int]]) -> list[str]:
+    """`decode` of each row, on all cores."""
+    return self._backend.decode_batch([[int(token) for token in ids] for ids in rows])
+
+  def chat_prompt(self, question: str, system: str | None = None) -> str:
+    """The chat template up to where the model's answer begins.
+
+    Args:
+      question: what the user says.
+      system: the system message; None leaves it to the template, which may have one of its own.
+
+    Raises:
+      UserError: there is no chat template, or it refuses the messages.
+    """
+    return self._render(_messages(question, system), add_generation_prompt=True)
+
+  def chat(self, question: str, answer: str, system: str | None = None) -> str:
+    """The chat template of a whole conversation; see `chat_prompt`."""
+    answered = {"role": "assistant", "content": answer}
+    return self._render([*_messages(question, system), answered], add_generation_prompt=False)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Hexadecimal SHA-256 of all that determines what it does: definition, template, special ids."""
+    parts = [
+        self._backend.to_str(), self._fast.chat_template, self.bos_token_id,
+        self.eos_token_ids, self.pad_token_id,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+  def save(self, folder: str | os.PathLike) -> None:
+    """Writes the files from which `from_folder` and `transformers.AutoTokenizer` read it back.
+
+    Of several end-of-text tokens only the first is the tokenizer's; the model's `config.json`, which
+    belongs into the same folder, lists all.
+    """
+    self._fast.save_pretrained(folder)
+    # transformers 4 does not know the name that transformers 5 writes; both know the old one. It
+    # also keeps them from replacing the file's definition by that of a class for its model.
+    file = pathlib.Path(folder) / _CONFIG_FILE
+    values = json.loads(file.read_text())
+    values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+  def _render(self, messages, add_generation_prompt: bool) -> str:
+    import jinja2
+
+    if self._fast.chat_template is None:
+      raise UserError(
+          f"config.text.template='chat': {self._where} has no chat template; choose 'llama2',"
+          " 'question_answer' or 'none'")
+    try:
+      return self._fast.apply_chat_template(
+          messages, tokenize=False, add_generation_prompt=add_generation_prompt,
+          date_string=_DATE.strftime("%d %b %Y"), strftime_now=_DATE.strftime)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+      roles = ", ".join(message["role"] for message in messages)
+      raise UserError(
+          f"config.text.template='chat': the chat template of {self._where} refuses messages of"
+          f" {roles} ({first_line(error)}); without a system message leave config.text.system_prompt"
+          " empty, or choose another template") from None
+
+
+def from_folder(path: str | os.PathLike) -> Tokenizer:
+  """Reads the tokenizer of a Hugging Face folder.
+
+  `tokenizer.json` is taken as it stands, whatever class the folder names; without it, transformers
+  builds one from what is there, such as `tokenizer.model`. Code in the folder is never run. Beside
+  the tokenizer's own end-of-text token, those of the model's configuration count.
+
+  Args:
+    path: the folder.
+
+  Raises:
+    UserError: no such folder, or no tokenizer in it that can be read.
+  """
+  folder = pathlib.Path(path)
+  if not folder.is_dir():
+    raise UserError(f"{path}: no such folder; give the folder of a model, with {TOKENIZER_FILE}")
+  transformers = _import_transformers()
+  as_it_stands = (folder / TOKENIZER_FILE).is_file()
+  loader = transformers.PreTrainedTokenizerFast if as_it_stands else transformers.AutoTokenizer
+  try:
+    fast = loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+  except Exception as error:  # The tokenizers library raises nothing more special.
+    raise UserError(
+        f"{folder}: holds no tokenizer that can be read ({first_line(error)}); put {TOKENIZER_FILE}"
+        f" and {_CONFIG_FILE} of the model there") from None
+  if not hasattr(fast, "backend_tokenizer"):
+    raise UserError(
+        f"{folder}: its tokenizer ({type(fast).__name__}) has no {TOKENIZER_FILE}, which is needed")
+  return Tokenizer(fast, _eos_of_model(folder), str(folder))
+
+
+def from_gguf(path: str | os.PathLike) -> Tokenizer:
+  """Builds the tokenizer that the metadata of a GGUF file describe.
+
+  Byte-level tokenizers (SmolLM2, Llama 3, GPT-2) and SentencePiece ones (Llama 2, TinyLlama).
+
+  Args:
+    path: the file.
+
+  Raises:
+    UserError: no GGUF file, a tokenizer of another kind, or the `gguf` package is missing.
+
+  Source: `convert_hf_to_gguf.py` and `llama-vocab.cpp` of llama.cpp for the names.
+  """
+  fields = _gguf_fields(path)
+
+  def need(name):
+    if name not in fields:
+      raise UserError(f"{path}: the GGUF file lacks the field 'tokenizer.ggml.{name}'")
+    return fields[name]
+
+  kind, tokens = need("model"), need("tokens")
+  if kind == "gpt2":
+    words = need("pre")
+    backend = _byte_pairs(tokens, need("merges"), words, path)
+    starts = words in _LLAMA3_WORDS
+  elif kind == "llama":
+    backend = _sentence_piece(
+        tokens, need("scores"), need("unknown_token_id"), fields.get("add_space_prefix", True))
+    starts = True
+  else:
+    raise UserError(
+        f"{path}: has a tokenizer of kind {kind!r}; only 'gpt2' (byte-level) and 'llama'"
+        " (SentencePiece) can be built from a GGUF file, so give the model's folder")
+  _add_special(backend, tokens, fields.get("token_type", ()))
+  roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+  special = {
+      f"{role}_token": tokens[fields[f"{name}_token_id"]]
+      for role, name in roles.items() if f"{name}_token_id" in fields
+  }
+  bos = special.get("bos_token") if fields.get("add_bos_token", starts) else None
+  fast = _fast(backend, bos, fields.get("chat_template"), special)
+  ends = [fields[name] for name in ("eot_token_id", "eom_token_id") if name in fields]
+  return Tokenizer(fast, ends, str(path))
+
+
+def byte_tokenizer() -> Tokenizer:
+  """A tokenizer without files: token b is byte b of UTF-8, then <bos> 256, <eos> 257, <pad> 258.
+
+  Its chat template is "<bos>Q: {question}\\nA: {answer}<eos>", a system message in a line before.
+  """
+  from tokenizers import models
+
+  special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+  vocab = {character: byte for byte, character in enumerate(_byte_alphabet())}
+  backend = _byte_level(models.BPE(vocab=vocab, merges=[]), (), gpt2_words=False)
+  return Tokenizer(_fast(backend, "<bos>", _BYTE_TEMPLATE, special), where="the byte tokenizer")
+
+
+def _messages(question: str, system: str | None) -> list[dict[str, str]]:
+  first = [] if system is None else [{"role": "system", "content": system}]
+  return [*first, {"role": "user", "content": question}]
+
+
+def _eos_of_model(folder: pathlib.Path) -> tuple[int, ...]:
+  """End-of-text tokens of the model's configuration: Llama 3 ends turns by more than one."""
+  for name in _EOS_FILES:
+    file = folder / name
+    if not file.is_file():
+      continue
+    try:
+      values = json.loads(file.read_text())
+    except ValueError as error:
+      raise UserError(f"{file}: not JSON ({error})") from None
+    ids = values.get("eos_token_id") if isinstance(values, dict) else None
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(isinstance(token, int) for token in ids):
+      raise UserError(f"{file}: eos_token_id={ids!r}: whole numbers are needed")
+    if ids:
+      return tuple(ids)
+  return ()
+
+
+def _import_transformers():
+  """Imports it, but for its advice to install PyTorch, which nothing here needs."""
+  log = logging.getLogger("transformers")
+  others = lambda record: "PyTorch was not found" not in record.getMessage()
+  log.addFilter(others)
+  try:
+    import transformers
+  finally:
+    log.removeFilter(others)
+  return transformers
+
+
+def _fast(backend, bos: str | None, chat_template: str | None, special: dict[str, str]):
+  """Wraps a `tokenizers.Tokenizer`; `bos`, if any, starts every text."""
+  from tokenizers import processors
+
+  fast = _import_transformers().PreTrainedTokenizerFast(
+      tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
+  fast.chat_template = chat_template
+  if bos is not None:
+    fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[bos, "$A"], special_tokens=[(bos, fast.bos_token_id)])
+  return fast
+
+
+def _byte_alphabet() -> list[str]:
+  """The character that GPT-2 writes for each byte: itself if printable, else the next from 256."""
+  printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+  others = iter(range(256, 512))
+  return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _byte_level(model, splits, gpt2_words: bool):
+  """A `tokenizers.Tokenizer` over bytes; `splits`, then GPT-2's rule if asked, cut the text first."""
+  import tokenizers
+  from tokenizers import decoders, pre_tokenizers
+
+  backend = tokenizers.Tokenizer(model)
+  to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=gpt2_words)
+  backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
+  backend.decoder = decoders.ByteLevel()
+  return backend
+
+
+def _byte_pairs(tokens, merges, words: str, path):
+  """Byte-pair encoding over bytes, as of GPT-2; `words` names how the text is cut first."""
+  from tokenizers import Regex, models, pre_tokenizers
+
+  if words in _DIGIT_WORDS:
+    splits = [pre_tokenizers.Digits(individual_digits=True)]
+  elif words in _LLAMA3_WORDS:
+    splits = [pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated")]
+  elif words in _GPT2_WORDS:
+    splits = []
+  else:
+    raise UserError(
+        f"{path}: cuts text into words as {words!r}; a GGUF file's tokenizer can be built for"
+        f" {', '.join((*_DIGIT_WORDS, *_LLAMA3_WORDS, *_GPT2_WORDS))}; else give the model's folder")
+  model = models.BPE(
+      vocab={token: index for index, token in enumerate(tokens)},
+      merges=[tuple(merge.split(" ")) for merge in merges],
+      # A word that is a token is that token in Llama 3, even if no merges lead to it.
+      ignore_merges=words in _LLAMA3_WORDS)
+  return _byte_level(model, splits, gpt2_words=words not in _LLAMA3_WORDS)
+
+
+def _sentence_piece(tokens, scores, unknown: int, space_prefix: bool):
+  """SentencePiece's byte-pair encoding: the pair whose piece scores highest is merged first."""
+  import tokenizers
+  from tokenizers import decoders, models, normalizers
+
+  vocab = {token: index for index, token in enumerate(tokens)}
+  merges = []
+  for token, score in zip(tokens, scores, strict=True):
+    for cut in range(1, len(token)):
+      left, right = token[:cut], token[cut:]
+      if left in vocab and right in vocab:
+        merges.append((-score, vocab[token], vocab[left], left, right))
+  backend = tokenizers.Tokenizer(models.BPE(
+      vocab=vocab, merges=[merge[-2:] for merge in sorted(merges)], unk_token=tokens[unknown],
+      fuse_unk=True, byte_fallback=True))
+  spaces = [normalizers.Replace(" ", "▁")]
+  decoded = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+  if space_prefix:
+    spaces = [normalizers.Prepend("▁"), *spaces]
+    decoded.append(decoders.Strip(" ", 1, 0))
+  backend.normalizer = normalizers.Sequence(spaces)
+  backend.decoder = decoders.Sequence(decoded)
+  return backend
+
+
+def _add_special(backend, tokens, types) -> None:
+  """Tokens that are found whole in a text; control tokens are left out when decoding."""
+  from tokenizers import AddedToken
+
+  def of(kind):
+    return [
+        AddedToken(token, normalized=False, special=kind == _CONTROL)
+        for token, own in zip(tokens, types, strict=bool(types)) if own == kind
+    ]
+
+  backend.add_special_tokens(of(_CONTROL))
+  backend.add_tokens(of(_USER_DEFINED))
+
+
+def _gguf_fields(path) -> dict:
+  """Values of a GGUF file's `tokenizer.ggml.*` and `tokenizer.chat_template`, by last name."""
+  try:
+    import gguf
+  except ImportError:
+    raise UserError("GGUF files need the gguf package; run `pip install gguf`") from None
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"{path}: no such file; give a GGUF file")
+  try:
+    reader = gguf.GGUFReader(path)
+  except (ValueError, IndexError) as error:
+    raise UserError(f"{path}: not a GGUF file ({error})") from None
+  prefixes = ("tokenizer.ggml.", "tokenizer.chat_template")
+  return {
+      name.rpartition(".")[-1]: field.contents()
+      for name, field in reader.fields.items() if name.startswith(prefixes)
+  }
