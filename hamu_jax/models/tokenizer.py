@@ -4,7 +4,6 @@ The work is done by the `tokenizers` library; `transformers` reads and writes fo
 templates in a sandbox. Neither needs PyTorch.
 """
 
-import datetime
 import functools
 import hashlib
 import json
@@ -21,9 +20,10 @@ TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
 # The first of these that a model's folder has says which tokens end a text.
 _EOS_FILES = ("generation_config.json", "config.json")
-# Some templates write today's date into the prompt. It would change what a run learns from from day
-# to day; this is the date that Llama 3's template falls back to.
-_DATE = datetime.date(2024, 7, 26)
+# Some templates write today's date into the prompt, and what a run learns from must not change from
+# day to day: one that asks gets the date that Llama 3's falls back to. The newline after a block is
+# dropped, so this line of its own changes nothing else of a template.
+_FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
 _BYTE_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message.role == 'assistant' %}{{ 'A: ' + message.content + eos_token }}"
@@ -134,7 +134,7 @@ class Tokenizer:
     values["tokenizer_class"] = "PreTrainedTokenizerFast"
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
-  def _render(self, messages, add_generation_prompt: bool) -> str:
+  def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
     import jinja2
 
     if self._fast.chat_template is None:
@@ -143,8 +143,8 @@ class Tokenizer:
           " 'question_answer' or 'none'")
     try:
       return self._fast.apply_chat_template(
-          messages, tokenize=False, add_generation_prompt=add_generation_prompt,
-          date_string=_DATE.strftime("%d %b %Y"), strftime_now=_DATE.strftime)
+          messages, chat_template=_FIXED_DATE + self._fast.get_chat_template(), tokenize=False,
+          add_generation_prompt=add_generation_prompt)
     except (jinja2.TemplateError, TypeError, ValueError) as error:
       roles = ", ".join(message["role"] for message in messages)
       raise UserError(
