@@ -44,9 +44,9 @@ def encode(
   """Encodes questions and their answers.
 
   Prompt and answer are encoded as one text. Where the prompt's tokens on their own do not begin
-  that text's, because its last token would merge with the answer's first, the answer is encoded as a
-  continuation of the prompt's tokens instead. So an example always begins with what `encode_prompts`
-  gives, which is also what the model continues when it generates.
+  that text's, because its last token would merge with the answer's first, the answer is encoded as
+  a continuation of the prompt's tokens instead. So an example always begins with what
+  `encode_prompts` gives, which is what the model continues when it generates.
 
   Args:
     tokenizer: of the model.
@@ -54,7 +54,7 @@ def encode(
     answers: N answers, or with template "none" the texts.
     template: how they become one text,
       "chat": the model's own chat template, up to the token that ends the answer;
-      "llama2": "[INST] {question} [/INST]{answer}", TOFU's format for Llama 2, which the paper uses;
+      "llama2": "[INST] {question} [/INST]{answer}", TOFU's format for Llama 2;
       "question_answer": "Question: {question}\\nAnswer: {answer}", TOFU's format for Phi;
       "none": "{answer}", a plain text with the loss on everything that a token comes before.
       All but "chat" start with the beginning-of-text token where the tokenizer adds one.
@@ -134,7 +134,7 @@ def encode_prompts(
     if not len(each):
       raise UserError(
           f"row {row} of {len(ids)}: config.text.template={template!r} leaves nothing to continue,"
-          " as the prompt is empty and the tokenizer adds no beginning-of-text token; give a prompt")
+          " as the prompt is empty and the tokenizer has no beginning-of-text token; give a prompt")
   return ids
 
 
@@ -173,8 +173,8 @@ def _text(tokenizer, prompt, head, answer, template, system) -> str:
   if not text.startswith(head):
     raise UserError(
         "config.text.template='chat': the model's chat template writes an answered question"
-        " otherwise than its prompt for an answer, so where the answer starts is unknown; choose one"
-        f" of {', '.join(TEMPLATES[1:])}")
+        " otherwise than its prompt for an answer, so where the answer starts is unknown; choose"
+        f" one of {', '.join(TEMPLATES[1:])}")
   return text
 
 

@@ -113,7 +113,7 @@ class Tokenizer:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Hexadecimal SHA-256 of all that determines what it does: definition, template, special ids."""
+    """Hexadecimal SHA-256 of all that determines what it does: its definition and template."""
     parts = [
         self._backend.to_str(), self._fast.chat_template, self.bos_token_id,
         self.eos_token_ids, self.pad_token_id,
@@ -123,8 +123,8 @@ class Tokenizer:
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the files from which `from_folder` and `transformers.AutoTokenizer` read it back.
 
-    Of several end-of-text tokens only the first is the tokenizer's; the model's `config.json`, which
-    belongs into the same folder, lists all.
+    Of several end-of-text tokens only the first is the tokenizer's; the model's `config.json` in
+    the same folder lists all.
     """
     self._fast.save_pretrained(folder)
     # transformers 4 does not know the name that transformers 5 writes; both know the old one. It
@@ -149,8 +149,8 @@ class Tokenizer:
       roles = ", ".join(message["role"] for message in messages)
       raise UserError(
           f"config.text.template='chat': the chat template of {self._where} refuses messages of"
-          f" {roles} ({first_line(error)}); without a system message leave config.text.system_prompt"
-          " empty, or choose another template") from None
+          f" {roles} ({first_line(error)}); leave config.text.system_prompt empty, or choose"
+          " another template") from None
 
 
 def from_folder(path: str | os.PathLike) -> Tokenizer:
@@ -299,7 +299,7 @@ def _byte_alphabet() -> list[str]:
 
 
 def _byte_level(model, splits, gpt2_words: bool):
-  """A `tokenizers.Tokenizer` over bytes; `splits`, then GPT-2's rule if asked, cut the text first."""
+  """A tokenizer over bytes; `splits`, then GPT-2's rule if asked, cut the text before."""
   import tokenizers
   from tokenizers import decoders, pre_tokenizers
 
@@ -323,7 +323,7 @@ def _byte_pairs(tokens, merges, words: str, path):
   else:
     raise UserError(
         f"{path}: cuts text into words as {words!r}; a GGUF file's tokenizer can be built for"
-        f" {', '.join((*_DIGIT_WORDS, *_LLAMA3_WORDS, *_GPT2_WORDS))}; else give the model's folder")
+        f" {', '.join((*_DIGIT_WORDS, *_LLAMA3_WORDS, *_GPT2_WORDS))}; give the model's folder")
   model = models.BPE(
       vocab={token: index for index, token in enumerate(tokens)},
       merges=[tuple(merge.split(" ")) for merge in merges],

@@ -1,4 +1,4 @@
-"""Question-answer texts as token numbers, with tokenizers whose tokens merge where they should not."""
+"""Question-answer texts as token numbers, with tokenizers that merge where they should not."""
 
 import json
 
@@ -14,8 +14,8 @@ from hamu_jax.errors import UserError
 from hamu_jax.models import tokenizer
 
 _LLAMA3_CHAT = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|head|>' + message.role + '<|end_head|>\n\n' +"
-    " message.content + '<|eot|>' }}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}{{ '<|head|>' + message.role +"
+    " '<|end_head|>\n\n' + message.content + '<|eot|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|head|>assistant<|end_head|>\n\n' }}{% endif %}")
 # That of Llama-2-chat, which closes a turn by "</s>" and opens none for the answer.
 _LLAMA2_CHAT = (
@@ -26,8 +26,8 @@ _LLAMA2_CHAT = (
     "{% endif %}{% endfor %}")
 # SmolLM2's, which writes a newline after the end of a turn.
 _CHATML = (
-    "{% for message in messages %}{{ '<|head|>' + message.role + '\n' + message.content + '<|eot|>\n'"
-    " }}{% endfor %}{% if add_generation_prompt %}{{ '<|head|>assistant\n' }}{% endif %}")
+    "{% for message in messages %}{{ '<|head|>' + message.role + '\n' + message.content +"
+    " '<|eot|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|head|>assistant\n' }}{% endif %}")
 _BARE_CHAT = (
     "{% for message in messages %}{{ message.role[0] + ': ' + message.content + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'a: ' }}{% endif %}")
@@ -229,8 +229,8 @@ def test_long_examples(makers):
   prompts, answers = ["1"] * 3, ["a" * 5, "a" * 7, "a" * 9]
   options = dict(template="question_answer", max_length=27)
   with pytest.raises(UserError, match=(
-      "^2 of 3 examples are longer than config.text.max_length=27 tokens, the longest, row 2, has 31;"
-      " raise it, or set config.text.on_long='truncate'$")):
+      "^2 of 3 examples are longer than config.text.max_length=27 tokens, the longest, row 2, has"
+      " 31; raise it, or set config.text.on_long='truncate'$")):
     encoding.encode(of, prompts, answers, **options)
   cut = encoding.encode(of, prompts, answers, on_long="truncate", **options)
   whole = encoding.encode(of, prompts, answers, template="question_answer", max_length=31)
@@ -251,10 +251,12 @@ def test_long_examples(makers):
 @pytest.mark.parametrize("prompts, answers, options, message", [
     (["q"], ["a"], {"template": "llama3"},
      "config.text.template='llama3': choose one of chat, llama2, question_answer, none"),
-    (["q"], ["a"], {"on_long": "drop"}, "config.text.on_long='drop': choose one of error, truncate"),
+    (["q"], ["a"], {"on_long": "drop"},
+     "config.text.on_long='drop': choose one of error, truncate"),
     (["q", "q"], ["a", " \n"], {}, "row 1 of 2: the answer is empty"),
     (["q"], ["a", "b"], {}, "1 prompts have 2 answers"),
-    (["", "q"], ["a", "b"], {"template": "none"}, "config.text.template='none': .* row 1 has a prompt"),
+    (["", "q"], ["a", "b"], {"template": "none"},
+     "config.text.template='none': .* row 1 has a prompt"),
     (["q"], ["a"], {"template": "question_answer", "system": "s"},
      "config.text.system_prompt='s': template 'question_answer' has no place for it"),
 ])
