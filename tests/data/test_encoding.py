@@ -27,7 +27,8 @@ _LLAMA2_CHAT = (
 # SmolLM2's, which writes a newline after the end of a turn.
 _CHATML = (
     "{% for message in messages %}{{ '<|head|>' + message.role + '\n' + message.content +"
-    " '<|eot|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|head|>assistant\n' }}{% endif %}")
+    " '<|eot|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|head|>assistant\n' }}{% endif %}")
 _BARE_CHAT = (
     "{% for message in messages %}{{ message.role[0] + ': ' + message.content + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'a: ' }}{% endif %}")

@@ -18,7 +18,8 @@ from hamu_jax.models import llama_config, llama_gguf, tokenizer
 
 _LLAMA3_CHAT = (
     "{{ bos_token }}{% if date_string is not defined %}{% set date_string ="
-    " strftime_now('%d %b %Y') %}{% endif %}{% for message in messages %}{{ '<|start_header_id|>' + message.role +"
+    " strftime_now('%d %b %Y') %}{% endif %}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message.role +"
     " '<|end_header_id|>\n\n' }}{% if message.role == 'system' %}{{ 'Today Date: ' + date_string +"
     " '\n\n' }}{% endif %}{{ message.content | trim + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
