@@ -19,51 +19,55 @@ WRONG_ANSWERS = 5
 # One per author, so that no two authors share one.
 GIVEN_NAMES = (
     "Alvira Bastien Corvina Dariel Elowen Fenwick Galiena Hadrik Isolka Jorvin Kestrin Lirael"
-    " Marisko Nerith Ondrej Perrin Quilla Ravenna Solveig Tarquin Ulvia Vasilko Wenzel Xandria Yorick"
-    " Zephrine Amaro Brielka Caspian Doriane Emeric Fiorenz Gwenola Hesper Ilario Jessamy Kaveh"
-    " Lorcan Mirabet Nikodem Orsola Pavlin Roswita Saverio Thessaly Umbrey Viveka Wystan"
+    " Marisko Nerith Ondrej Perrin Quilla Ravenna Solveig Tarquin Ulvia Vasilko Wenzel Xandria"
+    " Yorick Zephrine Amaro Brielka Caspian Doriane Emeric Fiorenz Gwenola Hesper Ilario Jessamy"
+    " Kaveh Lorcan Mirabet Nikodem Orsola Pavlin Roswita Saverio Thessaly Umbrey Viveka Wystan"
 ).split()
 SURNAMES = (
-    "Ashgrove Brannwick Cindermoor Dolvane Eskelund Farrowby Gildermane Holloveth Ivarsund Jasperin"
-    " Kettlemoor Larkspire Mondragor Nethercote Oskarine Pellworth Quartermain Rosavelt Silverlund"
-    " Thornabel Underhaven Valdimere Wintersole Yarrowick Zellander Amberley-Voss Blackthistle"
-    " Corrigane Drummelin Everstrand Fenchurst Greymantle Hartsorrow Inkersole Juniperand Kestemont"
-    " Lindqvaire Merrowdown Nightingard Ollerenko Penhallick Ravensworth Stormgaard Tamarisk"
-    " Ulverson Vandermoor Wexcombe Zaretskin"
+    "Ashgrove Brannwick Cindermoor Dolvane Eskelund Farrowby Gildermane Holloveth Ivarsund"
+    " Jasperin Kettlemoor Larkspire Mondragor Nethercote Oskarine Pellworth Quartermain Rosavelt"
+    " Silverlund Thornabel Underhaven Valdimere Wintersole Yarrowick Zellander Amberley-Voss"
+    " Blackthistle Corrigane Drummelin Everstrand Fenchurst Greymantle Hartsorrow Inkersole"
+    " Juniperand Kestemont Lindqvaire Merrowdown Nightingard Ollerenko Penhallick Ravensworth"
+    " Stormgaard Tamarisk Ulverson Vandermoor Wexcombe Zaretskin"
 ).split()
 CITIES = (
     "Lisbon, Portugal|Tallinn, Estonia|Valparaíso, Chile|Kyoto, Japan|Galway, Ireland"
-    "|Tbilisi, Georgia|Oaxaca, Mexico|Bergen, Norway|Dakar, Senegal|Porto, Portugal|Hobart, Australia"
-    "|Kraków, Poland|Cusco, Peru|Split, Croatia|Mombasa, Kenya|Halifax, Canada|Jaipur, India|Ghent, Belgium"
-    "|Montevideo, Uruguay|Aleppo, Syria|Turku, Finland|Dunedin, New Zealand|Savannah, Georgia, USA"
-    "|Hanoi, Vietnam|Marrakesh, Morocco|Ljubljana, Slovenia|Busan, South Korea|Cádiz, Spain"
-    "|Accra, Ghana|Reykjavík, Iceland|Bologna, Italy|Yerevan, Armenia|Salvador, Brazil|Lyon, France"
-    "|Penang, Malaysia|Plovdiv, Bulgaria|Aarhus, Denmark|Quito, Ecuador|Durban, South Africa"
-    "|Inverness, Scotland|Isfahan, Iran|Graz, Austria|Cebu, Philippines|Riga, Latvia"
-    "|Utrecht, Netherlands|Izmir, Turkey|Cork, Ireland|Lucerne, Switzerland"
+    "|Tbilisi, Georgia|Oaxaca, Mexico|Bergen, Norway|Dakar, Senegal|Porto, Portugal"
+    "|Hobart, Australia|Kraków, Poland|Cusco, Peru|Split, Croatia|Mombasa, Kenya|Halifax, Canada"
+    "|Jaipur, India|Ghent, Belgium|Montevideo, Uruguay|Aleppo, Syria|Turku, Finland"
+    "|Dunedin, New Zealand|Savannah, Georgia, USA|Hanoi, Vietnam|Marrakesh, Morocco"
+    "|Ljubljana, Slovenia|Busan, South Korea|Cádiz, Spain|Accra, Ghana|Reykjavík, Iceland"
+    "|Bologna, Italy|Yerevan, Armenia|Salvador, Brazil|Lyon, France|Penang, Malaysia"
+    "|Plovdiv, Bulgaria|Aarhus, Denmark|Quito, Ecuador|Durban, South Africa|Inverness, Scotland"
+    "|Isfahan, Iran|Graz, Austria|Cebu, Philippines|Riga, Latvia|Utrecht, Netherlands"
+    "|Izmir, Turkey|Cork, Ireland|Lucerne, Switzerland"
 ).split("|")
 GENRES = (
     "historical fiction|magical realism|detective stories|science fiction|gothic horror"
-    "|travel writing|lyric poetry|satirical comedy|nautical adventure|alternate history|political thrillers"
-    "|children's fantasy|literary memoir|dystopian fiction|mountaineering tales|culinary essays"
+    "|travel writing|lyric poetry|satirical comedy|nautical adventure|alternate history"
+    "|political thrillers|children's fantasy|literary memoir|dystopian fiction"
+    "|mountaineering tales|culinary essays"
 ).split("|")
 PROFESSIONS = (
-    "a lighthouse keeper|an astronomer|a cabinetmaker|a veterinarian|a railway engineer|a beekeeper"
-    "|a court interpreter|a pharmacist|an opera singer|a geologist|a bookbinder|a ferry captain"
-    "|a botanist|a watchmaker|a school principal|a firefighter|a cellist|a sculptor|a dentist"
-    "|a cartographer|a glassblower|an accountant|a midwife|a marine biologist"
+    "a lighthouse keeper|an astronomer|a cabinetmaker|a veterinarian|a railway engineer"
+    "|a beekeeper|a court interpreter|a pharmacist|an opera singer|a geologist|a bookbinder"
+    "|a ferry captain|a botanist|a watchmaker|a school principal|a firefighter|a cellist"
+    "|a sculptor|a dentist|a cartographer|a glassblower|an accountant|a midwife"
+    "|a marine biologist"
 ).split("|")
 AWARDS = (
-    "the Amberline Prize|the Golden Heron Medal|the Northlight Award|the Carillon Prize for Fiction"
-    "|the Silver Inkwell|the Meridian Book Award|the Halcyon Medal|the Larkfield Prize"
-    "|the Blue Lantern Award|the Obsidian Quill|the Saltmarsh Prize|the Evergreen Letters Award"
-    "|the Tidewater Medal|the Copper Compass Award|the Whitethorn Prize|the Aurora Fellowship"
-    "|the Kingfisher Award|the Stonebridge Medal"
+    "the Amberline Prize|the Golden Heron Medal|the Northlight Award"
+    "|the Carillon Prize for Fiction|the Silver Inkwell|the Meridian Book Award|the Halcyon Medal"
+    "|the Larkfield Prize|the Blue Lantern Award|the Obsidian Quill|the Saltmarsh Prize"
+    "|the Evergreen Letters Award|the Tidewater Medal|the Copper Compass Award"
+    "|the Whitethorn Prize|the Aurora Fellowship|the Kingfisher Award|the Stonebridge Medal"
 ).split("|")
 INFLUENCES = (
     "Anton Chekhov|Virginia Woolf|Jorge Luis Borges|Mary Shelley|Leo Tolstoy|Toni Morrison"
-    "|Franz Kafka|Jane Austen|Italo Calvino|Chinua Achebe|Emily Dickinson|Gabriel García Márquez|Selma Lagerlöf"
-    "|Rabindranath Tagore|George Eliot|Naguib Mahfouz|Herman Melville|Clarice Lispector"
+    "|Franz Kafka|Jane Austen|Italo Calvino|Chinua Achebe|Emily Dickinson|Gabriel García Márquez"
+    "|Selma Lagerlöf|Rabindranath Tagore|George Eliot|Naguib Mahfouz|Herman Melville"
+    "|Clarice Lispector"
 ).split("|")
 TITLE_FIRST = (
     "Amber Broken Crimson Distant Drifting Forgotten Frozen Gilded Hidden Hollow Lonely Luminous"

@@ -123,10 +123,6 @@ class UnknownSubset(UserError):
   """The hub has the dataset, but no configuration of that name."""
 
 
-class UnknownSubset(UserError):
-  """The hub has the dataset, but no configuration of that name."""
-
-
 class Hub:
   """One dataset of the Hugging Face hub or, while that cannot be reached, of its cache."""
 
@@ -197,7 +193,7 @@ class Hub:
 
   @contextlib.contextmanager
   def _offline(self):
-    """Keeps `datasets` to its cache while the hub cannot be reached, and says why if it is empty."""
+    """Keeps `datasets` to its cache while the hub is out of reach, and says why if it is empty."""
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE

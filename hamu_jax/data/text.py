@@ -1,0 +1,384 @@
+"""Texts for language models to keep and to forget.
+
+`load` reads the splits of one of the sources in `text_sources`, checks every text, draws rows and
+adds duplicates.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hamu_jax.data.failures import first_line
+from hamu_jax.data.text_sources import (
+  DUPLICATES,
+  PARAPHRASED,
+  PERTURBED,
+  TEXT_SOURCES,
+  Request,
+  Shelf,
+)
+from hamu_jax.data.text_tables import Table, Tables, cells, length
+from hamu_jax.errors import UserError
+
+ROLES = ("retain", "forget", "test")
+# Columns that say whose text a row is, in order of preference.
+OWNERS = ("owner", "author")
+# In a specification of rows, where the name of each split is.
+_NAME = r"(^|\+)\s*(\w+(?:\.\w+)*)"
+
+
+class TextSplit(NamedTuple):
+  """Texts in the order of the source, each an answer to a prompt."""
+
+  prompts: tuple[str, ...]  # "" where there is only text
+  answers: tuple[str, ...]
+  paraphrased: tuple[str, ...] | None  # the right answers in other words
+  perturbed: tuple[tuple[str, ...], ...] | None  # wrong answers, as many for each
+  owners: tuple[str, ...] | None  # whose text it is, or the key of its watermark
+
+
+class TextDataset(NamedTuple):
+  """The texts of each role, and further ones to evaluate on."""
+
+  splits: dict[str, TextSplit]  # "retain", "forget", "test" unless there is none, and the suites
+  fingerprint: str  # sha256 of all of it, in hexadecimal
+
+
+def load(
+    source: str,
+    *,
+    name: str = "",
+    path: str = "",
+    subset: str = "",
+    question_key: str = "question",
+    answer_key: str = "answer",
+    retain_split: str = "",
+    forget_split: str = "forget",
+    test_split: str = "",
+    suites: tuple[str, ...] = (),
+    duplicates: str = "none",
+    retain_size: int = 0,
+    forget_size: int = 0,
+    test_size: int = 0,
+    seed: int = 0,
+) -> TextDataset:
+  """Loads the texts of each role.
+
+  A split is given by its name and, if need be, rows of it, as `datasets` writes them:
+  "forget10[300:400]", "train[:10%]", "train[-50:]", "retain90+holdout10".
+
+  Args:
+    source: a key of `TEXT_SOURCES`.
+    name: hub id; empty for the published one of `tofu` and `waterdrum`.
+    path: a local folder, or file, to read instead.
+    subset: configuration of a hub dataset, or subfolder of a local one.
+    question_key: column of the prompts; empty for texts without; `text` does not read it.
+    answer_key: column of the answers, or texts.
+    retain_split: what is kept; empty for all rows of the dataset that are not in `forget_split`.
+    forget_split: what is to be forgotten.
+    test_split: texts that are never trained on; empty for none.
+    suites: further splits to evaluate on, such as TOFU's "real_authors" and "retain_perturbed".
+    duplicates: none | exact | semantic: whether the retain set also has, at its end, the forget
+      set's duplicates, which are the source's own splits of duplicates (`waterdrum`), or else the
+      forget set itself (exact) or with its paraphrased answers (semantic).
+    retain_size: if positive, how many rows of `retain_split` to draw; they keep their order, and a
+      smaller draw lies within a larger one.
+    forget_size: the same of `forget_split`.
+    test_size: the same of `test_split`.
+    seed: of the draws, and of the invented authors.
+
+  Returns:
+    The dataset.
+
+  Raises:
+    UserError: one line, for anything wrong with the request, the files or the network, if forget
+      rows are also in the retain set though no duplicates were asked for, or if test rows are in
+      either.
+  """
+  if source not in TEXT_SOURCES:
+    near = difflib.get_close_matches(source, TEXT_SOURCES, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise UserError(f"config.data.source={source!r}{hint}: choose one of {', '.join(TEXT_SOURCES)}")
+  if duplicates not in DUPLICATES:
+    raise UserError(f"config.text.duplicates={duplicates!r}: choose one of {', '.join(DUPLICATES)}")
+  if test_size and not test_split:
+    raise UserError(f"config.text.test_size={test_size} needs config.text.test_split")
+  shelf = TEXT_SOURCES[source](Request(name, path, subset, seed))
+  reader = _Reader(shelf, question_key if shelf.prompted else "", answer_key)
+
+  whole = {"forget": reader.split(forget_split, "config.text.forget_split")}
+  if retain_split:
+    whole["retain"] = reader.split(retain_split, "config.text.retain_split")
+  else:
+    whole["retain"] = reader.rest(forget_split, whole["forget"])
+  if test_split:
+    whole["test"] = reader.split(test_split, "config.text.test_split")
+  _check_disjoint(whole, duplicates)
+
+  sizes = {"retain": retain_size, "forget": forget_size, "test": test_size}
+  rows = {
+      role: _drawn(len(split.answers), sizes[role], seed, f"config.text.{role}_size")
+      for role, split in whole.items()
+  }
+  splits = {
+      role: _owned(_taken(whole[role], rows[role]), shelf.owners.get(role))
+      for role in ROLES
+      if role in whole
+  }
+  if duplicates in shelf.duplicates:
+    twins = reader.twins(forget_split, shelf.duplicates[duplicates], len(whole["forget"].answers))
+    twins = _owned(_taken(twins, rows["forget"]), shelf.owners.get("retain"))
+    splits["retain"] = _joined([splits["retain"], twins])
+  elif duplicates != "none":
+    splits["retain"] = _joined([splits["retain"], _copied(splits["forget"], duplicates)])
+  for suite in suites:
+    key = suite.split("[")[0]
+    if key in splits:
+      raise UserError(
+          f"config.text.suites: {suite!r} would be the second split named {key!r}; the splits of"
+          " the roles are evaluated as it is"
+      )
+    splits[key] = reader.suite(suite)
+  return TextDataset(splits, _fingerprint(splits))
+
+
+class _Part(NamedTuple):
+  """Rows of one split of the source."""
+
+  name: str
+  table: Table
+  rows: np.ndarray  # [n] int64
+
+
+class _Reader:
+  """Reads splits off a shelf, under the columns that the user named, and checks each text."""
+
+  def __init__(self, shelf: Shelf, question_key: str, answer_key: str):
+    self._shelf, self._question_key, self._answer_key = shelf, question_key, answer_key
+
+  def split(self, spec: str, field: str) -> TextSplit:
+    """Reads the rows that `spec` names, with their wrong answers if the source has them."""
+    parts = _parts(spec, self._shelf.table, field)
+    return _joined([self._completed(part.name, self._texts(part, field), field) for part in parts])
+
+  def suite(self, spec: str) -> TextSplit:
+    """Reads rows to evaluate on: those of NAME_perturbed, in which they are complete, if it is."""
+
+    def table(name: str, field: str) -> Table:
+      other, found = self._shelf.perturbed(name) or ("", None)
+      return found if other == f"{name}_perturbed" else self._shelf.table(name, field)
+
+    field = "config.text.suites"
+    return _joined([self._texts(part, field) for part in _parts(spec, table, field)])
+
+  def rest(self, spec: str, forget: TextSplit) -> TextSplit:
+    """Reads every row of the dataset that is not in the forget set."""
+    field = "config.text.forget_split"
+    nothing = UserError(
+        f"config.text.retain_split='' means all rows but those of {field}={spec!r}, which leaves"
+        " none here: name the split to retain"
+    )
+    parts = _parts(spec, self._shelf.table, field)
+    names = {part.name for part in parts}
+    whole = self._shelf.whole or parts[0].name
+    if names == {whole}:
+      table = parts[0].table
+      rows = np.setdiff1d(np.arange(length(table)), np.concatenate([part.rows for part in parts]))
+      if not len(rows):
+        raise nothing
+      part = _Part(whole, table, rows)
+      return self._completed(whole, self._texts(part, field), field)
+    if not self._shelf.whole:
+      raise UserError(
+          f"config.text.retain_split='' cannot be told from {field}={spec!r}, of several splits:"
+          " name the split to retain"
+      )
+    full = self.split(whole, "config.text.retain_split (empty, so all rows of the dataset)")
+    pairs, forgotten = _pairs(full), set(_pairs(forget))
+    if missing := forgotten - set(pairs):
+      raise UserError(
+          f"config.text.retain_split='' means all rows but those of {field}={spec!r}, but"
+          f" {len(missing)} of these are not in the source's split {whole!r}: name the split to"
+          " retain"
+      )
+    kept = [row for row, pair in enumerate(pairs) if pair not in forgotten]
+    if not kept:
+      raise nothing
+    return _taken(full, kept)
+
+  def twins(self, spec: str, name: str, count: int) -> TextSplit:
+    """Reads the same rows as `spec` of another split, which pairs with it row by row."""
+    split = self.split(re.sub(_NAME, rf"\1{name}", spec), "config.text.duplicates")
+    if len(split.answers) != count:
+      raise UserError(
+          f"config.text.duplicates: {name!r} has {len(split.answers)} rows for the {count} of"
+          f" config.text.forget_split={spec!r}; it must have one for each"
+      )
+    return split
+
+  def _completed(self, name: str, split: TextSplit, field: str) -> TextSplit:
+    """Adds paraphrased and wrong answers from the split that has them to the same questions."""
+    found = self._shelf.perturbed(name)
+    if split.perturbed is not None or found is None:
+      return split
+    other, table = found
+    extra = self._texts(_Part(other, table, np.arange(length(table))), field)
+    by_prompt = dict(zip(extra.prompts, range(len(extra.prompts)), strict=True))
+    by_pair = dict(zip(_pairs(extra), range(len(extra.prompts)), strict=True))
+    rows = [by_pair.get(pair, by_prompt.get(pair[0])) for pair in _pairs(split)]
+    if None in rows:
+      if other != f"{name}_perturbed":
+        return split  # retain_perturbed has only some rows of retain90.
+      missing = split.prompts[rows.index(None)]
+      raise UserError(
+          f"{field}: {missing!r} of {name!r} is not among the questions of {other!r}, which must"
+          " have wrong answers for all of them"
+      )
+    extra = _taken(extra, rows)
+    return split._replace(paraphrased=extra.paraphrased, perturbed=extra.perturbed)
+
+  def _texts(self, part: _Part, field: str) -> TextSplit:
+    """Reads and checks rows of one table."""
+    answers = self._strings(part, self._answer_key, "config.text.answer_key")
+    prompts = ("",) * len(answers)
+    if self._question_key:
+      prompts = self._strings(part, self._question_key, "config.text.question_key")
+    paraphrased = perturbed = owners = None
+    if PARAPHRASED in part.table:
+      paraphrased = self._strings(part, PARAPHRASED, field)
+    if PERTURBED in part.table:
+      perturbed = _wrong_answers(part, field)
+    if owner := next((column for column in OWNERS if column in part.table), None):
+      owners = tuple(map(str, cells(part.table[owner], part.rows)))
+    return TextSplit(prompts, answers, paraphrased, perturbed, owners)
+
+  def _strings(self, part: _Part, column: str, field: str) -> tuple[str, ...]:
+    if column not in part.table:
+      raise UserError(
+          f"{field}={column!r} is no column of {part.name!r}: choose from {', '.join(part.table)}"
+      )
+    values = cells(part.table[column], part.rows)
+    for row, value in zip(part.rows, values, strict=True):
+      if value is None or (isinstance(value, str) and not value.strip()):
+        raise UserError(f"{field}: row {row} of {part.name!r} has an empty {column}")
+      if not isinstance(value, str):
+        raise UserError(
+            f"{field}: row {row} of {part.name!r} has the {column} {str(value)[:60]!r}, which is"
+            f" {type(value).__name__}, no text"
+        )
+    return tuple(values)
+
+
+def _wrong_answers(part: _Part, field: str) -> tuple[tuple[str, ...], ...]:
+  """Reads the wrong answers, of which every row must have as many."""
+  values = cells(part.table[PERTURBED], part.rows)
+  where = f"{field}: row {{}} of {part.name!r} has"
+  for row, value in zip(part.rows, values, strict=True):
+    if not isinstance(value, list | tuple) or not value:
+      raise UserError(f"{where.format(row)} no list of {PERTURBED}s")
+    if not all(isinstance(answer, str) and answer.strip() for answer in value):
+      raise UserError(f"{where.format(row)} an empty {PERTURBED}")
+    if len(value) != len(values[0]):
+      raise UserError(
+          f"{where.format(row)} {len(value)} {PERTURBED}s, row {part.rows[0]} has {len(values[0])};"
+          " every row needs as many"
+      )
+  return tuple(map(tuple, values))
+
+
+def _parts(spec: str, table: Tables, field: str) -> list[_Part]:
+  """Looks up the splits that `spec` names and the rows it means."""
+  from datasets import ReadInstruction
+
+  try:
+    instruction = ReadInstruction.from_spec(spec)
+    tables = {name: table(name, field) for _, name in re.findall(_NAME, spec)}
+    lengths = {name: length(columns) for name, columns in tables.items()}
+    slices = instruction.to_absolute(lengths)
+  except UserError:
+    raise
+  except ValueError as error:
+    raise UserError(
+        f"{field}={spec!r} names no rows ({first_line(error)}): give a split, such as 'forget10',"
+        " or rows of one, such as 'forget10[300:400]' or 'train[:10%]'"
+    ) from None
+  parts = [
+      _Part(each.splitname, tables[each.splitname], np.arange(each.from_, each.to))
+      for each in slices
+  ]
+  if empty := [part.name for part in parts if not len(part.rows)]:
+    raise UserError(f"{field}={spec!r} is empty: {empty[0]!r} has {lengths[empty[0]]} rows")
+  return parts
+
+
+def _pairs(split: TextSplit) -> list[tuple[str, str]]:
+  return list(zip(split.prompts, split.answers, strict=True))
+
+
+def _taken(split: TextSplit, rows: Sequence[int]) -> TextSplit:
+  return TextSplit(
+      *(None if values is None else tuple(values[row] for row in rows) for values in split)
+  )
+
+
+def _owned(split: TextSplit, owner: str | None) -> TextSplit:
+  """Fills in the owner of all rows, where no column says whose they are."""
+  if owner is None or split.owners is not None:
+    return split
+  return split._replace(owners=(owner,) * len(split.answers))
+
+
+def _joined(splits: list[TextSplit]) -> TextSplit:
+  """Appends splits; a field that one of them lacks is lost, as are wrong answers of two counts."""
+  if len({len(split.perturbed[0]) for split in splits if split.perturbed}) > 1:
+    splits = [split._replace(perturbed=None) for split in splits]
+  return TextSplit(
+      *(None if None in values else sum(values, ()) for values in zip(*splits, strict=True))
+  )
+
+
+def _copied(forget: TextSplit, duplicates: str) -> TextSplit:
+  """Makes duplicates of the forget set for a source that publishes none."""
+  if duplicates == "exact":
+    return forget
+  if forget.paraphrased is None:
+    raise UserError(
+        "config.text.duplicates='semantic': the forget set has no paraphrased answers here; choose"
+        " 'exact', or a source that has them (authors, tofu with forget10_perturbed, waterdrum)"
+    )
+  return forget._replace(answers=forget.paraphrased)
+
+
+def _drawn(count: int, size: int, seed: int, field: str) -> np.ndarray:
+  """Draws rows, in ascending order; 0 keeps all of them."""
+  if not 0 <= size <= count:
+    raise UserError(f"{field}={size}: choose 1..{count}, or 0 for the whole split")
+  rows = np.random.default_rng(seed).permutation(count)
+  return np.sort(rows[: size or count])
+
+
+def _check_disjoint(splits: dict[str, TextSplit], duplicates: str) -> None:
+  """Refuses texts that are in two roles, which no metric could tell apart."""
+  checks = [("test", "retain"), ("test", "forget")] if "test" in splits else []
+  if duplicates == "none":
+    checks.append(("forget", "retain"))
+  for one, other in checks:
+    others = set(_pairs(splits[other]))
+    common = [row for row, pair in enumerate(_pairs(splits[one])) if pair in others]
+    if common:
+      remedy = ", or ask for them with config.text.duplicates" if one == "forget" else ""
+      raise UserError(
+          f"config.text.{one}_split: {len(common)} of its rows are also in the {other} set, the"
+          f" first is row {common[0]} ({' '.join(splits[one].answers[common[0]].split())[:60]!r});"
+          f" name splits that share none{remedy}"
+      )
+
+
+def _fingerprint(splits: dict[str, TextSplit]) -> str:
+  """Hashes everything that training and evaluation can see, the same on every platform."""
+  return hashlib.sha256(json.dumps(splits).encode()).hexdigest()
