@@ -19,8 +19,8 @@ _MULTIPLE = 8
 # The longest row that is chosen holds so many texts of mean length: attention costs T^2.
 _MOST_MEAN_TEXTS = 10
 # Batches by which, and of how many row lengths, the waste is known.
-_SAMPLE = 64
-_CANDIDATES = 64
+_SAMPLE = 256
+_CANDIDATES = 128
 # A shorter row may waste so much more of what is computed.
 _TOLERANCE = 0.005
 
