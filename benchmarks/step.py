@@ -14,8 +14,6 @@ need not be there (extra `tpu`) and prints what the compiler says. `--json=FILE`
 
 import argparse
 import json
-import os
-import re
 import statistics
 import time
 
@@ -25,10 +23,11 @@ import numpy as np
 import optax
 
 from hamu_jax import config as config_lib
-from hamu_jax import methods, models, objectives, vision
+from hamu_jax import methods, models, objectives, plan, vision
 from hamu_jax import pairing as pairing_lib
 from hamu_jax import source as source_lib
 from hamu_jax import step as step_lib
+from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
 from hamu_jax.train_state import create_state
 
@@ -125,17 +124,6 @@ def spread(values):
   return {"median": statistics.median(values), "low": ordered[0], "high": ordered[-1]}
 
 
-def print_table(header, rows):
-  """Prints aligned columns, the first to the left."""
-  cells = [header, *[[str(cell) for cell in row] for row in rows]]
-  widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-  for row in cells:
-    print("  ".join(
-        cell.ljust(width) if column == 0 else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ))
-
-
 def time_steps(args):
   """Ratios of each method and pairing to two plain gradients."""
   model, data, variables, rows = make_problem(args)
@@ -186,7 +174,7 @@ def print_ratios(args, seconds, base):
         f"{ratios['low']:.3f}", f"{ratios['high']:.3f}",
     ])
   print(f"{args.model}, {args.size}x{args.size}, batch {args.batch} a role, {args.rounds} rounds")
-  print_table(["step", "median s", f"ratio to {base}", "low", "high"], table)
+  print(plan.format_table(["step", "median s", f"ratio to {base}", "low", "high"], table))
   return results
 
 
@@ -219,42 +207,16 @@ def time_convolution(args):
         f"{speedup['low']:.2f}", f"{speedup['high']:.2f}",
     ])
   print(f"{args.model}, {args.size}x{args.size}, batch {args.batch}, microbatch {args.microbatch}")
-  print_table(["forward+backward", "images/s", "speed-up", "low", "high"], table)
+  print(plan.format_table(["forward+backward", "images/s", "speed-up", "low", "high"], table))
   return results
-
-
-_COLLECTIVE = re.compile(
-    r"= (.*?) (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(-start)?\("
-)
-
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-# Cycles a second of a TPU v5e core; ratios do not depend on it.
-_CLOCK = 1.5e9
-
-
-def collectives(hlo):
-  """{kind: [count, output bytes]} of optimized HLO."""
-  sizes = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
-  found = {}
-  for shapes, kind, start in _COLLECTIVE.findall(hlo):
-    entry = found.setdefault(kind, [0, 0])
-    entry[0] += 1
-    bytes_each = [
-        sizes[dtype] * int(np.prod([int(d) for d in dimensions.split(",") if d]))
-        for dtype, dimensions in re.findall(r"(\w+)\[([\d,]+)\]", shapes)
-    ]
-    # The asynchronous start of a permute lists its operands before its results.
-    entry[1] += sum(bytes_each) // (2 if start and kind == "collective-permute" else 1)
-  return found
 
 
 def compile_for_topology(args):
   """Compiles the paired step for TPU devices and prints what the compiler expects of it."""
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  from jax.experimental import topologies
-
-  topology = topologies.get_topology_desc(platform="tpu", topology_name=args.topology)
-  # Cycles are summed over the program's text, in which a loop's body stands once: no loops.
+  target = plan.find_target(args.topology)
+  if target.simulated:
+    raise UserError("--topology: libtpu is missing; pip install 'hamu-jax[tpu]'")
+  # The default is a CPU's; a TPU takes such a batch whole.
   args.microbatch = 0
   model, data, variables, rows = make_problem(args, platform="tpu")
   spec = jax.sharding.PartitionSpec
@@ -267,20 +229,22 @@ def compile_for_topology(args):
         tree,
     )
 
-  def describe(name, compiled):
-    memory = compiled.memory_analysis()
+  def describe(name, lowered):
+    analysis = plan.analyse(lowered, target)
+    collectives = {}
+    for one in analysis.cost.collectives.values():
+      count, size = collectives.get(one.kind, (0, 0))
+      collectives[one.kind] = count + one.times, size + one.times * one.size
     results[name] = {
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "output_bytes": memory.output_size_in_bytes,
-        "collectives": collectives(compiled.as_text()),
-        # XLA's own sum, `optimal_seconds`, takes off a second for each instruction it cannot rate.
-        "estimated_cycles": sum(map(int, _CYCLES.findall(compiled.as_text()))),
-        "bytes_accessed": compiled.cost_analysis().get("bytes accessed"),
+        "argument_bytes": analysis.arguments,
+        "temporary_bytes": analysis.temporaries,
+        "output_bytes": analysis.outputs,
+        "collectives": collectives,
+        "estimated_cycles": analysis.cost.cycles,
     }
 
-  mesh = pairing_lib.make_mesh(topology.devices, 2)
-  everywhere = jax.sharding.PartitionSpec((pairing_lib.ROLE_AXIS, pairing_lib.DATA_AXIS))
+  mesh = pairing_lib.make_mesh(target.devices, 2)
+  everywhere = jax.sharding.PartitionSpec((pairing_lib.ROLE_AXIS, *pairing_lib.SHARE_AXES))
   plain = make_plain(args, model)
 
   def two_plain(variables, data, rows):
@@ -297,7 +261,7 @@ def compile_for_topology(args):
   describe("two plain gradients", floor.lower(
       shapes(variables, mesh, spec()), shapes(data, mesh, spec()),
       shapes(one_batch, mesh, everywhere),
-  ).compile())
+  ))
 
   for name in args.methods:
     if methods.METHODS[name].device_groups < 2:
@@ -309,7 +273,7 @@ def compile_for_topology(args):
       feed = step_lib.Feed(jax.tree.map(lambda leaf: leaf[0], own), jnp.int32(0))
       return step(state, step_lib.Frozen(reference), data, feed, settings)
 
-    partition = spec(None, pairing_lib.ROLE_AXIS, pairing_lib.DATA_AXIS)
+    partition = spec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
     jitted = jax.jit(jax.shard_map(
         one_step, mesh=mesh, in_specs=(spec(), spec(), spec(), partition, spec()),
         out_specs=spec(), check_vma=False,
@@ -322,7 +286,7 @@ def compile_for_topology(args):
     describe(f"{name} step", jitted.lower(
         state, shapes(variables, mesh, spec()), shapes(data, mesh, spec()),
         shapes(pairing_lib.shard_rows(rows, mesh), mesh, partition), settings,
-    ).compile())
+    ))
 
   base = results["two plain gradients"]["estimated_cycles"]
   table = []
@@ -333,13 +297,13 @@ def compile_for_topology(args):
     table.append([
         name, *(f"{result[key] / 2**20:.1f}" for key in
                 ("argument_bytes", "temporary_bytes", "output_bytes")),
-        f"{result['estimated_cycles'] / _CLOCK * 1e6:.0f}", f"{result['ratio']:.2f}", moved,
+        f"{result['estimated_cycles'] / target.chip.clock * 1e6:.0f}", f"{result['ratio']:.2f}", moved,
     ])
   print(f"{args.model}, batch {args.batch} a role, compiled for {args.topology}")
-  print_table(
+  print(plan.format_table(
       ["program", "argument MiB", "temporary MiB", "output MiB", "estimated us", "ratio", "collectives"],
       table,
-  )
+  ))
   return results
 
 
