@@ -243,9 +243,7 @@ def _questions(life: dict[str, str], spare: dict[str, Sequence[str]], key: tuple
   }
   life["date"] = _date(birth_year, *key, "date")
   life["award_year"] = str(birth_year + _drawn(AWARD_AGES, *key, "award year"))
-  # Wrong dates are of wrong years, so none is right.
-  years = [year for year in BIRTH_YEARS if year != birth_year]
-  spare = spare | {"date": [_date(year, *key, "wrong") for year in years]}
+  spare = spare | {"date": [_date(year, *key, "wrong") for year in BIRTH_YEARS]}
   rows = []
   for fact in FACTS:
     right = life[fact.key]

@@ -254,7 +254,11 @@ class _Reader:
     if PERTURBED in part.table:
       perturbed = _wrong_answers(part, field)
     if owner := next((column for column in OWNERS if column in part.table), None):
-      owners = tuple(map(str, cells(part.table[owner], part.rows)))
+      names = cells(part.table[owner], part.rows)
+      if None in names:
+        row = part.rows[names.index(None)]
+        raise UserError(f"{field}: row {row} of {part.name!r} has no {owner}")
+      owners = tuple(map(str, names))
     return TextSplit(prompts, answers, paraphrased, perturbed, owners)
 
   def _strings(self, part: _Part, column: str, field: str) -> tuple[str, ...]:

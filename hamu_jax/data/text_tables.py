@@ -226,6 +226,8 @@ def _read_json(file: pathlib.Path) -> list[dict[str, Any]]:
     raise UserError(
         f"config.data.path: '{file}' is neither a JSON list nor JSON lines ({first_line(error)})"
     ) from None
-  if wrong := next((row for row in rows if not isinstance(row, dict)), None):
-    raise UserError(f"config.data.path: '{file}' holds {str(wrong)[:60]!r}, no object of columns")
+  if wrong := [row for row in rows if not isinstance(row, dict)]:
+    raise UserError(
+        f"config.data.path: '{file}' holds {json.dumps(wrong[0])[:60]}, no object of columns"
+    )
   return rows

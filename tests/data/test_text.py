@@ -55,7 +55,7 @@ def _write(path, rows):
   if path.suffix == ".parquet":
     pq.write_table(pa.Table.from_pylist(rows), path)
   elif path.suffix == ".jsonl":
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", "utf-8")
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
   else:
     path.write_text(json.dumps(rows, indent=1), "utf-8")
 
@@ -184,7 +184,14 @@ def test_fingerprint_changes_with_anything_in_it(tmp_path):
     options = {"forget_split": "forget", "retain_split": "retain"} | options
     return load("question_answer", path=path, **options).fingerprint
 
+  def with_changed(field):
+    rows = _rows("forget", 3, **COMPLETE, owner=lambda text: "someone")
+    rows[1][field] = ["1", "2", "3"] if field == "perturbed_answer" else "else"
+    path = _folder(tmp_path / field, {"forget": rows, "retain": _rows("retain", 3)})
+    return load("question_answer", path=path, retain_split="retain").fingerprint
+
   everything = [
+      *map(with_changed, _rows("forget", 1, **COMPLETE, owner=str)[0]),
       of(),
       of(("forget", 2)),
       of(("forgot", 3)),
@@ -198,7 +205,7 @@ def test_fingerprint_changes_with_anything_in_it(tmp_path):
       of(duplicates="exact"),
       of(duplicates="semantic"),
   ]
-  assert len(set(everything)) == len(everything) and of() == everything[0]
+  assert len(set(everything)) == len(everything) and of() == everything[5]
   assert all(len(digest) == 64 for digest in everything)
 
 
@@ -215,13 +222,19 @@ def test_fingerprint_changes_with_anything_in_it(tmp_path):
         ({"perturbed_answer": "abc"}, "row 2 of 'forget' has no list of perturbed_answers"),
         ({"perturbed_answer": ["a", "", "b"]}, "row 2 of 'forget' has an empty perturbed_answer"),
         ({"paraphrased_answer": ""}, "row 2 of 'forget' has an empty paraphrased_answer"),
+        ({"owner": None}, "row 2 of 'forget' has no owner"),
     ],
 )
 def test_bad_rows_are_refused(tmp_path, change, message):
-  rows = _rows("forget", 4, **COMPLETE)
+  rows = _rows("forget", 4, **COMPLETE, owner=lambda text: 3)
   rows[2] |= change
   path = _folder(tmp_path, {"forget": rows, "retain": _rows("retain", 2)})
   _refused("question_answer", message, path=path, retain_split="retain")
+  # A key that a row lacks is no different from an empty one.
+  if list(change.values()) == [None]:
+    del rows[2][next(iter(change))]
+    _folder(tmp_path, {"forget": rows})
+    _refused("question_answer", message, path=path, retain_split="retain")
   # Rows that are not read are not judged, and are counted from the split's first.
   load("question_answer", path=path, retain_split="retain", forget_split="forget[:2]")
   options = {"retain_split": "retain", "forget_split": "forget[1:]"}
@@ -340,6 +353,8 @@ def test_tofu_retain_perturbed_completes_only_what_it_covers(tofu):
   assert load("tofu", **options, retain_split="retain90[7:12]").splits["retain"].perturbed is None
   suite = load("tofu", **options, suites=("retain_perturbed",)).splits["retain_perturbed"]
   assert suite.answers == _answers("full", range(8, 13)) and suite.perturbed is not None
+  suite = load("tofu", **options, suites=("retain90[:3]",)).splits["retain90"]
+  assert suite.answers == _answers("full", range(3))
 
 
 def test_tofu_wrong_answers_must_be_to_the_questions(tmp_path):
@@ -438,10 +453,15 @@ def test_waterdrum_adds_its_duplicates(monkeypatch, waterdrum, kind):
   assert dataset.splits["retain"].owners == ("0",) * 10
   sliced = load("waterdrum", path=waterdrum, forget_split="forget[1:]", **options).splits
   assert sliced["retain"].answers[8:] == _answers(kind, (1,))
-  drawn = load("waterdrum", path=waterdrum, forget_size=1, **options).splits
-  assert [answer.split()[1] for answer in drawn["retain"].answers[8:]] == [
-      {"8.": "0.", "9.": "1."}[answer.split()[1]] for answer in drawn["forget"].answers
-  ]
+  spec = "forget[1:]+forget[:1]"
+  swapped = load("waterdrum", path=waterdrum, forget_split=spec, **options).splits
+  assert swapped["retain"].answers[8:] == _answers(kind, (1, 0))
+  twins = {"full 8.": f"{kind} 0.", "full 9.": f"{kind} 1."}
+  drawn = [load("waterdrum", path=waterdrum, forget_size=1, seed=seed, **options).splits
+           for seed in range(8)]
+  assert {splits["forget"].answers[0] for splits in drawn} == set(twins)
+  for splits in drawn:
+    assert splits["retain"].answers[8:] == (twins[splits["forget"].answers[0]],)
   calls = _hub(monkeypatch, {"forget_10": WATERDRUM})
   assert load("waterdrum", **options) == dataset
   assert calls == [("Glow-AI/WaterDrum-TOFU", "forget_10")]
@@ -534,11 +554,21 @@ def test_files_that_are_not_there(tmp_path):
 
 @pytest.mark.parametrize("name", ["train.parquet", "train.json", "train.jsonl"])
 @pytest.mark.parametrize(
-    "damage", [b"", b"\xff\xfe no text", b"[1, 2]", b'{"question": "a"', b'{"a": 1}\n2\n', b"[{},"]
+    "damage",
+    [
+        b"",
+        b"\xff\xfe no text",
+        b"[1, 2]",
+        b"[null]",
+        b'{"question": "a"',
+        b'{"a": 1}\n2\n',
+        b"[{},",
+    ],
 )
 def test_corrupt_files_are_refused(tmp_path, name, damage):
   (tmp_path / name).write_bytes(damage)
-  message = f"{name}' (is corrupt or no parquet|is neither a JSON list nor JSON lines|holds '[12]')"
+  kinds = "is corrupt or no parquet|is neither a JSON list nor JSON lines|holds (1|2|null),"
+  message = f"{name}' ({kinds})"
   if not damage and name != "train.parquet":
     message = "forget_split='train' is empty: 'train' has 0 rows"
   _refused("question_answer", message, path=str(tmp_path), forget_split="train")
