@@ -4,6 +4,7 @@
 adds duplicates.
 """
 
+import collections
 import difflib
 import hashlib
 import json
@@ -228,8 +229,10 @@ class _Reader:
       return split
     other, table = found
     extra = self._texts(_Part(other, table, np.arange(length(table))), field)
-    by_prompt = dict(zip(extra.prompts, range(len(extra.prompts)), strict=True))
-    by_pair = dict(zip(_pairs(extra), range(len(extra.prompts)), strict=True))
+    by_pair = {pair: row for row, pair in enumerate(_pairs(extra))}
+    # The answers may differ in a comma; a question that is asked twice is known by its answer.
+    asked = collections.Counter(extra.prompts)
+    by_prompt = {prompt: row for row, prompt in enumerate(extra.prompts) if asked[prompt] == 1}
     rows = [by_pair.get(pair, by_prompt.get(pair[0])) for pair in _pairs(split)]
     if None in rows:
       if other != f"{name}_perturbed":

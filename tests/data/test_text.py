@@ -372,6 +372,19 @@ def test_tofu_questions_asked_twice_are_told_apart_by_their_answers(tmp_path):
   options = {"path": _folder(tmp_path, tables), "retain_split": "retain99"}
   forget = load("tofu", forget_split="forget01", **options).splits["forget"]
   assert forget.paraphrased == ("It is a 0.", "It is a 1.")
+  plain[1]["answer"] = "someone else"
+  _folder(tmp_path, {"forget01": plain})
+  _refused("tofu", "'Who.' of 'forget01' is not among", forget_split="forget01", **options)
+
+
+def test_tofu_answers_may_differ_where_the_question_tells(tmp_path):
+  rows = _rows("a", 2, **COMPLETE)
+  plain = [row | {"answer": row["answer"] + " "} for row in _rows("a", 2)]
+  tables = {"forget01": plain, "forget01_perturbed": rows[::-1], "retain99": _rows("b", 2)}
+  path = _folder(tmp_path, tables)
+  forget = load("tofu", path=path, retain_split="retain99", forget_split="forget01").splits["forget"]
+  assert forget.answers == ("a 0. ", "a 1. ")
+  assert forget.paraphrased == ("It is a 0.", "It is a 1.")
 
 
 def test_tofu_unknown_splits_list_the_files(tofu):
