@@ -381,8 +381,8 @@ def test_tofu_answers_may_differ_where_the_question_tells(tmp_path):
   rows = _rows("a", 2, **COMPLETE)
   plain = [row | {"answer": row["answer"] + " "} for row in _rows("a", 2)]
   tables = {"forget01": plain, "forget01_perturbed": rows[::-1], "retain99": _rows("b", 2)}
-  path = _folder(tmp_path, tables)
-  forget = load("tofu", path=path, retain_split="retain99", forget_split="forget01").splits["forget"]
+  options = {"path": _folder(tmp_path, tables), "retain_split": "retain99"}
+  forget = load("tofu", forget_split="forget01", **options).splits["forget"]
   assert forget.answers == ("a 0. ", "a 1. ")
   assert forget.paraphrased == ("It is a 0.", "It is a 1.")
 
