@@ -1,4 +1,4 @@
-"""Where the texts of a chunk of steps are: packed into rows of tokens, brought in window by window."""
+"""Where the texts of a chunk of steps are: packed into rows of tokens, window by window."""
 
 from typing import NamedTuple
 
@@ -25,9 +25,9 @@ class _Prepared(NamedTuple):
 class Packed:
   """Texts as steps read them: for a batch of examples, a batch of the rows that hold them.
 
-  The interface of `source.Resident`, but a chunk's data is a window of `packing.PackedRows`, and its rows
-  are places in it, those in use first. `prepare` comes before all else that is asked of a plan; the
-  shapes are then the same for all chunks of it.
+  The interface of `source.Resident`, but a chunk's data is a window of `packing.PackedRows`, and
+  its rows are places in it, those in use first. `prepare` comes before all else that is asked of a
+  plan; the shapes are then the same for all chunks of it.
 
   Args:
     data: the training split.
@@ -70,11 +70,11 @@ class Packed:
   def chunk(
       self, plan, start: int, stop: int, mesh: jax.sharding.Mesh | None
   ) -> tuple[packing.PackedRows, step_lib.Feed]:
-    """The packed texts and the batches of the steps start..stop-1 of a plan, on the devices of the mesh.
+    """The texts and the batches of the steps start..stop-1 of a plan, on the devices of the mesh.
 
     Returns:
-      A window of M = most steps * roles * R rows on each device, and the feed: [n, R] places of each
-      role's rows in the window, -1 for padding.
+      A window of M = most steps * roles * R rows on each device, and the feed: [n, R] places of
+      each role's rows in the window, -1 for padding.
     """
     shape = self.shape(plan)
     batches = plan.rows(start, stop)
@@ -106,7 +106,7 @@ class Packed:
     return sum(int(self._packer.lengths(batch).sum()) for batch in _batches(plan, start, stop))
 
   def padding_share(self, plan, total_steps: int) -> float:
-    """The share of padding among the tokens that the first steps of a plan compute, in whole pieces."""
+    """The share of padding in what the first steps of a plan compute, in whole pieces."""
     self.prepare(plan, total_steps)
     row_length = self.shape(plan).tokens
     computed = 0

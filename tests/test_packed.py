@@ -1,24 +1,16 @@
 """Packed texts of a chunk: what a step gathers is its batch, whole and once."""
 
-from typing import NamedTuple
-
 import jax
 import numpy as np
 import pytest
 
 from hamu_jax import data, packed, pairing, source
 from hamu_jax.data import packing
+from hamu_jax.data.encoding import Encoded
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
 
 SPLIT = Paired(np.arange(23, dtype=np.int32), np.arange(23, 30, dtype=np.int32))
-
-
-class Encoded(NamedTuple):
-  """What packing reads of encoded texts."""
-
-  ids: tuple
-  answer_start: np.ndarray
 
 
 def text_data(alternatives=False, seed=0):
@@ -27,7 +19,7 @@ def text_data(alternatives=False, seed=0):
   def encoded():
     lengths = rng.integers(4, 25, 30)
     ids = tuple(rng.integers(1, 999, length).astype(np.int32) for length in lengths)
-    return Encoded(ids, rng.integers(1, lengths))
+    return Encoded(ids, rng.integers(1, lengths), 0)
 
   return packing.TextData(encoded(), encoded() if alternatives else None, np.arange(30) >= 23)
 
@@ -128,7 +120,7 @@ def test_as_many_steps_as_fit_a_window(monkeypatch):
 def test_padding_by_hand():
   # Texts of 6 tokens, rows of 8: a text a row, in pieces of two rows.
   texts = packing.TextData(
-      Encoded((np.ones(6, np.int32),) * 5, np.full(5, 3)), None, np.zeros(5, bool)
+      Encoded((np.ones(6, np.int32),) * 5, np.full(5, 3), 0), None, np.zeros(5, bool)
   )
   plan = data.training_plan(np.arange(5), batch_size=3, seed=0)
   packed_source = packed.Packed(texts, 8, 2)

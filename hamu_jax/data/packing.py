@@ -1,7 +1,7 @@
-"""Texts of any length in rows of one length: whole examples side by side, each a segment of its own.
+"""Texts of any length in rows of one length: whole examples side by side, each its own segment.
 
-Shapes: N examples, B of a batch, M rows, T tokens of a row, P predictions of a row, S slots of a row, one
-for each example in it.
+Shapes: N examples, B of a batch, M rows, T tokens of a row, P predictions of a row, S slots, one for
+each example of a row.
 """
 
 import bisect
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hamu_jax.data.batching import PADDING
+from hamu_jax.data.encoding import Encoded
 from hamu_jax.errors import UserError
 
 # Row lengths are multiples of it.
@@ -29,14 +30,13 @@ class TextData(NamedTuple):
   """Encoded texts.
 
   Attributes:
-    examples: with `ids`, N arrays of int32 tokens, and `answer_start`, [N]: the tokens from there on are
-      to be predicted, each from the one before it.
-    alternatives: other answers to the same prompts, as `examples` and in the same order, or None.
+    examples: N of them.
+    alternatives: other answers to the same prompts, in the same order, or None.
     forget: [N] bool, whether an example is to be forgotten.
   """
 
-  examples: Any
-  alternatives: Any | None
+  examples: Encoded
+  alternatives: Encoded | None
   forget: np.ndarray
 
 
@@ -54,8 +54,8 @@ class PackedRows(NamedTuple):
     mask: [M, P] bool, whether it is of an example's answer.
     alternative_mask: [M, P] bool, whether it is of an alternative's.
     forget: [M, P] bool, of the prediction's example.
-    prediction_row: [M, P] int32, a number that no other predicted token of the dataset has; -1 where
-      padded.
+    prediction_row: [M, P] int32, a number that no other predicted token of the dataset has; -1
+      where padded.
     example_mask: [M, S] bool, whether there is an example.
     row: [M, S] int32, its dataset row or -1.
   """
@@ -108,7 +108,7 @@ class Shape(NamedTuple):
 
 
 def fit(lengths: np.ndarray, row_length: int) -> np.ndarray:
-  """Puts texts into as few rows as best fit does: longest first, each into the fullest row with room.
+  """Puts texts into few rows by best fit: longest first, each into the fullest row with room.
 
   Args:
     lengths: [n] tokens of each text, none longer than a row.
@@ -118,7 +118,7 @@ def fit(lengths: np.ndarray, row_length: int) -> np.ndarray:
     [n] int32, the row of each text; rows 0, 1, ... are all used. They are at most 3/2 of the fewest
     possible.
 
-  Source: D. Simchi-Levi, "New worst-case results for the bin-packing problem" (1994), for the bound.
+  Source: D. Simchi-Levi, "New worst-case results for the bin-packing problem" (1994).
   """
   lengths = np.asarray(lengths)
   rows = np.empty(len(lengths), np.int32)
@@ -152,8 +152,8 @@ def choose_row_length(batches: Sequence[np.ndarray], piece: int, wanted: int = 0
   if wanted:
     if longest > wanted:
       raise UserError(
-          f"config.text.row_length={wanted}: the longest example has {longest} tokens; choose at least"
-          f" {longest}, or 0 to have it chosen"
+          f"config.text.row_length={wanted}: the longest example has {longest} tokens; choose at"
+          f" least {longest}, or 0 to have it chosen"
       )
     return wanted
   chosen = np.linspace(0, len(batches) - 1, min(len(batches), _SAMPLE)).astype(int)
@@ -187,23 +187,16 @@ class Packer:
   def __init__(self, data: TextData):
     self._data = data
     self._kinds = [data.examples] + ([data.alternatives] if data.alternatives is not None else [])
-    # Of each kind, [N]: tokens, and predictions, which the first token of a text is not.
-    self._tokens = [np.array([len(ids) for ids in kind.ids], np.int64) for kind in self._kinds]
-    self._first = [np.maximum(np.asarray(kind.answer_start), 1) for kind in self._kinds]
-    self._lengths = sum(self._tokens)
-    self._predictions = sum(
-        np.maximum(tokens - first, 0) for tokens, first in zip(self._tokens, self._first, strict=True)
-    )
-    # Number of the first token of each text, when all of the dataset are counted through.
-    ends = np.cumsum(np.concatenate(self._tokens)) if len(self._lengths) else np.zeros(0, np.int64)
-    if len(ends) and ends[-1] > np.iinfo(np.int32).max:
-      raise UserError(f"the texts have {ends[-1]} tokens; more than 2^31 cannot be numbered")
-    self._numbers = (ends - np.concatenate(self._tokens)).reshape(len(self._kinds), -1)
+    tokens = np.array([[len(ids) for ids in kind.ids] for kind in self._kinds], np.int64)
+    self._lengths = tokens.sum(0)
+    self._predictions = self._lengths - sum(kind.answer_start for kind in self._kinds)
+    # Where each text starts, when the tokens of all of them are counted through.
+    self._starts = np.cumsum(tokens).reshape(tokens.shape) - tokens
+    if tokens.sum() > np.iinfo(np.int32).max:
+      raise UserError(f"the texts have {tokens.sum()} tokens; at most 2^31 - 1 can be numbered")
 
   def lengths(self, rows: np.ndarray) -> np.ndarray:
-    """Tokens of each of these dataset rows, of an example and its alternative together; padding has 0."""
-    if not len(self._lengths):
-      return np.zeros(np.shape(rows), np.int64)
+    """Tokens of these dataset rows, an example and its alternative together; padding has 0."""
     return np.where(rows >= 0, self._lengths[np.maximum(rows, 0)], 0)
 
   def shape(self, batches: Sequence[np.ndarray], row_length: int, piece: int) -> Shape:
@@ -221,7 +214,8 @@ class Packer:
         rows = max(rows, num_rows(placed))
         predictions = max(predictions, int(np.bincount(placed, self._predictions[batch]).max()))
         slots = max(slots, int(np.bincount(placed).max()))
-    return Shape(up_to_multiple(rows, piece), row_length, up_to_multiple(predictions, _MULTIPLE), slots)
+    predictions = up_to_multiple(predictions, _MULTIPLE)
+    return Shape(up_to_multiple(rows, piece), row_length, predictions, slots)
 
   def pack(self, batch: np.ndarray, shape: Shape) -> PackedRows:
     """Lays out one batch.
@@ -248,7 +242,8 @@ class Packer:
 
   def _write(self, packed, row, slot, used, kind, example) -> tuple[int, int]:
     """Writes a text behind what a row has -> its numbers of tokens and predictions."""
-    ids, first = self._kinds[kind].ids[example], int(self._first[kind][example])
+    ids = self._kinds[kind].ids[example]
+    first = int(self._kinds[kind].answer_start[example])
     token, prediction = used.tolist()
     place = np.s_[row, token : token + len(ids)]
     packed.token[place] = ids
@@ -261,7 +256,7 @@ class Packer:
     packed.slot[place] = slot
     (packed.alternative_mask if kind else packed.mask)[place] = True
     packed.forget[place] = self._data.forget[example]
-    number = int(self._numbers[kind, example]) + first
+    number = int(self._starts[kind, example]) + first
     packed.prediction_row[place] = np.arange(number, number + len(label))
     return len(ids), len(label)
 
