@@ -1,7 +1,7 @@
 """Texts of any length in rows of one length: whole examples side by side, each its own segment.
 
-Shapes: N examples, B of a batch, M rows, T tokens of a row, P predictions of a row, S slots, one for
-each example of a row.
+Shapes: N examples, B of a batch, M rows, T tokens of a row, P predictions of a row, S slots, one
+for each example of a row.
 """
 
 import bisect
