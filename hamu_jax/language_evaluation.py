@@ -512,7 +512,7 @@ def _pad(texts: Sequence[np.ndarray], rows: int, width: int) -> tuple[np.ndarray
 
 
 def _targets(batch: Sequence[_Sequence], shape: _Shape) -> tuple[np.ndarray, np.ndarray]:
-  """Positions that predict answers and the answers' tokens, [B, K, Q] each; 0 where there is none."""
+  """Positions that predict answers and the answers' tokens, [B, K, Q]; 0 where there is none."""
   position_BxP, label_BxP = np.zeros((2, shape.rows, shape.blocks * shape.block), np.int32)
   for row, (ids, start) in enumerate(batch):
     count = len(ids) - start
