@@ -53,7 +53,7 @@ def make_problem(args, platform=None):
 def make_options(args, name):
   """`config.method` of a method that never stops."""
   options = config_lib.default_config().method
-  options.name, options.microbatch, options.on_infeasible = name, args.microbatch, "project"
+  options.name, options.on_infeasible = name, "project"
   return options
 
 
@@ -65,6 +65,7 @@ def make_chunk(args, model, name, pairing, mesh=None, rho=0.0, train=False):
       methods.METHODS[name], options,
       forward=vision.make_forward(model, (0.5,) * 3, (0.25,) * 3, axis),
       fetch=vision.make_fetch("none"), pairing=pairing, train=train,
+      microbatch=0 if train else args.microbatch,
       schedule=optax.constant_schedule(1.0), sharpness=step_lib.Sharpness() if rho else None,
   )
   chunk = step_lib.compile_target(
@@ -100,7 +101,7 @@ def make_plain(args, model, *, train=False, microbatch=None):
 
   def plain(variables, data, rows):
     key = jax.random.key(0)
-    inputs = objectives.Inputs(None, data, key, key, {})
+    inputs = objectives.Inputs({}, None, data, key, key, {})
     return role(variables, inputs, rows, {"ce": jnp.float32(1)})
 
   return plain

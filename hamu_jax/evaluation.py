@@ -27,7 +27,7 @@ class Evaluator:
   """Evaluates a model, in evaluation mode, on every split; one compilation for all of them.
 
   Args:
-    forward: (variables, batch, key, train) -> (logits [B, C], batch_stats).
+    forward: (variables, batch, key, train) -> (Outputs with logits [B, C], batch_stats).
     splits: the examples by name.
     batch_size: examples a device program; rounded up to a multiple of the devices.
     mesh: devices that share each batch, or None for the default device.
@@ -46,7 +46,7 @@ class Evaluator:
 
     def logits(variables, batch):
       # Evaluation draws no random numbers; the key is there because `forward` takes one.
-      return forward(variables, batch, jax.random.key(0), False)[0]
+      return forward(variables, batch, jax.random.key(0), False)[0].logits
 
     def evaluate_batch(variables, batch):
       return classification.per_example(logits(variables, batch), batch["label"])

@@ -20,9 +20,9 @@ from hamu_jax import data as data_lib
 from hamu_jax import (
   evaluation,
   hosts,
+  language,
   memorization,
   methods,
-  models,
   objectives,
   preemption,
   progress,
@@ -88,23 +88,15 @@ class Experiment:
   def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path,
                watch: preemption.Watch):
     self._workdir, self._watch = workdir, watch
-    # A copy, in which microbatch is resolved.
-    self._config = config = config.copy_and_resolve_references()
-    declared = config.to_dict()
+    self._config = config
     self._method = methods.METHODS[config.method.name]
     self._cache = stages_lib.StageCache(pathlib.Path(config.stage_cache or workdir / "stages"))
-    self._problem = problem_lib.load(config.data)
+    self._task = (language.Language if config_lib.is_language(config) else vision.Vision)(config)
+    self._problem = self._task.problem
     self._devices = self._choose_devices()
     if self._problem.estimates_scores:
       self._check_ensemble()
-    images = self._problem.dataset.train.images
-    if config.method.batch_norm == "frozen":
-      config.method.microbatch = config.method.microbatch or models.microbatch_size(*images.shape[1:3])
-    self._model = config_lib.build_model(
-        config.model, num_classes=len(self._problem.dataset.class_names)
-    )
-    self._init = vision.make_init(self._model, images.shape[1:])
-    self._template = jax.eval_shape(self._init, config.seed)
+    self._template = self._task.template
     self._scores = self._problem.read_scores()
     self._split = self._problem.split(self._scores)
     self._plan = self._make_plan()
@@ -112,7 +104,7 @@ class Experiment:
     self._given_mask = self._read_mask()
     # Opened only now: an experiment that cannot run should not take possession of the workdir.
     self._rundir = rundir_lib.RunDir.open(
-        workdir, declared, ignore=config_lib.INCIDENTAL, writer=hosts.is_writer()
+        workdir, config.to_dict(), ignore=config_lib.INCIDENTAL, writer=hosts.is_writer()
     )
 
   def _check_ensemble(self) -> None:
@@ -138,18 +130,20 @@ class Experiment:
     wanted = self._config.devices or len(devices)
     if wanted > len(devices):
       raise UserError(f"config.devices={wanted}: there are {len(devices)}; lower it, or 0 for all")
-    pairing_lib.make_mesh(devices[:wanted], self._method.device_groups)
+    pairing_lib.make_mesh(
+        devices[:wanted], self._method.device_groups, self._config.mesh.weights
+    )
     return tuple(devices[:wanted])
 
   def _make_plan(self) -> stage_plan.Plan:
     return stage_plan.make_plan(
-        self._config, self._problem, self._split, devices=len(self._devices)
+        self._config, self._task, self._split, devices=len(self._devices)
     )
 
   def _import_weights(self) -> Tree | None:
     """The trained weights to unlearn from, None without any."""
     path = self._config.model.weights
-    return models.load_weights(path, self._template) if path else None
+    return self._task.read_weights(path) if path else None
 
   def _read_mask(self) -> Tree | None:
     """The mask in a file, None without one."""
@@ -157,18 +151,12 @@ class Experiment:
     path = self._config.mask.path
     return saliency.read_mask(path, self._template["params"]) if path else None
 
-  def _make_forward(self, pairing: str):
-    """The model, its training statistics over all devices of a role."""
-    axis = pairing_lib.DATA_AXIS if pairing == "pmap" else None
-    return vision.make_forward(self._model, self._config.data.mean, self._config.data.std, axis)
-
   def _make_loop(self, pairing: str, evaluate) -> loop_lib.Loop:
     """The loop over this experiment's model and data."""
-    source = source_lib.Streamed if self._config.data.stream else source_lib.Resident
     return loop_lib.Loop(
-        forward=self._make_forward(pairing),
-        fetch=vision.make_fetch,
-        source=source(self._problem.image_data(self._split)),
+        forward=self._task.forward(pairing),
+        fetch=self._task.fetch,
+        source=self._task.source(self._split),
         evaluate=evaluate,
         pairing=pairing,
         devices=self._devices,
@@ -176,19 +164,16 @@ class Experiment:
         progress=functools.partial(progress.Progress, enabled=hosts.is_writer()),
         watch=self._watch,
         checkpoint_seconds=self._config.checkpoint_seconds,
+        base=self._task.base,
+        weights=self._config.mesh.weights,
     )
 
   @property
   def _evaluation_mesh(self) -> jax.sharding.Mesh | None:
     """The devices that share an evaluation, None for the default one."""
-    return pairing_lib.make_mesh(self._devices, 1) if self._config.pairing == "pmap" else None
-
-  def _make_evaluator(self, splits) -> evaluation.Evaluator:
-    # Evaluation has no training statistics.
-    forward = self._make_forward("sequential")
-    return evaluation.Evaluator(
-        forward, splits, self._config.evaluate.batch_size, self._evaluation_mesh
-    )
+    if self._config.pairing != "pmap":
+      return None
+    return pairing_lib.make_mesh(self._devices, 1, self._config.mesh.weights)
 
   def _produce(self, name: str, start, frozen: step_lib.Frozen = step_lib.Frozen()):
     """The stage's model and outcome, from the cache or by running it from the model `start()`."""
@@ -208,6 +193,7 @@ class Experiment:
           "stop_reason": describe_stop(outcome, self._config.method),
           "seconds": outcome.seconds,
           "parent": None if stage.train else self._plan.keys["pretrain"],
+          "work": self._task.work(self._loop.source, stage, outcome.steps),
       }
       self._cache.publish(name, key, record, outcome.variables)
       self._cache.publish("evaluate", self._evaluation_key(name), outcome.evaluation)
@@ -218,15 +204,18 @@ class Experiment:
     """Key of the evaluation of a stage's model."""
     return stages_lib.fingerprint({
         "of": self._plan.keys[name],
-        "batch_size": self._config.evaluate.batch_size,
+        "options": {
+            option: self._config.evaluate[option]
+            for option in ("batch_size", "batch_tokens", "min_k_fraction")
+        },
         "splits": {
             split: examples.rows.tolist() for split, examples in self._evaluator.splits.items()
         },
     })
 
-  def _evaluate(self, name: str, variables: Tree) -> dict[str, Any]:
-    """All splits of a stage's final model and, where asked for, its membership inference."""
-    key, options = self._evaluation_key(name), self._config.evaluate
+  def _evaluate(self, name: str, variables: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A stage's final model: values of all splits and, by kind of evaluation, those of examples."""
+    key = self._evaluation_key(name)
     placed = source_lib.place(variables, self._evaluation_mesh)
 
     def cached(kind, key, compute):
@@ -236,14 +225,19 @@ class Experiment:
         self._cache.publish(kind, key, record)
       return record
 
-    results = cached("evaluate", key, self._evaluator.summary)
-    if options.membership:
-      size = options.membership_size
-      results["membership"] = cached(
-          "membership", stages_lib.fingerprint({"of": key, "size": size}),
-          lambda placed: self._evaluator.membership(placed, size),
+    results, examples = cached("evaluate", key, self._evaluator.summary), {}
+    for kind, (depends_on, compute) in self._task.extras(self._evaluator).items():
+      record = cached(
+          kind, stages_lib.fingerprint({"of": key, **depends_on}),
+          lambda placed, compute=compute: rundir_lib.jsonable(
+              dict(zip(("values", "examples"), compute(placed), strict=True))
+          ),
       )
-    return results
+      if record["values"]:
+        results[kind] = record["values"]
+      if record["examples"]:
+        examples[kind] = record["examples"]
+    return results, examples
 
   def _original(self):
     """The model to unlearn from: imported if there is one, else pretrained."""
@@ -253,17 +247,18 @@ class Experiment:
 
   def _initial(self) -> Tree:
     """The untrained model, the same for pretraining and retraining."""
-    return self._watch.run(lambda: jax.jit(self._init)(self._config.seed))
+    return self._watch.run(lambda: jax.jit(self._task.init)(self._config.seed))
 
   def estimate_memorization(self) -> memorization.Estimate:
     """Memorization scores of the rows that may be learnt, by an ensemble; leaves them in a file."""
     train = self._problem.dataset.train
-    evaluator = self._make_evaluator({
+    evaluator = self._task.evaluator_of(self._evaluation_mesh, {
         "train": evaluation.Examples(train.images, train.labels, self._problem.available)
     })
     estimate = memorization.estimate(
         self._config.memorization, self._problem.available,
-        stage_plan.model_inputs(self._config, self._problem), seed=self._config.seed, init=self._init,
+        stage_plan.model_inputs(self._config, self._task), seed=self._config.seed,
+        init=self._task.init,
         # Its models share one device, and are evaluated when they are done.
         loop=self._make_loop("sequential", None), evaluator=evaluator, cache=self._cache,
         workdir=self._workdir,
@@ -288,16 +283,16 @@ class Experiment:
     def gradient():
       # By way of the host: a model fresh from several devices would take them all along.
       return self._watch.run(lambda: saliency.forget_gradient(
-          self._make_forward("sequential"), vision.make_fetch("none"), self._loop.source, plan,
-          source_lib.place(jax.device_get(original), None),
-          microbatch=self._config.method.microbatch,
+          self._task.forward("sequential"), self._task.fetch("none"), self._loop.source, plan,
+          source_lib.place(jax.device_get(original), None), base=self._task.base(None),
+          microbatch=self._task.microbatch(False),
       ))
 
     return saliency.cached_mask(
         config, self._template["params"], gradient, cache=self._cache, key=self._plan.keys["mask"],
         provenance={
             "parent": self._plan.keys["pretrain"],
-            "data": self._problem.dataset.fingerprint,
+            "data": self._problem.fingerprint,
             "forget_rows": len(self._split.forget),
         },
     )
@@ -331,11 +326,7 @@ class Experiment:
       self._scores = estimate.scores
       self._split = self._problem.split(self._scores)
       self._plan = self._make_plan()
-    self._evaluator = self._make_evaluator(vision.evaluation_splits(
-        self._problem.dataset, self._split, self._problem.validation,
-        self._config.data.forget_class if self._config.data.forget == "class" else (),
-        self._problem.levels(self._scores),
-    ))
+    self._evaluator = self._task.evaluator(self._split, self._scores, self._evaluation_mesh)
     self._loop = self._make_loop(self._config.pairing, self._evaluator.summary)
 
     original, records["pretrain"] = self._original()
@@ -352,28 +343,34 @@ class Experiment:
           "unlearn", lambda: original, step_lib.Frozen(reference, mask)
       )
     final = records[self._plan.final]
+    results, examples = self._results(trained)
     summary = {
         "method": self._config.method.name,
-        "results": self._results(trained),
+        "results": results,
         "steps": final["steps"],
         "stop_reason": final["stop_reason"],
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "provenance": self._provenance(records),
     }
+    work = {name: record["work"] for name, record in records.items() if record.get("work")}
+    if work:
+      summary["work"] = work
     if hosts.is_writer():
-      self._leave_results(summary, trained, mask)
+      self._leave_results(summary, trained, mask, examples)
     return summary
 
-  def _results(self, trained: dict[str, Tree]) -> dict[str, Any]:
-    """Evaluation of each model, with the tug-of-war against the retrained one where there is one."""
+  def _results(self, trained: dict[str, Tree]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Evaluation of each model, with what compares it with the retrained one where there is one."""
     stages = {"original": "pretrain", "retrained": "retrain", "unlearned": self._plan.final}
-    results = {
-        name: self._evaluate(stages[name], model) for name, model in trained.items()
-    }
-    if "retrained" not in results:
-      return results
+    results, examples = {}, {}
+    for name, model in trained.items():
+      results[name], examples[name] = self._evaluate(stages[name], model)
+    self._task.compare(results, examples)
+    splits = ("retain", "forget", "test")
+    if "retrained" not in results or not set(splits) <= set(results["retrained"]):
+      return results, examples
     accuracies = {
-        name: {split: result[split]["accuracy"] for split in ("retain", "forget", "test")}
+        name: {split: result[split]["accuracy"] for split in splits}
         for name, result in results.items()
     }
     for name in ("original", "unlearned"):
@@ -381,7 +378,7 @@ class Experiment:
         results[name][f"tug_of_war{suffix}"] = tow.tug_of_war(
             accuracies[name], accuracies["retrained"], signed=signed
         )
-    return results
+    return results, examples
 
   def _provenance(self, records) -> dict[str, Any]:
     """What the results come from; `records` names the stages that there are."""
@@ -394,7 +391,7 @@ class Experiment:
         "device": self._devices[0].device_kind,
         "devices": len(self._devices),
         "processes": jax.process_count(),
-        "data_fingerprint": self._problem.dataset.fingerprint,
+        "data_fingerprint": self._problem.fingerprint,
         "config_fingerprint": stages_lib.fingerprint(self._config.to_dict()),
         "scores_fingerprint": problem_lib.scores_fingerprint(self._scores),
         "stages": {name: key for name, key in self._plan.keys.items() if name in records},
@@ -403,13 +400,18 @@ class Experiment:
     }
 
   def _leave_results(
-      self, summary: dict[str, Any], trained: dict[str, Tree], mask: Tree | None
+      self, summary: dict[str, Any], trained: dict[str, Tree], mask: Tree | None,
+      examples: dict[str, Any],
   ) -> None:
     """Writes what a person takes away from the run directory, the summary last."""
     for name, model in trained.items():
-      self._leave_weights(f"{name}.safetensors", model)
+      self._task.save(self._workdir, name, model)
+      if examples[name]:
+        (self._workdir / "examples").mkdir(exist_ok=True)
+      for kind, splits in examples[name].items():
+        rundir_lib.write_json(self._workdir / "examples" / f"{name}-{kind}.json", splits)
     if mask is not None:
-      self._leave_weights("mask.safetensors", {"params": mask})
+      self._task.save(self._workdir, "mask", {"params": mask})
     rundir_lib.write_arrays(
         self._workdir / "split.npz", validation=self._problem.validation, **self._split._asdict()
     )
@@ -424,6 +426,3 @@ class Experiment:
     self._rundir.write_json("summary.json", summary)
     print(progress.results_table(summary))
     print(f"{summary['method']}: {summary['stop_reason']}; everything is in {self._workdir}")
-
-  def _leave_weights(self, name: str, variables: Tree) -> None:
-    rundir_lib.write_bytes(self._workdir / name, models.weights_bytes(variables))

@@ -40,7 +40,8 @@ class Stage(NamedTuple):
     total_steps: length of the stage.
     seed: seed of the stage's randomness on the device.
     train: whether it trains a new model; any other is evaluated before its first step, too.
-    batch_statistics: whether batch norm trains on the statistics of the batch.
+    training_mode: whether the model runs in training mode, see `step.make_step`.
+    microbatch: see `objectives.role_gradient`.
     best: (summary) -> the score by which the best evaluated model is kept, or None to keep the last.
     sam: `config.sam` with this stage's `rho`, or None for plain gradients.
     mask_scope: see `step.make_step`.
@@ -55,7 +56,8 @@ class Stage(NamedTuple):
   total_steps: int
   seed: int
   train: bool = False
-  batch_statistics: bool = False
+  training_mode: bool = False
+  microbatch: int = 0
   best: Callable[[Any], float] | None = None
   sam: ml_collections.ConfigDict | None = None
   mask_scope: str | None = None
@@ -113,7 +115,7 @@ class Loop:
   """What the stages of one experiment share; `run` runs one of them.
 
   Attributes:
-    forward: (variables, batch, key, train) -> (logits, batch_stats).
+    forward: (variables, batch, key, train) -> (`objectives.Outputs`, batch_stats).
     fetch: (augmentation name) -> (data, rows, key) -> batch.
     source: the data that `fetch` reads, see `source.Resident` and `source.Streamed`.
     evaluate: variables -> {split: {name: value}, name: value}.
@@ -123,6 +125,8 @@ class Loop:
     progress: (stage name, total steps, initial=) -> context manager with `update(step, values)`.
     watch: notices signals.
     checkpoint_seconds: time between two checkpoints.
+    base: mesh or None -> the variables that no stage trains, on its devices.
+    weights: devices that share one copy of those.
   """
 
   forward: Callable[..., Any]
@@ -135,6 +139,8 @@ class Loop:
   progress: Callable[..., Any]
   watch: preemption.Watch
   checkpoint_seconds: float
+  base: Callable[[Any], Tree] = lambda mesh: {}
+  weights: int = 1
   _programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
   def _program(self, stage: Stage):
@@ -143,29 +149,33 @@ class Loop:
     constant = optimizer.schedule == "constant" and not optimizer.warmup_epochs
     length = None if constant else (stage.plan.steps_per_epoch, stage.total_steps)
     key = (
-        stage.batch_statistics, stage.mask_scope, len(stage.members), length,
+        stage.training_mode, stage.microbatch, stage.mask_scope, len(stage.members), length,
         *(section and section.to_json(sort_keys=True) for section in (stage.options, stage.sam)),
     )
     if key not in self._programs:
+      mesh, together = None, ()
+      if self.pairing == "pmap" and not stage.members:
+        mesh = pairing_lib.make_mesh(self.devices, stage.method.device_groups, self.weights)
+        together = pairing_lib.SHARE_AXES if self.weights > 1 else ()
       program = step_lib.make_step(
           stage.method,
           stage.options,
           forward=self.forward,
           fetch=self.fetch(stage.options.augment),
           pairing=self.pairing,
-          train=stage.batch_statistics,
+          train=stage.training_mode,
+          microbatch=stage.microbatch,
+          together=together,
           schedule=optimizers.schedule_shape(optimizer, stage.plan.position, stage.total_steps),
           sharpness=stage.sam and step_lib.Sharpness(
               stage.sam.adaptive, stage.sam.mode, stage.sam.scope
           ),
           mask_scope=stage.mask_scope,
       )
-      mesh = None
-      if self.pairing == "pmap" and not stage.members:
-        mesh = pairing_lib.make_mesh(self.devices, stage.method.device_groups)
       chunk = step_lib.compile_target(
           step_lib.make_chunk(program.step), mesh, stage.method.roles,
           members=len(stage.members), sharded_data=self.source.sharded,
+          base_specs=_specs(self.base(mesh)),
       )
       self._programs[key] = (program, chunk, mesh)
     return self._programs[key]
@@ -176,7 +186,7 @@ class Loop:
     Args:
       stage: what to run.
       variables: the model to start from; for an ensemble each leaf has a leading axis of members.
-      frozen: what its steps read beside the data.
+      frozen: what its steps read beside the data and the base.
       path: folder of the stage's checkpoints.
 
     Raises:
@@ -185,6 +195,7 @@ class Loop:
     started = time.monotonic()
     program, chunk, mesh = self._program(stage)
     settings = step_lib.settings_of(stage.options, stage.sam)
+    self.source.prepare(stage.plan, stage.total_steps)
 
     def create(variables, seed):
       return create_state(variables, program.optimizers(settings), seed)
@@ -195,6 +206,7 @@ class Loop:
     else:
       position = _Position(state=create(variables, stage.seed), best=variables)
     position.state, position.best, frozen = place((position.state, position.best, frozen), mesh)
+    frozen = frozen._replace(base=self.base(mesh))
     checkpoints = checkpoints_lib.Checkpoints(path)
     if checkpoints.latest is not None:
       arrays, meta = checkpoints.restore(position.arrays())
@@ -307,6 +319,12 @@ class Loop:
       values = _without_idle_roles(values)
       self.rundir.write(stage.name, step + index + 1, "step", values)
       position.last_metrics = values
+
+
+def _specs(base: Tree) -> Tree:
+  """How arrays lie on their mesh."""
+  nothing = jax.sharding.PartitionSpec()
+  return jax.tree.map(lambda leaf: getattr(leaf.sharding, "spec", nothing), base)
 
 
 def _applied(state: TrainState) -> int:

@@ -214,7 +214,7 @@ def _train(options, plan, members, seed, init_members, loop, path) -> loop_lib.O
   """Trains one group."""
   stage = loop_lib.Stage(
       f"{_STAGE}{members[0]}", methods.TRAINING, options, plan, plan.num_steps(options.epochs), seed,
-      train=True, batch_statistics=True, members=members,
+      train=True, training_mode=True, members=members,
   )
   seeds = seed + jnp.asarray(members)
   start = loop.watch.run(lambda: init_members(seeds))

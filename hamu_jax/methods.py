@@ -80,18 +80,27 @@ class Method(NamedTuple):
       in the order of the sub-steps, each of which acts on the batches of its own role.
     needs_mask: whether it is undefined without a saliency mask.
     from_scratch: whether it trains a new model on the retain set, with the settings of training.
+    for_language: whether it is defined for language models alone.
   """
 
   substeps: tuple[SubStep, ...]
   layout: str = "paired"
   needs_mask: bool = False
   from_scratch: bool = False
+  for_language: bool = False
 
   @property
   def roles(self) -> tuple[str, ...]:
     """The roles whose batches the method reads."""
     return tuple(
         role for role in ("retain", "forget") if any(role in substep.roles for substep in self.substeps)
+    )
+
+  @property
+  def used_terms(self) -> frozenset[str]:
+    """The names of all terms."""
+    return frozenset(
+        name for substep in self.substeps for names in substep.terms if names for name in names
     )
 
   @property
@@ -178,7 +187,36 @@ def _of_both_losses(transform) -> Method:
   return _one({"ce": 1.0}, {"ce": 1.0}, transform, one_loss=False)
 
 
+def _for_language(retain, forget) -> Method:
+  """A method that descends `retain_coefficient` and `forget_coefficient` times its terms at once."""
+  return _one(retain, forget, _add)._replace(for_language=True)
+
+
+def _negative_forget_coefficient(settings, epoch):
+  """An ascended term's."""
+  del epoch
+  return -settings["forget_coefficient"]
+
+
 _RANDOM_LABEL = Method((SubStep({"random_label": 1.0}, None, _plain),), layout="merged")
+
+# Each also with KL to the original model in place of the retain loss, as NAME_kl.
+_FORGET_TERMS = {
+    "npo": {"npo": "forget_coefficient"},
+    "simnpo": {"simnpo": "forget_coefficient"},
+    "dpo": {"dpo": "forget_coefficient"},
+    "idk": {"alternative": "forget_coefficient"},
+    "undial": {"undial": "forget_coefficient"},
+    "wga": {"weighted_ce": _negative_forget_coefficient},
+}
+_FOR_LANGUAGE = {
+    **{name: _for_language({"ce": "retain_coefficient"}, forget) for name, forget in _FORGET_TERMS.items()},
+    **{
+        f"{name}_kl": _for_language({"kl": "retain_coefficient"}, forget)
+        for name, forget in _FORGET_TERMS.items()
+    },
+    "rmu": _for_language({"hidden": "retain_coefficient"}, {"misdirection": "forget_coefficient"}),
+}
 
 METHODS: dict[str, Method] = {
     "ft": _one({"ce": 1.0}, None, _plain),
@@ -211,6 +249,7 @@ METHODS: dict[str, Method] = {
         ),
         needs_mask=True,
     ),
+    **_FOR_LANGUAGE,
 }
 
 # Training from scratch is the same step with one role: whatever rows the stage retains.
@@ -219,10 +258,4 @@ TRAINING = METHODS["ft"]
 
 def needs_reference(method: Method, terms: Mapping[str, Any]) -> bool:
   """Whether any sub-step reads the frozen original model."""
-  return any(
-      terms[name].needs_reference
-      for substep in method.substeps
-      for role in (substep.retain, substep.forget)
-      if role is not None
-      for name in role
-  )
+  return any(terms[name].needs_reference for name in method.used_terms)

@@ -9,6 +9,7 @@ from hamu_jax import pairing as pairing_lib
 from hamu_jax import step as step_lib
 from hamu_jax.data import packing
 from hamu_jax.data.batching import PADDING
+from hamu_jax.paired import Paired
 from hamu_jax.source import place, place_feed
 
 # Bytes of rows that one window may hold on a device.
@@ -29,6 +30,8 @@ class Packed:
   its rows are places in it, those in use first. `prepare` comes before all else that is asked of a
   plan; the shapes are then the same for all chunks of it.
 
+  Alternatives are laid out for the forget role only, so that a stage that retains does not depend on them.
+
   Args:
     data: the training split.
     row_length: tokens of a row; 0 chooses what the batches of a plan waste least of.
@@ -38,7 +41,7 @@ class Packed:
   sharded = False
 
   def __init__(self, data: packing.TextData, row_length: int, piece: int):
-    self._packer = packing.Packer(data)
+    self._packers = Paired(packing.Packer(data._replace(alternatives=None)), packing.Packer(data))
     self._row_length, self._piece = row_length, piece
     self._prepared = {}
 
@@ -50,12 +53,15 @@ class Packed:
     """
     known = self._prepared.get(plan)
     if known is None or known.total_steps < total_steps:
-      batches = _batches(plan, 0, total_steps)
+      batches = self._batches(plan, 0, total_steps)
       row_length = packing.choose_row_length(
-          [self._packer.lengths(batch) for batch in batches], self._piece, self._row_length
+          [packer.lengths(batch) for packer, batch in batches], self._piece, self._row_length
       )
-      shape = self._packer.shape(batches, row_length, self._piece)
-      self._prepared[plan] = _Prepared(total_steps, shape)
+      shapes = [
+          packer.shape([batch for own, batch in batches if own is packer], row_length, self._piece)
+          for packer in self._packers
+      ]
+      self._prepared[plan] = _Prepared(total_steps, packing.Shape(*map(max, *shapes)))
 
   def shape(self, plan) -> packing.Shape:
     """The static sizes of a plan's batches."""
@@ -82,13 +88,13 @@ class Packed:
     window = shape.empty(self.most_steps(plan) * roles * shape.rows)
     filled = 0
 
-    def packed(role_NxB):
+    def packed(packer, role_NxB):
       nonlocal filled
       if role_NxB is None:
         return None
       places_NxR = np.full((len(role_NxB), shape.rows), PADDING, np.int32)
       for places_R, batch in zip(places_NxR, role_NxB, strict=True):
-        part = self._packer.pack(batch, shape)
+        part = packer.pack(batch, shape)
         count = len(part.token)
         for whole, new in zip(window, part, strict=True):
           whole[filled : filled + count] = new
@@ -96,27 +102,33 @@ class Packed:
         filled += count
       return places_NxR
 
-    rows = type(batches)(*(packed(role) for role in batches))
+    rows = Paired(*map(packed, self._packers, batches))
     if mesh is not None:
       rows = pairing_lib.shard_rows(rows, mesh)
     return place(window, mesh), place_feed(rows, plan.epochs(start, stop), mesh)
 
   def tokens(self, plan, start: int, stop: int) -> int:
     """How many tokens the texts of the steps start..stop-1 have, in both roles."""
-    return sum(int(self._packer.lengths(batch).sum()) for batch in _batches(plan, start, stop))
+    return sum(
+        int(packer.lengths(batch).sum()) for packer, batch in self._batches(plan, start, stop)
+    )
 
   def padding_share(self, plan, total_steps: int) -> float:
     """The share of padding in what the first steps of a plan compute, in whole pieces."""
     self.prepare(plan, total_steps)
     row_length = self.shape(plan).tokens
     computed = 0
-    for batch in _batches(plan, 0, total_steps):
-      rows = packing.num_rows(packing.fit(self._packer.lengths(batch), row_length))
+    for packer, batch in self._batches(plan, 0, total_steps):
+      rows = packing.num_rows(packing.fit(packer.lengths(batch), row_length))
       computed += packing.up_to_multiple(rows, self._piece) * row_length
     return (computed - self.tokens(plan, 0, total_steps)) / max(computed, 1)
 
 
-def _batches(plan, start: int, stop: int) -> list[np.ndarray]:
-  """The dataset rows of each batch of some steps, without padding; of one role after the other."""
-  roles = (role for role in plan.rows(start, stop) if role is not None)
-  return [batch[batch >= 0] for role in roles for batch in role]
+  def _batches(self, plan, start: int, stop: int) -> list[tuple[packing.Packer, np.ndarray]]:
+    """The dataset rows of each batch of some steps, without padding, and what packs them."""
+    return [
+        (packer, batch[batch >= 0])
+        for packer, role in zip(self._packers, plan.rows(start, stop), strict=True)
+        if role is not None
+        for batch in role
+    ]

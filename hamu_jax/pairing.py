@@ -8,8 +8,9 @@ One per-role function, `objectives.role_gradient`, is mapped in three ways:
   Each half reduces its own sums, then the halves exchange once, so that every device holds both
   gradients. A method with one role uses all devices for it.
 
-The `pmap` form is a `shard_map` over a mesh with axes ("role", "data") - what `jax.pmap` itself is
-built on - because that also compiles ahead of time for a topology, and spans several hosts.
+The `pmap` form is a `shard_map` over a mesh with axes ("role", "data", "weights") - what `jax.pmap`
+itself is built on - because that also compiles ahead of time for a topology, and spans several hosts.
+Devices along "weights" share one copy of what is too large for each to have its own, and their batch.
 """
 
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ from hamu_jax.paired import Paired
 
 ROLE_AXIS = "role"
 DATA_AXIS = "data"
+WEIGHTS_AXIS = "weights"
+# Among whose devices a role's batch is split.
+SHARE_AXES = (DATA_AXIS, WEIGHTS_AXIS)
 Tree = Any
 
 
@@ -43,8 +47,13 @@ class RoleMeans(NamedTuple):
   batch_stats: Tree
 
 
-def make_mesh(devices, roles: int) -> jax.sharding.Mesh:
-  """Arranges devices as ("role", "data"): an equal share for each of 1 or 2 roles.
+def make_mesh(devices, roles: int, weights: int = 1) -> jax.sharding.Mesh:
+  """Arranges devices as ("role", "data", "weights"): an equal share for each of 1 or 2 roles.
+
+  Args:
+    devices: any number that can be shared out.
+    roles: 1 or 2.
+    weights: devices that share one copy of the frozen weights.
 
   Raises:
     UserError: the devices cannot be shared out evenly.
@@ -55,7 +64,14 @@ def make_mesh(devices, roles: int) -> jax.sharding.Mesh:
         f"config.devices: pairing 'pmap' needs an even number of devices, one half a role, but got "
         f"{devices.size}; set config.devices to an even number or config.pairing to 'sequential'"
     )
-  return jax.sharding.Mesh(devices.reshape(roles, -1), (ROLE_AXIS, DATA_AXIS))
+  if devices.size // roles % weights:
+    raise UserError(
+        f"config.mesh.weights={weights}: {devices.size // roles} devices of a role cannot be split into "
+        "groups of so many; choose a divisor"
+    )
+  return jax.sharding.Mesh(
+      devices.reshape(roles, -1, weights), (ROLE_AXIS, DATA_AXIS, WEIGHTS_AXIS)
+  )
 
 
 def shard_rows(rows: Paired, mesh: jax.sharding.Mesh) -> np.ndarray:
@@ -70,7 +86,7 @@ def shard_rows(rows: Paired, mesh: jax.sharding.Mesh) -> np.ndarray:
     [n, present roles, devices a role, b] int32, b the largest share; shorter ones are padded with -1.
   """
   present = [batch_rows for batch_rows in rows if batch_rows is not None]
-  shards = mesh.devices.shape[1]
+  shards = mesh.devices[0].size
   share = -(-max(batch_rows.shape[1] for batch_rows in present) // shards)
 
   def split(batch_rows):
@@ -105,14 +121,15 @@ def anywhere(condition: jax.Array, pairing: str) -> jax.Array:
   """Whether it holds of any element, under `pmap` of any device's: the same answer on all of them."""
   found = jnp.any(condition)
   if pairing == "pmap":
-    found = lax.psum(found.astype(jnp.int32), (ROLE_AXIS, DATA_AXIS)) > 0
+    found = lax.psum(found.astype(jnp.int32), (ROLE_AXIS, *SHARE_AXES)) > 0
   return found
 
 
 def _means(sums: objectives.RoleSums) -> RoleMeans:
-  """Divides by the count; an all-padding batch gives zeros."""
+  """Divides sums by their counts; an all-padding batch gives zeros."""
   count = jnp.maximum(sums.count, 1)
-  gradient, values = jax.tree.map(lambda leaf: leaf / count, (sums.gradient, sums.values))
+  gradient = jax.tree.map(lambda leaf: leaf / count, sums.gradient)
+  values = {name: value.total / jnp.maximum(value.count, 1) for name, value in sums.values.items()}
   return RoleMeans(gradient, values, sums.batch_stats)
 
 
@@ -155,7 +172,7 @@ def _sum_over_devices(sums: objectives.RoleSums) -> objectives.RoleSums:
   """Adds the parts of a batch; batch statistics are the same on all its devices already."""
   # As one vector it takes one collective, whatever the number of tensors.
   vector, restore = jax.flatten_util.ravel_pytree(sums._replace(batch_stats=()))
-  return restore(lax.psum(vector, DATA_AXIS))._replace(batch_stats=sums.batch_stats)
+  return restore(lax.psum(vector, SHARE_AXES))._replace(batch_stats=sums.batch_stats)
 
 
 def _union(terms: Paired) -> tuple[str, ...]:
@@ -180,7 +197,7 @@ def _vmap(role_function, terms: Paired, sharpen):
   return gradients
 
 
-def _device_halves(role_function, terms: Paired, sharpen, train: bool):
+def _device_halves(role_function, terms: Paired, sharpen, train: bool, together: bool):
   """The body that runs on each device, inside `shard_map` over (role, data)."""
   union = _union(terms)
   names = sorted({"ce", "accuracy", *union})
@@ -192,14 +209,15 @@ def _device_halves(role_function, terms: Paired, sharpen, train: bool):
       own = {name: coefficients[name] for name in role_terms}
       sums = function(variables, inputs, rows_b, own)
       # Both branches must return the same structure; what a role lacks is left out again below.
+      nothing = objectives.Sum(jnp.zeros_like(sums.count), jnp.zeros_like(sums.count))
       return sums._replace(
-          values={name: sums.values.get(name, jnp.zeros_like(sums.count)) for name in names}
+          values={name: sums.values.get(name, nothing) for name in names}
       )
 
     return run
 
-  if train or terms.retain == terms.forget:
-    # Training statistics are a collective of their half, and those stay out of conditionals.
+  if train or together or terms.retain == terms.forget:
+    # Training statistics and shared weights are collectives of a half, which stay out of conditionals.
     own_sums = role_function(union)
   else:
     retain, forget = (branch(role_terms) for role_terms in terms)
@@ -238,7 +256,8 @@ def _device_halves(role_function, terms: Paired, sharpen, train: bool):
 
 
 def make_gradients(
-    pairing: str, role_function, terms: Paired, *, train: bool, sharpen=lambda at: at
+    pairing: str, role_function, terms: Paired, *, train: bool, sharpen=lambda at: at,
+    together: bool = False,
 ):
   """Maps the per-role function over the roles.
 
@@ -249,6 +268,7 @@ def make_gradients(
     train: whether batch statistics move, so that the halves of `pmap` must exchange them.
     sharpen: turns (params, coefficients) -> RoleMeans, a role's means over its whole batch, into one of
       the same signature whose gradient is sharpness-aware; the identity by default.
+    together: whether the devices of a half exchange something within the per-role function.
 
   Returns:
     (variables, Inputs, rows, coefficients) -> Paired of RoleMeans (None for an unused role). `rows` and
@@ -258,7 +278,7 @@ def make_gradients(
   both = None not in terms
   if pairing == "pmap":
     if both:
-      return _device_halves(role_function, terms, sharpen, train)
+      return _device_halves(role_function, terms, sharpen, train, together)
     return _one_by_one(role_function, terms, sharpen, _sum_over_devices)
   if pairing == "vmap" and both:
     return _vmap(role_function, terms, sharpen)

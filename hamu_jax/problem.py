@@ -30,6 +30,11 @@ class Problem(NamedTuple):
   available: np.ndarray
 
   @property
+  def fingerprint(self) -> str:
+    """Of the data."""
+    return self.dataset.fingerprint
+
+  @property
   def estimates_scores(self) -> bool:
     """Whether the forget set goes by memorization scores that are still to be estimated."""
     return self.config.forget == "memorization" and self.config.scores == config_lib.ESTIMATE

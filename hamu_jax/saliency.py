@@ -16,7 +16,9 @@ from hamu_jax.errors import UserError
 Tree = Any
 
 
-def forget_gradient(forward, fetch, source, plan, variables: Tree, *, microbatch: int = 0) -> Tree:
+def forget_gradient(
+    forward, fetch, source, plan, variables: Tree, *, base: Tree, microbatch: int = 0
+) -> Tree:
   """`|sum_b g_b|` over the batches b of the forget set, g_b the gradient of a batch's mean cross-entropy.
 
   In evaluation mode, at the original model. The batches count alike, also a short last one.
@@ -27,6 +29,7 @@ def forget_gradient(forward, fetch, source, plan, variables: Tree, *, microbatch
     source: `source.Resident` or `source.Streamed`.
     plan: a plan whose epoch is one pass over the forget set.
     variables: the original model's.
+    base: variables that are not trained.
     microbatch: most examples differentiated at a time; 0 takes a batch whole.
 
   Returns:
@@ -40,15 +43,16 @@ def forget_gradient(forward, fetch, source, plan, variables: Tree, *, microbatch
   key = jax.random.key(0)  # Nothing is drawn without augmentation.
 
   @jax.jit
-  def add(total, variables, data, rows_B):
-    inputs = objectives.Inputs(None, data, key, key, {})
+  def add(total, variables, base, data, rows_B):
+    inputs = objectives.Inputs(base, None, data, key, key, {})
     sums = gradient_of(variables, inputs, rows_B, {"ce": jnp.float32(1)})
     return jax.tree.map(lambda leaf, new: leaf + new / sums.count, total, sums.gradient)
 
+  source.prepare(plan, plan.steps_per_epoch)
   total = jax.tree.map(jnp.zeros_like, variables["params"])
   for step in range(plan.steps_per_epoch):
     data, feed = source.chunk(plan, step, step + 1, None)
-    total = add(total, variables, data, feed.rows.forget[0])
+    total = add(total, variables, base, data, feed.rows.forget[0])
   return jax.tree.map(jnp.abs, total)
 
 

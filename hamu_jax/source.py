@@ -59,7 +59,7 @@ def place_feed(rows: Any, epoch: np.ndarray, mesh: jax.sharding.Mesh | None) -> 
   rows, epoch = jax.tree.map(_pad, (rows, epoch))
   if mesh is None:
     return jax.device_put(step_lib.Feed(rows, epoch))
-  spec = jax.sharding.PartitionSpec(None, pairing_lib.ROLE_AXIS, pairing_lib.DATA_AXIS)
+  spec = jax.sharding.PartitionSpec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
   # By callback, because a host knows the rows within its own windows only.
   sharded = jax.make_array_from_callback(
       rows.shape, jax.sharding.NamedSharding(mesh, spec), lambda index: rows[index]
@@ -79,6 +79,9 @@ class Resident:
   def __init__(self, data: ImageData):
     self._data = data
     self._placed = None
+
+  def prepare(self, plan, total_steps: int) -> None:
+    """Gets ready for the first steps of a plan."""
 
   def most_steps(self, plan) -> int:
     """Most steps that a chunk may have."""
@@ -113,6 +116,9 @@ class Streamed:
     # The window that is most likely asked for next: what it is of, and its future.
     self._ahead = None
 
+  def prepare(self, plan, total_steps: int) -> None:
+    """As `Resident.prepare`."""
+
   def most_steps(self, plan) -> int:
     """Most steps that a chunk may have: as many as fit a window."""
     bytes_a_step = 2 * plan.batch_size * int(np.prod(self._data.images.shape[1:]))
@@ -143,7 +149,7 @@ class Streamed:
 
   def _sharded_window(self, rows, most_steps, mesh):
     """`_window` of rows [n, r, shards, b]: one window for each device."""
-    axes = mesh.devices.shape
+    axes = (mesh.devices.shape[0], mesh.devices[0].size)
     roles_a_device = rows.shape[1] // axes[0]
     capacity = most_steps * roles_a_device * rows.shape[3]
     local = np.full_like(rows, -1)
@@ -158,7 +164,7 @@ class Streamed:
       return windows[place_of]
 
     sharding = jax.sharding.NamedSharding(
-        mesh, jax.sharding.PartitionSpec(pairing_lib.ROLE_AXIS, pairing_lib.DATA_AXIS)
+        mesh, jax.sharding.PartitionSpec(pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
     )
     shapes = [self._data.images.shape[1:], (), (), ()]
     data = ImageData(*(

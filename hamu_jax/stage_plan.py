@@ -10,7 +10,6 @@ from hamu_jax import data as data_lib
 from hamu_jax import evaluation, loop, methods
 from hamu_jax.models import weights
 from hamu_jax.paired import Paired
-from hamu_jax.problem import Problem
 from hamu_jax.stages import fingerprint
 
 
@@ -28,12 +27,12 @@ class Plan(NamedTuple):
   final: str
 
 
-def model_inputs(config: ml_collections.ConfigDict, problem: Problem) -> dict[str, Any]:
+def model_inputs(config: ml_collections.ConfigDict, task: Any) -> dict[str, Any]:
   """What every model of an experiment depends on, as JSON values."""
   return {
       "version": hamu_jax.__version__,
-      "data": problem.dataset.fingerprint,
-      "normalization": [config.data.mean, config.data.std],
+      "data": task.problem.fingerprint,
+      **task.inputs,
       "model": {
           name: value for name, value in config.model.to_dict().items()
           if name != "weights" and value is not None
@@ -43,14 +42,14 @@ def model_inputs(config: ml_collections.ConfigDict, problem: Problem) -> dict[st
 
 
 def make_plan(
-    config: ml_collections.ConfigDict, problem: Problem, split: Paired, *, devices: int
+    config: ml_collections.ConfigDict, task: Any, split: Paired, *, devices: int
 ) -> Plan:
   """Plans the stages for the rows that are to be forgotten.
 
   Args:
-    config: validated, with `method.microbatch` resolved.
-    problem: the data.
-    split: its rows by role.
+    config: validated.
+    task: `vision.Vision` or `language.Language`.
+    split: the rows by role.
     devices: how many work on a step.
 
   Raises:
@@ -59,19 +58,19 @@ def make_plan(
   method = methods.METHODS[config.method.name]
   # Where training is selected by nothing that the forget set decides, neither is the order of its rows,
   # and one original model serves every forget set.
-  by_split = config.train.select == "best" and not len(problem.validation)
+  by_split = config.train.select == "best" and not len(task.problem.validation)
   rows = np.concatenate(split)
   stages = [
-      _training(config, "pretrain", rows if by_split else np.sort(rows)),
-      _training(config, "retrain", split.retain),
+      _training(config, task, "pretrain", rows if by_split else np.sort(rows)),
+      _training(config, task, "retrain", split.retain),
   ]
-  inputs = model_inputs(config, problem)
+  inputs = model_inputs(config, task)
   keys = {
       stage.name: fingerprint(inputs | {
           "rows": stage.plan.streams.retain.rows.tolist(),
           "train": config.train.to_dict(),
           "sam": _sam_inputs(stage.sam),
-          "selected_by": [part.tolist() for part in split] if by_split else problem.validation.tolist(),
+          "selected_by": [part.tolist() for part in split] if by_split else task.problem.validation.tolist(),
       })
       for stage in stages
   }
@@ -86,11 +85,12 @@ def make_plan(
   keys["mask"] = fingerprint(masks | {"fractions": config.mask.fractions})
   if method.from_scratch:
     return Plan({stage.name: stage for stage in stages}, keys, "retrain")
-  stages.append(_unlearning(config, method, split))
+  stages.append(_unlearning(config, task, method, split))
   keys["unlearn"] = fingerprint(inputs | {
       "parent": keys["pretrain"],
       "split": [part.tolist() for part in split],
       "method": config.method.to_dict(),
+      "microbatch": stages[-1].microbatch,
       "sam": _sam_inputs(stages[-1].sam),
       "mask": _mask_inputs(config.mask, masks),
       "pairing": config.pairing,
@@ -104,26 +104,27 @@ def is_masked(config: ml_collections.ConfigDict) -> bool:
   return bool(config.fraction or config.path)
 
 
-def _training(config, name: str, rows: np.ndarray) -> loop.Stage:
+def _training(config, task, name: str, rows: np.ndarray) -> loop.Stage:
   plan = data_lib.training_plan(
       rows, batch_size=config.train.batch_size, seed=config.seed,
       reshuffle=config.train.shuffle == "each_epoch",
   )
   return loop.Stage(
       name, methods.TRAINING, config.train, plan, plan.num_steps(config.train.epochs), config.seed,
-      train=True, batch_statistics=True,
+      train=True, training_mode=True, microbatch=task.microbatch(True),
       best=evaluation.selection_score if config.train.select == "best" else None,
       sam=_sam(config.sam, config.sam.train_rho, "min"),
   )
 
 
-def _unlearning(config, method: methods.Method, split: Paired) -> loop.Stage:
+def _unlearning(config, task, method: methods.Method, split: Paired) -> loop.Stage:
   options = config.method
   plan = _unlearning_batches(method, options, split, config.seed)
   steps = plan.num_steps(options.epochs)
+  training_mode = task.in_training_mode(options)
   return loop.Stage(
       "unlearn", method, options, plan, min(steps, options.max_steps or steps), config.seed,
-      batch_statistics=options.batch_norm == "batch",
+      training_mode=training_mode, microbatch=task.microbatch(training_mode),
       sam=_sam(config.sam, config.sam.rho, config.sam.mode),
       mask_scope=config.mask.scope if is_masked(config.mask) else None,
   )

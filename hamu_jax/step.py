@@ -34,6 +34,11 @@ _TRACED = (
     "temperature",
     "retain_weight",
     "l1_weight",
+    "retain_coefficient",
+    "forget_coefficient",
+    "preference_beta",
+    "margin",
+    "steering",
     "l1_free_epochs",
     "max_retain_loss",
     "min_forget_loss",
@@ -56,10 +61,12 @@ class Frozen(NamedTuple):
   Attributes:
     reference: variables of the original model; None if no term reads them.
     mask: zeros and ones for each parameter; None if all weights move.
+    base: variables of the model that no stage trains, {} without any.
   """
 
   reference: Tree = None
   mask: Tree = None
+  base: Tree = {}
 
 
 class Feed(NamedTuple):
@@ -138,6 +145,8 @@ def make_step(
     pairing: str,
     train: bool,
     schedule,
+    microbatch: int = 0,
+    together: tuple[str, ...] = (),
     sharpness: Sharpness | None = None,
     mask_scope: str | None = None,
 ) -> StepProgram:
@@ -151,11 +160,13 @@ def make_step(
   Args:
     method: a row of `methods.METHODS`.
     options: `config.method`, or `config.train` for training.
-    forward: (variables, batch, key, train) -> (logits [B, C], batch_stats).
+    forward: (variables, batch, key, train) -> (`objectives.Outputs`, batch_stats).
     fetch: (data, rows [B], key) -> batch.
     pairing: `sequential`, `vmap` or `pmap`.
-    train: whether batch norm runs on batch statistics.
+    train: whether the model runs in training mode: batch norm on batch statistics, dropout on.
     schedule: step count -> multiple of the peak learning rate.
+    microbatch: see `objectives.role_gradient`.
+    together: see `objectives.role_gradient`; for `pmap`.
     sharpness: None takes plain gradients.
     mask_scope: None moves all weights; "update" keeps what the mask excludes exactly where it is;
       "gradient" masks the gradient alone, so that weight decay still moves them; "perturbed" masks
@@ -164,12 +175,13 @@ def make_step(
 
   def role_function(terms):
     return objectives.role_gradient(
-        forward, fetch, terms, train=train, microbatch=0 if train else options.microbatch
+        forward, fetch, terms, train=train, microbatch=microbatch, together=together
     )
 
   builders = [
       _SubStepBuilder(
-          substep, options, role_function, pairing, train, schedule, sharpness, mask_scope
+          substep, options, role_function, pairing, train, schedule, sharpness, mask_scope,
+          bool(together),
       )
       for substep in method.substeps
   ]
@@ -207,7 +219,7 @@ def make_step(
   def step(state, frozen, data, feed, settings):
     key = jax.random.wrap_key_data(state.rng)
     inputs = objectives.Inputs(
-        frozen.reference, data, jax.random.fold_in(key, state.step),
+        frozen.base, frozen.reference, data, jax.random.fold_in(key, state.step),
         jax.random.fold_in(jax.random.fold_in(key, _EPOCHS), feed.epoch), settings,
     )
     proposed, metrics = state, {}
@@ -237,7 +249,7 @@ class _SubStepBuilder:
   """One sub-step of a method, as pure functions."""
 
   def __init__(
-      self, substep, options, role_function, pairing, train, schedule, sharpness, mask_scope
+      self, substep, options, role_function, pairing, train, schedule, sharpness, mask_scope, together
   ):
     self.substep = substep
     self._options = options
@@ -253,7 +265,7 @@ class _SubStepBuilder:
 
     # The settings and the mask that `sharpen` needs are known only inside a step.
     self._gradients = lambda sharpen: pairing_lib.make_gradients(
-        pairing, role_function, substep.terms, train=train, sharpen=sharpen
+        pairing, role_function, substep.terms, train=train, sharpen=sharpen, together=together
     )
 
   def optimizer(self, settings):
@@ -440,6 +452,7 @@ def compile_target(
     *,
     members: int = 0,
     sharded_data: bool = False,
+    base_specs: Tree = jax.sharding.PartitionSpec(),
 ):
   """The jitted chunk: as it is, over the members of an ensemble, or over the devices of a mesh.
 
@@ -450,6 +463,7 @@ def compile_target(
     members: if not 0, as many states, rows [n, members, B] and metrics are mapped over.
     sharded_data: whether each device of the mesh has data of its own, of which the leaves have leading
       axes [roles, devices a role]; else all have the same.
+    base_specs: how `Frozen.base` lies on the mesh.
   """
   if members:
     return jax.jit(
@@ -458,9 +472,9 @@ def compile_target(
   if mesh is None:
     return jax.jit(chunk)
   spec = jax.sharding.PartitionSpec
-  sharded_rows = spec(None, pairing_lib.ROLE_AXIS, pairing_lib.DATA_AXIS)
-
-  data_spec = spec(pairing_lib.ROLE_AXIS, pairing_lib.DATA_AXIS) if sharded_data else spec()
+  sharded_rows = spec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
+  frozen_spec = Frozen(spec(), spec(), base_specs)
+  data_spec = spec(pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES) if sharded_data else spec()
 
   def device_chunk(state, frozen, data, feed, count, settings):
     if sharded_data:
@@ -472,7 +486,9 @@ def compile_target(
       jax.shard_map(
           device_chunk,
           mesh=mesh,
-          in_specs=(spec(), spec(), data_spec, Feed(rows=sharded_rows, epoch=spec()), spec(), spec()),
+          in_specs=(
+              spec(), frozen_spec, data_spec, Feed(rows=sharded_rows, epoch=spec()), spec(), spec(),
+          ),
           out_specs=spec(),
           # The step's results are equal on every device by construction (each holds both reduced
           # gradients), which the checker cannot see through `ppermute`.

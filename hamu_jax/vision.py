@@ -1,13 +1,22 @@
 """What makes an experiment one on images: how a batch is made, what the model is fed, what is evaluated."""
 
+import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
+from hamu_jax import config as config_lib
 from hamu_jax import data as data_lib
+from hamu_jax import evaluation, models, rundir
+from hamu_jax import pairing as pairing_lib
+from hamu_jax import problem as problem_lib
+from hamu_jax import source as source_lib
 from hamu_jax.evaluation import Examples
+from hamu_jax.objectives import Outputs
 from hamu_jax.paired import Paired
 
 
@@ -42,7 +51,7 @@ def make_features(model, mean, std):
 
 
 def make_forward(model, mean, std, axis_name: str | None):
-  """(variables, batch, key, train) -> (logits [B, C], batch_stats) of an image model.
+  """(variables, batch, key, train) -> (Outputs with logits [B, C], batch_stats) of an image model.
 
   Args:
     model: linen module.
@@ -56,13 +65,13 @@ def make_forward(model, mean, std, axis_name: str | None):
     dtype = jax.tree.leaves(variables["params"])[0].dtype
     images = data_lib.normalize(batch["image"], mean, std, dtype)
     if not train:
-      return model.apply(variables, images, train=False), variables["batch_stats"]
+      return Outputs(model.apply(variables, images, train=False)), variables["batch_stats"]
     logits, updated = model.apply(
         variables, images, train=True, mask=batch["mask"], axis_name=axis_name,
         mutable=["batch_stats"],
     )
     # A model without batch norm updates nothing.
-    return logits, updated.get("batch_stats", variables["batch_stats"])
+    return Outputs(logits), updated.get("batch_stats", variables["batch_stats"])
 
   return forward
 
@@ -119,3 +128,112 @@ def evaluation_splits(
       splits["test_retain"] = of_test(np.flatnonzero(~forgotten))
       splits["test_forget"] = of_test(np.flatnonzero(forgotten))
   return splits | {name: of_train(rows) for name, rows in (levels or {}).items()}
+
+
+class Vision:
+  """An experiment on images.
+
+  Attributes:
+    problem: which rows are learnt.
+    init: seed -> the variables of an untrained model.
+    template: their shapes.
+
+  Args:
+    config: validated.
+
+  Raises:
+    UserError: see `problem.load`.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._config = config
+    self.problem = problem_lib.load(config.data)
+    self._image_shape = self.problem.dataset.train.images.shape[1:]
+    self._model = config_lib.build_model(
+        config.model, num_classes=len(self.problem.dataset.class_names)
+    )
+    self.init = make_init(self._model, self._image_shape)
+    self.template = jax.eval_shape(self.init, config.seed)
+
+  @property
+  def inputs(self) -> dict[str, Any]:
+    """What every stage depends on, as JSON values."""
+    return {"normalization": [self._config.data.mean, self._config.data.std]}
+
+  def in_training_mode(self, options: ml_collections.ConfigDict) -> bool:
+    """Whether unlearning runs batch norm on the statistics of its batches."""
+    return options.batch_norm == "batch"
+
+  def microbatch(self, training_mode: bool) -> int:
+    """Images that are differentiated at a time; batch statistics need all of a batch."""
+    if training_mode:
+      return 0
+    return self._config.method.microbatch or models.microbatch_size(*self._image_shape[:2])
+
+  def forward(self, pairing: str):
+    """See `make_forward`; the training statistics are over all devices of a role."""
+    axis = pairing_lib.DATA_AXIS if pairing == "pmap" else None
+    return make_forward(self._model, self._config.data.mean, self._config.data.std, axis)
+
+  def fetch(self, augment: str):
+    """See `make_fetch`."""
+    return make_fetch(augment)
+
+  def source(self, split: Paired) -> source_lib.Resident | source_lib.Streamed:
+    """The training images."""
+    kind = source_lib.Streamed if self._config.data.stream else source_lib.Resident
+    return kind(self.problem.image_data(split))
+
+  def base(self, mesh: jax.sharding.Mesh | None) -> dict[str, Any]:
+    """All of a model is trained."""
+    del mesh
+    return {}
+
+  def evaluator(
+      self, split: Paired, scores: np.ndarray | None, mesh: jax.sharding.Mesh | None
+  ) -> evaluation.Evaluator:
+    """Evaluates every split of the images.
+
+    Args:
+      split: training rows by role.
+      scores: memorization scores, where the forget set goes by them.
+      mesh: devices that share an evaluation, None for the default one.
+    """
+    data = self._config.data
+    return self.evaluator_of(mesh, evaluation_splits(
+        self.problem.dataset, split, self.problem.validation,
+        data.forget_class if data.forget == "class" else (), self.problem.levels(scores),
+    ))
+
+  def evaluator_of(
+      self, mesh: jax.sharding.Mesh | None, splits: Mapping[str, Examples]
+  ) -> evaluation.Evaluator:
+    """Evaluates some splits; evaluation has no training statistics."""
+    return evaluation.Evaluator(
+        self.forward("sequential"), splits, self._config.evaluate.batch_size, mesh
+    )
+
+  def extras(self, evaluator: evaluation.Evaluator) -> dict[str, Any]:
+    """{kind: (JSON values it depends on, variables -> (values, examples))} of final evaluations."""
+    size = self._config.evaluate.membership_size
+    if not self._config.evaluate.membership:
+      return {}
+    return {
+        "membership": ({"size": size}, lambda variables: (evaluator.membership(variables, size), {}))
+    }
+
+  def compare(self, results: dict[str, Any], examples: Mapping[str, Any]) -> None:
+    """Images have no comparison of their own with the retrained model."""
+
+  def read_weights(self, path: str) -> Any:
+    """See `models.load_weights`."""
+    return models.load_weights(path, self.template)
+
+  def save(self, workdir: pathlib.Path, name: str, variables: Any) -> None:
+    """Leaves a model as a safetensors file."""
+    rundir.write_bytes(workdir / f"{name}.safetensors", models.weights_bytes(variables))
+
+  def work(self, source: Any, stage: Any, steps: int) -> dict[str, Any]:
+    """Nothing more to say of a stage."""
+    del source, stage, steps
+    return {}

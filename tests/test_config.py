@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from hamu_jax import config as config_lib
-from hamu_jax import experiment, methods, preemption
+from hamu_jax import experiment, methods, objectives, preemption
 from hamu_jax import step as step_lib
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
@@ -188,7 +188,8 @@ def final_params(options, opposed=False):
 
   def forward(variables, batch, key, train):
     del key, train
-    return batch["image"] @ variables["params"]["w"] + variables["params"]["b"][None], {}
+    params = variables["params"]
+    return objectives.Outputs(batch["image"] @ params["w"] + params["b"][None]), {}
 
   def fetch(data, rows, key):
     del key

@@ -11,13 +11,14 @@ import pytest
 from hamu_jax import config as config_lib
 from hamu_jax import data, evaluation, loop, methods, preemption, rundir, source
 from hamu_jax import step as step_lib
+from hamu_jax.objectives import Outputs
 from hamu_jax.train_state import create_state
 from hamu_jax.transforms.stop import Stop
 
 
 def forward(variables, batch, key, train):
   del key, train
-  return batch["image"] @ variables["params"]["w"], variables["batch_stats"]
+  return Outputs(batch["image"] @ variables["params"]["w"]), variables["batch_stats"]
 
 
 def fetch(augment):
@@ -79,7 +80,7 @@ def setup(tmp_path):
       plan = data.training_plan(np.arange(32), batch_size=8, seed=0)
       best = evaluation.selection_score if options.select == "best" else None
       stage = loop.Stage(
-          "pretrain", methods.TRAINING, options, plan, 16, 0, train=True, batch_statistics=True, best=best
+          "pretrain", methods.TRAINING, options, plan, 16, 0, train=True, training_mode=True, best=best
       )
       variables = {"params": {"w": jnp.zeros((4, 3))}, "batch_stats": {}}
       outcome = runner.run(stage, variables, step_lib.Frozen(), tmp_path / "checkpoints")

@@ -26,6 +26,7 @@ from hamu_jax import (
 from hamu_jax import loop as loop_lib
 from hamu_jax import step as step_lib
 from hamu_jax.errors import UserError
+from hamu_jax.objectives import Outputs
 from hamu_jax.transforms.stop import Stop
 from sam_jax.memorization import memorization_scores, subsample
 
@@ -45,7 +46,7 @@ def linear(variables, batch, key, train):
   del key, train
   pixels = batch["image"].reshape(len(batch["label"]), -1).astype(jnp.float32) / 128 - 1
   params = variables["params"]
-  return pixels @ params["w"] + params["b"][None], variables["batch_stats"]
+  return Outputs(pixels @ params["w"] + params["b"][None]), variables["batch_stats"]
 
 
 def init(seed):
@@ -163,7 +164,7 @@ def test_models_trained_together_are_those_trained_one_by_one(whole, estimate):
     plan = data.training_plan(AVAILABLE[included[k]], batch_size=BATCH, seed=SEED + k)
     stage = loop_lib.Stage(
         f"alone{k}", methods.TRAINING, estimate.options, plan, STEPS, SEED + k, train=True,
-        batch_statistics=True,
+        training_mode=True,
     )
     outcome = estimate.loop().run(stage, init(SEED + k), step_lib.Frozen(), estimate.folder / f"{k}")
     params = outcome.variables["params"]

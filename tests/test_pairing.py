@@ -53,7 +53,6 @@ def prepare(problem, name, kind, devices, *, microbatch=0, train=False, augment=
   model, data, variables, reference = problem
   options = config_lib.default_config().method
   options.name = name
-  options.microbatch = microbatch
   options.on_infeasible = "project"
   options.optimizer.learning_rate = 0.1
   options.constraint_ratio = 0.05
@@ -65,6 +64,7 @@ def prepare(problem, name, kind, devices, *, microbatch=0, train=False, augment=
   program = step_lib.make_step(
       method, options, forward=make_forward(model, (0.5,), (0.5,), axis),
       fetch=make_fetch(augment), pairing=kind, train=train, schedule=optax.constant_schedule(1.0),
+      microbatch=microbatch,
   )
   settings = step_lib.settings_of(options)
   state = create_state(variables, program.optimizers(settings), seed=0)

@@ -419,7 +419,7 @@ def drawn_labels(epoch_key, rows, forget):
   logits = -jnp.broadcast_to(jnp.arange(CLASSES, dtype=jnp.float32), (len(rows), CLASSES))
   batch = {"row": rows, "forget": forget, "label": jnp.full(len(rows), 3)}
   values = objectives.random_label_cross_entropy(
-      logits, objectives.Context(batch, None, None, epoch_key, {})
+      objectives.Outputs(logits), objectives.Context(batch, None, None, epoch_key, {})
   )
   return jnp.rint(values - jax.nn.logsumexp(logits[0])).astype(int)
 

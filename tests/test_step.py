@@ -12,6 +12,7 @@ import pytest
 from hamu_jax import config as config_lib
 from hamu_jax import methods
 from hamu_jax import step as step_lib
+from hamu_jax.objectives import Outputs
 from hamu_jax.paired import Paired
 from hamu_jax.train_state import create_state
 from hamu_jax.transforms.stop import Stop
@@ -27,7 +28,8 @@ def forward(variables, batch, key, train):
   del key, train
   p = variables["params"]
   hidden = jnp.tanh(batch["image"] @ p["fc1.weight"].T + p["fc1.bias"][None])
-  return hidden @ p["fc2.weight"].T + p["fc2.bias"][None], variables["batch_stats"]
+  logits = hidden @ p["fc2.weight"].T + p["fc2.bias"][None]
+  return Outputs(logits), variables["batch_stats"]
 
 
 def fetch(data, rows, key):

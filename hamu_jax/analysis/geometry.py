@@ -239,8 +239,8 @@ def compute_landscapes(
     def mean_loss(params):
       def summed(batch):
         images, labels, mask = batch
-        logits, _ = forward(variables | {"params": params}, {"image": images}, None, False)
-        losses = classification.per_example(logits, labels)["loss"]
+        outputs, _ = forward(variables | {"params": params}, {"image": images}, None, False)
+        losses = classification.per_example(outputs.logits, labels)["loss"]
         return jnp.sum(jnp.where(mask, losses, 0))
 
       return jnp.sum(lax.map(summed, batches)) / jnp.sum(batches[2])

@@ -89,6 +89,9 @@ _SMOLLM2 = LlamaConfig(
 
 # Base and chat models have the same sizes.
 PRESETS = {
+    # Of no published model: for bytes as tokens, and for tests.
+    "tiny": LlamaConfig(
+        264, 64, 160, 2, 4, 2, 16, tie_word_embeddings=True, bos_token_id=256, eos_token_ids=(257,)),
     "llama2_7b": _LLAMA2,
     "llama2_13b": dataclasses.replace(
         _LLAMA2, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40,

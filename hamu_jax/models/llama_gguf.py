@@ -39,6 +39,7 @@ class GGUFFile:
 
   Attributes:
     config: of the model.
+    path: of the file.
     shapes: see `llama_weights.Source`.
 
   Args:
@@ -51,11 +52,11 @@ class GGUFFile:
 
   def __init__(self, path: str | os.PathLike):
     gguf = _import_gguf()
-    self._path = pathlib.Path(path)
-    if not self._path.is_file():
+    self.path = pathlib.Path(path)
+    if not self.path.is_file():
       raise UserError(f"{path}: no such file; give a GGUF file of a Llama")
     try:
-      reader = gguf.GGUFReader(self._path)
+      reader = gguf.GGUFReader(self.path)
     except (ValueError, IndexError) as error:
       raise UserError(f"{path}: not a GGUF file ({error})") from None
     self._dequantize = gguf.quants.dequantize
@@ -73,7 +74,7 @@ class GGUFFile:
       value = self._dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError:
       raise UserError(
-          f"{self._path}: tensor {name!r} is of type {tensor.tensor_type.name}, which the gguf "
+          f"{self.path}: tensor {name!r} is of type {tensor.tensor_type.name}, which the gguf "
           "package cannot dequantise; take a Q4_1, Q8_0 or F16 file") from None
     heads = {"q_proj": self.config.num_attention_heads, "k_proj": self.config.num_key_value_heads}
     projection = name.split(".")[-2]
@@ -84,7 +85,7 @@ class GGUFFile:
 
 def load_file(file: GGUFFile, like: Tree) -> Tree:
   """Reads a model's parameters; see `llama_weights.load`."""
-  return llama_weights.load(file, like, file.config, where=str(file._path))
+  return llama_weights.load(file, like, file.config, where=str(file.path))
 
 
 def smollm2_path() -> pathlib.Path:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hamu_jax.models.batch_norm import BatchNorm
+from hamu_jax.objectives import Outputs
 
 
 class Mlp(nn.Module):
@@ -115,7 +116,7 @@ def inputs(name, x):
 
 
 def forward(model, axis_name=None):
-  """(variables, batch, key, train) -> (logits [B, C], batch_stats), as the step takes it."""
+  """(variables, batch, key, train) -> (Outputs, batch_stats), as the step takes it."""
 
   def apply(variables, batch, key, train):
     del key
@@ -123,6 +124,6 @@ def forward(model, axis_name=None):
         variables, batch["image"], train=train, mask=batch["mask"], axis_name=axis_name,
         mutable=["batch_stats"],
     )
-    return logits, updated.get("batch_stats", variables["batch_stats"])
+    return Outputs(logits), updated.get("batch_stats", variables["batch_stats"])
 
   return apply

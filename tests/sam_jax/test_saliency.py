@@ -58,7 +58,8 @@ def test_gradient_of_the_forget_set_is_the_reference_one(x64, golden, masks, net
   }
   got = forget_gradient(
       nets.forward(nets.make(net, CLASSES)), make_fetch("none"), Resident(data),
-      BatchPlan(BATCH, Paired(None, Stream(data.ids, BATCH))), variables, microbatch=microbatch,
+      BatchPlan(BATCH, Paired(None, Stream(data.ids, BATCH))), variables, base={},
+      microbatch=microbatch,
   )
   np.testing.assert_allclose(
       nets.flat_params(net, CLASSES, got), np.abs(masks[f"{net}/grad_sum"]), rtol=0, atol=1e-9

@@ -62,10 +62,10 @@ def golden_step(case):
 
   def loss(params, batch_stats, batch):
     image, label, mask = batch
-    logits, batch_stats = forward(
+    outputs, batch_stats = forward(
         {"params": params, "batch_stats": batch_stats}, {"image": image, "mask": mask}, None, True
     )
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, label)
     return jnp.sum(losses * mask) / jnp.sum(mask), batch_stats
 
   @jax.jit
