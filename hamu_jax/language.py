@@ -14,7 +14,7 @@ from hamu_jax import pairing as pairing_lib
 from hamu_jax.data import encoding, packing, refusals, text
 from hamu_jax.errors import UserError
 from hamu_jax.language_evaluation import Evaluator, Questions
-from hamu_jax.metrics import tofu
+from hamu_jax.metrics import tofu, watermark
 from hamu_jax.models import llama, lora, lora_weights, pretrained, sharding
 from hamu_jax.objectives import TERMS, Outputs
 from hamu_jax.packed import Packed
@@ -153,6 +153,7 @@ class Language:
         retain_size=section.retain_size, forget_size=section.forget_size, test_size=section.test_size,
         seed=config.data.seed,
     )
+    self._check_owners()
     splits = self._texts.splits
     self._encoded = {
         name: self._encode(split.prompts, split.answers) for name, split in splits.items()
@@ -268,9 +269,36 @@ class Language:
     options = self._config.evaluate
     found = {"per_example": ({}, lambda variables: ({}, evaluator.per_example(variables)))}
     if options.generate:
-      depends_on = {"new_tokens": options.new_tokens, "variant": options.tofu_variant}
-      found["suite"] = (depends_on, evaluator.suite)
+      depends_on = {
+          name: options[name]
+          for name in ("new_tokens", "tofu_variant", "watermark_tokenizer", "watermark_key")
+      }
+      found["suite"] = (depends_on, lambda variables: self._suite(evaluator, variables))
     return found
+
+  def _suite(self, evaluator: Evaluator, variables: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`Evaluator.suite`, and the watermark in the generated answers where that is asked for."""
+    values, records = evaluator.suite(variables)
+    options = self._config.evaluate
+    if options.watermark_tokenizer:
+      for name in ("retain", "forget"):
+        owners, record = self._texts.splits[name].owners, records[name]
+        record["watermark"] = watermark.strengths(
+            record["generated"], [owners[row] for row in record["row"]],
+            options.watermark_tokenizer, perturbation=options.watermark_key,
+        )
+      values["watermark"] = watermark.summary(
+          records["forget"]["watermark"], records["retain"]["watermark"]
+      )
+    return values, records
+
+  def _check_owners(self) -> None:
+    for name in ("retain", "forget"):
+      if self._config.evaluate.watermark_tokenizer and self._texts.splits[name].owners is None:
+        raise UserError(
+            "config.evaluate.watermark_tokenizer: the texts do not say whose watermark they carry; choose "
+            "config.data.source='waterdrum', or leave it empty"
+        )
 
   def compare(self, results: dict[str, Any], examples: Mapping[str, Any]) -> None:
     """Adds to each result what compares it with the retrained model: TOFU's forget quality."""

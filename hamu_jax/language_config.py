@@ -24,3 +24,26 @@ def language_config() -> ml_collections.ConfigDict:
   config.method.evaluate_epochs = 0.0
   config.method.optimizer.learning_rate = 1e-4
   return config
+
+
+def llama2_7b(variant: str, *, file: str) -> ml_collections.ConfigDict:
+  """`language_config` with Llama-2-7B-chat in 16 bits.
+
+  Args:
+    variant: "" shares out eight or more devices of 16 GiB: half of them for each role, four for each copy of
+      the weights. "gpu" is for one large one.
+    file: name of the configuration file, for the error.
+  """
+  if variant not in ("", "gpu"):
+    raise ValueError(f"{file}:{variant} is unknown; choose {file} or {file}:gpu")
+  config = language_config()
+  config.language.path = "meta-llama/Llama-2-7b-chat-hf"
+  config.language.dtype = config.language.param_dtype = "bfloat16"
+  config.language.rematerialization = "full"
+  config.text.template = "llama2"
+  if variant == "gpu":
+    config.language.attention = "cudnn"
+  else:
+    config.pairing = "pmap"
+    config.mesh.weights = 4
+  return config

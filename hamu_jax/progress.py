@@ -115,6 +115,18 @@ def _columns(summary: Mapping[str, Any], rows: list[str]) -> Iterator[list[str]]
     cells = [results[row].get(split, {}) for row in rows]
     if any(cells):
       yield ["test acc %", name, *(_percent(cell, "accuracy") for cell in cells)]
+  # Language models: how much of the true answers the generated ones have, and TOFU's two scores.
+  suites = [results[row].get("suite", {}) for row in rows]
+  if any(suites):
+    for split in ("retain", "forget"):
+      yield [split, "ROUGE %", *(_percent(suite.get(split, {}), "rouge") for suite in suites)]
+    for title, name in (("model", "utility"), ("forget", "quality")):
+      key = f"{title}_{name}"
+      if any(key in suite for suite in suites):
+        yield [title, name, *(_cell(suite, key, 4) for suite in suites)]
+    marks = [suite.get("watermark", {}) for suite in suites]
+    if any(marks):
+      yield ["watermark", "AUC", *(_cell(mark, "forget_retain_auc", 4) for mark in marks)]
   yield ["forget/test", "loss AUC", *(_cell(results[row], "forget_test_auc", 4) for row in rows)]
   # The share of the forget set that an attack by confidence takes for rows the model never saw.
   cells = [results[row].get("membership", {}) for row in rows]
