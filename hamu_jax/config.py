@@ -385,7 +385,6 @@ def _validate_run_section(name: str, config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_method(config: ml_collections.ConfigDict) -> None:
-  choice("config.method.name", config.name, tuple(methods.METHODS))
   _validate_run_section("config.method", config)
   in_range("config.method.microbatch", config.microbatch, 0)
   in_range("config.method.repeats", config.repeats, 1)
@@ -590,6 +589,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(f"{missing[0]}: missing; derive the config from hamu_jax.config.default_config()")
   choice("config.pairing", config.pairing, PAIRINGS)
   choice("config.model.name", config.model.name, (*models.MODELS, LANGUAGE_MODEL))
+  choice("config.method.name", config.method.name, tuple(methods.METHODS))
   if is_language(config):
     language_fields.validate(config)
   else:

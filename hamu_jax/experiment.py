@@ -352,7 +352,10 @@ class Experiment:
         "seconds": {name: record["seconds"] for name, record in records.items()},
         "provenance": self._provenance(records),
     }
-    work = {name: record["work"] for name, record in records.items() if record.get("work")}
+    work = {
+        name: record["work"] | {"tokens_per_second": record["work"]["tokens"] / record["seconds"]}
+        for name, record in records.items() if record.get("work")
+    }
     if work:
       summary["work"] = work
     if hosts.is_writer():

@@ -331,6 +331,10 @@ class Language:
       )
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
 
+  def weights_fingerprint(self, path: str) -> str:
+    """Of the adapter that `read_weights` reads."""
+    return lora_weights.fingerprint(path)
+
   def save(self, workdir, name: str, variables: Tree) -> None:
     """Leaves an adapter in PEFT's format in the folder `name`."""
     lora_weights.save_adapter(

@@ -76,7 +76,7 @@ def make_plan(
   }
   if config.model.weights:
     # A file may change under its name.
-    keys["pretrain"] = fingerprint(inputs | {"weights": weights.fingerprint(config.model.weights)})
+    keys["pretrain"] = fingerprint(inputs | {"weights": task.weights_fingerprint(config.model.weights)})
   masks = inputs | {
       "parent": keys["pretrain"],
       "forget": split.forget.tolist(),

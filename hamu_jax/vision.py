@@ -16,6 +16,7 @@ from hamu_jax import pairing as pairing_lib
 from hamu_jax import problem as problem_lib
 from hamu_jax import source as source_lib
 from hamu_jax.evaluation import Examples
+from hamu_jax.models import weights
 from hamu_jax.objectives import Outputs
 from hamu_jax.paired import Paired
 
@@ -228,6 +229,10 @@ class Vision:
   def read_weights(self, path: str) -> Any:
     """See `models.load_weights`."""
     return models.load_weights(path, self.template)
+
+  def weights_fingerprint(self, path: str) -> str:
+    """Of the file that `read_weights` reads."""
+    return weights.fingerprint(path)
 
   def save(self, workdir: pathlib.Path, name: str, variables: Any) -> None:
     """Leaves a model as a safetensors file."""

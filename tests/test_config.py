@@ -50,6 +50,7 @@ def test_configs_are_valid(name, argument):
   config_lib.validate(load(name)(*argument))
 
 
+OF_IMAGES = [name for name, row in methods.METHODS.items() if not row.for_language]
 # Experiments of the sharpness paper, by the model of their full and of their smoke form.
 SHARP = {
     "cifar100_resnet50.py": ("resnet50", "resnet18"),
@@ -60,8 +61,43 @@ SHARP = {
 }
 
 
+# Of language models, with the words of their variants.
+LANGUAGE = {
+    "tofu_smollm2_hamu.py": ("", "smoke"),
+    "tofu_llama2_hamu.py": ("", "gpu"),
+    "waterdrum_llama2_hamu.py": ("", "forget_01", "exact,gpu", "forget_10,semantic"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, variant) for name, variants in LANGUAGE.items() for variant in variants]
+)
+def test_language_configs_are_valid_for_their_methods(name, variant):
+  config = load(name)(variant)
+  for method, row in methods.METHODS.items():
+    config.method.name = method
+    if method in ("ft_l1", "salun", "sharp_minmax"):
+      with pytest.raises(UserError, match=rf"config.method.name='{method}': is for image models"):
+        config_lib.validate(config)
+    else:
+      config_lib.validate(config)
+    assert not (row.for_language and row.needs_mask)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("tofu_llama2_hamu.py", "tpu"), ("waterdrum_llama2_hamu.py", "forget_01,forget_05"),
+     ("tofu_smollm2_hamu.py", "smok")],
+)
+def test_unknown_variants_are_refused(name, variant):
+  with pytest.raises(ValueError, match=name):
+    load(name)(variant)
+
+
 def test_no_config_is_left_out():
-  assert {path.name for path in CONFIGS.glob("*.py")} == {"cifar_hamu.py", "digits_hamu.py", *SHARP}
+  assert {path.name for path in CONFIGS.glob("*.py")} == {
+      "cifar_hamu.py", "digits_hamu.py", *SHARP, *LANGUAGE
+  }
 
 
 @pytest.mark.parametrize("smoke", [False, True], ids=["full", "smoke"])
@@ -72,7 +108,7 @@ def test_sharp_configs_are_valid_in_all_variants(name, smoke, tmp_path, monkeypa
   (tmp_path / "imagenet_index.npz").touch()
   get_config = load(name)
   for method, level, sam, adaptive in itertools.product(
-      methods.METHODS, memorization.LEVELS, ("", "sam"), ("", "adaptive")
+      OF_IMAGES, memorization.LEVELS, ("", "sam"), ("", "adaptive")
   ):
     words = [method, level, sam, adaptive, "smoke" if smoke else ""]
     config = get_config(",".join(filter(None, words)))
@@ -140,7 +176,6 @@ LOOSE = {"stop_on_loss": True, "min_forget_loss": 0.0, "max_retain_loss": 9.0}
 # For each field: the method to see it with, other settings it needs, and the value to change it to.
 EFFECTS = {
     "clip_norm": ("ft", {}, 0.01),
-    "microbatch": None,  # Changes memory, not results; see test_pairing.
     "constraint": ("hamu-q", {}, 0.02),
     "constraint_ratio": ("hamu-q", {}, 0.1),
     "radius": ("hamu-q", {}, 0.5),
@@ -169,7 +204,9 @@ EFFECTS = {
 # Read by the data side and by the loop, where their own tests change them.
 ELSEWHERE = {
     "name", "epochs", "max_steps", "repeats", "batch_size", "augment", "evaluate_epochs", "msteps",
-    "shuffle", "epoch", "batch_norm",
+    "shuffle", "epoch", "batch_norm", "microbatch",
+    # Of language models, see test_language_terms.
+    "retain_coefficient", "forget_coefficient", "preference_beta", "margin", "layer", "steering",
 }
 
 

@@ -161,8 +161,8 @@ def test_gradients_cross_between_the_halves_once(problem, devices):
   chunk, arguments = prepare(problem, "hamu-q", "pmap", devices)
   hlo = chunk.lower(*arguments).compile().as_text()
   gradient = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(problem[2]["params"]))
-  # Beside the gradients only the sums of loss and accuracy and the count travel, twice four bytes each.
-  assert gradient <= collective_bytes(hlo) <= 2 * gradient + 2 * 3 * 4
+  # Beside the gradients travel the count, loss and accuracy, which are summed up with counts of their own.
+  assert gradient <= collective_bytes(hlo) <= 2 * gradient + 7 * 4
 
 
 def test_device_program_never_calls_the_host(problem):
@@ -173,10 +173,18 @@ def test_device_program_never_calls_the_host(problem):
 
 
 @pytest.mark.parametrize(
-    ("devices", "roles", "shape"), [(4, 2, (2, 2)), (3, 1, (1, 3)), (2, 2, (2, 1))]
+    ("devices", "roles", "shape"), [(4, 2, (2, 2, 1)), (3, 1, (1, 3, 1)), (2, 2, (2, 1, 1))]
 )
 def test_mesh_gives_each_role_an_equal_share(devices, roles, shape):
   assert pairing.make_mesh(jax.devices()[:devices], roles).devices.shape == shape
+
+
+def test_devices_that_share_weights_are_a_group_of_a_role():
+  devices = jax.devices()[:4]
+  mesh = pairing.make_mesh(devices, 2, 2)
+  assert mesh.devices.tolist() == [[devices[:2]], [devices[2:]]]
+  with pytest.raises(UserError, match="config.mesh.weights=3: 2 devices of a role"):
+    pairing.make_mesh(devices, 2, 3)
 
 
 def test_odd_number_of_devices_is_refused():

@@ -72,7 +72,7 @@ def test_each_device_gets_the_images_of_its_own_rows(images, plan, groups):
   for device in jax.devices()[:4]:
     (ids,) = [shard.data for shard in streamed.ids.addressable_shards if shard.device == device]
     (rows,) = [shard.data for shard in feed.rows.addressable_shards if shard.device == device]
-    (role,), (shard,) = (axis.tolist() for axis in np.nonzero(mesh.devices == device))
+    (role,), (shard,), _ = (axis.tolist() for axis in np.nonzero(mesh.devices == device))
     wanted = sharded[:, :, shard] if groups == 1 else sharded[:, role : role + 1, shard]
     local = np.asarray(rows)[:2, :, 0]
     got = np.where(local >= 0, np.asarray(ids)[0, 0][np.maximum(local, 0)], -1)

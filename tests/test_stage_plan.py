@@ -3,7 +3,7 @@
 import pytest
 
 from hamu_jax import config as config_lib
-from hamu_jax import models, problem, stage_plan, vision
+from hamu_jax import models, stage_plan, vision
 
 
 def keys(**overrides):
@@ -14,8 +14,8 @@ def keys(**overrides):
   for field, value in overrides.items():
     section, _, name = field.rpartition("__")
     (config[section] if section else config)[name] = value
-  loaded = problem.load(config.data)
-  return stage_plan.make_plan(config, loaded, loaded.split(None), devices=1).keys
+  task = vision.Vision(config)
+  return stage_plan.make_plan(config, task, task.problem.split(None), devices=1).keys
 
 
 def differing(before, after):
@@ -81,7 +81,7 @@ def test_a_method_from_scratch_is_the_retrained_model():
   config.data.update(source="digits", mean=(0.5,), std=(0.5,))
   config.train.batch_size = 100
   config.method.name = "retrain"
-  loaded = problem.load(config.data)
-  plan = stage_plan.make_plan(config, loaded, loaded.split(None), devices=1)
+  task = vision.Vision(config)
+  plan = stage_plan.make_plan(config, task, task.problem.split(None), devices=1)
   assert plan.final == "retrain"
   assert set(plan.stages) == {"pretrain", "retrain"}

@@ -4,6 +4,7 @@ Here factors are stacked over layers and are [inputs, r] and [r, outputs]; there
 own, and they are [r, inputs] and [outputs, r].
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -83,6 +84,22 @@ def load_adapter(path: str | os.PathLike, params: Tree) -> tuple[LoraConfig, Tre
       rank=rank, alpha=values["lora_alpha"], dropout=values.get("lora_dropout", 0.0),
       targets=_targets(adapter))
   return config, traverse_util.unflatten_dict(adapter)
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+  """SHA-256, in hexadecimal, of an adapter's files.
+
+  Raises:
+    UserError: one is missing.
+  """
+  digest = hashlib.sha256()
+  for name in (_CONFIG, _FILE):
+    try:
+      digest.update((pathlib.Path(path) / name).read_bytes())
+    except OSError as error:
+      raise UserError(
+          f"{path}: {name} cannot be read ({error.strerror}); give the folder of an adapter") from None
+  return digest.hexdigest()
 
 
 def save_adapter(
