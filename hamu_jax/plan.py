@@ -147,13 +147,12 @@ def analyse(lowered: jax.stages.Lowered, target: Target) -> Plan:
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
-    if used is None:
+    reason = re.search(r"Ran out of memory.*?(?=\. |$)", str(error), re.MULTILINE)
+    if "RESOURCE_EXHAUSTED" not in str(error) or reason is None:
       raise
     raise UserError(
-        f"--topology={target.name}: the step does not fit, it needs {used[1]} of {used[2]} of each"
-        " device's memory; take more devices, a smaller microbatch or rematerialization 'full'"
-    ) from None
+        f"--topology={target.name}: the step does not fit: {reason[0]}; take more devices, a smaller"
+        " microbatch or rematerialization 'full'") from None
   memory = compiled.memory_analysis()
   return Plan(
       memory.argument_size_in_bytes,

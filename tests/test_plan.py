@@ -90,9 +90,10 @@ class _Lowered:
 
 def test_what_does_not_fit(target):
   refused = _Lowered(
-      "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.31G of 15.75G hbm. "
-      "Exceeded hbm capacity by 4.56G.")
-  with pytest.raises(UserError, match="v5e:2x2: the step does not fit, it needs 20.31G of 15.75G"):
+      "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+      "required for HLO temporaries (20.30G) exceeds available HBM (15.75G). HLO module: jit_step.\n"
+      "See https://openxla.org/xla/errors/error_1000 for more details.")
+  with pytest.raises(UserError, match=r"v5e:2x2: .*\(20.30G\) exceeds available HBM \(15.75G\); tak"):
     plan.analyse(refused, target)
   with pytest.raises(jax.errors.JaxRuntimeError, match="another reason"):
     plan.analyse(_Lowered("another reason"), target)
