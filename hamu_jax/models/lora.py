@@ -116,12 +116,15 @@ def unstack(adapter: Tree) -> Tree:
     adapter: as of `init`, or its gradient.
 
   Returns:
-    {"layers": {"0": {path: {"lora_A": [I, r], "lora_B": [r, O]}}, ...}} and what is no layer's.
+    {"layers": {"00": {path: {"lora_A": [I, r], "lora_B": [r, O]}}, ...}} and what is no layer's; the
+    numbers have as many digits as the last layer's.
   """
   if "layers" not in adapter:
     return adapter
   count = jax.tree.leaves(adapter["layers"])[0].shape[0]
-  layers = {str(i): jax.tree.map(lambda leaf: leaf[i], adapter["layers"]) for i in range(count)}
+  digits = len(str(count - 1))  # Of one width, names sort as the layers do.
+  layers = {
+      f"{i:0{digits}}": jax.tree.map(lambda leaf: leaf[i], adapter["layers"]) for i in range(count)}
   return adapter | {"layers": layers}
 
 
@@ -129,7 +132,7 @@ def stack(adapter: Tree) -> Tree:
   """Undoes `unstack`."""
   if "layers" not in adapter:
     return adapter
-  layers = [adapter["layers"][str(i)] for i in range(len(adapter["layers"]))]
+  layers = [layer for _, layer in sorted(adapter["layers"].items())]
   return adapter | {"layers": jax.tree.map(lambda *parts: jnp.stack(parts), *layers)}
 
 
