@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from hamu_jax import methods
+from hamu_jax import hosts, methods, progress
 from hamu_jax import pairing as pairing_lib
 from hamu_jax.data import encoding, packing, refusals, text
 from hamu_jax.errors import UserError
@@ -266,6 +266,7 @@ class Language:
         new_tokens=options.new_tokens, eos_token_ids=self._pretrained.tokenizer.eos_token_ids,
         dtype=jnp.dtype(self._config.language.dtype), fraction=options.min_k_fraction,
         variant=options.tofu_variant, mesh=mesh,
+        progress=functools.partial(progress.Progress, enabled=hosts.is_writer()),
     )
 
   def extras(self, evaluator: Evaluator) -> dict[str, Any]:

@@ -5,6 +5,7 @@ tokens of an answer, V vocabulary, D hidden size, N new tokens; n evaluated ques
 answers to each.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hamu_jax import progress
 from hamu_jax.data.encoding import Encoded
 from hamu_jax.data.text import TextSplit
 from hamu_jax.errors import UserError
@@ -116,6 +118,8 @@ class Evaluator:
     fraction: of an answer's tokens that Min-K% averages.
     variant: of TOFU's scores, see `metrics.tofu`.
     mesh: devices that share the rows of each batch, or None for the default device.
+    progress: (what is done, batches) -> context manager with `update(batch)`, such as
+      `progress.Progress`.
 
   Raises:
     UserError: a split is empty or its answers do not belong together, or a text has no answer,
@@ -137,8 +141,10 @@ class Evaluator:
       fraction: float = 0.1,
       variant: str = "geometric",
       mesh: jax.sharding.Mesh | None = None,
+      progress: Callable[..., Any] = functools.partial(progress.Progress, enabled=False),
   ):
     self.splits = splits
+    self._progress = progress
     self._base = dict(base)
     self._tokenizer = tokenizer
     self._batch_tokens = batch_tokens
@@ -305,20 +311,25 @@ class Evaluator:
     """`_Predictions` of each set of texts, whatever the batches."""
     sequences = [sequence for one_set in sets.values() for sequence in one_set]
     variables = {**self._base, **variables}
-    pieces = []
     groups = _by_width([len(sequence.ids) for sequence in sequences], self._most)
-    for width, members in groups.items():
-      shape = self._shapes[width]
-      for part in _batches(members, shape.rows):
-        batch = [sequences[index] for index in part]
-        token_BxT, _ = _pad([sequence.ids for sequence in batch], shape.rows, width)
-        position_BxKxQ, label_BxKxQ = _targets(batch, shape)
-        placed = (self._place(leaf) for leaf in (token_BxT, position_BxKxQ, label_BxKxQ))
-        pieces.append((part, self._predict(variables, *placed)))
+    work = [
+        (self._shapes[width], part)
+        for width, members in groups.items()
+        for part in _batches(members, self._shapes[width].rows)
+    ]
+
+    def predict(shape, part):
+      batch = [sequences[index] for index in part]
+      token_BxT, _ = _pad([sequence.ids for sequence in batch], shape.rows, shape.width)
+      position_BxKxQ, label_BxKxQ = _targets(batch, shape)
+      placed = (self._place(leaf) for leaf in (token_BxT, position_BxKxQ, label_BxKxQ))
+      return part, self._predict(variables, *placed)
+
+    pieces = self._over("evaluate", predict, work)
     counts = np.array([len(sequence.ids) - sequence.start for sequence in sequences])
     mask = np.arange(counts.max())[None] < counts[:, None]
     arrays = [np.zeros(mask.shape, np.float32) for _ in range(4)]
-    for part, outputs in jax.device_get(pieces):
+    for part, outputs in pieces:
       for array, values in zip(arrays, outputs, strict=True):
         values = values.reshape(len(values), -1)[:len(part), :mask.shape[1]]
         array[part, :values.shape[1]] = np.where(mask[part, :values.shape[1]], values, 0)
@@ -335,17 +346,19 @@ class Evaluator:
     }
     prompts = [ids[:start] for one_set in sets.values() for ids, start in one_set]
     variables = {**self._base, **variables}
-    pieces = []
+    work = []
     groups = _by_width([len(prompt) for prompt in prompts], self._most - self._new_tokens)
     for width, members in groups.items():
       rows = self._rows(width + self._new_tokens, len(members))
-      for part in _batches(members, rows):
-        token_BxT, length_B = _pad([prompts[index] for index in part], rows, width)
-        valid_BxT = np.arange(width)[None] < length_B[:, None]
-        generated = self._greedy(variables, self._place(token_BxT), self._place(valid_BxT))
-        pieces.append((part, generated))
+      work += [(width, rows, part) for part in _batches(members, rows)]
+
+    def generate(width, rows, part):
+      token_BxT, length_B = _pad([prompts[index] for index in part], rows, width)
+      valid_BxT = np.arange(width)[None] < length_B[:, None]
+      return part, self._greedy(variables, self._place(token_BxT), self._place(valid_BxT))
+
     texts = np.empty(len(prompts), object)
-    for part, generated in jax.device_get(pieces):
+    for part, generated in self._over("generate", generate, work):
       texts[part] = self._tokenizer.decode_batch([
           _before_end(token_N[:length].tolist(), self._ends)
           for token_N, length in zip(generated.token_BxN, generated.length_B, strict=True)
@@ -353,6 +366,15 @@ class Evaluator:
     return {
         name: part.tolist() for name, part in zip(sets, _cut(texts, sets), strict=True)
     }
+
+  def _over(self, name: str, function, work: Sequence[tuple]) -> list:
+    """The values of `function` on the host for each tuple of its arguments."""
+    results = []
+    with self._progress(name, len(work)) as bar:
+      for arguments in work:
+        results.append(jax.device_get(function(*arguments)))
+        bar.update(len(results))
+    return results
 
   def _plan(self, sequences: Sequence[_Sequence]) -> dict[int, _Shape]:
     """The shape of the batches of each width."""
