@@ -16,6 +16,7 @@ from hamu_jax.errors import UserError
 from hamu_jax.language_evaluation import Evaluator, Questions
 from hamu_jax.metrics import tofu, watermark
 from hamu_jax.models import llama, lora, lora_weights, pretrained, sharding
+from hamu_jax.models.llama_config import LlamaConfig
 from hamu_jax.objectives import TERMS, Outputs
 from hamu_jax.packed import Packed
 from hamu_jax.paired import Paired
@@ -122,48 +123,28 @@ def fetch(rows_data: packing.PackedRows, rows_B, key):
   return batch
 
 
-class Language:
-  """An experiment on a language model.
+class Adapted:
+  """What the steps of an experiment on a language model compute, which its sizes tell.
 
   Attributes:
-    problem: which examples are retained and forgotten.
     init: seed -> the variables of a new adapter, which changes nothing yet.
     template: their shapes.
 
   Args:
     config: validated.
+    sizes: of the model.
 
   Raises:
-    UserError: the model, its tokenizer or the texts are missing or do not fit each other.
+    UserError: the model lacks the layer that the method reads.
   """
 
-  def __init__(self, config: ml_collections.ConfigDict):
-    self._config = config
-    options, section = config.language, config.text
-    self._pretrained = pretrained.open_model(options.path, preset=options.preset, seed=config.seed)
+  def __init__(self, config: ml_collections.ConfigDict, sizes: LlamaConfig):
+    self._config, self._sizes = config, sizes
+    options = config.language.lora
     self._lora = lora.LoraConfig(
-        options.lora.rank, options.lora.alpha, options.lora.dropout, tuple(options.lora.targets)
+        options.rank, options.alpha, options.dropout, tuple(options.targets)
     )
     self._check_layer()
-    self._texts = text.load(
-        config.data.source, name=config.data.name, path=config.data.path, subset=config.data.subset,
-        question_key=section.question_key, answer_key=section.answer_key,
-        retain_split=section.retain_split, forget_split=section.forget_split,
-        test_split=section.test_split, suites=tuple(section.suites), duplicates=section.duplicates,
-        retain_size=section.retain_size, forget_size=section.forget_size, test_size=section.test_size,
-        seed=config.data.seed,
-    )
-    self._check_owners()
-    splits = self._texts.splits
-    self._encoded = {
-        name: self._encode(split.prompts, split.answers) for name, split in splits.items()
-    }
-    retained, forgotten = len(splits["retain"].answers), len(splits["forget"].answers)
-    rows = np.arange(retained + forgotten, dtype=np.int32)
-    self.problem = TextProblem(
-        self._texts.fingerprint, Paired(rows[:retained], rows[retained:])
-    )
-    self._bases = {}
     abstract = llama.abstract_params(self._model())
 
     def init(seed):
@@ -172,27 +153,6 @@ class Language:
 
     self.init = init
     self.template = jax.eval_shape(init, config.seed)
-
-  @property
-  def inputs(self) -> dict[str, Any]:
-    """What every stage depends on, as JSON values."""
-    options, section = self._config.language.to_dict(), self._config.text.to_dict()
-    for name in ("path", "attention", "rematerialization"):
-      options.pop(name)
-    return {
-        "base": self._pretrained.fingerprint,
-        "tokenizer": self._pretrained.tokenizer.fingerprint,
-        "language": options,
-        "text": {
-            name: section[name]
-            for name in ("template", "system_prompt", "max_length", "on_long", "row_length")
-        },
-    }
-
-  @property
-  def truncated(self) -> dict[str, int]:
-    """How many examples of each split were cut; those that were."""
-    return {name: split.truncated for name, split in self._encoded.items() if split.truncated}
 
   def in_training_mode(self, options: ml_collections.ConfigDict) -> bool:
     """Whether unlearning drops out, as training does."""
@@ -219,6 +179,95 @@ class Language:
     del augment
     return fetch
 
+  def abstract_base(self, mesh: jax.sharding.Mesh | None) -> Tree:
+    """The shapes of the frozen parameters, and where they lie on the mesh."""
+    like = llama.abstract_params(self._model())
+    return like if mesh is None else sharding.shard_like(like, mesh)
+
+  @property
+  def _method(self) -> methods.Method:
+    return methods.METHODS[self._config.method.name]
+
+  @property
+  def _hidden_layer(self) -> int | None:
+    """The layer whose states the method reads, None if it reads none."""
+    needed = any(TERMS[name].needs_hidden for name in self._method.used_terms)
+    return self._config.method.layer if needed else None
+
+  def _check_layer(self) -> None:
+    layers = self._sizes.num_hidden_layers
+    if self._hidden_layer is not None and self._hidden_layer >= layers:
+      raise UserError(
+          f"config.method.layer={self._hidden_layer}: the model has layers 0..{layers - 1}; choose one"
+      )
+
+  def _model(self, weights_axis: str | None = None) -> llama.Llama:
+    options = self._config.language
+    return llama.Llama(
+        self._sizes, dtype=jnp.dtype(options.dtype),
+        param_dtype=jnp.dtype(options.param_dtype), rematerialization=options.rematerialization,
+        attention=options.attention, weights_axis=weights_axis,
+    )
+
+
+class Language(Adapted):
+  """An experiment on a language model.
+
+  Attributes:
+    problem: which examples are retained and forgotten.
+
+  Args:
+    config: validated.
+
+  Raises:
+    UserError: the model, its tokenizer or the texts are missing or do not fit each other.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    options, section = config.language, config.text
+    self._pretrained = pretrained.open_model(options.path, preset=options.preset, seed=config.seed)
+    super().__init__(config, self._pretrained.config)
+    self._texts = text.load(
+        config.data.source, name=config.data.name, path=config.data.path, subset=config.data.subset,
+        question_key=section.question_key, answer_key=section.answer_key,
+        retain_split=section.retain_split, forget_split=section.forget_split,
+        test_split=section.test_split, suites=tuple(section.suites), duplicates=section.duplicates,
+        retain_size=section.retain_size, forget_size=section.forget_size, test_size=section.test_size,
+        seed=config.data.seed,
+    )
+    self._check_owners()
+    splits = self._texts.splits
+    self._encoded = {
+        name: self._encode(split.prompts, split.answers) for name, split in splits.items()
+    }
+    retained, forgotten = len(splits["retain"].answers), len(splits["forget"].answers)
+    rows = np.arange(retained + forgotten, dtype=np.int32)
+    self.problem = TextProblem(
+        self._texts.fingerprint, Paired(rows[:retained], rows[retained:])
+    )
+    self._bases = {}
+
+  @property
+  def inputs(self) -> dict[str, Any]:
+    """What every stage depends on, as JSON values."""
+    options, section = self._config.language.to_dict(), self._config.text.to_dict()
+    for name in ("path", "attention", "rematerialization"):
+      options.pop(name)
+    return {
+        "base": self._pretrained.fingerprint,
+        "tokenizer": self._pretrained.tokenizer.fingerprint,
+        "language": options,
+        "text": {
+            name: section[name]
+            for name in ("template", "system_prompt", "max_length", "on_long", "row_length")
+        },
+    }
+
+  @property
+  def truncated(self) -> dict[str, int]:
+    """How many examples of each split were cut; those that were."""
+    return {name: split.truncated for name, split in self._encoded.items() if split.truncated}
+
   def source(self, split: Paired) -> Packed:
     """The training texts, packed."""
     del split
@@ -240,7 +289,7 @@ class Language:
   def base(self, mesh: jax.sharding.Mesh | None) -> Tree:
     """The frozen parameters, on the default device or split over the mesh; loaded once."""
     if mesh not in self._bases:
-      like = self._abstract_base(mesh)
+      like = self.abstract_base(mesh)
       if not self._bases:
         self._bases[mesh] = {"base": self._pretrained.load(like)}
       else:
@@ -249,11 +298,6 @@ class Language:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
         self._bases[mesh] = {"base": jax.device_put(loaded["base"], shardings)}
     return self._bases[mesh]
-
-  def _abstract_base(self, mesh: jax.sharding.Mesh | None) -> Tree:
-    """The shapes of the frozen parameters, and where they lie on the mesh."""
-    like = llama.abstract_params(self._model())
-    return like if mesh is None else sharding.shard_like(like, mesh)
 
   def evaluator(self, split: Paired, scores: None, mesh: jax.sharding.Mesh | None) -> Evaluator:
     """Evaluates every split of the texts."""
@@ -355,31 +399,6 @@ class Language:
         "tokens": source.tokens(stage.plan, 0, steps),
         "padding_share": source.padding_share(stage.plan, steps),
     }
-
-  @property
-  def _method(self) -> methods.Method:
-    return methods.METHODS[self._config.method.name]
-
-  @property
-  def _hidden_layer(self) -> int | None:
-    """The layer whose states the method reads, None if it reads none."""
-    needed = any(TERMS[name].needs_hidden for name in self._method.used_terms)
-    return self._config.method.layer if needed else None
-
-  def _check_layer(self) -> None:
-    layers = self._pretrained.config.num_hidden_layers
-    if self._hidden_layer is not None and self._hidden_layer >= layers:
-      raise UserError(
-          f"config.method.layer={self._hidden_layer}: the model has layers 0..{layers - 1}; choose one"
-      )
-
-  def _model(self, weights_axis: str | None = None) -> llama.Llama:
-    options = self._config.language
-    return llama.Llama(
-        self._pretrained.config, dtype=jnp.dtype(options.dtype),
-        param_dtype=jnp.dtype(options.param_dtype), rematerialization=options.rematerialization,
-        attention=options.attention, weights_axis=weights_axis,
-    )
 
   def _encode(self, prompts, answers) -> encoding.Encoded:
     section = self._config.text
