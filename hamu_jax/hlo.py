@@ -47,7 +47,7 @@ class Cost(NamedTuple):
     cycles: that the compiler estimates, where it does; instructions that it does not rate, as most
       that wait for other devices, have none.
     collectives: by an identity that instructions of one collective share.
-    open_loops: loops of which the program does not say how often they run; counted as once.
+    open_loops: loops of which nothing says how often they run; counted as once.
   """
 
   cycles: int
@@ -60,18 +60,20 @@ class Cost(NamedTuple):
     return sum(one.size * one.times for one in self.collectives.values())
 
 
-def read(text: str) -> Cost:
+def read(text: str, trips: tuple[int, ...] = ()) -> Cost:
   """What a run of the program does on a device.
 
   Where it branches, the dearer way is taken: devices may take different ones.
 
   Args:
     text: `jax.stages.Compiled.as_text`.
+    trips: how often loops run where the program does not say so: those that stand in no other such
+      loop, those that stand in one, and so on.
   """
   computations, entry = _split(text)
 
   @functools.cache
-  def cost(name):
+  def cost(name, depth=0):
     cycles, collectives, open_loops = 0, {}, 0
     for line in computations.get(name, ()):
       instruction = _INSTRUCTION.match(line)
@@ -83,23 +85,26 @@ def read(text: str) -> Cost:
         chain = _CHAIN.search(line)
         key = f"chain {chain[1]}" if chain else f"{name}/{label}"
         collectives[key] = Collective(kind[1], _result_bytes(shape, *kind.groups()))
-      for part in _parts(line, operation):
+      for part in _parts(line, operation, depth):
         cycles += part.cycles
         collectives |= part.collectives
         open_loops += part.open_loops
     return Cost(cycles, collectives, open_loops)
 
-  def _parts(line, operation):
+  def _parts(line, operation, depth):
     """The costs of what an instruction runs."""
     if operation == "while":
       condition, body = _WHILE.search(line).groups()
-      trips = _trips(line, computations.get(condition, ()))
-      return [_repeated(cost(body), trips)]
+      known = _trips(line, computations.get(condition, ()))
+      if known is None and depth < len(trips):
+        return [_repeated(cost(body, depth + 1), trips[depth])]
+      return [_repeated(cost(body, depth + (known is None)), known)]
     if operation == "conditional":
       listed = _BRANCHES.search(line)
       names = re.findall(r"[^\s,%]+", listed[1]) if listed else _BRANCH.findall(line)
-      return [max(map(cost, names), key=lambda branch: (branch.cycles, branch.moved))]
-    return [cost(called) for called in _CALL.findall(line)]
+      branches = [cost(name, depth) for name in names]
+      return [max(branches, key=lambda branch: (branch.cycles, branch.moved))]
+    return [cost(called, depth) for called in _CALL.findall(line)]
 
   return cost(entry)
 
@@ -132,7 +137,7 @@ def _repeated(body, trips):
   times = 1 if trips is None else trips
   return Cost(
       body.cycles * times,
-      {key: one._replace(times=one.times * times, looped=True)
+      {key: one._replace(times=one.times * times, looped=one.looped or trips != 1)
        for key, one in body.collectives.items()},
       body.open_loops + (trips is None),
   )

@@ -1,21 +1,39 @@
-"""What a step needs of its devices, before there are any.
+"""What a step of an experiment on a language model needs of its devices, before there are any.
+
+  python -m hamu_jax.plan --config=configs/tofu_llama2_hamu.py --topology=v5e:2x4
+
+compiles it, without weights, texts or a network, and prints its memory, its exchanges between devices and
+how long it takes. `--compare` sets it against the gradients of both losses alone; `--example-tokens=N` says
+how long texts are on average, `--config.FIELD` is as in `hamu_jax.main`.
 
 `libtpu` (extra `tpu`) compiles for TPUs on machines without one, so the figures are those of the
-program that would run. Without it the step is compiled for as many simulated CPU devices: their
-programs differ, above all in memory, and the figures are an estimate.
+program that would run. Without it, or with `--simulate`, the step is compiled for as many simulated CPU
+devices: their programs differ, above all in memory, and the figures are an estimate.
+
+Exit status: 0 if the step fits the devices, 1 if it does not, 2 for bad input.
 """
 
+import argparse
 import importlib.util
 import math
 import os
+import pathlib
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 
-from hamu_jax import hlo
+from hamu_jax import config as config_lib
+from hamu_jax import hlo, language_plan, main
+from hamu_jax.checks import choice, in_range
 from hamu_jax.errors import UserError
+from hamu_jax.models import llama_config
+
+_DOES_NOT_FIT = 1
+_BAD_INPUT = 2
 
 
 class Chip(NamedTuple):
@@ -32,13 +50,14 @@ class Chip(NamedTuple):
   ring: float
 
 
-# Sources: the system architecture pages of Google Cloud TPU; clocks follow from the peak rate and
-# the size of the matrix units; links from "How to Scale Your Model" (jax-ml.github.io/scaling-book).
+# Memory, and the bandwidth of a chip's links over their number: docs.cloud.google.com/tpu/docs/v5e and the
+# pages beside it; for the links of v4, arXiv 2304.01433. Clocks: the peak rate there over the operations that
+# the compiler reckons with in a cycle, 2^18 a chip, but 2^17 of v5e and 2^19 of v6e.
 CHIPS = {
-    "v4": Chip(32 * 2**30, 1.05e9, 9e10),
-    "v5e": Chip(16 * 2**30, 1.5e9, 9e10),
-    "v5p": Chip(95 * 2**30, 1.75e9, 1.8e11),
-    "v6e": Chip(32 * 2**30, 1.75e9, 1.8e11),
+    "v4": Chip(32 * 2**30, 1.05e9, 1e11),
+    "v5e": Chip(16 * 2**30, 1.5e9, 1e11),
+    "v5p": Chip(95 * 2**30, 1.75e9, 2e11),
+    "v6e": Chip(32 * 2**30, 1.75e9, 2e11),
 }
 _TOPOLOGY = re.compile(rf"({'|'.join(CHIPS)}):(\d+(?:x\d+){{1,2}})")
 
@@ -84,13 +103,18 @@ class Plan(NamedTuple):
     return self.arguments + self.outputs + self.temporaries + self.code
 
 
-def find_target(topology: str) -> Target:
+class DoesNotFit(UserError):
+  """The devices have too little memory for any program that the compiler finds."""
+
+
+def find_target(topology: str, simulate: bool = False) -> Target:
   """The devices of a TPU topology, to compile for.
 
   Call it before JAX has started, so that it can simulate as many devices where `libtpu` is missing.
 
   Args:
     topology: generation and shape, such as "v5e:2x4".
+    simulate: whether to do so where `libtpu` is, too.
 
   Raises:
     UserError: no such topology, or it cannot be had.
@@ -101,7 +125,7 @@ def find_target(topology: str) -> Target:
         f"--topology={topology}: give a generation ({', '.join(CHIPS)}) and its shape in chips, such"
         " as v5e:2x4")
   chip, chips = CHIPS[match[1]], math.prod(map(int, match[2].split("x")))
-  simulated = importlib.util.find_spec("libtpu") is None
+  simulated = simulate or importlib.util.find_spec("libtpu") is None
   devices = _simulated_devices(topology, chips) if simulated else _tpu_devices(topology)
   # Where a chip has two devices, each has half of its memory.
   return Target(topology, tuple(devices), chip, chip.hbm * chips // len(devices), simulated)
@@ -134,15 +158,16 @@ def _simulated_devices(topology, count):
   return devices[:count]
 
 
-def analyse(lowered: jax.stages.Lowered, target: Target) -> Plan:
+def analyse(lowered: jax.stages.Lowered, target: Target, trips: tuple[int, ...] = ()) -> Plan:
   """Compiles a program and reads what it takes.
 
   Args:
     lowered: for the target's devices.
     target: names them in errors.
+    trips: see `hlo.read`.
 
   Raises:
-    UserError: the compiler finds no way to run it in the devices' memory.
+    DoesNotFit: the compiler finds no way to run it in the devices' memory.
   """
   try:
     compiled = lowered.compile()
@@ -150,7 +175,7 @@ def analyse(lowered: jax.stages.Lowered, target: Target) -> Plan:
     reason = re.search(r"Ran out of memory.*?(?=\. |$)", str(error), re.MULTILINE)
     if "RESOURCE_EXHAUSTED" not in str(error) or reason is None:
       raise
-    raise UserError(
+    raise DoesNotFit(
         f"--topology={target.name}: the step does not fit: {reason[0]}; take more devices, a smaller"
         " microbatch or rematerialization 'full'") from None
   memory = compiled.memory_analysis()
@@ -159,27 +184,42 @@ def analyse(lowered: jax.stages.Lowered, target: Target) -> Plan:
       memory.output_size_in_bytes - memory.alias_size_in_bytes,
       memory.temp_size_in_bytes,
       memory.generated_code_size_in_bytes,
-      hlo.read(compiled.as_text()),
+      hlo.read(compiled.as_text(), trips),
   )
+
+
+def fits(plan: Plan, target: Target) -> bool:
+  """Whether a device has the memory."""
+  return plan.hbm < target.hbm
+
+
+def computing(plan: Plan, target: Target) -> float:
+  """Seconds that the compiler estimates; 0 where it does not."""
+  return plan.cost.cycles / target.chip.clock
+
+
+def exchanging(plan: Plan, target: Target) -> float:
+  """Seconds of all collectives, if each runs in a ring at the rate of its links."""
+  return plan.cost.moved / target.chip.ring
 
 
 def describe(plan: Plan, target: Target) -> str:
   """The plan as text for people."""
   share = plan.hbm / target.hbm
-  seconds = plan.cost.cycles / target.chip.clock
   rows = [
       ("arguments", _size(plan.arguments)),
       ("outputs in new places", _size(plan.outputs)),
       ("temporaries", _size(plan.temporaries)),
       ("program", _size(plan.code)),
       ("memory of a device", f"{_size(plan.hbm)} of {_size(target.hbm)}, {share:.0%}"),
-      ("fits", "yes" if share < 1 else "no"),
+      ("fits", "yes" if fits(plan, target) else "no"),
   ]
   if plan.cost.cycles:
+    seconds = computing(plan, target)
     rows.append(("computing", f"{seconds:.3g} s a step, the compiler's estimate"))
   if plan.cost.collectives:
-    links = plan.cost.moved / target.chip.ring
-    rows.append(("exchanging", f"{links:.3g} s a step at the links' rate, partly at the same time"))
+    seconds = exchanging(plan, target)
+    rows.append(("exchanging", f"{seconds:.3g} s a step at the links' rate, partly at the same time"))
   rows += [(kind, text) for kind, text in _exchanges(plan.cost)]
   what = "an estimate, from simulated CPU devices" if target.simulated else "as compiled by libtpu"
   return f"{len(target.devices)} devices of {target.name}, {what}\n{format_table((), rows)}"
@@ -211,3 +251,132 @@ def _exchanges(cost):
 def _size(count):
   unit, name = (2**30, "GiB") if count >= 2**30 / 10 else (2**20, "MiB")
   return f"{count / unit:.3g} {name}"
+
+
+class _Parser(argparse.ArgumentParser):
+  """One whose complaints are `UserError`s."""
+
+  def error(self, message):
+    raise UserError(message)
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
+  """-> this program's own options, the configuration."""
+  parser = _Parser(add_help=False, allow_abbrev=False)
+  parser.add_argument("--topology")
+  parser.add_argument("--example-tokens", type=int, default=100)
+  parser.add_argument("--compare", action="store_true")
+  parser.add_argument("--simulate", action="store_true")
+  options, rest = parser.parse_known_args(arguments[1:])
+  if options.topology is None:
+    raise UserError("--topology is missing; for example --topology=v5e:2x4")
+  in_range("--example-tokens", options.example_tokens, 4)
+  return options, main._parse([arguments[0], *rest]).config
+
+
+def _sizes(config) -> tuple[str, llama_config.LlamaConfig]:
+  """-> where they are from, the sizes of a configuration's model."""
+  path, preset = config.language.path, config.language.preset
+  if path and pathlib.Path(path).is_dir():
+    return path, llama_config.read_config(path)
+  choice("config.language.preset", preset, tuple(llama_config.PRESETS))
+  if path and preset == "tiny":
+    raise UserError(
+        f"config.language.path={path!r}: no local folder, and no hub is asked; set config.language.preset to "
+        f"what it is: {', '.join(llama_config.PRESETS)}"
+    )
+  return preset, llama_config.PRESETS[preset]
+
+
+def _check(config) -> None:
+  config_lib.validate(config)
+  if not config_lib.is_language(config):
+    raise UserError(
+        f"config.model.name={config.model.name!r}: only the sizes of language models are known without their "
+        "data; benchmarks/step.py --topology compiles the steps of image models"
+    )
+  if config.language.attention != "xla":
+    raise UserError(
+        f"config.language.attention={config.language.attention!r}: is for GPUs; set it to 'xla'"
+    )
+
+
+def _facts(outline: language_plan.Outline, config, options, model: str) -> str:
+  """What is compiled, and what is assumed of it."""
+  stage, shape = outline.stage, outline.shape
+  frozen, trained = outline.parameters
+  pieces = f", {stage.microbatch} at a time" if stage.microbatch else ""
+  mean = options.example_tokens
+  return format_table((), [
+      ("model", f"{model}, {config.language.param_dtype}: {frozen:,} parameters, {trained:,} trained"),
+      ("step", f"{config.method.name}, {config.pairing}, {stage.plan.batch_size} texts a role"),
+      ("texts", f"assumed: {round(language_plan.SHORTEST * mean)} to {round(language_plan.LONGEST * mean)} "
+                f"tokens, {mean} on average (--example-tokens), {language_plan.PROMPT:.0%} of them prompt"),
+      ("packed", f"{shape.rows} rows a role of {shape.tokens} tokens and {shape.predictions} predictions, "
+                 f"at most {outline.share} a device{pieces}"),
+  ])
+
+
+def _comparison(step: Plan, plain: Plan, roles: int, target: Target) -> str:
+  """The step against the gradients alone."""
+  gradients = f"{roles} plain gradient{'s' if roles > 1 else ''}"
+  rows = []
+  for name, plan in (("step", step), (gradients, plain)):
+    seconds = computing(plan, target), exchanging(plan, target)
+    rows.append((name, _size(plan.hbm), *(f"{value:.4g}" for value in (*seconds, sum(seconds)))))
+  ratios = [
+      f"{measure(step) / max(measure(plain), 1e-30):.3f}" for measure in (
+          lambda plan: plan.hbm,
+          lambda plan: computing(plan, target),
+          lambda plan: exchanging(plan, target),
+          lambda plan: computing(plan, target) + exchanging(plan, target),
+      )
+  ]
+  header = ("program", "memory", "computing s", "exchanging s", "one after the other s")
+  return format_table(header, [*rows, ("ratio", *ratios)])
+
+
+def _run(arguments: Sequence[str]) -> int:
+  # Nothing is run, and starting an accelerator may take long or be refused.
+  jax.config.update("jax_platforms", "cpu")
+  options, config = _parse(arguments)
+  _check(config)
+  model, sizes = _sizes(config)
+  target = find_target(options.topology, options.simulate)
+  if options.compare and target.simulated:
+    raise UserError(
+        "--compare: there are no estimates of time for simulated devices; pip install 'hamu-jax[tpu]'"
+    )
+  outline = language_plan.Outline(config, sizes, target.devices, options.example_tokens)
+  target = target._replace(devices=outline.devices)
+  print(_facts(outline, config, options, model), end="\n\n", flush=True)
+  plan = analyse(outline.step(), target, outline.trips)
+  print(describe(plan, target), flush=True)
+  if options.compare:
+    plain = analyse(outline.plain(), target, outline.trips)
+    print("", _comparison(plan, plain, len(outline.stage.method.roles), target), sep="\n")
+  return 0 if fits(plan, target) else _DOES_NOT_FIT
+
+
+def run(arguments: Sequence[str]) -> int:
+  """Parses a command line and plans.
+
+  Args:
+    arguments: as `sys.argv`, the program's name first.
+
+  Returns:
+    The exit status.
+  """
+  if {"--help", "-h"} & set(arguments):
+    print(__doc__)
+    return 0
+  logging.set_verbosity(logging.WARNING)
+  try:
+    return _run(arguments)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return _DOES_NOT_FIT if isinstance(error, DoesNotFit) else _BAD_INPUT
+
+
+if __name__ == "__main__":
+  sys.exit(run(sys.argv))
