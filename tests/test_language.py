@@ -1,0 +1,377 @@
+"""What steps of a language model compute, against unpacked texts and PEFT, however it is laid out."""
+
+import contextlib
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hamu_jax import config as config_lib
+from hamu_jax import (
+  data,
+  language,
+  loop,
+  methods,
+  objectives,
+  packed,
+  pairing,
+  preemption,
+  rundir,
+  source,
+  stage_plan,
+)
+from hamu_jax import step as step_lib
+from hamu_jax.data import packing
+from hamu_jax.data.encoding import Encoded
+from hamu_jax.language_config import language_config
+from hamu_jax.models import llama, llama_config, llama_weights, lora, lora_weights
+from hamu_jax.paired import Paired
+from hamu_jax.train_state import create_state
+
+CONFIG = llama_config.LlamaConfig(
+    vocab_size=43, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=4, max_position_embeddings=64)
+MODEL = llama.Llama(CONFIG)
+LORA = lora.LoraConfig(rank=2, alpha=3.0)
+BETA = 0.7
+SETTINGS = {"preference_beta": BETA, "margin": 0.0, "steering": 1.7}
+# The first six texts are to be retained, the others to be forgotten.
+SPLIT = Paired(np.arange(6, dtype=np.int32), np.arange(6, 12, dtype=np.int32))
+
+
+class Problem(NamedTuple):
+  """Twelve texts and their alternatives, a model far from uniform, and two of its adapters."""
+
+  texts: packing.TextData
+  base: Any
+  adapter: Any
+  original: Any
+
+
+def encoded(rng):
+  lengths = rng.integers(3, 12, 12)
+  ids = tuple(rng.integers(1, CONFIG.vocab_size, length).astype(np.int32) for length in lengths)
+  return Encoded(ids, rng.integers(1, lengths).astype(np.int32), 0)
+
+
+@pytest.fixture(scope="module")
+def problem():
+  rng = np.random.default_rng(0)
+  base = MODEL.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  base = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: leaf if path[-1].key == "scale" else 8 * leaf, base)
+
+  def adapter():
+    new = lora.unstack(lora.init(jax.random.key(0), LORA, base))
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 4, leaf.dtype), new)
+
+  texts = packing.TextData(encoded(rng), encoded(rng), np.arange(12) >= 6)
+  return Problem(texts, base, adapter(), adapter())
+
+
+class Layout(NamedTuple):
+  """How a batch is laid out: length of rows, rows of a piece, order of texts, rows of padding between."""
+
+  row_length: int
+  piece: int
+  reverse: bool = False
+  gaps: bool = False
+
+
+LAYOUTS = {
+    "a text and its alternative a row": Layout(23, 1),
+    "two rows a piece, in another order, with padding between": Layout(40, 2, reverse=True, gaps=True),
+    "all in one row, more than it needs": Layout(170, 0),
+}
+BATCH = np.array([6, 11, 8, 7, 10], np.int32)
+
+
+@functools.cache
+def role_program(terms, dropout, piece):
+  """`objectives.role_gradient` of these terms, compiled; with `dropout` in training mode."""
+  forward = language.make_forward(
+      MODEL, lora.LoraConfig(LORA.rank, LORA.alpha, dropout or 0.0), hidden_layer=0)
+  return jax.jit(objectives.role_gradient(
+      forward, language.fetch, terms, train=dropout is not None, microbatch=piece))
+
+
+def role_sums(problem, layout, coefficients, *, dropout=None, key=0):
+  """`RoleSums` of the batch."""
+  batch = BATCH[::-1] if layout.reverse else BATCH
+  packer = packing.Packer(problem.texts)
+  shape = packer.shape([batch], layout.row_length, 1)
+  if layout.gaps:
+    shape = shape._replace(predictions=shape.predictions + 8, slots=shape.slots + 3)
+  window = jax.tree.map(jnp.asarray, packer.pack(batch, shape))
+  places = np.arange(len(window.token), dtype=np.int32)
+  if layout.gaps:
+    places = np.stack([places, np.full_like(places, -1)], axis=1).reshape(-1)[::-1]
+  key = jax.random.key(key)
+  inputs = objectives.Inputs(
+      {"base": problem.base}, variables_of(problem.original), window, key, key, SETTINGS)
+  return role_program(tuple(sorted(coefficients)), dropout, layout.piece)(
+      variables_of(problem.adapter), inputs, jnp.asarray(places),
+      jax.tree.map(jnp.asarray, coefficients))
+
+
+def variables_of(adapter):
+  return {"params": adapter, "batch_stats": {}}
+
+
+def unpacked(problem, coefficients):
+  """The same of a text a row and no adapter beside the weights: (gradient, {term: sum}, count)."""
+  texts = problem.texts
+
+  def log_probs(params, kind):
+    """(log p of the answers' tokens and 0 elsewhere, states before them) of the batch."""
+    ids = [kind.ids[row] for row in BATCH]
+    token = np.stack([np.pad(each, (0, 12 - len(each))) for each in ids])
+    place, length = np.arange(1, 12)[None], np.array([[len(each)] for each in ids])
+    answer = (place >= kind.answer_start[BATCH][:, None]) & (place < length)
+    logits, recorded = MODEL.apply({"params": params}, jnp.asarray(token), mutable=["intermediates"])
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), token[:, 1:, None], axis=2)
+    states = recorded["intermediates"]["layers"]["hidden"][0][0, :, :-1]
+    return jnp.where(answer, picked[..., 0], 0), states, answer
+
+  def merged(adapter):
+    return lora.merge(problem.base, lora.stack(adapter), LORA)
+
+  def terms(adapter):
+    params, original = merged(adapter), merged(problem.original)
+    log_p, states, answer = log_probs(params, texts.examples)
+    log_p0, states0, _ = log_probs(original, texts.examples)
+    lose = jnp.sum(log_p - log_p0, axis=1)
+    other, other0 = (log_probs(each, texts.alternatives)[0] for each in (params, original))
+    win = jnp.sum(other - other0, axis=1)
+    distance = jnp.mean((states - states0) ** 2, axis=-1)
+    all_terms = {
+        "ce": (-jnp.sum(log_p), answer.sum()),
+        "alternative": (-jnp.sum(other), np.sum(
+            [len(texts.alternatives.ids[row]) - texts.alternatives.answer_start[row] for row in BATCH])),
+        "hidden": (jnp.sum(jnp.where(answer, distance, 0)), answer.sum()),
+        "dpo": (jnp.sum(-2 / BETA * jax.nn.log_sigmoid(BETA * (win - lose))), len(BATCH)),
+    }
+    chosen = {name: all_terms[name] for name in coefficients}
+    return sum(coefficients[name] * total for name, (total, _) in chosen.items()), chosen
+
+  gradient, chosen = jax.jit(jax.grad(terms, has_aux=True))(problem.adapter)
+  return gradient, chosen
+
+
+def assert_close(got, wanted, **tolerances):
+  tolerances = {"rtol": 1e-5, "atol": 1e-5} | tolerances
+  for (path, leaf), other in zip(
+      jax.tree.leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(leaf, other, err_msg=jax.tree_util.keystr(path), **tolerances)
+
+
+@pytest.mark.parametrize("coefficients", [
+    {"ce": 0.8, "hidden": -0.4}, {"dpo": 1.3},
+    pytest.param({"alternative": 1.0}, marks=pytest.mark.slow),
+], ids=lambda coefficients: "-".join(coefficients))
+def test_a_role_depends_on_its_texts_alone(problem, coefficients):
+  gradient, wanted = unpacked(problem, coefficients)
+  scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient))
+  assert scale > 0.1
+  for name, layout in LAYOUTS.items():
+    sums = role_sums(problem, layout, coefficients)
+    assert_close(sums.gradient, gradient, rtol=1e-4, atol=1e-5 * scale)
+    for term, (total, count) in wanted.items():
+      np.testing.assert_allclose(sums.values[term].total, total, rtol=1e-5, err_msg=name)
+      assert sums.values[term].count == sums.count == count
+
+
+def test_dropout_depends_on_the_text_and_the_step_alone(problem):
+  first, *others = (
+      role_sums(problem, layout, {"dpo": 1.0}, dropout=0.4) for layout in LAYOUTS.values())
+  for other in others:
+    assert_close(other.gradient, first.gradient, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(other.values["dpo"].total, first.values["dpo"].total, rtol=1e-5)
+  (layout, *_) = LAYOUTS.values()
+  for other in (
+      role_sums(problem, layout, {"dpo": 1.0}, dropout=0.4, key=1),
+      role_sums(problem, layout, {"dpo": 1.0}, dropout=0.0)):
+    assert abs(other.values["dpo"].total / first.values["dpo"].total - 1) > 1e-3
+
+
+def test_the_original_model_never_drops_out(problem):
+  """Where only its adapter does anything, dropout changes nothing."""
+  nothing = problem._replace(adapter=jax.tree.map(jnp.zeros_like, problem.adapter))
+  (layout, *_) = LAYOUTS.values()
+  with_dropout, without = (
+      role_sums(nothing, layout, {"kl": 1.0, "hidden": 1.0}, dropout=dropout)
+      for dropout in (0.4, 0.0))
+  assert without.values["kl"].total > 1 and without.values["hidden"].total > 0.1
+  for name in ("kl", "hidden", "ce"):
+    np.testing.assert_allclose(with_dropout.values[name], without.values[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("row_length, piece", [(24, 1), (40, 2), (56, 0)])
+@pytest.mark.parametrize("shape", ["gqa_tied", "llama2_like", "llama3_scaled"])
+def test_losses_and_gradients_are_pefts(golden, shape, row_length, piece):
+  folder = golden / "llama" / shape
+  config = llama_config.read_config(folder)
+  model = llama.Llama(config)
+  like = llama.abstract_params(model)
+  spec, adapter = lora_weights.load_adapter(folder / "adapter", like)
+  with np.load(folder / "expected.npz") as arrays:
+    expected = dict(arrays)
+  lengths = expected["attention_mask"].sum(1)
+  ids = tuple(row[:length] for row, length in zip(expected["input_ids"], lengths, strict=True))
+  start = np.argmax(expected["labels"] >= 0, axis=1)
+  packer = packing.Packer(packing.TextData(Encoded(ids, start, 0), None, np.zeros(3, bool)))
+  batch = np.array([2, 0, 1], np.int32)
+  window = packer.pack(batch, packer.shape([batch], row_length, 1))
+  role = objectives.role_gradient(
+      language.make_forward(model, spec), language.fetch, ("ce",), train=True, microbatch=piece)
+  key = jax.random.key(0)
+  inputs = objectives.Inputs(
+      {"base": llama_weights.load_folder(folder, like, config)}, {},
+      jax.tree.map(jnp.asarray, window), key, key, {})
+  sums = jax.jit(role)(
+      {"params": lora.unstack(adapter), "batch_stats": {}}, inputs,
+      jnp.arange(len(window.token)), {"ce": jnp.asarray(1.0)})
+  np.testing.assert_allclose(
+      sums.values["ce"].total / sums.count, expected["lora_loss"], rtol=0, atol=2e-4)
+  gradient = lora.stack(sums.gradient)["layers"]
+  names = [name for name in expected if name.startswith("grad/")]
+  assert len(names) == 4
+  for name in names:
+    layer, part, projection, factor = name.split(".")[4:8]
+    ours = gradient[part][projection][factor][int(layer)] / sums.count
+    # A hundredth of the largest is far above what they differ by.
+    assert np.max(np.abs(expected[name])) > 1e-4
+    np.testing.assert_allclose(ours.T, expected[name], rtol=0, atol=2e-6)
+
+
+def test_padding_predicts_nothing(problem):
+  packer = packing.Packer(problem.texts)
+  shape = packer.shape([BATCH], 40, 1)
+  window = jax.tree.map(jnp.asarray, packer.pack(BATCH, shape))
+  batch = language.fetch(window, jnp.asarray([1, -1, 0]), jax.random.key(0))
+  for name in ("mask", "alternative_mask", "example_mask"):
+    np.testing.assert_array_equal(batch[name][1], np.zeros(batch[name].shape[1]))
+    np.testing.assert_array_equal(batch[name][0], getattr(window, name)[1])
+    np.testing.assert_array_equal(batch[name][2], getattr(window, name)[0])
+  # Numbers of predictions, not of examples, as everywhere where there is one row a prediction.
+  assert batch["row"].shape == batch["label"].shape == batch["forget"].shape
+  np.testing.assert_array_equal(batch["row"][0], window.prediction_row[1])
+
+
+def run_steps(problem, name, kind, devices, *, dropout, count=2):
+  """-> (parameters, metrics) after some steps of a method."""
+  options = config_lib.default_config().method
+  options.update(name=name, clip_norm=0.0, on_infeasible="project", constraint_ratio=0.1)
+  options.optimizer.learning_rate = 0.05
+  method = methods.METHODS[name]
+  mesh = None
+  if kind == "pmap":
+    mesh = pairing.make_mesh(jax.devices()[:devices], method.device_groups)
+  program = step_lib.make_step(
+      method, options,
+      forward=language.make_forward(MODEL, lora.LoraConfig(LORA.rank, LORA.alpha, dropout)),
+      fetch=language.fetch, pairing=kind, train=True, schedule=optax.constant_schedule(1.0),
+      microbatch=1)
+  settings = step_lib.settings_of(options)
+  chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
+  variables = variables_of(problem.adapter)
+  state = create_state(variables, program.optimizers(settings), seed=0)
+  plan = data.unlearning_plan(SPLIT, "paired", batch_size=4, seed=0)
+  texts = packed.Packed(problem.texts, 0, 1)
+  texts.prepare(plan, count)
+  window, feed = texts.chunk(plan, 0, count, mesh)
+  frozen = step_lib.Frozen(variables, None, {"base": problem.base})
+  state, frozen = source.place((state, frozen), mesh)
+  state, metrics, done = jax.device_get(chunk(state, frozen, window, feed, jnp.int32(count), settings))
+  assert done == count and state.stop == 0
+  return state.params, {name: values[:count] for name, values in metrics.items()}
+
+
+def test_dropout_is_the_same_whatever_the_pairing(problem):
+  wanted, metrics = run_steps(problem, "npo", "sequential", 1, dropout=0.3)
+  moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), wanted, problem.adapter)
+  assert max(jax.tree.leaves(moved)) > 1e-2
+  for kind, devices in (("vmap", 1), ("pmap", 4)):
+    params, other = run_steps(problem, "npo", kind, devices, dropout=0.3)
+    assert_close(params, wanted, rtol=1e-4)
+    for name in ("retain_loss", "forget_npo", "forget_grad_norm"):
+      np.testing.assert_allclose(other[name], metrics[name], rtol=1e-4, err_msg=f"{kind} {name}")
+
+
+def test_the_first_step_is_at_the_original(problem):
+  _, metrics = run_steps(problem, "scrub", "sequential", 1, dropout=0.0)
+  for kl in ("retain_kl", "forget_kl"):
+    np.testing.assert_allclose(metrics[kl][0], 0, atol=1e-6)
+    assert metrics[kl][1] > 1e-5
+  # There it has no gradient either; without the retain loss nothing would move.
+  assert metrics["forget_grad_norm"][0] < 1e-4 < metrics["retain_grad_norm"][0]
+
+
+def test_dropout_is_in_the_model_and_not_in_the_original(problem):
+  _, metrics = run_steps(problem, "kl", "sequential", 1, dropout=0.3)
+  assert metrics["retain_kl"][0] > 1e-2
+
+
+@contextlib.contextmanager
+def silent(stage, total, initial):
+  del stage, total, initial
+
+  class Bar:
+    def update(self, step, values):
+      pass
+
+  yield Bar()
+
+
+def run_stage(tmp_path, name, kind, **mesh):
+  """-> (task, variables it started from, outcome, metrics) of two steps of an experiment's own stage."""
+  config = language_config()
+  config.data.source = "authors"
+  config.text.update(retain_size=9, forget_size=5)
+  config.language.rematerialization = "full"
+  config.method.update(name=name, batch_size=5, max_steps=2, layer=1, clip_norm=0.0)
+  config.method.optimizer.learning_rate = 0.1
+  config.train.batch_size = 8
+  config.pairing = kind
+  config.mesh.update(mesh)
+  config_lib.validate(config)
+  task = language.Language(config)
+  devices = jax.devices() if kind == "pmap" else jax.devices()[:1]
+  stages = stage_plan.make_plan(config, task, task.problem.split(None), devices=len(devices)).stages
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(
+      lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 8, leaf.dtype), task.template)
+  folder = tmp_path / kind
+  folder.mkdir()
+  with preemption.Watch() as watch:
+    runner = loop.Loop(
+        forward=task.forward(kind), fetch=task.fetch, source=task.source(task.problem.rows),
+        evaluate=lambda variables: {}, pairing=kind, devices=devices, rundir=rundir.RunDir(folder),
+        progress=silent, watch=watch, checkpoint_seconds=1e9, base=task.base,
+        weights=config.mesh.weights)
+    frozen = step_lib.Frozen(variables)
+    outcome = runner.run(stages["unlearn"], variables, frozen, folder / "checkpoints")
+  rows = [row for row in rundir.read_metrics(folder).rows if row["split"] == "step"]
+  return task, variables, outcome, rows
+
+
+@pytest.mark.parametrize("name", ["rmu", pytest.param("dpo_kl", marks=pytest.mark.slow)])
+def test_devices_that_share_weights_compute_the_same(tmp_path, name):
+  _, before, wanted, rows = run_stage(tmp_path, name, "sequential")
+  task, _, got, other = run_stage(tmp_path, name, "pmap", weights=2)
+  moved = jax.tree.map(
+      lambda a, b: float(jnp.max(jnp.abs(a - b))), wanted.variables["params"], before["params"])
+  assert max(jax.tree.leaves(moved)) > 1e-4
+  assert got.steps == wanted.steps == len(rows) == 2
+  assert_close(jax.device_get(got.variables), jax.device_get(wanted.variables), rtol=1e-3)
+  for mine, theirs in zip(other, rows, strict=True):
+    for key, value in theirs.items():
+      if isinstance(value, float):
+        np.testing.assert_allclose(mine[key], value, rtol=1e-3, atol=1e-6, err_msg=key)
+  mesh = pairing.make_mesh(jax.devices(), 2, 2)
+  kernel = task.base(mesh)["base"]["layers"]["mlp"]["up_proj"]["kernel"]
+  assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 2}
