@@ -1,0 +1,23 @@
+"""Further methods on CIFAR-10 beside HAMU's own baselines (arXiv 2606.02119).
+
+  python -m launch.sweep --config=configs/sweeps/cifar_additional_baselines.py --workdir=runs/cifar-more
+
+Those that need a mask get that of the half of the weights that the forget set moves most. `:smoke` runs on
+10,000 images, `:digits` on the embedded digits.
+"""
+
+from launch import experiments
+
+
+def get_sweep(variant: str = ""):
+  """See the module."""
+  config = experiments.choose(experiments.CIFAR, variant)
+  plain = ["ft", "ga", "ft_l1", "neggrad", "random_label", "scrub_distill"]
+  return [
+      {"config": config, "grid": {"method.name": plain, "seed": experiments.SEEDS}},
+      {
+          "config": config,
+          "set": {"mask.fraction": 0.5},
+          "grid": {"method.name": ["salun", "sharp_minmax"], "seed": experiments.SEEDS},
+      },
+  ]

@@ -1,0 +1,20 @@
+"""HAMU on CIFAR-10 over the constraint ratio, beside the baselines that have none (arXiv 2606.02119).
+
+  python -m launch.sweep --config=configs/sweeps/cifar_constraint.py --workdir=runs/cifar-constraint
+
+`:smoke` runs on 10,000 images, `:digits` on the embedded digits.
+"""
+
+from launch import experiments
+
+
+def get_sweep(variant: str = ""):
+  """See the module."""
+  config = experiments.choose(experiments.CIFAR, variant)
+  ratios = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+  return [
+      {"config": config, "grid": {
+          "method.name": experiments.HAMU, "method.constraint_ratio": ratios, "seed": experiments.SEEDS,
+      }},
+      {"config": config, "grid": {"method.name": experiments.BASELINES, "seed": experiments.SEEDS}},
+  ]

@@ -1,0 +1,20 @@
+"""HAMU on CIFAR-10 with one step for each tensor and one for the whole gradient (arXiv 2606.02119).
+
+  python -m launch.sweep --config=configs/sweeps/cifar_full_grad.py --workdir=runs/cifar-full-grad
+
+`:smoke` runs on 10,000 images, `:digits` on the embedded digits.
+"""
+
+from launch import experiments
+
+
+def get_sweep(variant: str = ""):
+  """See the module."""
+  return {
+      "config": experiments.choose(experiments.CIFAR, variant),
+      "grid": {
+          "method.name": experiments.HAMU,
+          "method.scope": ["tensor", "global"],
+          "seed": experiments.SEEDS,
+      },
+  }

@@ -1,0 +1,20 @@
+"""Methods on CIFAR-10 over the optimizer that takes their step (arXiv 2606.02119).
+
+  python -m launch.sweep --config=configs/sweeps/cifar_optimizer.py --workdir=runs/cifar-optimizer
+
+Plain SGD applies HAMU's step exactly. `:smoke` runs on 10,000 images, `:digits` on the embedded digits.
+"""
+
+from launch import experiments
+
+
+def get_sweep(variant: str = ""):
+  """See the module."""
+  return {
+      "config": experiments.choose(experiments.CIFAR, variant),
+      "grid": {
+          "method.name": [*experiments.HAMU, *experiments.BASELINES],
+          "optimizer": experiments.OPTIMIZERS,
+          "seed": experiments.SEEDS,
+      },
+  }

@@ -1,0 +1,24 @@
+"""Methods on CIFAR-10 over rho, the share of the forgotten class that is replaced by other rows, which makes
+forgetting harder (arXiv 2606.02119).
+
+  python -m launch.sweep --config=configs/sweeps/cifar_rho.py --workdir=runs/cifar-rho
+
+At rho 1 a random tenth of all rows is forgotten. `:smoke` runs on 10,000 images, `:digits` on the embedded
+digits.
+"""
+
+from launch import experiments
+
+
+def get_sweep(variant: str = ""):
+  """See the module."""
+  return {
+      "config": experiments.choose(experiments.CIFAR, variant),
+      "set": {"data.forget": "hard_probability"},
+      "grid": {
+          "method.name": [*experiments.HAMU, *experiments.BASELINES],
+          "data.hard_probability": [0.0, 0.25, 0.5, 0.75, 1.0],
+          # The seed also draws the rows.
+          "seed": {str(seed): {"seed": seed, "data.seed": seed} for seed in experiments.SEEDS},
+      },
+  }

@@ -1,0 +1,22 @@
+"""Methods on TOFU over the optimizer that takes their step (arXiv 2606.02119).
+
+  python -m launch.sweep --config=configs/sweeps/llm_optimizer.py --workdir=runs/llm-optimizer
+
+Plain SGD applies HAMU's step exactly.
+`:gpu` is for one large GPU, `:waterdrum` and `:waterdrum_gpu` run on WaterDrum-TOFU, `:smollm2` runs SmolLM2
+on a machine without an accelerator, `:smoke` a tiny random model.
+"""
+
+from launch import experiments
+
+
+def get_sweep(variant: str = ""):
+  """See the module."""
+  return {
+      "config": experiments.choose(experiments.LANGUAGE, variant),
+      "grid": {
+          "method.name": [*experiments.HAMU, *experiments.BASELINES],
+          "optimizer": experiments.OPTIMIZERS,
+          "seed": experiments.SEEDS,
+      },
+  }

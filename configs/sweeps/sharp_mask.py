@@ -1,0 +1,19 @@
+"""Methods with a saliency mask on CIFAR-100 over its fraction (arXiv 2506.13715).
+
+  python -m launch.sweep --config=configs/sweeps/sharp_mask.py --workdir=runs/sharp-mask
+
+Sharp MinMax with and without sharpness in its halves, by level of memorization. `:smoke` runs on the embedded
+digits.
+"""
+
+from launch import experiments
+
+
+def get_sweep(variant: str = ""):
+  """See the module."""
+  config = "configs/cifar100_resnet50.py"
+  return {
+      "config": experiments.choose({"": config, "smoke": f"{config}:smoke"}, variant),
+      "words": [["salun", "sharp_minmax"], experiments.LEVELS, ["", "sam"]],
+      "grid": {"mask.fraction": [0.1, 0.3, 0.5], "seed": experiments.SEEDS},
+  }

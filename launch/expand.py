@@ -1,0 +1,303 @@
+"""What a sweep file describes, as the experiments that are its members; nothing here runs anything.
+
+A sweep file has a function `get_sweep(variant="")` that returns a block, or a list of blocks, of data:
+
+    {
+        "config": "configs/cifar_hamu.py",
+        "set": {"method.stop_on_criterion": True},
+        "grid": {
+            "method.name": ["hamu-q", "hamu-u"],
+            "optimizer": {
+                "sgd": {"method.optimizer.name": "sgd"},
+                "momentum": {"method.optimizer.name": "sgd", "method.optimizer.momentum": 0.9},
+            },
+            "seed": [41, 42, 43],
+        },
+    }
+
+`config` is what one would pass to `hamu_jax.main` as `--config`. `set` holds fields that all members of the
+block share. `grid` has an axis a line: a field and its values, or a name and, by the name of each choice,
+the fields it sets; the members are all combinations. `words`, a list of lists, adds axes of words after the
+colon of `config`, for configurations whose variants are made of words; "" leaves a word out. Where a field
+has no effect for some methods, these are a block of their own, without it.
+"""
+
+import itertools
+import pathlib
+import re
+import runpy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from hamu_jax import config as config_lib
+from hamu_jax import methods, rundir
+from hamu_jax.errors import UserError
+from hamu_jax.stages import fingerprint
+
+Block = Mapping[str, Any]
+_KEYS = ("config", "words", "set", "grid")
+# Fields of `config.data` that decide only which rows are forgotten.
+_FORGET_FIELDS = (
+    "forget", "forget_class", "hard_probability", "forget_fraction", "forget_indices", "scores",
+    "memorization_level", "forget_size", "duplicates",
+)
+
+
+class Member(NamedTuple):
+  """One experiment of a sweep.
+
+  Attributes:
+    name: its run directory inside the sweep's; says what tells it from the other members.
+    arguments: of `hamu_jax.main`, without the workdir.
+    config: what these resolve to, validated.
+  """
+
+  name: str
+  arguments: tuple[str, ...]
+  config: ml_collections.ConfigDict
+
+
+class _Draft(NamedTuple):
+  """A member before its configuration is looked at: fields by dotted name, and the parts of its name."""
+
+  config: str
+  fields: dict[str, Any]
+  labels: tuple[str, ...]
+
+
+def load_sweep(path: str) -> list[Block]:
+  """The blocks of a sweep file.
+
+  Args:
+    path: of the file, with `:variant` after it where it has several.
+
+  Raises:
+    UserError: there is no such sweep, it fails, or it does not describe one.
+  """
+  name, _, variant = path.partition(":")
+  if not pathlib.Path(name).is_file():
+    there = sorted(file.stem for file in pathlib.Path(name).parent.glob("*.py"))
+    raise UserError(
+        f"--config={path}: no such sweep; "
+        + (f"in {pathlib.Path(name).parent} there are {', '.join(there)}" if there else
+           "give a file with a get_sweep(), such as configs/sweeps/cifar_constraint.py")
+    )
+  try:
+    get_sweep = runpy.run_path(name).get("get_sweep")
+    if get_sweep is None:
+      raise UserError(
+          f"--config={path}: has no get_sweep(); one experiment runs by python -m hamu_jax.main"
+      )
+    sweep = get_sweep(variant) if variant else get_sweep()
+  except UserError:
+    raise
+  except Exception as error:  # A sweep file may raise anything.
+    raise UserError(f"--config={path}: {_one_line(error)}") from error
+  blocks = [sweep] if isinstance(sweep, Mapping) else sweep
+  if not isinstance(blocks, Sequence) or isinstance(blocks, str) or not blocks:
+    raise UserError(f"--config={path}: get_sweep() must return a block or a list of blocks, not {sweep!r}")
+  for block in blocks:
+    _check_block(path, block)
+  return list(blocks)
+
+
+def expand(path: str, overrides: Sequence[str] = (), *, stage_cache: str) -> list[Member]:
+  """The members of a sweep.
+
+  Args:
+    path: see `load_sweep`.
+    overrides: `--config.FIELD=VALUE` for all members; they win over what the blocks set.
+    stage_cache: folder of finished stages that members share, unless an override names another.
+
+  Raises:
+    UserError: see `load_sweep`; an unknown field, a value that does not fit, a configuration that is not
+      valid, or two members that are the same.
+  """
+  blocks = load_sweep(path)
+  overridden = _fields_of(overrides)
+  cache = [] if overridden.get("stage_cache") else [f"--config.stage_cache={stage_cache}"]
+  drafts = [draft for block in blocks for draft in _drafts(block, overridden)]
+  members, names, configs = [], set(), {}
+  for draft in drafts:
+    # As it becomes the name of a folder.
+    name = re.sub(r"[^\w.,=+()-]", "_", ",".join(draft.labels)) or "only"
+    if name in names:
+      raise UserError(
+          f"--config={path}: two members are called {name!r}; tell them apart by an axis of named choices"
+      )
+    names.add(name)
+    arguments = (
+        f"--config={draft.config}",
+        *(f"--config.{field}={_text(value)}" for field, value in draft.fields.items()),
+        *overrides, *cache,
+    )
+    config = resolve(arguments)
+    try:
+      config_lib.validate(config)
+    except UserError as error:
+      raise UserError(f"{name}: {error}") from error
+    same = _fingerprint(config)
+    if same in configs:
+      raise UserError(
+          f"--config={path}: members {configs[same]!r} and {name!r} are the same experiment; leave one out, "
+          "or sweep a field that has an effect"
+      )
+    configs[same] = name
+    members.append(Member(name, arguments, config))
+  return members
+
+
+def resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
+  """The configuration that `hamu_jax.main` makes of `--config` and `--config.FIELD=VALUE`.
+
+  Raises:
+    UserError: no such file or variant, an unknown field, a value of another type.
+  """
+  for field in _fields_of(arguments[1:]):
+    if f"config.{field}" not in _KNOWN:
+      raise config_lib.unknown_field(f"config.{field}")
+  path = pathlib.Path(arguments[0].removeprefix("--config=").partition(":")[0])
+  if not path.is_file():
+    raise UserError(
+        f"{arguments[0]}: no such configuration; paths count from the current directory, {path.cwd()}"
+    )
+  values = flags.FlagValues()
+  command = ["launch.sweep", *arguments]
+  config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=command)
+  try:
+    values(command)
+    # Some errors of the file appear only when its configuration is used.
+    values.config.keys()
+  except Exception as error:  # A configuration file may raise anything.
+    raise UserError(f"{arguments[0]}: {_one_line(error)}") from error
+  return values.config
+
+
+def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:
+  """The stages that an experiment may share with others, by name a key.
+
+  Experiments with equal keys have equal stages. The keys come from the configuration alone, so that no data
+  needs to be loaded; those of `stage_plan` come from the data, too.
+  """
+  data, sam = config.data.to_dict(), config.sam.to_dict()
+  forget = {name: data.pop(name) for name in _FORGET_FIELDS}
+  common = {
+      "data": data,
+      "text": config.text.to_dict(),
+      "language": config.language.to_dict(),
+      "model": config.model.to_dict(),
+      "seed": config.seed,
+  }
+  training = common | {
+      "train": config.train.to_dict(),
+      "sam": sam["train_rho"] and [sam[name] for name in ("train_rho", "adaptive", "lamb", "scope")],
+  }
+  from_scratch = methods.METHODS[config.method.name].from_scratch
+  stages = {}
+  if forget["forget"] == "memorization" and forget["scores"] == config_lib.ESTIMATE:
+    ensemble = config.memorization.to_dict()
+    del ensemble["parallel"]
+    stages["memorization"] = common | {"ensemble": ensemble}
+  if not config.model.weights:
+    # Selected by the forget set, unless there are validation rows; see `stage_plan.make_plan`.
+    by_split = config.train.select == "best" and not config.data.validation_fraction
+    stages["pretrain"] = training | {"forget": forget if by_split else None}
+  if config.retrain or from_scratch:
+    stages["retrain"] = training | {"forget": forget}
+  if config.mask.fraction and not config.mask.path and not from_scratch:
+    mask = [config.mask[name] for name in ("batch_size", "select", "fractions")]
+    stages["mask"] = training | {"forget": forget, "mask": mask}
+  return {name: fingerprint({name: inputs}) for name, inputs in stages.items()}
+
+
+_KNOWN = frozenset(config_lib.field_names(config_lib.default_config()))
+
+
+def _check_block(path: str, block: Any) -> None:
+  """Raises a UserError unless a block has the form that the module describes."""
+  if not isinstance(block, Mapping) or not isinstance(block.get("config"), str):
+    raise UserError(f"--config={path}: a block of a sweep is a dict with a 'config', not {block!r}")
+  for key in block:
+    if key not in _KEYS:
+      raise UserError(f"--config={path}: {key!r} is no part of a block; choose from {', '.join(_KEYS)}")
+  for axis, choices in block.get("grid", {}).items():
+    named = isinstance(choices, Mapping) and all(isinstance(set_, Mapping) for set_ in choices.values())
+    listed = isinstance(choices, Sequence) and not isinstance(choices, str)
+    if not choices or not (named or listed):
+      raise UserError(
+          f"--config={path}: axis {axis!r} needs a list of values, or fields by the name of each choice, not "
+          f"{choices!r}"
+      )
+
+
+def _drafts(block: Block, overridden: Mapping[str, str]) -> Iterator[_Draft]:
+  """The combinations of a block's axes."""
+  fixed = dict(block.get("set", {}))
+  axes = [[(word, None, {}) for word in words] for words in block.get("words", ())]
+  grid = block.get("grid", {})
+  # A field is called by its last part where that is clear.
+  last = [axis.rpartition(".")[2] for axis in grid]
+  for axis, choices in grid.items():
+    short = axis.rpartition(".")[2]
+    called = axis if last.count(short) > 1 else short
+    if isinstance(choices, Mapping):
+      axes.append([(f"{called}={choice}", None, dict(fields)) for choice, fields in choices.items()])
+    else:
+      label = "{}" if axis == "method.name" else f"{called}={{}}"
+      axes.append([(label.format(_text(value)), None, {axis: value}) for value in choices])
+    for field in {name for *_, fields in axes[-1] for name in fields} & overridden.keys():
+      raise UserError(
+          f"--config.{field}={overridden[field]}: the sweep varies {axis}; choose members with --filter"
+      )
+  words_count = len(block.get("words", ()))
+  for combination in itertools.product(*axes):
+    words = ",".join(word for word, *_ in combination[:words_count] if word)
+    fields = fixed.copy()
+    for *_, choice in combination:
+      fields |= choice
+    labels = tuple(label for label, *_ in combination if label)
+    joint = "," if ":" in block["config"] else ":"
+    config = f"{block['config']}{joint}{words}" if words else block["config"]
+    yield _Draft(config, fields, labels)
+
+
+def _fields_of(arguments: Sequence[str]) -> dict[str, str]:
+  """Values by field of `--config.FIELD=VALUE` arguments."""
+  return {
+      name.lstrip("-").removeprefix("config."): value
+      for name, _, value in (argument.partition("=") for argument in arguments)
+  }
+
+
+def _fingerprint(config: ml_collections.ConfigDict) -> str:
+  """Of all that changes what is computed."""
+  fields = dict(_leaves(rundir.jsonable(config.to_dict())))
+  return fingerprint({
+      name: value for name, value in fields.items()
+      if not any(name == other or name.startswith(f"{other}.") for other in config_lib.INCIDENTAL)
+  })
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+  for name, value in values.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name, value
+
+
+def _text(value: Any) -> str:
+  """A value as the command line takes it."""
+  return value if isinstance(value, str) else repr(value)
+
+
+def _one_line(error: Exception) -> str:
+  """The last line of an error, which comes after any traceback inside of it."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  text = lines[-1] if lines else ""
+  known = isinstance(error, ValueError | OSError | flags.Error)
+  return text if known and text else f"{type(error).__name__}: {text}"

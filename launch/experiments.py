@@ -1,0 +1,77 @@
+"""What the sweeps of both papers have in common: base configurations, seeds, methods."""
+
+from collections.abc import Mapping
+
+from hamu_jax.errors import UserError
+
+SEEDS = (41, 42, 43)
+HAMU = ("hamu-q", "hamu-u")
+BASELINES = ("gdiff", "kl", "scrub", "gru", "pcgrad")
+
+# Base configurations of HAMU's experiments by the variant of a sweep.
+CIFAR = {
+    "": "configs/cifar_hamu.py",
+    "smoke": "configs/cifar_hamu.py:smoke",
+    "digits": "configs/digits_hamu.py",
+}
+LANGUAGE = {
+    "": "configs/tofu_llama2_hamu.py",
+    "gpu": "configs/tofu_llama2_hamu.py:gpu",
+    "waterdrum": "configs/waterdrum_llama2_hamu.py",
+    "waterdrum_gpu": "configs/waterdrum_llama2_hamu.py:gpu",
+    "smollm2": "configs/tofu_smollm2_hamu.py",
+    "smoke": "configs/tofu_smollm2_hamu.py:smoke",
+}
+
+OPTIMIZERS = {
+    "sgd": {"method.optimizer.name": "sgd"},
+    "momentum": {"method.optimizer.name": "sgd", "method.optimizer.momentum": 0.9},
+    "adamw": {"method.optimizer.name": "adamw"},
+}
+
+# The sharpness paper's, as words of its configurations; see `hamu_jax.sharp_config`.
+SHARP_METHODS = (
+    "ft", "ft_l1", "ga", "random_label", "salun", "neggrad", "scrub_distill", "sharp_minmax",
+)
+LEVELS = ("high", "mid", "low")
+
+
+def choose(choices: Mapping, variant: str):
+  """What a sweep takes for its variant.
+
+  Raises:
+    UserError: it has no such variant.
+  """
+  if variant not in choices:
+    names = ", ".join(f":{name}" if name else "no variant" for name in choices)
+    raise UserError(f"variant {variant!r} of the sweep is unknown; choose from {names}")
+  return choices[variant]
+
+
+def stopping_criterion(config: str) -> list[dict]:
+  """HAMU's methods under each rule that ends a run, the baselines under those that they have."""
+  losses = {"never": {}, "losses": {"method.stop_on_loss": True}}
+  criteria = {
+      criterion: {"method.stop_on_criterion": True, "method.criterion": criterion}
+      for criterion in ("published", "descent")
+  }
+  return [
+      {"config": config, "grid": {"method.name": HAMU, "stop": losses | criteria, "seed": SEEDS}},
+      {"config": config, "grid": {"method.name": BASELINES, "stop": losses, "seed": SEEDS}},
+  ]
+
+
+def sharp(config: str, variant: str) -> list[dict]:
+  """A table of the sharpness paper: methods by level of memorization, with and without SAM.
+
+  Args:
+    config: configuration file of a dataset and a model.
+    variant: "" or "smoke".
+  """
+  config = choose({"": config, "smoke": f"{config}:smoke"}, variant)
+  pretraining, grid = ["", "pretrain_sam"], {"seed": SEEDS}
+  return [
+      {"config": config, "words": [SHARP_METHODS, LEVELS, ["", "sam"], pretraining], "grid": grid},
+      # Trains from scratch, so that sharpness in unlearning is nothing to it.
+      {"config": config, "words": [["retrain"], LEVELS, pretraining], "grid": grid},
+  ]

@@ -1,0 +1,278 @@
+"""Runs the members of a sweep on this machine, so many at a time.
+
+Every member is a process of `hamu_jax.main` in a run directory of its own, so what survives a crash is what
+survives one there. Two kinds of file locks order them. A member's lock says that a process is at work on it.
+A stage's lock says that some member is computing a stage that others need, too; these wait until that
+member is done, and then find the stage, and the evaluation of its model, in the stage cache. A process
+inherits the locks it works under, so they hold for as long as it lives, also when its runner is killed;
+other runners, such as the tasks of a SLURM job array, respect them.
+"""
+
+import fcntl
+import io
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from hamu_jax import config as config_lib
+from hamu_jax import preemption, rundir
+from hamu_jax.errors import UserError
+from launch.expand import Member, shared_stages
+
+OUTPUT = "output.txt"
+_POLL_SECONDS = 0.1
+# A process that was asked to end saves its progress first.
+_GRACE_SECONDS = 30.0
+# What JAX takes of a GPU's memory for itself when it has it alone.
+_MEMORY_FRACTION = 0.75
+
+
+class Failure(NamedTuple):
+  """A member that did not finish."""
+
+  name: str
+  reason: str
+
+
+class _Job(NamedTuple):
+  """A member at work."""
+
+  member: Member
+  process: subprocess.Popen
+  slot: int
+  started: float
+
+
+def command(member: Member, workdir: pathlib.Path) -> list[str]:
+  """The command line that runs a member of the sweep in `workdir`."""
+  return [
+      sys.executable, "-m", "hamu_jax.main", *member.arguments, f"--workdir={workdir / member.name}"
+  ]
+
+
+def is_done(member: Member, workdir: pathlib.Path) -> bool:
+  """Whether a member has its summary.
+
+  Raises:
+    UserError: its run directory holds another experiment.
+  """
+  # Looks only: as a process that is not the writer.
+  rundir.RunDir.open(
+      workdir / member.name, member.config.to_dict(), ignore=config_lib.INCIDENTAL, writer=False
+  )
+  # Written last, and in one piece.
+  return (workdir / member.name / "summary.json").exists()
+
+
+def find_devices() -> list[str]:
+  """The GPUs that jobs can share out, as CUDA_VISIBLE_DEVICES names them."""
+  if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+    return [name for name in visible.split(",") if name]
+  return [path.name.removeprefix("nvidia") for path in sorted(pathlib.Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def share_devices(slot: int, jobs: int, devices: Sequence[str]) -> dict[str, str]:
+  """The environment in which the job in a slot sees its part of the GPUs.
+
+  Args:
+    slot: 0 to `jobs` - 1.
+    jobs: how many run at a time.
+    devices: see `find_devices`.
+  """
+  if jobs == 1 or not devices:
+    return {}
+  if jobs <= len(devices):
+    return {"CUDA_VISIBLE_DEVICES": ",".join(devices[slot::jobs])}
+  sharing = -(-jobs // len(devices))
+  return {
+      "CUDA_VISIBLE_DEVICES": devices[slot % len(devices)],
+      "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_MEMORY_FRACTION / sharing:.3f}",
+  }
+
+
+class Runner:
+  """Runs members and says how each ended.
+
+  Args:
+    members: all of the sweep, which tell what is already there.
+    workdir: of the sweep.
+    jobs: how many run at a time.
+    watch: notices signals.
+  """
+
+  def __init__(
+      self, members: Sequence[Member], workdir: pathlib.Path, jobs: int, watch: preemption.Watch
+  ):
+    self._members, self._workdir, self._jobs, self._watch = members, workdir, jobs, watch
+    self._devices = find_devices()
+    self._stages = {member.name: shared_stages(member.config) for member in members}
+    self._finished = set()
+    self._total = self._ended = 0
+
+  def run(self, chosen: Sequence[Member]) -> list[Failure]:
+    """Runs all that are not done.
+
+    Args:
+      chosen: the members to run.
+
+    Returns:
+      Those that failed, in the order in which they did.
+
+    Raises:
+      preemption.Preempted: the runner was asked to end; so were the processes, which saved their progress.
+    """
+    self._total, self._ended = len(chosen), 0
+    pending, jobs, failures, waiting = list(chosen), [], [], False
+    try:
+      while pending or jobs:
+        if self._watch.requested:
+          raise preemption.Preempted
+        pending = self._start(pending, jobs)
+        if pending and not jobs and not waiting:
+          print(f"waiting for another process that is at work on {pending[0].name}, or on a stage that it "
+                "needs", flush=True)
+        waiting = bool(pending) and not jobs
+        time.sleep(_POLL_SECONDS)
+        for job in [job for job in jobs if job.process.poll() is not None]:
+          jobs.remove(job)
+          failures += self._end(job)
+    finally:
+      _terminate(jobs)
+    return failures
+
+  def _start(self, pending: list[Member], jobs: list[_Job]) -> list[Member]:
+    """Starts what can start, in free slots; returns what is left."""
+    left = []
+    for member in pending:
+      locks = self._lock(member) if len(jobs) < self._jobs else None
+      if locks is None:
+        left.append(member)
+        continue
+      try:
+        if is_done(member, self._workdir):
+          self._report(member, "was done before")
+        else:
+          slot = min(set(range(self._jobs)) - {job.slot for job in jobs})
+          jobs.append(_Job(member, self._spawn(member, slot, locks), slot, time.monotonic()))
+      finally:
+        # The process holds its own copies.
+        for lock in locks:
+          lock.close()
+    return left
+
+  def _lock(self, member: Member) -> list[io.FileIO] | None:
+    """The open lock files of a member and of those of its stages that are not there; None if any is held."""
+    locks = [_try_lock(self._workdir / "locks" / member.name)]
+    cache = pathlib.Path(member.config.stage_cache)
+    for stage, key in self._stages[member.name].items():
+      if None in locks:
+        break
+      if key not in self._finished:
+        locks.append(_try_lock(cache / "locks" / f"{stage}-{key}"))
+        # Looked up under the lock, which whoever was computing the stage may just have released.
+        if locks[-1] is not None and self._is_finished(cache, stage, key):
+          self._finished.add(key)
+          locks.pop().close()
+    if None not in locks:
+      return locks
+    for lock in filter(None, locks):
+      lock.close()
+    return None
+
+  def _is_finished(self, cache: pathlib.Path, stage: str, key: str) -> bool:
+    """Whether some member has left a stage in the cache."""
+    for member in self._members:
+      summary = self._workdir / member.name / "summary.json"
+      if self._stages[member.name].get(stage) == key and summary.exists():
+        keys = rundir.read_json(summary)["provenance"]["stages"]
+        # A cache may have been emptied since. An ensemble is many stages, which a summary does not list.
+        if stage not in keys or (cache / f"{stage}-{keys[stage]}").exists():
+          return True
+    return False
+
+  def _spawn(self, member: Member, slot: int, locks: list[io.FileIO]) -> subprocess.Popen:
+    folder = self._workdir / member.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / OUTPUT, "ab") as output:
+      return subprocess.Popen(
+          command(member, self._workdir),
+          stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+          env=os.environ | share_devices(slot, self._jobs, self._devices),
+          pass_fds=[lock.fileno() for lock in locks],
+          # Ctrl-C reaches it through the runner, once.
+          start_new_session=True,
+      )
+
+  def _end(self, job: _Job) -> list[Failure]:
+    """Reports a process that has ended."""
+    code = job.process.returncode
+    seconds = time.monotonic() - job.started
+    if code == 0 and is_done(job.member, self._workdir):
+      summary = rundir.read_json(self._workdir / job.member.name / "summary.json")
+      self._report(job.member, f"{describe(summary)}; {seconds:.0f} s")
+      return []
+    output = self._workdir / job.member.name / OUTPUT
+    how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+    reason = f"{how}; {_last_line(output)} ({output})"
+    self._report(job.member, f"FAILED: {reason}")
+    return [Failure(job.member.name, reason)]
+
+  def _report(self, member: Member, text: str) -> None:
+    self._ended += 1
+    print(f"[{self._ended:{len(str(self._total))}}/{self._total}] {member.name}: {text}", flush=True)
+
+
+def describe(summary: Mapping) -> str:
+  """How a run ended and what its model is worth, in a few words."""
+  unlearned = summary["results"]["unlearned"]
+  parts = [
+      f"{split} {100 * unlearned[split]['accuracy']:.1f} %" for split in ("retain", "forget", "test")
+      if "accuracy" in unlearned.get(split, {})
+  ]
+  if "tug_of_war" in unlearned:
+    parts.append(f"tug of war {unlearned['tug_of_war']:.3f}")
+  return f"{summary['stop_reason']}; {', '.join(parts)}"
+
+
+def _try_lock(path: pathlib.Path) -> io.FileIO | None:
+  """The open file at `path`, locked; None if another process has it."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "ab", buffering=0)
+  except OSError as error:
+    raise UserError(f"cannot write {path}: {error.strerror}; make room or choose another folder") from error
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.close()
+    return None
+  except OSError as error:
+    file.close()
+    raise UserError(
+        f"cannot lock {path}: {error.strerror}; choose a --workdir and config.stage_cache on a file system "
+        "with locks"
+    ) from error
+  return file
+
+
+def _last_line(path: pathlib.Path) -> str:
+  """What a process said last."""
+  lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+  return lines[-1] if lines else "it said nothing"
+
+
+def _terminate(jobs: Sequence[_Job]) -> None:
+  """Asks processes to save and end, and ends those that do not."""
+  for job in jobs:
+    job.process.terminate()
+  deadline = time.monotonic() + _GRACE_SECONDS
+  for job in jobs:
+    try:
+      job.process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+      job.process.kill()
+      job.process.wait()

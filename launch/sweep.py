@@ -1,0 +1,147 @@
+"""Runs all experiments of a sweep.
+
+  python -m launch.sweep --config=configs/sweeps/cifar_constraint.py --workdir=runs/constraint
+
+runs what is not done, each member in a run directory inside the workdir; the same command goes on after any
+interruption. All members share the stages that do not differ, such as pretraining, in WORKDIR/stages.
+`launch.expand` explains sweep files.
+
+  --config=FILE[:VARIANT]   the sweep
+  --workdir=DIR             default runs/ and the name of the sweep
+  --jobs=N                  members at a time, which share out the GPUs there are (default 1); under SLURM,
+                            tasks at a time (default: as many as the cluster allows)
+  --filter=REGEX            only members whose name matches somewhere, as in '^hamu-q,.*seed=41$'
+  --engine=ENGINE           local (default) runs them here; slurm submits one job array; print shows the
+                            commands of those that are not done
+  --sbatch='OPTIONS'        for sbatch, such as '--partition=gpu --gpus=1 --time=4:00:00'
+  --config.FIELD=VALUE      for all members
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+
+from hamu_jax import preemption
+from hamu_jax.checks import choice, in_range
+from hamu_jax.errors import UserError
+from launch import expand, local, slurm
+
+ENGINES = ("local", "slurm", "print")
+_BAD_INPUT = 2
+_FAILED = 1
+_TERMINATED = 128 + 15
+
+
+class _Parser(argparse.ArgumentParser):
+  """Complains with a UserError."""
+
+  def error(self, message):
+    raise UserError(f"{message}; see python -m launch.sweep --help")
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """The options, and the overrides of all members."""
+  parser = _Parser(prog="launch.sweep", allow_abbrev=False, add_help=False)
+  parser.add_argument("--config", required=True)
+  parser.add_argument("--workdir")
+  parser.add_argument("--jobs", type=int)
+  parser.add_argument("--filter", default="")
+  parser.add_argument("--engine", default="local")
+  parser.add_argument("--sbatch", default="")
+  options, overrides = parser.parse_known_args(arguments)
+  for override in overrides:
+    if not re.match(r"--config\.[^=]+=", override):
+      raise UserError(f"{override!r}: not understood; fields are given as --config.FIELD=VALUE")
+  choice("--engine", options.engine, ENGINES)
+  in_range("--jobs", options.jobs, 1)
+  options.workdir = options.workdir or f"runs/{pathlib.Path(options.config.partition(':')[0]).stem}"
+  return options, overrides
+
+
+def _choose(members: Sequence[expand.Member], pattern: str) -> list[expand.Member]:
+  """The members whose name matches."""
+  try:
+    chosen = [member for member in members if re.search(pattern, member.name)]
+  except re.error as error:
+    raise UserError(f"--filter={pattern}: not a regular expression ({error})") from error
+  if not chosen:
+    raise UserError(
+        f"--filter={pattern}: matches none of the {len(members)} members, of which one is "
+        f"{members[0].name}"
+    )
+  return chosen
+
+
+def _print_commands(left: Sequence[expand.Member], workdir: pathlib.Path) -> None:
+  for member in left:
+    print(shlex.join(local.command(member, workdir)))
+
+
+def _submit(options, overrides: Sequence[str], left: Sequence[expand.Member], workdir) -> None:
+  script = workdir / "slurm" / "array.sbatch"
+  slurm.write_script(
+      script, left, name=pathlib.Path(options.config.partition(":")[0]).stem, jobs=options.jobs or 0,
+      arguments=[f"--config={options.config}", f"--workdir={workdir}", *overrides],
+  )
+  print(f"{slurm.submit(script, shlex.split(options.sbatch))}: {len(left)} members, one a task; {script}")
+
+
+def _run_here(options, members, chosen, workdir) -> int:
+  with preemption.Watch() as watch:
+    failures = local.Runner(members, workdir, options.jobs or 1, watch).run(chosen)
+  for failure in failures:
+    print(f"failed: {failure.name}: {failure.reason}", file=sys.stderr)
+  print(f"{len(chosen) - len(failures)} of {len(chosen)} members are done; everything is in {workdir}")
+  return _FAILED if failures else 0
+
+
+def _sweep(arguments: Sequence[str]) -> int:
+  options, overrides = _parse(arguments)
+  workdir = pathlib.Path(options.workdir)
+  members = expand.expand(options.config, overrides, stage_cache=str(workdir / "stages"))
+  chosen = _choose(members, options.filter)
+  # Also finds run directories of other experiments before anything runs.
+  left = [member for member in chosen if not local.is_done(member, workdir)]
+  if options.engine == "local":
+    return _run_here(options, members, chosen, workdir)
+  if options.engine == "print":
+    _print_commands(left, workdir)
+  elif left:
+    _submit(options, overrides, left, workdir)
+  else:
+    print(f"all {len(chosen)} members are done; everything is in {workdir}")
+  return 0
+
+
+def run(arguments: Sequence[str]) -> int:
+  """Parses a command line and runs the sweep.
+
+  Args:
+    arguments: as `sys.argv`, the program's name first.
+
+  Returns:
+    The exit status: 0, 1 if members failed, 2 for bad input, 143 after an interruption.
+  """
+  if {"--help", "-h"} & set(arguments):
+    print(__doc__)
+    return 0
+  try:
+    return _sweep(arguments[1:])
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return _BAD_INPUT
+  except preemption.Preempted:
+    print("interrupted: progress is saved; run the same command to go on", file=sys.stderr)
+    return _TERMINATED
+  except BrokenPipeError:
+    # Whoever read the commands has read enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+  sys.exit(run(sys.argv))
