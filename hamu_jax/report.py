@@ -231,7 +231,7 @@ _PAGE = """<!DOCTYPE html>
 <title>Unlearning runs</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1500px; padding: 0 1.5em; }}
-nav {{ position: sticky; top: 0; z-index: 2; background: white; padding: .5em 0; border-bottom: 1px solid #ccc; }}
+nav {{ position: sticky; top: 0; z-index: 2; background: white; padding: .5em 0; }}
 nav a {{ margin-right: 1.2em; }}
 h3 {{ scroll-margin-top: 5em; }}
 .wide {{ overflow-x: auto; }}

@@ -147,6 +147,13 @@ class Study(NamedTuple):
         if name in settings
     )
 
+  def options(self, method: str) -> tuple[str, ...]:
+    """The shown fields, problems aside, in which a method's own groups differ."""
+    own = [group for group in self.groups if group.settings[METHOD] == method]
+    return tuple(
+        name for name in self.shown
+        if not is_problem(name) and len({key_of(group.settings, [name]) for group in own}) > 1)
+
   def short(self, field: str) -> str:
     """The name without ``data.`` or ``method.``, unless both sections have a field of that name."""
     section, _, name = field.partition(".")
@@ -395,8 +402,12 @@ def _read(folder: pathlib.Path, notes: list[str]) -> Run | None:
   rows = _rows(folder, notes)
   steps = [row for row in rows if row["stage"] == "unlearn" and row["split"] == "step"]
   columns = {name: plots._column(steps, name) for name in _DIAGNOSTICS}
+  fields = _defaults() | dict(rundir._fields(config))
+  if fields["data.source"] == "digits":
+    # They have no name; what is there is another source's, left as it was.
+    fields["data.name"] = ""
   return Run(
-      folder, _defaults() | dict(rundir._fields(config)), summary,
+      folder, fields, summary,
       (rows[-1]["stage"], rows[-1]["step"]) if rows else None,
       {name: column for name, column in columns.items() if column is not None})
 

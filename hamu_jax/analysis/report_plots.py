@@ -8,6 +8,7 @@ and line style. Points are means, bars standard deviations over seeds.
 
 import functools
 import pathlib
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ def tradeoff(study: gather.Study):
   planes = _chosen(study, _PLANES, _LANGUAGE_PLANES, lambda plane: plane)
   panels = [
       (groups, x, y) for groups in study.problems().values() for x, y in planes
-      if any({x.name, y.name} <= group.columns.keys() for group in groups)
+      if any(_shows(group, x, y) for group in groups)
   ]
   if not panels:
     return None
@@ -102,15 +103,15 @@ def tradeoff(study: gather.Study):
   sheet = _Sheet(study, "Retain-forget trade-off", len(panels), columns, (5.6, 4.6))
   styles = _Styles(study)
   for axis, (groups, x, y) in zip(sheet.axes, panels):
-    axis.set_title(_problem(study, groups))
+    sheet.name(axis, _problem(study, groups))
     axis.set(xlabel=_with_direction(x), ylabel=_with_direction(y))
     _fronts(axis, groups, x, y, styles)
     for group in groups:
-      if {x.name, y.name} <= group.columns.keys():
+      if _shows(group, x, y):
         style = styles.of(group.settings)
         _point(axis, group, x, y, color=style.colour, marker=style.marker, markersize=7, label=style.label)
     for reference in _references_of(study, groups):
-      if {x.name, y.name} <= reference.columns.keys():
+      if _shows(reference, x, y):
         marker, colour, size = plots._REFERENCES[reference.model]
         _point(axis, reference, x, y, color=colour, marker=marker, markersize=size**0.5,
                label=reference.model)
@@ -126,7 +127,7 @@ def curve(study: gather.Study, field: str):
   series = gather.sweeps(study).get(field, ())
   metrics = [
       metric for metric in _chosen(study, _CURVES, _LANGUAGE_CURVES, lambda metric: (metric,))
-      if any(metric.name in group.columns for one in series for group in one.groups)
+      if any(_shows(group, metric) for one in series for group in one.groups)
   ]
   if not series or not metrics:
     return None
@@ -143,11 +144,13 @@ def curve(study: gather.Study, field: str):
                linestyle=style.line, label=style.label)
       _retrained_curve(axis, study, field, members, metric)
       axis.set(xlabel=study.short(field), ylabel=metric.title)
-      axis.set_title(study.title(members[0].settings, rest))
+      sheet.name(axis, study.title(members[0].settings, rest))
       xs = [x for one in members for x in one.x]
       if min(xs) > 0 and max(xs) > 100 * min(xs):
         axis.set_xscale("log")
       axis.margins(y=0.12)
+      if metric.scale == 100:
+        plots._percent_limits(axis.get_ylim, axis.set_ylim, 5)
       axis.grid(alpha=0.3)
   return sheet.finish()
 
@@ -162,7 +165,7 @@ def angle(study: gather.Study):
   if not panels:
     return None
   sheet = _Sheet(
-      study, "Angle between the gradients that the method combines, mean over tensors and seeds", len(panels),
+      study, "Angle between the gradients that a method combines", len(panels),
       min(2, len(panels)), (6.4, 3.8))
   styles = _Styles(study)
   for axis, members in zip(sheet.axes, panels):
@@ -172,7 +175,7 @@ def angle(study: gather.Study):
       axis.plot(steps, mean, color=style.colour, linestyle=style.line, label=style.label,
                 marker=plots._marker(steps, style.marker), markersize=4, linewidth=1.6)
     axis.axhline(90, color=plots._GREY, linewidth=0.8)
-    axis.set_title(_problem(study, [group for group, _ in members]))
+    sheet.name(axis, _problem(study, [group for group, _ in members]))
     every = functools.reduce(np.union1d, [steps for _, (steps, _) in members])
     axis.set(
         xlabel="step", ylabel="degrees", ylim=(0, 180), yticks=(0, 45, 90, 135, 180),
@@ -188,12 +191,13 @@ def branch(study: gather.Study):
   if not panels:
     return None
   sheet = _Sheet(
-      study, "Branches of the update, share of the tensors of all seeds", len(panels), min(3, len(panels)),
+      study, "Branches of the update, % of the tensors of all seeds", len(panels), min(3, len(panels)),
       (5.0, 2.9))
+  styles = _Styles(study)
   for axis, (group, (steps, codes_SxT)) in zip(sheet.axes, panels):
     plots._branches(axis, steps, codes_SxT)
     axis.get_legend().remove()
-    axis.set_title(study.title(group.settings, study.shown), fontsize=10, pad=6)
+    sheet.name(axis, styles.label(group.settings), _problem(study, [group]))
     axis.set(xlabel="step", xlim=plots._edges(steps)[[0, -1]])
     plots._whole_steps(axis, steps)
   return sheet.finish()
@@ -202,14 +206,14 @@ def branch(study: gather.Study):
 def tug_of_war(study: gather.Study):
   """Closeness to the retrained model, a bar a setting; dots are the seeds."""
   return _bars(study, "Tug of war: closeness to the retrained model, 1 is best", (
-      ("tug of war", lambda run: run.values("unlearned").get("tug_of_war")),))
+      ("tug of war", lambda run: run.values("unlearned").get("tug_of_war", np.nan)),))
 
 
 def timing(study: gather.Study):
   """Seconds of unlearning, compiling included, and seconds a step; dots are the seeds."""
   return _bars(study, "Time to unlearn, compiling included", (
-      ("seconds", lambda run: run.timing.get("seconds")),
-      ("seconds a step", lambda run: run.timing.get("seconds_per_step"))))
+      ("seconds", lambda run: run.timing.get("seconds", np.nan)),
+      ("seconds a step", lambda run: run.timing.get("seconds_per_step", np.nan))))
 
 
 class _Style(NamedTuple):
@@ -239,7 +243,13 @@ class _Styles:
     place = self._combinations.index(gather.key_of(settings, self._rest))
     return _Style(
         self.colour(settings), _MARKERS[place % len(_MARKERS)], _LINES[place % len(_LINES)],
-        self._study.title(settings, (gather.METHOD, *self._rest)))
+        self.label(settings))
+
+  def label(self, settings: Mapping[str, Any]) -> str:
+    """The method, with what tells its settings apart."""
+    method = settings[gather.METHOD]
+    options = [name for name in self._study.options(method) if name in self._rest]
+    return self._study.title(settings, (gather.METHOD, *options))
 
 
 class _Sheet:
@@ -250,13 +260,20 @@ class _Sheet:
     from matplotlib.figure import Figure
 
     rows = -(-panels // columns)
+    self._panel = size[0]
     self._width, self._height = max(size[0] * columns, 6.4), size[1] * rows + 0.7
     self.figure = Figure(figsize=(self._width, self._height), layout="constrained", dpi=120)
-    self.figure.suptitle(f"{title}\n{study.label}", fontsize=13)
+    self.figure.suptitle(
+        "\n".join(_wrapped(line, self._width, 13) for line in (title, study.label)), fontsize=13)
     axes = np.ravel(self.figure.subplots(rows, columns, squeeze=False))
     for axis in axes[panels:]:
       axis.remove()
     self.axes = axes[:panels]
+
+  def name(self, axis, *lines: str) -> None:
+    """Gives a panel a title; empty lines are left out."""
+    axis.set_title(
+        "\n".join(_wrapped(line, self._panel, 11) for line in lines if line), fontsize=11)
 
   def finish(self):
     """The figure, with a legend of what its panels show together."""
@@ -271,6 +288,11 @@ class _Sheet:
       self.figure.legend(
           handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return self.figure
+
+
+def _wrapped(line: str, inches: float, size: float) -> str:
+  """Broken at spaces where it would be wider; a character is about 0.6 of its size wide."""
+  return textwrap.fill(line, int(inches * 72 / (0.6 * size)))
 
 
 def _chosen(study: gather.Study, plain, language, metrics: Callable) -> Sequence[Any]:
@@ -291,6 +313,11 @@ def _references_of(study: gather.Study, groups: Sequence[gather.Group]) -> Itera
   """The models that a problem's groups started from, and their retrained ones."""
   wanted = gather.key_of(groups[0].settings, study.problem_fields)
   return [one for one in study.references if gather.key_of(one.settings, study.problem_fields) == wanted]
+
+
+def _shows(group: gather.Group, *metrics: _Metric) -> bool:
+  """Whether the group has all of them; one that diverged has none."""
+  return bool(np.isfinite([_mean(group, metric) for metric in metrics]).all())
 
 
 def _mean(group: gather.Group, metric: _Metric) -> float:
@@ -354,7 +381,7 @@ def _retrained_curve(axis, study, field: str, members: Sequence[gather.Series], 
   wanted = {gather.key_of(group.settings, fields) for group in groups}
   found = [
       one for one in study.references
-      if one.model == "retrained" and metric.name in one.columns
+      if one.model == "retrained" and _shows(one, metric)
       and gather.key_of(one.settings, fields) in wanted
   ]
   style = {"color": "black", "linestyle": ":", "linewidth": 1.4, "label": "retrained"}
@@ -379,7 +406,7 @@ def _bars(study: gather.Study, title: str, measures: Sequence[tuple[str, Callabl
   """A panel a problem and measure, a bar a group."""
   problems = [
       groups for groups in study.problems().values()
-      if any(measure(run) is not None for group in groups for run in group.runs for _, measure in measures)
+      if any(np.isfinite(measure(run)) for group in groups for run in group.runs for _, measure in measures)
   ]
   if not problems:
     return None
@@ -389,15 +416,12 @@ def _bars(study: gather.Study, title: str, measures: Sequence[tuple[str, Callabl
   sheet = _Sheet(
       study, title, len(problems) * len(measures), columns, (6.2, 0.26 * longest + 1.2))
   styles = _Styles(study)
-  fields = [name for name in study.shown if not gather.is_problem(name)]
   panels = [(groups, *measure) for groups in problems for measure in measures]
   for axis, (groups, name, measure) in zip(sheet.axes, panels):
-    axis.set_yticks(range(len(groups)), [study.title(group.settings, fields) for group in groups], fontsize=9)
+    axis.set_yticks(range(len(groups)), [styles.label(group.settings) for group in groups], fontsize=9)
     for place, group in enumerate(groups):
-      values = [value for run in group.runs if (value := measure(run)) is not None]
-      estimate = gather.estimates({name: value} for value in values).get(name)
-      if estimate is None:
-        continue
+      values = [measure(run) for run in group.runs]
+      estimate = gather.estimates({name: value} for value in values)[name]
       axis.barh(
           place, estimate.mean, height=0.7, color=styles.colour(group.settings), alpha=0.85,
           xerr=None if np.isnan(estimate.std) else estimate.std, error_kw={"elinewidth": 1.2, "capsize": 3})
@@ -405,7 +429,7 @@ def _bars(study: gather.Study, title: str, measures: Sequence[tuple[str, Callabl
         axis.plot(values, [place] * len(values), "o", color="black", markersize=3, alpha=0.7)
     axis.set(xlabel=name, ylim=(longest - 0.4, -0.6))
     axis.set_xlim(left=0)
-    axis.set_title(_problem(study, groups))
+    sheet.name(axis, _problem(study, groups))
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
   return sheet.finish()
