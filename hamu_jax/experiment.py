@@ -395,6 +395,7 @@ class Experiment:
         "devices": len(self._devices),
         "processes": jax.process_count(),
         "data_fingerprint": self._problem.fingerprint,
+        **self._task.provenance,
         "config_fingerprint": stages_lib.fingerprint(self._config.to_dict()),
         "scores_fingerprint": problem_lib.scores_fingerprint(self._scores),
         "stages": {name: key for name, key in self._plan.keys.items() if name in records},
@@ -427,5 +428,7 @@ class Experiment:
         names=alignment.tensor_names(self._template["params"]),
     )
     self._rundir.write_json("summary.json", summary)
+    for split, count in summary["provenance"].get("cut", {}).items():
+      print(f"{split}: {count} examples were cut to config.text.max_length tokens")
     print(progress.results_table(summary))
     print(f"{summary['method']}: {summary['stop_reason']}; everything is in {self._workdir}")

@@ -264,9 +264,15 @@ class Language(Adapted):
     }
 
   @property
-  def truncated(self) -> dict[str, int]:
-    """How many examples of each split were cut; those that were."""
-    return {name: split.truncated for name, split in self._encoded.items() if split.truncated}
+  def unlearning_inputs(self) -> dict[str, Any]:
+    """What unlearning depends on beside the method's options."""
+    return {"refusals": self._refusals} if self._needs_alternatives else {}
+
+  @property
+  def provenance(self) -> dict[str, Any]:
+    """What else the results come from: how many examples of each split were cut, if any were."""
+    cut = {name: split.truncated for name, split in self._encoded.items() if split.truncated}
+    return {"base": self._pretrained.name, "base_fingerprint": self._pretrained.fingerprint, "cut": cut}
 
   def source(self, split: Paired) -> Packed:
     """The training texts, packed."""
@@ -274,11 +280,11 @@ class Language(Adapted):
     texts = self._texts.splits
     examples = _joined(self._encoded["retain"], self._encoded["forget"])
     alternatives = None
-    if any(TERMS[name].needs_alternative for name in self._method.used_terms):
+    if self._needs_alternatives:
       prompts = texts["retain"].prompts + texts["forget"].prompts
-      alternatives = self._encode(prompts, refusals.draw(
-          tuple(self._config.text.refusals) or refusals.REFUSALS, len(prompts), self._config.seed
-      ))
+      alternatives = self._encode(
+          prompts, refusals.draw(self._refusals, len(prompts), self._config.seed)
+      )
     forget = np.zeros(len(examples.ids), bool)
     forget[self.problem.rows.forget] = True
     return Packed(
@@ -316,14 +322,21 @@ class Language(Adapted):
   def extras(self, evaluator: Evaluator) -> dict[str, Any]:
     """{kind: (JSON values it depends on, variables -> (values, examples))} of final evaluations."""
     options = self._config.evaluate
-    found = {"per_example": ({}, lambda variables: ({}, evaluator.per_example(variables)))}
-    if options.generate:
-      depends_on = {
-          name: options[name]
-          for name in ("new_tokens", "tofu_variant", "watermark_tokenizer", "watermark_key")
-      }
-      found["suite"] = (depends_on, lambda variables: self._suite(evaluator, variables))
-    return found
+    if not options.generate:
+      return {"per_example": ({}, lambda variables: ({}, evaluator.per_example(variables)))}
+    depends_on = {
+        name: options[name]
+        for name in ("new_tokens", "tofu_variant", "watermark_tokenizer", "watermark_key")
+    }
+    return {"suite": (depends_on, lambda variables: self._suite(evaluator, variables))}
+
+  @property
+  def _needs_alternatives(self) -> bool:
+    return any(TERMS[name].needs_alternative for name in self._method.used_terms)
+
+  @property
+  def _refusals(self) -> tuple[str, ...]:
+    return tuple(self._config.text.refusals) or refusals.REFUSALS
 
   def _suite(self, evaluator: Evaluator, variables: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
     """`Evaluator.suite`, and the watermark in the generated answers where that is asked for."""

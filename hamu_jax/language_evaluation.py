@@ -255,8 +255,8 @@ class Evaluator:
       values: {split: {"rouge", "probability", "truth_ratio"}}, the means of
         `metrics.tofu.split_scores`, and "model_utility" where its nine inputs exist.
       records: {split: {name: n values}}: "row"; "question", "answer" and "generated", lists of
-        texts; the arrays that `metrics.tofu` takes, under its names; "rouge_score",
-        "probability_score" and "truth_ratio_score", of which `values` has the means; and
+        texts; the arrays of `per_example`; those that `metrics.tofu` takes, under its names;
+        "rouge_score", "probability_score" and "truth_ratio_score", of which `values` has the means; and
         "truth_ratio", which `metrics.tofu.forget_quality` compares with a retrained model's.
 
     Raises:
@@ -274,6 +274,7 @@ class Evaluator:
     for name, questions in self.splits.items():
       record = _texts(questions, generated.get(name)) | _tofu_losses(
           {key: values.loss for (split, key), values in found.items() if split == name})
+      record |= self._examples(questions, found[name, "answer"])
       if questions.perturbed:
         # Forget quality takes the geometric mean, also beside an arithmetic model utility.
         record["truth_ratio"] = tofu.truth_ratio(

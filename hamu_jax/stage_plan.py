@@ -91,6 +91,7 @@ def make_plan(
       "split": [part.tolist() for part in split],
       "method": config.method.to_dict(),
       "microbatch": stages[-1].microbatch,
+      **task.unlearning_inputs,
       "sam": _sam_inputs(stages[-1].sam),
       "mask": _mask_inputs(config.mask, masks),
       "pairing": config.pairing,

@@ -161,6 +161,16 @@ class Vision:
     """What every stage depends on, as JSON values."""
     return {"normalization": [self._config.data.mean, self._config.data.std]}
 
+  @property
+  def unlearning_inputs(self) -> dict[str, Any]:
+    """What unlearning depends on beside the method's options."""
+    return {}
+
+  @property
+  def provenance(self) -> dict[str, Any]:
+    """What else the results come from."""
+    return {}
+
   def in_training_mode(self, options: ml_collections.ConfigDict) -> bool:
     """Whether unlearning runs batch norm on the statistics of its batches."""
     return options.batch_norm == "batch"
