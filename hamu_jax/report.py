@@ -278,7 +278,7 @@ def write(
         lines += ["", f"### {table.title}", "", markdown(table).rstrip("\n")]
     for picture in section.pictures:
       path = (folder / picture.name).relative_to(out).as_posix()
-      lines += ["", f"### {picture.title}", "", f"![{picture.title}]({path}.png)"]
+      lines += ["", f"### {picture.title}", "", picture.caption, "", f"![{picture.title}]({path}.png)"]
     written.append(section)
   write_bytes(out / "report.md", ("\n".join(lines) + "\n").encode())
   write_bytes(out / "index.html", page(written, notes).encode())
@@ -407,7 +407,8 @@ def _html_table(table: Table) -> str:
 
 def _image(folder: pathlib.Path, picture: report_plots.Picture) -> str:
   data = base64.b64encode((folder / f"{picture.name}.png").read_bytes()).decode()
-  return f'<img alt="{html.escape(picture.title)}" src="data:image/png;base64,{data}">'
+  title, caption = html.escape(picture.title), html.escape(picture.caption)
+  return f'<p>{caption}</p><img alt="{title}" src="data:image/png;base64,{data}">'
 
 
 # Command line

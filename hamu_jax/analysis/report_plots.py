@@ -22,6 +22,13 @@ _COLOURS = (
     "#661100", "#7F7F7F", "#AA4499")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "d")
 _LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+_SEEDS = "Means over seeds; error bars are their standard deviations."
+_FRONTS = " Circled: what no other setting beats; thin lines are each method's own front."
+_DOTS = " Dots are single seeds."
+_ANGLES = (
+    "Means over tensors and seeds, of the two gradients as the method combines them: where it descends the "
+    "negative forget loss, 180 degrees minus the angle between the gradients of the losses.")
+_BRANCHES = "Of HAMU's update: shares among the tensors of all seeds."
 _LEGEND_CHARACTERS = 13.5  # that fit in an inch of a legend
 
 
@@ -30,6 +37,7 @@ class Picture(NamedTuple):
 
   name: str
   title: str
+  caption: str
 
 
 class _Metric(NamedTuple):
@@ -68,22 +76,21 @@ def draw(study: gather.Study, folder: pathlib.Path) -> list[Picture]:
   Raises:
     UserError: `folder` cannot be written.
   """
-  figures: list[tuple[str, str, Any]] = [
-      ("tradeoff", "Retain-forget trade-off", tradeoff(study))]
+  figures = {"tradeoff": ("Retain-forget trade-off", _SEEDS + _FRONTS, tradeoff(study))}
   for field in gather.sweeps(study):
     name = study.short(field)
-    figures.append((f"curve-{name.replace('.', '-')}", f"Results over {name}", curve(study, field)))
-  figures += [
-      ("tug_of_war", "Tug of war", tug_of_war(study)),
-      ("angle", "Angle between the gradients", angle(study)),
-      ("branch", "Branches of the update", branch(study)),
-      ("timing", "Timing", timing(study)),
-  ]
+    figures[f"curve-{name.replace('.', '-')}"] = (f"Results over {name}", _SEEDS, curve(study, field))
+  figures |= {
+      "tug_of_war": ("Tug of war", _SEEDS + _DOTS, tug_of_war(study)),
+      "angle": ("Angle between the gradients", _ANGLES, angle(study)),
+      "branch": ("Branches of the update", _BRANCHES, branch(study)),
+      "timing": ("Time to unlearn", _SEEDS + _DOTS, timing(study)),
+  }
   pictures = []
-  for name, title, figure in figures:
+  for name, (title, caption, figure) in figures.items():
     if figure is not None:
       geometry_plots._save(figure, folder / name)
-      pictures.append(Picture(name, title))
+      pictures.append(Picture(name, title, caption))
   return pictures
 
 
@@ -109,11 +116,13 @@ def tradeoff(study: gather.Study):
     for group in groups:
       if _shows(group, x, y):
         style = styles.of(group.settings)
-        _point(axis, group, x, y, color=style.colour, marker=style.marker, markersize=7, label=style.label)
+        _point(axis, group, x, y, color=style.colour, marker=style.marker, markersize=7, zorder=4,
+               label=style.label)
     for reference in _references_of(study, groups):
       if _shows(reference, x, y):
         marker, colour, size = plots._REFERENCES[reference.model]
-        _point(axis, reference, x, y, color=colour, marker=marker, markersize=size**0.5,
+        # Larger, and below: a method that changes nothing lies on the original.
+        _point(axis, reference, x, y, color=colour, marker=marker, markersize=size**0.5, zorder=3,
                label=reference.model)
     _finish_plane(axis, x, y)
   return sheet.finish()
@@ -336,7 +345,7 @@ def _spread(groups: Sequence[gather.Group], metric: _Metric) -> list[float] | No
 def _point(axis, group: gather.Group, x: _Metric, y: _Metric, **style) -> None:
   axis.errorbar(
       [_mean(group, x)], [_mean(group, y)], xerr=_spread([group], x), yerr=_spread([group], y),
-      linestyle="none", elinewidth=1, markeredgecolor="black", markeredgewidth=0.6, zorder=3, **style)
+      linestyle="none", elinewidth=1, markeredgecolor="black", markeredgewidth=0.6, **style)
 
 
 def _fronts(axis, groups: Sequence[gather.Group], x: _Metric, y: _Metric, styles: _Styles) -> None:
@@ -361,6 +370,8 @@ def _finish_plane(axis, x: _Metric, y: _Metric) -> None:
       (y, axis.get_ylim, axis.set_ylim, axis.set_yscale, 5)):
     if metric.scale == 100:
       plots._percent_limits(get, set_, least)
+      low, high = get()
+      set_(low, high + 0.04 * (high - low))  # room for a large marker at 100%
     elif metric is _QUALITY:
       means = [line.get_ydata()[0] for line in axis.get_lines() if len(line.get_ydata()) == 1]
       if means and min(means) > 0 and max(means) > 100 * min(means):
