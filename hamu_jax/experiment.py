@@ -204,6 +204,7 @@ class Experiment:
     """Key of the evaluation of a stage's model."""
     return stages_lib.fingerprint({
         "of": self._plan.keys[name],
+        **self._task.evaluation_inputs,
         "options": {
             option: self._config.evaluate[option]
             for option in ("batch_size", "batch_tokens", "min_k_fraction")

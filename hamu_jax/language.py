@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from hamu_jax import hosts, methods, progress
+from hamu_jax import hosts, methods, progress, stages
 from hamu_jax import pairing as pairing_lib
 from hamu_jax.data import encoding, packing, refusals, text
 from hamu_jax.errors import UserError
@@ -28,7 +28,7 @@ class TextProblem(NamedTuple):
   """Which texts are learnt and which of them are forgotten; as `problem.Problem`.
 
   Attributes:
-    fingerprint: of the texts.
+    fingerprint: of the texts that are learnt.
     rows: the examples to retain and to forget, which follow each other.
   """
 
@@ -242,8 +242,10 @@ class Language(Adapted):
     }
     retained, forgotten = len(splits["retain"].answers), len(splits["forget"].answers)
     rows = np.arange(retained + forgotten, dtype=np.int32)
+    # What is only evaluated must not train anything anew.
+    learnt = [[splits[role].prompts, splits[role].answers] for role in Paired._fields]
     self.problem = TextProblem(
-        self._texts.fingerprint, Paired(rows[:retained], rows[retained:])
+        stages.fingerprint({"learnt": learnt}), Paired(rows[:retained], rows[retained:])
     )
     self._bases = {}
 
@@ -262,6 +264,11 @@ class Language(Adapted):
             for name in ("template", "system_prompt", "max_length", "on_long", "row_length")
         },
     }
+
+  @property
+  def evaluation_inputs(self) -> dict[str, Any]:
+    """What evaluations depend on beside the model."""
+    return {"texts": self._texts.fingerprint}
 
   @property
   def unlearning_inputs(self) -> dict[str, Any]:

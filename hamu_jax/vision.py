@@ -162,6 +162,11 @@ class Vision:
     return {"normalization": [self._config.data.mean, self._config.data.std]}
 
   @property
+  def evaluation_inputs(self) -> dict[str, Any]:
+    """What evaluations depend on beside the model."""
+    return {}
+
+  @property
   def unlearning_inputs(self) -> dict[str, Any]:
     """What unlearning depends on beside the method's options."""
     return {}
