@@ -43,6 +43,7 @@ class Texts(language.Adapted):
   """
 
   inputs: dict[str, Any] = {}
+  unlearning_inputs: dict[str, Any] = {}
 
   def __init__(self, config: ml_collections.ConfigDict, sizes: LlamaConfig, example_tokens: int):
     super().__init__(config, sizes)

@@ -71,6 +71,7 @@ def test_a_loop_that_ends_on_data_counts_once():
   cost = hlo.read(open_text)
   assert cost.open_loops == 1
   assert cost.cycles == 107
+  assert hlo.read(open_text, (6,)) == hlo.read(TPU)
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +113,28 @@ def test_this_machines_compiler(compiled):
       hlo.Collective("collective-permute", 4, 1, False),
   ]
   assert cost.open_loops == 1
+
+
+def test_loops_that_end_on_data_count_as_often_as_they_are_said_to():
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("d",))
+
+  def program(x, count):
+    def inner(index, y):
+      return lax.psum(y, "d") * index
+
+    def outer(index, y):
+      return lax.fori_loop(0, 7, inner, lax.fori_loop(0, count + index, inner, y))
+
+    return lax.fori_loop(0, count, outer, x)
+
+  text = jax.jit(jax.shard_map(
+      program, mesh=mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False,
+  )).lower(jnp.float32(1), jnp.int32(2)).compile().as_text()
+
+  def times(trips):
+    cost = hlo.read(text, trips)
+    return sorted(one.times for one in cost.collectives.values()), cost.open_loops
+
+  assert times(()) == ([1, 7], 2)
+  assert times((2,)) == ([2, 14], 1)
+  assert times((2, 5)) == ([10, 14], 0)

@@ -1,4 +1,12 @@
-"""What a plan says of small programs of known size."""
+"""What a plan says of small programs of known size, and of a whole experiment's step."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +15,16 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hamu_jax import hlo, plan
+from hamu_jax import config as config_lib
+from hamu_jax import hlo, language_config, language_plan, plan
 from hamu_jax.errors import UserError
+from hamu_jax.models import llama_config
+
+TINY = llama_config.PRESETS["tiny"]
+SMOKE = [
+    "hamu_jax.plan", "--config=configs/tofu_smollm2_hamu.py:smoke", "--topology=v5e:2x2",
+    "--config.pairing=pmap", "--config.mesh.weights=2", "--config.language.rematerialization=full",
+]
 
 
 @pytest.fixture
@@ -53,7 +69,7 @@ def test_description(target):
       "memory of a device     4 GiB of 16 GiB, 25%",
       "fits                   yes",
       "computing              2 s a step, the compiler's estimate",
-      "exchanging             0.0239 s a step at the links' rate, partly at the same time",
+      "exchanging             0.0215 s a step at the links' rate, partly at the same time",
       "all-gather             10 a step, in loops, 2 GiB",
       "all-reduce             1 a step, 1 MiB",
   ]
@@ -97,3 +113,139 @@ def test_what_does_not_fit(target):
     plan.analyse(refused, target)
   with pytest.raises(jax.errors.JaxRuntimeError, match="another reason"):
     plan.analyse(_Lowered("another reason"), target)
+
+
+@pytest.fixture
+def language():
+  """An experiment on a tiny model."""
+  config = language_config.language_config()
+  config.data.source = "tofu"
+  config.method.batch_size, config.train.batch_size = 6, 2
+  config_lib.validate(config)
+  return config
+
+
+def test_texts_are_packed_as_the_loop_packs_them(language):
+  devices = jax.devices()
+  language.text.row_length = 200
+  outline = language_plan.Outline(language, TINY, devices, 100)
+  # Six texts of 50 to 150 tokens: two of the shorter ones fit a row, or one of the longer.
+  assert 3 <= outline.shape.rows <= 6
+  assert outline.shape.tokens == 200
+  assert 112 <= outline.shape.predictions <= 152
+  assert outline.devices == (devices[0],)
+  # One row at a time, on one device.
+  assert outline.share == outline.shape.rows
+  assert outline.trips == (1, outline.shape.rows)
+  # A matrix A [in, 8] and B [8, out] for each projection of two layers.
+  sides = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 160), (64, 160), (160, 64)]
+  assert outline.parameters[1] == 2 * sum(8 * (inputs + outputs) for inputs, outputs in sides)
+
+  language.pairing = "pmap"
+  split = language_plan.Outline(language, TINY, devices, 100)
+  assert split.devices == tuple(devices)
+  assert split.share == -(-outline.shape.rows // 2)
+  # One row holds any six texts, but not any six and their refusals.
+  language.text.row_length = 900
+  assert language_plan.Outline(language, TINY, devices, 100).shape.rows == 1
+  language.method.name = "dpo"
+  assert language_plan.Outline(language, TINY, devices, 100).shape.rows == 2
+  language.devices = 6
+  with pytest.raises(UserError, match="config.devices=6: there are 4"):
+    language_plan.Outline(language, TINY, devices, 100)
+
+
+@pytest.mark.parametrize("method, pairing", [("rmu", "vmap"), ("ga", "pmap")])
+def test_every_kind_of_step_is_traced(language, method, pairing):
+  language.method.name, language.pairing, language.method.layer = method, pairing, 1
+  outline = language_plan.Outline(language, TINY, jax.devices(), 30)
+  for lowered in (outline.step(), outline.plain()):
+    state, *_ = lowered.out_info
+    params = lowered.args_info[0][0].params
+    assert jax.tree.map(lambda leaf: leaf.shape, state.params) == jax.tree.map(
+        lambda leaf: leaf.shape, params)
+
+
+def test_plan_of_an_experiment(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
+  sizes = dataclasses.replace(TINY, num_hidden_layers=3)
+  file = tmp_path / "config.json"
+  file.write_text(json.dumps(llama_config.to_hugging_face(sizes, "float32")))
+  arguments = [*SMOKE, "--simulate", f"--config.language.path={tmp_path}", "--example-tokens=40"]
+  assert plan.run(arguments) == 0
+  out = capsys.readouterr().out
+  # An embedding; in each layer the projections of queries and outputs [64, 64], of keys and values
+  # [64, 32], three of the MLP [64, 160], and two norms; a norm.
+  frozen = 264 * 64 + 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160 + 2 * 64) + 64
+  trained = 3 * 8 * (2 * 128 + 2 * 96 + 3 * 224)
+  assert f"{tmp_path}, float32: {frozen:,} parameters, {trained:,} trained\n" in out
+  assert "hamu-q, pmap, 4 texts a role\n" in out
+  assert "assumed: 20 to 60 tokens, 40 on average" in out
+  assert "4 devices of v5e:2x2, an estimate, from simulated CPU devices\n" in out
+  assert re.search(r"^fits +yes$", out, re.MULTILINE)
+  # The halves exchange their gradients, and little else, once a step.
+  count, size = re.search(r"^collective-permute +(\d+) a step, ([\d.]+) MiB$", out, re.MULTILINE).groups()
+  assert int(count) == 1
+  assert float(size) == pytest.approx(4 * trained / 2**20, rel=0.01)
+
+
+@pytest.mark.parametrize("answer", [17 * 2**30, plan.DoesNotFit("too large")])
+def test_exit_status_of_what_does_not_fit(answer, monkeypatch, capsys):
+  monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
+  monkeypatch.setattr(language_plan.Outline, "step", lambda outline: None)
+
+  def analyse(*arguments):
+    if isinstance(answer, UserError):
+      raise answer
+    return plan.Plan(answer, 0, 0, 0, hlo.Cost(0, {}, 0))
+
+  monkeypatch.setattr(plan, "analyse", analyse)
+  assert plan.run([*SMOKE, "--simulate"]) == 1
+  captured = capsys.readouterr()
+  assert "106%" in captured.out or captured.err == "error: too large\n"
+
+
+@pytest.mark.parametrize("replaced, error", [
+    ({2: "--simulate"}, "--topology is missing"),
+    ({2: "--topology=v5e"}, "--topology=v5e: give a generation"),
+    ({1: "--config=configs/cifar_hamu.py"}, "config.mesh.weights=2"),
+    ({1: "--config=configs/cifar_hamu.py", 4: "--compare"}, "config.model.name='resnet20': only the sizes"),
+    ({4: "--config.text.row_length=99"}, "config.text.row_length=99: the longest example has 150 tokens"),
+    ({5: "--config.language.rematerialisation=full"}, "the nearest is config.language.rematerialization"),
+    ({4: "--config.mesh.weights=3"}, "config.mesh.weights=3: 2 devices of a role"),
+    ({5: "--config.language.rematerialization=none"}, "config.mesh.weights=2: without rematerialization"),
+    ({5: "--example-tokens=few"}, "--example-tokens: invalid int value: 'few'"),
+    ({5: "--example-tokens=0"}, "--example-tokens=0"),
+    ({3: "--example-token=9"}, "unknown"),
+    ({4: "--config.language.attention=cudnn", 5: "--config.language.dtype=bfloat16"}, "set it to 'xla'"),
+    ({4: "--config.language.path=gpt2"}, "config.language.path='gpt2': no local folder"),
+    ({4: "--compare"}, "--compare: there are no estimates of time"),
+    ({4: "--config.method.batch_size=0"}, "config.method.batch_size=0"),
+])
+def test_bad_input_ends_in_one_line(replaced, error, monkeypatch, capsys):
+  monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
+  arguments = [replaced.get(index, argument) for index, argument in enumerate(SMOKE)]
+  assert plan.run([*arguments, "--simulate"]) == 2
+  captured = capsys.readouterr()
+  assert captured.out == ""
+  assert captured.err.count("\n") == 1
+  assert error.lower() in captured.err.lower()
+
+
+def test_help(capsys):
+  assert plan.run(["hamu_jax.plan", "--help"]) == 0
+  assert "--topology=v5e:2x4" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_plan_for_tpus():
+  process = subprocess.run(
+      [sys.executable, "-m", *SMOKE, "--compare"], capture_output=True, text=True,
+      cwd=os.path.dirname(os.path.dirname(__file__)))
+  assert process.returncode == 0, process.stderr
+  assert "4 devices of v5e:2x2, as compiled by libtpu\n" in process.stdout
+  assert re.search(r"^computing +\S+ s a step", process.stdout, re.MULTILINE)
+  ratios = re.search(r"^ratio +(.*)$", process.stdout, re.MULTILINE)[1].split()
+  # A step does what the gradients take, and more.
+  assert all(float(ratio) > 0.99 for ratio in ratios)
