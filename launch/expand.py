@@ -205,7 +205,7 @@ def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:
   if not config.model.weights:
     # Selected by the forget set, unless there are validation rows; see `stage_plan.make_plan`.
     by_split = config.train.select == "best" and not config.data.validation_fraction
-    stages["pretrain"] = training | {"forget": forget if by_split else None}
+    stages["pretrain"] = training | {"forget": forget if by_split or forget["duplicates"] else None}
   if config.retrain or from_scratch:
     stages["retrain"] = training | {"forget": forget}
   if config.mask.fraction and not config.mask.path and not from_scratch:
@@ -224,6 +224,12 @@ def _check_block(path: str, block: Any) -> None:
   for key in block:
     if key not in _KEYS:
       raise UserError(f"--config={path}: {key!r} is no part of a block; choose from {', '.join(_KEYS)}")
+  for key in ("set", "grid"):
+    if not isinstance(block.get(key, {}), Mapping):
+      raise UserError(f"--config={path}: {key!r} of a block is a dict, not {block[key]!r}")
+  words = block.get("words", ())
+  if isinstance(words, str) or any(isinstance(axis, str) for axis in words):
+    raise UserError(f"--config={path}: 'words' of a block is a list of lists of words, not {words!r}")
   for axis, choices in block.get("grid", {}).items():
     named = isinstance(choices, Mapping) and all(isinstance(set_, Mapping) for set_ in choices.values())
     listed = isinstance(choices, Sequence) and not isinstance(choices, str)

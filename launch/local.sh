@@ -7,31 +7,33 @@
 # --config.pairing=pmap; each has the devices that it finds. DRY_RUN=1 prints the commands instead.
 set -euo pipefail
 processes=${PROCESSES:-1}
-port=${PORT:-12355}
-command=(python -m hamu_jax.main "$@")
+coordinator=localhost:${PORT:-12355}
 
-start() {
+run() {
   if [[ -n ${DRY_RUN:-} ]]; then
-    printf '%q ' "$@"
+    printf '%q ' python -m hamu_jax.main "$@"
     echo
   else
-    "$@"
+    exec python -m hamu_jax.main "$@"
   fi
 }
 
 if ((processes == 1)); then
-  start "${command[@]}"
+  run "$@"
   exit
 fi
-distributed=(--config.distributed.coordinator="localhost:$port" --config.distributed.num_processes="$processes")
-pids=()
-trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT TERM INT
+distributed=(--config.distributed.coordinator="$coordinator" --config.distributed.num_processes="$processes")
+trap 'jobs -p | xargs -r kill 2>/dev/null || true' EXIT TERM INT
 for ((i = 0; i < processes; i++)); do
-  start "${command[@]}" "${distributed[@]}" --config.distributed.process_id="$i" &
-  pids+=($!)
+  run "$@" "${distributed[@]}" --config.distributed.process_id="$i" &
 done
 status=0
-for pid in "${pids[@]}"; do
-  wait "$pid" || status=$?
+for ((i = 0; i < processes; i++)); do
+  # Without one of them, the others would wait forever.
+  wait -n || { status=$?; break; }
 done
+if ((status)); then
+  jobs -p | xargs -r kill 2>/dev/null || true
+  wait
+fi
 exit "$status"

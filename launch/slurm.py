@@ -60,9 +60,8 @@ def write_script(
   command = [sys.executable, "-m", "launch.sweep", *arguments, "--engine=local", "--jobs=1"]
   filters = (shlex.quote(f"^{re.escape(member.name)}$") for member in in_order(members))
   script = _SCRIPT.format(
-      name=name, last=len(members) - 1, limit=f"%{jobs}" if jobs else "",
-      # SLURM takes what is left of a line, spaces too.
-      output=f"{path.parent.absolute()}/%A_%a.txt", here=shlex.quote(str(pathlib.Path.cwd())),
+      name=shlex.quote(name), last=len(members) - 1, limit=f"%{jobs}" if jobs else "",
+      output=shlex.quote(f"{path.parent.absolute()}/%A_%a.txt"), here=shlex.quote(str(pathlib.Path.cwd())),
       members="\n".join(f"  {text}" for text in filters), command=shlex.join(command),
   )
   try:
