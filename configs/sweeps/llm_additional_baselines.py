@@ -11,11 +11,12 @@ from launch import experiments
 
 def get_sweep(variant: str = ""):
   """See the module."""
+  config = experiments.choose(experiments.LANGUAGE, variant)
   preference = ["npo", "simnpo", "dpo", "idk", "undial", "wga"]
-  return {
-      "config": experiments.choose(experiments.LANGUAGE, variant),
-      "grid": {
-          "method.name": ["ft", "ga", *preference, *(f"{name}_kl" for name in preference), "rmu"],
-          "seed": experiments.SEEDS,
-      },
-  }
+  names = ["ft", "ga", *preference, *(f"{name}_kl" for name in preference)]
+  # The tiny model has two layers.
+  layer = {"method.layer": 1} if variant == "smoke" else {}
+  return [
+      {"config": config, "grid": {"method.name": names, "seed": experiments.SEEDS}},
+      {"config": config, "set": layer, "grid": {"method.name": ["rmu"], "seed": experiments.SEEDS}},
+  ]

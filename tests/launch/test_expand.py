@@ -157,10 +157,10 @@ BAD = {
         f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"seed": 41}}}}', [], "axis 'seed' needs a list.*41"
     ),
     "empty axis": (f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"seed": []}}}}', [], "'seed' needs a"),
-    "no axes": (f'def get_sweep():\n  return {{{DIGITS}, "grid": ["seed"]}}', [], "'grid' of a block is a dict"),
-    "no fields": (f'def get_sweep():\n  return {{{DIGITS}, "set": "seed"}}', [], "'set' of a block is a dict"),
+    "no axes": (f'def get_sweep():\n  return {{{DIGITS}, "grid": ["seed"]}}', [], "'grid' of a block is"),
+    "no fields": (f'def get_sweep():\n  return {{{DIGITS}, "set": "seed"}}', [], "'set' of a block is"),
     "no words": (
-        f'def get_sweep():\n  return {{{DIGITS}, "words": ["sam"]}}', [], "'words' of a block is a list of lists"
+        f'def get_sweep():\n  return {{{DIGITS}, "words": ["sam"]}}', [], "'words' of a block is a list"
     ),
     "unknown field": (
         f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"method.nmae": ["ft"]}}}}', [],
