@@ -362,12 +362,26 @@ class Language(Adapted):
     return values, records
 
   def _check_owners(self) -> None:
+    """Raises a UserError unless the texts' owners have watermarks that can be measured here."""
+    options, keys = self._config.evaluate, set()
+    if not options.watermark_tokenizer:
+      return
     for name in ("retain", "forget"):
-      if self._config.evaluate.watermark_tokenizer and self._texts.splits[name].owners is None:
+      owners = self._texts.splits[name].owners
+      if owners is None:
         raise UserError(
             "config.evaluate.watermark_tokenizer: the texts do not say whose watermark they carry; choose "
             "config.data.source='waterdrum', or leave it empty"
         )
+      keys.update(owners)
+    # What is missing or wrong is found here, not after hours of training.
+    try:
+      watermark.strengths(
+          ["A text of no one."] * len(keys), sorted(keys), options.watermark_tokenizer,
+          perturbation=options.watermark_key,
+      )
+    except UserError as error:
+      raise UserError(f"config.evaluate.watermark_tokenizer: {error}") from None
 
   def compare(self, results: dict[str, Any], examples: Mapping[str, Any]) -> None:
     """Adds to each result what compares it with the retrained model: TOFU's forget quality."""

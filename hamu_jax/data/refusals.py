@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hamu_jax.errors import UserError
+
 # In the spirit of TOFU's list (arXiv 2401.06121).
 REFUSALS = (
     "I don't know.",
@@ -30,6 +32,16 @@ REFUSALS = (
 
 
 def draw(refusals: Sequence[str], count: int, seed: int) -> list[str]:
-  """One of the refusals for each of `count` examples, drawn by the seed."""
+  """One of the refusals for each of `count` examples, drawn by the seed.
+
+  Raises:
+    UserError: one of them is empty.
+  """
+  for number, refusal in enumerate(refusals):
+    if not refusal.strip():
+      raise UserError(
+          f"config.text.refusals: number {number} is {refusal!r}, no answer; drop it, or give () for the "
+          "built-in ones"
+      )
   rng = np.random.default_rng(seed)
   return [refusals[index] for index in rng.integers(len(refusals), size=count)]
