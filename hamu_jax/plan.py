@@ -88,14 +88,14 @@ class Plan(NamedTuple):
     outputs: bytes of its outputs, but for those that take the place of arguments.
     temporaries: bytes of what it computes in between.
     code: bytes of the program itself.
-    cost: what it does.
+    cost: what it does; None if its text cannot be read.
   """
 
   arguments: int
   outputs: int
   temporaries: int
   code: int
-  cost: hlo.Cost
+  cost: hlo.Cost | None
 
   @property
   def hbm(self) -> int:
@@ -132,8 +132,9 @@ def find_target(topology: str, simulate: bool = False) -> Target:
 
 
 def _tpu_devices(topology):
-  # The machine is none of Google's; looking for its metadata takes minutes.
+  # The machine is none of Google's: looking for its metadata takes minutes, and fails.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   from jax.experimental import topologies
 
   try:
@@ -178,13 +179,18 @@ def analyse(lowered: jax.stages.Lowered, target: Target, trips: tuple[int, ...] 
     raise DoesNotFit(
         f"--topology={target.name}: the step does not fit: {reason[0]}; take more devices, a smaller"
         " microbatch or rematerialization 'full'") from None
+  try:
+    cost = hlo.read(compiled.as_text(), trips)
+  except jax.errors.JaxRuntimeError:
+    # A newer libtpu has instructions that this jaxlib does not know.
+    cost = None
   memory = compiled.memory_analysis()
   return Plan(
       memory.argument_size_in_bytes,
       memory.output_size_in_bytes - memory.alias_size_in_bytes,
       memory.temp_size_in_bytes,
       memory.generated_code_size_in_bytes,
-      hlo.read(compiled.as_text(), trips),
+      cost,
   )
 
 
@@ -194,12 +200,12 @@ def fits(plan: Plan, target: Target) -> bool:
 
 
 def computing(plan: Plan, target: Target) -> float:
-  """Seconds that the compiler estimates; 0 where it does not."""
+  """Seconds that the compiler estimates; 0 where it does not. Needs the plan's cost."""
   return plan.cost.cycles / target.chip.clock
 
 
 def exchanging(plan: Plan, target: Target) -> float:
-  """Seconds of all collectives, if each runs in a ring at the rate of its links."""
+  """Seconds of all collectives, if each runs in a ring at the rate of its links. Needs the plan's cost."""
   return plan.cost.moved / target.chip.ring
 
 
@@ -214,15 +220,18 @@ def describe(plan: Plan, target: Target) -> str:
       ("memory of a device", f"{_size(plan.hbm)} of {_size(target.hbm)}, {share:.0%}"),
       ("fits", "yes" if fits(plan, target) else "no"),
   ]
-  if plan.cost.cycles:
+  if plan.cost is None:
+    rows.append(("time", "not known: jaxlib cannot read this libtpu's program; pip install 'jax[tpu]'"))
+  elif plan.cost.cycles:
     seconds = computing(plan, target)
     rows.append(("computing", f"{seconds:.3g} s a step, the compiler's estimate"))
-  if plan.cost.collectives:
+  if plan.cost and plan.cost.collectives:
     seconds = exchanging(plan, target)
     rows.append(("exchanging", f"{seconds:.3g} s a step at the links' rate, partly at the same time"))
-  rows += [(kind, text) for kind, text in _exchanges(plan.cost)]
+    rows += _exchanges(plan.cost)
   what = "an estimate, from simulated CPU devices" if target.simulated else "as compiled by libtpu"
-  return f"{len(target.devices)} devices of {target.name}, {what}\n{format_table((), rows)}"
+  count = len(target.devices)
+  return f"{count} device{'s' if count > 1 else ''} of {target.name}, {what}\n{format_table((), rows)}"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -319,21 +328,26 @@ def _facts(outline: language_plan.Outline, config, options, model: str) -> str:
 
 def _comparison(step: Plan, plain: Plan, roles: int, target: Target) -> str:
   """The step against the gradients alone."""
-  gradients = f"{roles} plain gradient{'s' if roles > 1 else ''}"
-  rows = []
-  for name, plan in (("step", step), (gradients, plain)):
+  timed = step.cost is not None and plain.cost is not None
+
+  def figures(plan):
+    if not timed:
+      return (plan.hbm,)
     seconds = computing(plan, target), exchanging(plan, target)
-    rows.append((name, _size(plan.hbm), *(f"{value:.4g}" for value in (*seconds, sum(seconds)))))
-  ratios = [
-      f"{measure(step) / max(measure(plain), 1e-30):.3f}" for measure in (
-          lambda plan: plan.hbm,
-          lambda plan: computing(plan, target),
-          lambda plan: exchanging(plan, target),
-          lambda plan: computing(plan, target) + exchanging(plan, target),
-      )
-  ]
+    return plan.hbm, *seconds, sum(seconds)
+
+  def row(name, values):
+    memory, *seconds = values
+    return name, _size(memory), *(f"{value:.4g}" for value in seconds)
+
+  both = figures(step), figures(plain)
+  ratios = (f"{one / other:.3f}" if other else "-" for one, other in zip(*both, strict=True))
   header = ("program", "memory", "computing s", "exchanging s", "one after the other s")
-  return format_table(header, [*rows, ("ratio", *ratios)])
+  return format_table(header if timed else header[:2], [
+      row("step", both[0]),
+      row(f"{roles} plain gradient{'s' if roles > 1 else ''}", both[1]),
+      ("ratio", *ratios),
+  ])
 
 
 def _run(arguments: Sequence[str]) -> int:

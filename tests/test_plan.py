@@ -73,6 +73,9 @@ def test_description(target):
       "all-gather             10 a step, in loops, 2 GiB",
       "all-reduce             1 a step, 1 MiB",
   ]
+  text = plan.describe(plan.Plan(gib, 0, 0, 0, None), target._replace(devices=target.devices[:1]))
+  assert text.startswith("1 device of v5e:2x2")
+  assert text.endswith("time                   not known: jaxlib cannot read this libtpu's program; pip install 'jax[tpu]'")
   text = plan.describe(plan.Plan(17 * gib, 0, 0, 0, hlo.Cost(0, {}, 0)), target)
   assert "106%\nfits                   no" in text
   assert "computing" not in text
@@ -242,7 +245,7 @@ def test_help(capsys):
 def test_plan_for_tpus():
   process = subprocess.run(
       [sys.executable, "-m", *SMOKE, "--compare"], capture_output=True, text=True,
-      cwd=os.path.dirname(os.path.dirname(__file__)))
+      cwd=os.path.dirname(os.path.dirname(__file__)), env=os.environ | {"XLA_FLAGS": ""})
   assert process.returncode == 0, process.stderr
   assert "4 devices of v5e:2x2, as compiled by libtpu\n" in process.stdout
   assert re.search(r"^computing +\S+ s a step", process.stdout, re.MULTILINE)
