@@ -15,12 +15,12 @@ need not be there (extra `tpu`) and prints what the compiler says. `--json=FILE`
 import argparse
 import json
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from timing import interleave, ratios, ratios_table, spread
 
 from hamu_jax import config as config_lib
 from hamu_jax import methods, models, objectives, plan, vision
@@ -107,24 +107,6 @@ def make_plain(args, model, *, train=False, microbatch=None):
   return plain
 
 
-def interleave(functions, rounds):
-  """Seconds of each function in each round, after one round to compile and warm up."""
-  seconds = {name: [] for name in functions}
-  for round_number in range(rounds + 1):
-    for name, function in functions.items():
-      began = time.perf_counter()
-      jax.block_until_ready(function())
-      if round_number:
-        seconds[name].append(time.perf_counter() - began)
-  return seconds
-
-
-def spread(values):
-  """Median and range."""
-  ordered = sorted(values)
-  return {"median": statistics.median(values), "low": ordered[0], "high": ordered[-1]}
-
-
 def time_steps(args):
   """Ratios of each method and pairing to two plain gradients."""
   model, data, variables, rows = make_problem(args)
@@ -164,18 +146,12 @@ def time_sharpness(args):
   return results
 
 
-def print_ratios(args, seconds, base):
-  """Prints and returns the seconds of each function and their ratios, round by round, to those of `base`."""
-  results, table = {}, []
-  for name, values in seconds.items():
-    ratios = spread([value / floor for value, floor in zip(values, seconds[base], strict=True)])
-    results[name] = {"seconds": spread(values), "ratio": ratios}
-    table.append([
-        name, f"{results[name]['seconds']['median']:.3f}", f"{ratios['median']:.3f}",
-        f"{ratios['low']:.3f}", f"{ratios['high']:.3f}",
-    ])
+def print_ratios(args, timed, base):
+  """Prints and returns the seconds of each function and their ratios to those of `base`."""
+  seconds, _ = timed
+  results = ratios(seconds, base)
   print(f"{args.model}, {args.size}x{args.size}, batch {args.batch} a role, {args.rounds} rounds")
-  print(plan.format_table(["step", "median s", f"ratio to {base}", "low", "high"], table))
+  print(ratios_table(results, base))
   return results
 
 
@@ -197,7 +173,7 @@ def time_convolution(args):
         gradients[f"{mode} lax.conv"],
     )))
     print(f"{mode}: gradients differ by at most {error / scale:.1e} of the largest entry")
-  seconds = interleave(functions, args.rounds)
+  seconds, _ = interleave(functions, args.rounds)
   results, table = {}, []
   for name, values in seconds.items():
     base = seconds[f"{name.split()[0]} lax.conv"]

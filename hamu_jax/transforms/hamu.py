@@ -4,7 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import lax
 
 from hamu_jax.transforms import alignment
 from hamu_jax.transforms.hamu_update import (
@@ -170,8 +172,7 @@ def _update(settings: _Settings, retain_grads, forget_grads, state: HamuState):
   """The equivalent gradient and the next state."""
   blocks_of = jax.tree.leaves if settings.scope == "tensor" else lambda tree: [as_vector(tree)]
   effective = effective_pair(blocks_of(retain_grads), blocks_of(forget_grads), settings.variant)
-  measured = [alignment.measure(r, f) for r, f in zip(*effective, strict=True)]
-  geometry = alignment.stack([block_geometry for block_geometry, _ in measured])
+  geometry, groups = alignment.measure_blocks(*effective)
 
   dtype = state.diagnostics.angle.dtype
   rate = _value_at(settings.learning_rate, state.count, dtype)
@@ -193,10 +194,24 @@ def _update(settings: _Settings, retain_grads, forget_grads, state: HamuState):
   stop = _stop(settings, diagnostics, rate)
 
   moves = (stop == Stop.NONE) & (rate > 0)
-  updates = [
-      jnp.where(moves, -combine(frame, step) / jnp.where(moves, rate, 1), 0)
-      for (_, frame), step in zip(measured, _unstack(solution.step), strict=True)
-  ]
+
+  def moved():
+    stacks = []
+    for places, frame in groups:
+      steps = jax.tree.map(lambda x_T, places=places: x_T[np.array(places)], solution.step)
+      gradients = -jax.vmap(combine)(frame, steps) / jnp.where(moves, rate, 1)
+      stacks.append(gradients.astype(frame.retain.dtype))
+    return stacks
+
+  def still():
+    return [jnp.zeros_like(group.frame.retain) for group in groups]
+
+  # Not a selection: each tensor would combine its own part of a stack, in a kernel of its own.
+  stacks = lax.cond(moves, moved, still)
+  updates = {}
+  for group, stack in zip(groups, stacks, strict=True):
+    updates |= zip(group.places, stack, strict=True)
+  updates = [updates[place] for place in range(len(updates))]
   if settings.scope == "global":
     updates = jax.tree.leaves(like_tree(updates[0], retain_grads))
   updates = jax.tree.unflatten(
@@ -316,11 +331,6 @@ def _stop(settings: _Settings, diagnostics: HamuDiagnostics, rate):
       [int(Stop.NONFINITE), int(Stop.INFEASIBLE), int(Stop.CRITERION)],
       int(Stop.NONE),
   ).astype(jnp.int32)
-
-
-def _unstack(fields_T):
-  """The T named tuples of scalars of one of [T] vectors."""
-  return [type(fields_T)(*scalars) for scalars in zip(*map(list, fields_T), strict=True)]
 
 
 def _value_at(setting, count, dtype):

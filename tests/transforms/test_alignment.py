@@ -49,3 +49,28 @@ def test_a_nan_shows():
   aligned = alignment.align([jnp.array([1.0, np.nan])], [jnp.ones(2)])
   assert np.isnan(aligned.retain_norm[0]) and np.isnan(aligned.angle[0])
   assert np.isfinite(aligned.forget_norm[0])
+
+
+def test_every_block_has_its_place_and_frame():
+  """Whatever order shapes and dtypes come in: NumPy's norms and dot products, tensor by tensor."""
+  rng = np.random.default_rng(0)
+  kinds = [
+      ((2, 3), "f4"), ((4,), "f4"), ((2, 3), "f4"), ((2, 3), "f2"), ((4,), "f4"), ((3, 2), "f4"),
+  ]
+  retain, forget = (
+      [rng.normal(size=shape, scale=10.0**place).astype(dtype)
+       for place, (shape, dtype) in enumerate(kinds)]
+      for _ in range(2)
+  )
+  aligned = alignment.align(retain, forget)
+  wide = [[x.astype(np.float64).ravel() for x in tree] for tree in (retain, forget)]
+  dots = [r @ f for r, f in zip(*wide, strict=True)]
+  np.testing.assert_allclose(aligned.retain_norm, [np.linalg.norm(r) for r in wide[0]], rtol=1e-6)
+  np.testing.assert_allclose(aligned.forget_norm, [np.linalg.norm(f) for f in wide[1]], rtol=1e-6)
+  np.testing.assert_allclose(aligned.dot, dots, rtol=1e-4)
+  _, groups = alignment.measure_blocks(retain, forget)
+  assert [group.places for group in groups] == [(0, 2), (1, 4), (3,), (5,)]
+  for places, frame in groups:
+    for place, direction in zip(places, frame.forget, strict=True):
+      expected = wide[1][place].reshape(direction.shape) / np.linalg.norm(wide[1][place])
+      np.testing.assert_allclose(direction, expected, rtol=1e-5)
