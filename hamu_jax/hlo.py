@@ -14,6 +14,8 @@ _COLLECTIVE = re.compile(
     r"(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(-start)?")
 _ARRAY = re.compile(r"([a-z]+)(\d*)[a-z0-9]*\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# Stands for cycles that the compiler does not know.
+_UNRATED = 2**63 - 1
 # What TPUs do piece by piece beside other work is several instructions with one number.
 _CHAIN = re.compile(r'chain_id="(\d+)"')
 _WHILE = re.compile(r"condition=%?([^\s,]+), body=%?([^\s,]+)")
@@ -79,7 +81,7 @@ def read(text: str, trips: tuple[int, ...] = ()) -> Cost:
       instruction = _INSTRUCTION.match(line)
       if instruction is None:
         continue
-      cycles += sum(map(int, _CYCLES.findall(line)))
+      cycles += sum(count for count in map(int, _CYCLES.findall(line)) if count != _UNRATED)
       label, shape, operation = instruction.groups()
       if kind := _COLLECTIVE.fullmatch(operation):
         chain = _CHAIN.search(line)

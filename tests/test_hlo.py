@@ -66,6 +66,10 @@ def test_loops_count_as_often_as_they_run():
   assert cost.moved == 6 * 4096 + 20 + 20
 
 
+def test_cycles_that_the_compiler_does_not_know():
+  assert hlo.read(TPU.replace('cycles":"7"', f'cycles":"{2**63 - 1}"')).cycles == 6 * 100
+
+
 def test_a_loop_that_ends_on_data_counts_once():
   open_text = TPU.replace("compare(%get-tuple-element.1, %constant.5)", "compare(%n, %limit)")
   cost = hlo.read(open_text)

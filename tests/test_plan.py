@@ -75,7 +75,7 @@ def test_description(target):
   ]
   text = plan.describe(plan.Plan(gib, 0, 0, 0, None), target._replace(devices=target.devices[:1]))
   assert text.startswith("1 device of v5e:2x2")
-  assert text.endswith("time                   not known: jaxlib cannot read this libtpu's program; pip install 'jax[tpu]'")
+  assert text.endswith("not known: jaxlib cannot read this libtpu's program; pip install 'jax[tpu]'")
   text = plan.describe(plan.Plan(17 * gib, 0, 0, 0, hlo.Cost(0, {}, 0)), target)
   assert "106%\nfits                   no" in text
   assert "computing" not in text
