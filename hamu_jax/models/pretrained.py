@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,8 +18,9 @@ Tree = Any
 
 SMOLLM2 = "smollm2"
 _GGUF = ".gguf"
-# Of each end of a weight file, enough to tell models apart without reading all of it.
-_HASHED_BYTES = 2**20
+# Of a weight file so many pieces are hashed, one in each tensor of a large model.
+_PIECES = 512
+_PIECE_BYTES = 2**16
 
 
 class Pretrained(NamedTuple):
@@ -91,13 +93,18 @@ def _random(preset: str, seed: int) -> Pretrained:
 
 
 def _fingerprint(files: list[pathlib.Path]) -> str:
-  """Of names, sizes and both ends of files: hashing whole models would take minutes a start."""
+  """Of names, sizes and pieces at even distances: hashing whole models would take minutes a start.
+
+  Files of up to `_PIECES * _PIECE_BYTES`, 32 MiB, are hashed whole.
+  """
   parts = []
   for path in files:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-      head = file.read(_HASHED_BYTES)
-      size = path.stat().st_size
-      file.seek(max(size - _HASHED_BYTES, 0))
-      ends = hashlib.sha256(head + file.read()).hexdigest()
-    parts.append([path.name, size, ends])
+      size = file.seek(0, os.SEEK_END)
+      last = max(size - _PIECE_BYTES, 0)
+      for piece in range(_PIECES):
+        file.seek(piece * last // (_PIECES - 1))
+        digest.update(file.read(_PIECE_BYTES))
+    parts.append([path.name, size, digest.hexdigest()])
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
