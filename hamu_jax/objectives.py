@@ -199,7 +199,7 @@ def misdirection(outputs, context):
 
   Source: RMU (arXiv 2403.03218), equation 1; c is `settings["steering"]`.
   """
-  hidden = outputs.hidden
+  hidden = _exact(outputs.hidden)
   direction = jax.random.uniform(jax.random.key(_DIRECTION_SEED), hidden.shape[-1:], hidden.dtype)
   direction = direction / jnp.linalg.norm(direction)
   target = (context.settings["steering"] * direction).astype(hidden.dtype)
@@ -212,7 +212,13 @@ def hidden_distance(outputs, context):
 
   Source: RMU (arXiv 2403.03218), equation 2.
   """
-  return jnp.mean(jnp.square(outputs.hidden - context.reference.hidden), axis=-1)
+  hidden, reference = _exact(outputs.hidden), _exact(context.reference.hidden)
+  return jnp.mean(jnp.square(hidden - reference), axis=-1)
+
+
+def _exact(hidden):
+  """States of a model that computes in 16 bits in 32, as the logits are."""
+  return hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
 
 
 def undial(outputs, context):

@@ -262,6 +262,19 @@ def test_rmu_steers_to_a_vector_of_one_length_and_direction(batch, outputs):
       objectives.misdirection(current, other), objectives.misdirection(current, context(batch, None)))
 
 
+@pytest.mark.parametrize("name", ["misdirection", "hidden"])
+def test_states_in_sixteen_bits_are_compared_in_more(batch, outputs, name):
+  # Large beside their distance.
+  half, reference = (
+      each._replace(hidden=(8 + each.hidden).astype(jnp.bfloat16)) for each in outputs)
+  whole, whole_reference = (
+      each._replace(hidden=each.hidden.astype(jnp.float32)) for each in (half, reference))
+  term = objectives.TERMS[name].values
+  values = term(half, context(batch, reference))
+  assert values.dtype == jnp.float32
+  np.testing.assert_array_equal(values, term(whole, context(batch, whole_reference)))
+
+
 def linear(variables, batch, key, train):
   """Two linear layers: logits and states of the inputs."""
   del key, train
