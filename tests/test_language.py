@@ -327,15 +327,62 @@ def silent(stage, total, initial):
   yield Bar()
 
 
-def run_stage(tmp_path, name, kind, **mesh):
-  """-> (task, variables it started from, outcome, metrics) of two steps of an experiment's own stage."""
+def authors_config(name):
+  """A tiny random model on a few invented authors, to unlearn by a method."""
   config = language_config()
   config.data.source = "authors"
   config.text.update(retain_size=9, forget_size=5)
-  config.language.rematerialization = "full"
   config.method.update(name=name, batch_size=5, max_steps=2, layer=1, clip_norm=0.0)
   config.method.optimizer.learning_rate = 0.1
   config.train.batch_size = 8
+  return config
+
+
+KEYS = {
+    # What changes nothing that is computed, or nothing that is learnt.
+    "rematerialization": ("dpo", {"language": {"rematerialization": "full"}}, set()),
+    "unseen texts": ("dpo", {"text": {"test_split": "test"}}, set()),
+    "refusals that are not read": ("npo", {"text": {"refusals": ("No.",)}}, set()),
+    "refusals": ("dpo", {"text": {"refusals": ("No.",)}}, {"unlearn"}),
+    "the method": ("dpo", {"method": {"preference_beta": 0.2}}, {"unlearn"}),
+    "the forget set": ("dpo", {"text": {"forget_size": 6}}, {"pretrain", "retrain", "unlearn"}),
+    "the adapter": ("dpo", {"language": {"lora": {"rank": 4}}}, {"pretrain", "retrain", "unlearn"}),
+    "the prompt": ("dpo", {"text": {"template": "llama2"}}, {"pretrain", "retrain", "unlearn"}),
+    "the seed": ("dpo", {"seed": 7}, {"pretrain", "retrain", "unlearn"}),
+}
+
+
+def keys_of(config):
+  task = language.Language(config)
+  return stage_plan.make_plan(config, task, task.problem.rows, devices=1).keys, task
+
+
+@pytest.mark.parametrize("method, change, expected", KEYS.values(), ids=KEYS)
+def test_a_stage_is_run_again_if_and_only_if_it_would_be_another(method, change, expected):
+  before, task = keys_of(authors_config(method))
+  config = authors_config(method)
+  config.update(change)
+  after, changed = keys_of(config)
+  assert {name for name in before if before[name] != after[name]} - {"mask"} == expected
+  # Evaluations go by all texts.
+  assert (task.evaluation_inputs == changed.evaluation_inputs) == (
+      not {"test_split", "forget_size"} & set(change.get("text", ())))
+
+
+def test_cut_texts_are_counted():
+  config = authors_config("npo")
+  assert language.Language(config).provenance["cut"] == {}
+  whole = [len(ids) for ids in language.Language(config)._encoded["retain"].ids]
+  config.text.update(on_long="truncate", max_length=int(np.median(whole)))
+  task = language.Language(config)
+  assert task.provenance["cut"]["retain"] == sum(length > np.median(whole) for length in whole)
+  assert max(len(ids) for ids in task._encoded["retain"].ids) == int(np.median(whole))
+
+
+def run_stage(tmp_path, name, kind, **mesh):
+  """-> (task, variables it started from, outcome, metrics) of two steps of an experiment's own stage."""
+  config = authors_config(name)
+  config.language.rematerialization = "full"
   config.pairing = kind
   config.mesh.update(mesh)
   config_lib.validate(config)

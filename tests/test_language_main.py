@@ -171,6 +171,26 @@ def test_every_method_runs(finished, small, tmp_path, name):
 
 
 @pytest.mark.slow
+def test_devices_that_share_weights(finished, tmp_path):
+  """From the texts to the evaluation, on four devices; of the rest of the file on one."""
+  arguments = [
+      *SMALL, f"--workdir={tmp_path}", "--config.pairing=pmap", "--config.mesh.weights=2",
+      "--config.language.rematerialization=full",
+  ]
+  assert main.run(arguments) == 0
+  summary, wanted = summary_of(tmp_path), summary_of(finished)
+  assert summary["provenance"]["devices"] == 4
+  for name, result in wanted["results"].items():
+    for split in ("retain", "forget", "test"):
+      for value in ("loss", "probability", "entropy"):
+        np.testing.assert_allclose(
+            summary["results"][name][split][value], result[split][value], rtol=1e-3)
+  for name in ("original", "unlearned"):
+    for key, value in adapter_of(finished, name).items():
+      np.testing.assert_allclose(adapter_of(tmp_path, name)[key], value, atol=2e-3)
+
+
+@pytest.mark.slow
 def test_it_ends_the_same_if_it_is_killed(finished, small, launch, tmp_path):
   """Dropout and the order of texts included."""
   eager = ["--config.method.epochs=12", "--config.checkpoint_seconds=0", *BRIEF]
