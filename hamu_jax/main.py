@@ -33,7 +33,7 @@ def _first_unknown_field(arguments: Sequence[str]) -> UserError | None:
   return None
 
 
-def _parse(arguments: Sequence[str]) -> flags.FlagValues:
+def parse(arguments: Sequence[str]) -> flags.FlagValues:
   """`absl`'s parser, with every complaint as a `UserError`."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
@@ -61,7 +61,7 @@ def _parse(arguments: Sequence[str]) -> flags.FlagValues:
 
 
 def _run(arguments: Sequence[str]) -> None:
-  values = _parse(arguments)
+  values = parse(arguments)
   config_lib.validate(values.config)
   hosts.initialize(values.config.distributed)
   path = config_flags.get_config_filename(values["config"]).split(":")[0]

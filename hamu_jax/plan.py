@@ -280,7 +280,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
   if options.topology is None:
     raise UserError("--topology is missing; for example --topology=v5e:2x4")
   in_range("--example-tokens", options.example_tokens, 4)
-  return options, main._parse([arguments[0], *rest]).config
+  return options, main.parse([arguments[0], *rest]).config
 
 
 def _sizes(config) -> tuple[str, llama_config.LlamaConfig]:

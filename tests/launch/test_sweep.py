@@ -340,12 +340,3 @@ def test_tasks_of_a_job_array_share_stages(options, sbatch, tmp_path):
   assert {stage: len(members) for stage, members in trained(tmp_path / "run").items()} == {
       (stage, seed): 1 for stage in ("pretrain", "retrain") for seed in (41, 42)
   }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["llm_semantic_similarity", "llm_additional_baselines"])
-def test_language_sweeps_run_on_the_tiny_model(name, tmp_path, monkeypatch):
-  monkeypatch.chdir(ROOT)
-  pattern = "^hamu-q.*seed=41" if "semantic" in name else "^(npo|rmu|wga_kl),seed=41"
-  assert run(f"--config=configs/sweeps/{name}.py:smoke", f"--workdir={tmp_path}", f"--filter={pattern}") == 0
-  assert len(list(tmp_path.glob("*/summary.json"))) == 3
