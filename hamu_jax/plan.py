@@ -51,7 +51,7 @@ class Chip(NamedTuple):
 
 
 # Memory, and the bandwidth of a chip's links over their number: docs.cloud.google.com/tpu/docs/v5e and the
-# pages beside it; for the links of v4, arXiv 2304.01433. Clocks: the peak rate there over the operations that
+# pages beside it; the rate of v4 is an estimate. Clocks: the peak rate there over the operations that
 # the compiler reckons with in a cycle, 2^18 a chip, but 2^17 of v5e and 2^19 of v6e.
 CHIPS = {
     "v4": Chip(32 * 2**30, 1.05e9, 1e11),
