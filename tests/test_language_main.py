@@ -38,7 +38,7 @@ SMALL = [
 BRIEF = ["--config.evaluate.generate=False", "--config.retrain=False"]
 METHODS = (
     "ft", "ga", "gdiff", "kl", "scrub", "gru", "pcgrad", "hamu-u", "npo", "simnpo", "dpo", "idk", "rmu",
-    "undial", "wga", "npo_kl", "scrub_distill", "random_label", "retrain",
+    "undial", "wga", "npo_kl",
 )
 
 
