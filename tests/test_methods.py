@@ -61,11 +61,22 @@ def test_the_l1_weight_falls_linearly_to_the_epochs_without_it():
   np.testing.assert_allclose(weights, [0.4, 0.3, 0.2, 0.1, 0.0], atol=1e-7)
 
 
-def test_the_table_holds_the_methods_of_both_papers():
+def test_the_table_holds_the_methods_of_both_papers_and_those_of_language_models():
+  of_language = {"npo", "simnpo", "dpo", "idk", "undial", "wga"}
+  of_language |= {f"{name}_kl" for name in of_language} | {"rmu"}
   assert set(methods.METHODS) == {
       "ft", "ga", "gdiff", "kl", "scrub", "gru", "pcgrad", "hamu-q", "hamu-u",
       "retrain", "ft_l1", "random_label", "salun", "neggrad", "scrub_distill", "sharp_minmax",
+      *of_language,
   }
+  assert {name for name, row in methods.METHODS.items() if row.for_language} == of_language
+
+
+def test_terms_of_a_role_are_averaged_over_the_same():
+  for name, method in methods.METHODS.items():
+    for substep in method.substeps:
+      for terms in filter(None, substep.terms):
+        assert len({objectives.TERMS[term].over for term in terms}) == 1, name
 
 
 @pytest.mark.parametrize(
