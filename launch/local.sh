@@ -11,8 +11,10 @@ coordinator=localhost:${PORT:-12355}
 
 run() {
   if [[ -n ${DRY_RUN:-} ]]; then
-    printf '%q ' python -m hamu_jax.main "$@"
-    echo
+    # In one piece, because several do this at once.
+    local command
+    command=$(printf '%q ' python -m hamu_jax.main "$@")
+    echo "$command"
   else
     exec python -m hamu_jax.main "$@"
   fi
