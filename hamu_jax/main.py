@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from absl import flags, logging
 from ml_collections import config_flags
 
+from hamu_jax import command_line, experiment, hosts, preemption
 from hamu_jax import config as config_lib
-from hamu_jax import experiment, hosts, preemption
 from hamu_jax.errors import UserError
 
-_BAD_INPUT = 2
 _TERMINATED = 128 + 15
 
 
@@ -87,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
     _run(arguments)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    return _BAD_INPUT
+    return command_line.BAD_INPUT
   except preemption.Preempted:
     print("interrupted: progress is saved; run the same command to go on", file=sys.stderr)
     sys.stdout.flush()

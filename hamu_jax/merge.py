@@ -15,17 +15,14 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import jax.numpy as jnp
-from absl import logging
 
+from hamu_jax import command_line
 from hamu_jax.checks import choice
 from hamu_jax.errors import UserError
 from hamu_jax.language_fields import DTYPES
 from hamu_jax.models import llama, llama_weights, lora, lora_weights, pretrained
-
-_BAD_INPUT = 2
 
 
 def merge(
@@ -74,17 +71,8 @@ def _named_base(adapter: pathlib.Path) -> str:
   return base
 
 
-class _Parser(argparse.ArgumentParser):
-  """One whose complaints are `UserError`s."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(message)
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-  parser = _Parser(
-      prog="python -m hamu_jax.merge", description=__doc__, allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = command_line.Parser(prog="python -m hamu_jax.merge", description=__doc__)
   parser.add_argument("--adapter", required=True, help="folder of the adapter, in PEFT's format")
   parser.add_argument("--out", required=True, help="folder to write")
   parser.add_argument("--base", default="", help="the base model, if not the one the adapter names")
@@ -101,15 +89,13 @@ def run(arguments: Sequence[str]) -> int:
   Returns:
     The exit status: 0, or 2 for bad input.
   """
-  logging.set_verbosity(logging.WARNING)
-  try:
+
+  def program():
     options = _parse(arguments[1:])
     merge(options.adapter, options.out, base=options.base, dtype=options.dtype)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return _BAD_INPUT
-  print(f"the merged model is in {options.out}")
-  return 0
+    print(f"the merged model is in {options.out}")
+
+  return command_line.run(program)
 
 
 if __name__ == "__main__":

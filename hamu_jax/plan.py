@@ -24,16 +24,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-from absl import logging
 
+from hamu_jax import command_line, hlo, language_plan, main
 from hamu_jax import config as config_lib
-from hamu_jax import hlo, language_plan, main
 from hamu_jax.checks import choice, in_range
 from hamu_jax.errors import UserError
 from hamu_jax.models import llama_config
 
 _DOES_NOT_FIT = 1
-_BAD_INPUT = 2
 
 
 class Chip(NamedTuple):
@@ -262,16 +260,9 @@ def _size(count):
   return f"{count / unit:.3g} {name}"
 
 
-class _Parser(argparse.ArgumentParser):
-  """One whose complaints are `UserError`s."""
-
-  def error(self, message):
-    raise UserError(message)
-
-
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
   """-> this program's own options, the configuration."""
-  parser = _Parser(add_help=False, allow_abbrev=False)
+  parser = command_line.Parser(add_help=False)
   parser.add_argument("--topology")
   parser.add_argument("--example-tokens", type=int, default=100)
   parser.add_argument("--compare", action="store_true")
@@ -384,12 +375,15 @@ def run(arguments: Sequence[str]) -> int:
   if {"--help", "-h"} & set(arguments):
     print(__doc__)
     return 0
-  logging.set_verbosity(logging.WARNING)
-  try:
-    return _run(arguments)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return _DOES_NOT_FIT if isinstance(error, DoesNotFit) else _BAD_INPUT
+
+  def program():
+    try:
+      return _run(arguments)
+    except DoesNotFit as error:
+      print(f"error: {error}", file=sys.stderr)
+      return _DOES_NOT_FIT
+
+  return command_line.run(program)
 
 
 if __name__ == "__main__":

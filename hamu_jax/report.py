@@ -23,15 +23,12 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from absl import logging
-
+from hamu_jax import command_line
 from hamu_jax.analysis import gather, report_plots
 from hamu_jax.errors import UserError
 from hamu_jax.rundir import write_bytes
-
-_BAD_INPUT = 2
 
 
 class Number(NamedTuple):
@@ -414,17 +411,8 @@ def _image(folder: pathlib.Path, picture: report_plots.Picture) -> str:
 # Command line
 
 
-class _Parser(argparse.ArgumentParser):
-  """One whose complaints are `UserError`s."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(message)
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-  parser = _Parser(
-      prog="python -m hamu_jax.report", description=__doc__, allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = command_line.Parser(prog="python -m hamu_jax.report", description=__doc__)
   parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories, or folders of them")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write to")
   parser.add_argument(
@@ -473,13 +461,7 @@ def run(arguments: Sequence[str]) -> int:
   Returns:
     The exit status: 0, or 2 for bad input.
   """
-  logging.set_verbosity(logging.WARNING)
-  try:
-    _report(_parse(arguments[1:]))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return _BAD_INPUT
-  return 0
+  return command_line.run(lambda: _report(_parse(arguments[1:])))
 
 
 if __name__ == "__main__":

@@ -25,27 +25,26 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from hamu_jax import preemption
+from hamu_jax import command_line, preemption
 from hamu_jax.checks import choice, in_range
 from hamu_jax.errors import UserError
 from launch import expand, local, slurm
 
 ENGINES = ("local", "slurm", "print")
-_BAD_INPUT = 2
 _FAILED = 1
 _TERMINATED = 128 + 15
 
 
-class _Parser(argparse.ArgumentParser):
-  """Complains with a UserError."""
+class _Parser(command_line.Parser):
+  """Says where more is to be read."""
 
   def error(self, message):
-    raise UserError(f"{message}; see python -m launch.sweep --help")
+    super().error(f"{message}; see python -m launch.sweep --help")
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   """The options, and the overrides of all members."""
-  parser = _Parser(prog="launch.sweep", allow_abbrev=False, add_help=False)
+  parser = _Parser(prog="launch.sweep", add_help=False)
   parser.add_argument("--config", required=True)
   parser.add_argument("--workdir")
   parser.add_argument("--jobs", type=int)
@@ -133,7 +132,7 @@ def run(arguments: Sequence[str]) -> int:
     return _sweep(arguments[1:])
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    return _BAD_INPUT
+    return command_line.BAD_INPUT
   except preemption.Preempted:
     print("interrupted: progress is saved; run the same command to go on", file=sys.stderr)
     return _TERMINATED

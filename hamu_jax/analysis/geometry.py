@@ -24,17 +24,16 @@ import pathlib
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import logging
 from jax import lax
 
+from hamu_jax import command_line, models, progress, rundir, vision
 from hamu_jax import config as config_lib
-from hamu_jax import models, progress, rundir, vision
 from hamu_jax.analysis import geometry_plots
 from hamu_jax.data.failures import first_line
 from hamu_jax.errors import UserError
@@ -43,7 +42,6 @@ from hamu_jax.paired import Paired
 from sam_jax import entanglement, landscape
 
 Tree = Any
-_BAD_INPUT = 2
 _MODELS = ("original", "retrained", "unlearned")
 _PACKAGES = {"ot": "POT", "umap": "umap-learn"}
 _KNN = 10
@@ -354,17 +352,8 @@ def _whole(least: int, *, odd: bool = False) -> Callable[[str], int]:
   return parse
 
 
-class _Parser(argparse.ArgumentParser):
-  """One whose complaints are `UserError`s."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(message)
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-  parser = _Parser(
-      prog="python -m hamu_jax.analysis.geometry", description=__doc__, allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = command_line.Parser(prog="python -m hamu_jax.analysis.geometry", description=__doc__)
   model = f"{', '.join(_MODELS)}, or a safetensors file"
   parser.add_argument("--run", type=pathlib.Path, required=True, help="run directory")
   parser.add_argument("--before", default="original", help=f"first model: {model}")
@@ -457,13 +446,7 @@ def run(arguments: Sequence[str]) -> int:
   Returns:
     The exit status: 0, or 2 for bad input.
   """
-  logging.set_verbosity(logging.WARNING)
-  try:
-    _analyse(_parse(arguments[1:]))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return _BAD_INPUT
-  return 0
+  return command_line.run(lambda: _analyse(_parse(arguments[1:])))
 
 
 if __name__ == "__main__":
