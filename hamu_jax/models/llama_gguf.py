@@ -44,22 +44,16 @@ class GGUFFile:
 
   Args:
     path: the file, which is mapped into memory.
+    reader: of the file, as of `open_reader`, which is slow; None opens it.
 
   Raises:
-    UserError: no such file, no GGUF file, another architecture than Llama, or the `gguf` package is
-      missing.
+    UserError: see `open_reader`, or another architecture than Llama.
   """
 
-  def __init__(self, path: str | os.PathLike):
-    gguf = _import_gguf()
+  def __init__(self, path: str | os.PathLike, reader: Any = None):
+    reader = reader or open_reader(path)
     self.path = pathlib.Path(path)
-    if not self.path.is_file():
-      raise UserError(f"{path}: no such file; give a GGUF file of a Llama")
-    try:
-      reader = gguf.GGUFReader(self.path)
-    except (ValueError, IndexError) as error:
-      raise UserError(f"{path}: not a GGUF file ({error})") from None
-    self._dequantize = gguf.quants.dequantize
+    self._dequantize = _import_gguf().quants.dequantize
     self._tensors = {_hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
     # GGUF counts axes from the fastest, NumPy from the slowest.
     self.shapes = {
@@ -81,6 +75,21 @@ class GGUFFile:
     if projection in heads:
       value = _unpermute(value, heads[projection])
     return value[index]
+
+
+def open_reader(path: str | os.PathLike) -> Any:
+  """Reads the metadata of a GGUF file, which takes seconds: the `gguf.GGUFReader`.
+
+  Raises:
+    UserError: no such file, no GGUF file, or the `gguf` package is missing.
+  """
+  gguf = _import_gguf()
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"{path}: no such file; give a GGUF file of a Llama")
+  try:
+    return gguf.GGUFReader(pathlib.Path(path))
+  except (ValueError, IndexError) as error:
+    raise UserError(f"{path}: not a GGUF file ({error})") from None
 
 
 def load_file(file: GGUFFile, like: Tree) -> Tree:

@@ -58,9 +58,11 @@ def open_model(path: str, *, preset: str, seed: int) -> Pretrained:
   if not path:
     return _random(preset, seed)
   if path == SMOLLM2 or path.endswith(_GGUF):
-    file = llama_gguf.GGUFFile(llama_gguf.smollm2_path() if path == SMOLLM2 else path)
+    where = llama_gguf.smollm2_path() if path == SMOLLM2 else path
+    reader = llama_gguf.open_reader(where)
+    file = llama_gguf.GGUFFile(where, reader)
     return Pretrained(
-        file.config, tokenizer.from_gguf(file.path), lambda like: llama_gguf.load_file(file, like),
+        file.config, tokenizer.from_gguf(file.path, reader), lambda like: llama_gguf.load_file(file, like),
         _fingerprint([file.path]), path)
   folder = hub.local_folder(path)
   config = llama_config.read_config(folder)

@@ -11,9 +11,11 @@ import logging
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from hamu_jax.data.failures import first_line
 from hamu_jax.errors import UserError
+from hamu_jax.models import llama_gguf
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -184,20 +186,21 @@ def from_folder(path: str | os.PathLike) -> Tokenizer:
   return Tokenizer(fast, _eos_of_model(folder), str(folder))
 
 
-def from_gguf(path: str | os.PathLike) -> Tokenizer:
+def from_gguf(path: str | os.PathLike, reader: Any = None) -> Tokenizer:
   """Builds the tokenizer that the metadata of a GGUF file describe.
 
   Byte-level tokenizers (SmolLM2, Llama 3, GPT-2) and SentencePiece ones (Llama 2, TinyLlama).
 
   Args:
     path: the file.
+    reader: of the file, as of `llama_gguf.open_reader`, which is slow; None opens it.
 
   Raises:
     UserError: no GGUF file, a tokenizer of another kind, or the `gguf` package is missing.
 
   Source: `convert_hf_to_gguf.py` and `llama-vocab.cpp` of llama.cpp for the names.
   """
-  fields = _gguf_fields(path)
+  fields = _gguf_fields(reader or llama_gguf.open_reader(path))
 
   def need(name):
     if name not in fields:
@@ -371,18 +374,8 @@ def _add_special(backend, tokens, types) -> None:
   backend.add_tokens(of(_USER_DEFINED))
 
 
-def _gguf_fields(path) -> dict:
+def _gguf_fields(reader) -> dict:
   """Values of a GGUF file's `tokenizer.ggml.*` and `tokenizer.chat_template`, by last name."""
-  try:
-    import gguf
-  except ImportError:
-    raise UserError("GGUF files need the gguf package; run `pip install gguf`") from None
-  if not pathlib.Path(path).is_file():
-    raise UserError(f"{path}: no such file; give a GGUF file")
-  try:
-    reader = gguf.GGUFReader(path)
-  except (ValueError, IndexError) as error:
-    raise UserError(f"{path}: not a GGUF file ({error})") from None
   prefixes = ("tokenizer.ggml.", "tokenizer.chat_template")
   return {
       name.rpartition(".")[-1]: field.contents()

@@ -118,7 +118,8 @@ def test_a_gguf_file(tmp_path, monkeypatch):
   class File:
     path = tmp_path / "tiny.gguf"
 
-    def __init__(self, path):
+    def __init__(self, path, reader):
+      assert reader == "reader"
       assert path == str(self.path) or path == self.path
       self.config = config
 
@@ -127,7 +128,10 @@ def test_a_gguf_file(tmp_path, monkeypatch):
   monkeypatch.setattr(llama_gguf, "smollm2_path", lambda: File.path)
   monkeypatch.setattr(llama_gguf, "load_file", lambda file, like: (file.config, like))
   words = tokenizer.byte_tokenizer()
-  monkeypatch.setattr(tokenizer, "from_gguf", lambda path: words if path == File.path else None)
+  monkeypatch.setattr(llama_gguf, "open_reader", lambda path: "reader")
+  monkeypatch.setattr(
+      tokenizer, "from_gguf",
+      lambda path, reader: words if (path, reader) == (File.path, "reader") else None)
   model, packaged = open_model(File.path), open_model("smollm2")
   assert model.config is packaged.config is config and model.tokenizer is words
   assert model.load("shapes") == (config, "shapes")
