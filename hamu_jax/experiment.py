@@ -125,15 +125,11 @@ class Experiment:
           f"config.pairing={self._config.pairing!r}, config.devices={self._config.devices}: several "
           "processes work together only with pairing 'pmap' on all their devices; set devices to 0"
       )
-    if self._config.pairing != "pmap":
-      return tuple(devices[:1])
-    wanted = self._config.devices or len(devices)
-    if wanted > len(devices):
-      raise UserError(f"config.devices={wanted}: there are {len(devices)}; lower it, or 0 for all")
-    pairing_lib.make_mesh(
-        devices[:wanted], self._method.device_groups, self._config.mesh.weights
-    )
-    return tuple(devices[:wanted])
+    chosen = pairing_lib.choose_devices(devices, self._config.pairing, self._config.devices)
+    if self._config.pairing == "pmap":
+      # Whether they can be shared out is known before anything is loaded.
+      pairing_lib.make_mesh(chosen, self._method.device_groups, self._config.mesh.weights)
+    return chosen
 
   def _make_plan(self) -> stage_plan.Plan:
     return stage_plan.make_plan(

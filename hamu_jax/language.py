@@ -189,6 +189,10 @@ class Adapted:
     return methods.METHODS[self._config.method.name]
 
   @property
+  def _needs_alternatives(self) -> bool:
+    return any(TERMS[name].needs_alternative for name in self._method.used_terms)
+
+  @property
   def _hidden_layer(self) -> int | None:
     """The layer whose states the method reads, None if it reads none."""
     needed = any(TERMS[name].needs_hidden for name in self._method.used_terms)
@@ -336,10 +340,6 @@ class Language(Adapted):
         for name in ("new_tokens", "tofu_variant", "watermark_tokenizer", "watermark_key")
     }
     return {"suite": (depends_on, lambda variables: self._suite(evaluator, variables))}
-
-  @property
-  def _needs_alternatives(self) -> bool:
-    return any(TERMS[name].needs_alternative for name in self._method.used_terms)
 
   @property
   def _refusals(self) -> tuple[str, ...]:

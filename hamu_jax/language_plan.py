@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from hamu_jax import language, methods, objectives, optimizers, stage_plan
+from hamu_jax import language, loop, methods, objectives, stage_plan
 from hamu_jax import pairing as pairing_lib
 from hamu_jax import step as step_lib
 from hamu_jax.data import encoding, packing
-from hamu_jax.errors import UserError
 from hamu_jax.models.llama_config import LlamaConfig
 from hamu_jax.packed import Packed
 from hamu_jax.paired import Paired
@@ -59,7 +58,7 @@ class Texts(language.Adapted):
     tokens = np.tile(spread.round().astype(int).clip(2, self._config.text.max_length), 2)
     prompts = (tokens * PROMPT).astype(int).clip(1)
     alternatives = None
-    if any(objectives.TERMS[name].needs_alternative for name in self._method.used_terms):
+    if self._needs_alternatives:
       alternatives = _encoded(prompts + _REFUSAL, prompts)
     forget = np.arange(len(tokens)) >= len(rows.retain)
     return Packed(
@@ -101,17 +100,13 @@ class Outline:
     config.model.weights = ""
     self._config = config
     self._task = Texts(config, sizes, example_tokens)
-    self.devices = _choose(config, devices)
+    self.devices = pairing_lib.choose_devices(devices, config.pairing, config.devices)
     plan = stage_plan.make_plan(
         config, self._task, self._task.problem.rows, devices=len(self.devices)
     )
     self.stage = plan.stages[plan.final]
-    self._mesh, self._together = None, ()
-    if config.pairing == "pmap":
-      self._mesh = pairing_lib.make_mesh(
-          self.devices, self.stage.method.device_groups, config.mesh.weights
-      )
-      self._together = pairing_lib.SHARE_AXES if config.mesh.weights > 1 else ()
+    self._mesh = loop.stage_mesh(self.stage, config.pairing, self.devices, config.mesh.weights)
+    self._together = loop.shared_axes(self._mesh)
     self._source = self._task.source()
     self._source.prepare(self.stage.plan, self.stage.total_steps)
     self.shape = self._source.shape(self.stage.plan)
@@ -155,16 +150,10 @@ class Outline:
 
   @functools.cached_property
   def _program(self) -> step_lib.StepProgram:
-    stage = self.stage
-    sharpness = stage.sam and step_lib.Sharpness(stage.sam.adaptive, stage.sam.mode, stage.sam.scope)
-    return step_lib.make_step(
-        stage.method, stage.options, forward=self._task.forward(self._config.pairing),
-        fetch=language.fetch, pairing=self._config.pairing, train=stage.training_mode,
-        microbatch=stage.microbatch, together=self._together,
-        schedule=optimizers.schedule_shape(
-            stage.options.optimizer, stage.plan.position, stage.total_steps
-        ),
-        sharpness=sharpness, mask_scope=stage.mask_scope,
+    pairing = self._config.pairing
+    return loop.stage_program(
+        self.stage, forward=self._task.forward(pairing), fetch=language.fetch, pairing=pairing,
+        together=self._together,
     )
 
   def _lower(self, step) -> jax.stages.Lowered:
@@ -217,13 +206,3 @@ class Outline:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
     )
-
-
-def _choose(config, devices) -> tuple[Any, ...]:
-  """As an experiment does: all or as many as asked for with `pmap`, else one."""
-  if config.pairing != "pmap":
-    return tuple(devices[:1])
-  wanted = config.devices or len(devices)
-  if wanted > len(devices):
-    raise UserError(f"config.devices={wanted}: there are {len(devices)}; lower it, or 0 for all")
-  return tuple(devices[:wanted])

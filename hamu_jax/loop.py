@@ -110,6 +110,41 @@ class _Position:
     return {name: getattr(self, name) for name in ("best_score", "evaluated", "evaluation", "seconds")}
 
 
+def stage_mesh(stage: Stage, pairing: str, devices, weights: int) -> jax.sharding.Mesh | None:
+  """The devices of a stage's steps as `pairing.make_mesh` arranges them; None if they run on one."""
+  if pairing != "pmap" or stage.members:
+    return None
+  return pairing_lib.make_mesh(devices, stage.method.device_groups, weights)
+
+
+def shared_axes(mesh: jax.sharding.Mesh | None) -> tuple[str, ...]:
+  """The axes over which devices exchange frozen weights; none where each has its own."""
+  if mesh is None or mesh.shape[pairing_lib.WEIGHTS_AXIS] == 1:
+    return ()
+  return pairing_lib.SHARE_AXES
+
+
+def stage_program(
+    stage: Stage, *, forward, fetch, pairing: str, together: tuple[str, ...]
+) -> step_lib.StepProgram:
+  """The step of a stage; arguments as of `step.make_step`."""
+  return step_lib.make_step(
+      stage.method,
+      stage.options,
+      forward=forward,
+      fetch=fetch,
+      pairing=pairing,
+      train=stage.training_mode,
+      microbatch=stage.microbatch,
+      together=together,
+      schedule=optimizers.schedule_shape(
+          stage.options.optimizer, stage.plan.position, stage.total_steps
+      ),
+      sharpness=stage.sam and step_lib.Sharpness(stage.sam.adaptive, stage.sam.mode, stage.sam.scope),
+      mask_scope=stage.mask_scope,
+  )
+
+
 @dataclasses.dataclass
 class Loop:
   """What the stages of one experiment share; `run` runs one of them.
@@ -153,24 +188,10 @@ class Loop:
         *(section and section.to_json(sort_keys=True) for section in (stage.options, stage.sam)),
     )
     if key not in self._programs:
-      mesh, together = None, ()
-      if self.pairing == "pmap" and not stage.members:
-        mesh = pairing_lib.make_mesh(self.devices, stage.method.device_groups, self.weights)
-        together = pairing_lib.SHARE_AXES if self.weights > 1 else ()
-      program = step_lib.make_step(
-          stage.method,
-          stage.options,
-          forward=self.forward,
-          fetch=self.fetch(stage.options.augment),
-          pairing=self.pairing,
-          train=stage.training_mode,
-          microbatch=stage.microbatch,
-          together=together,
-          schedule=optimizers.schedule_shape(optimizer, stage.plan.position, stage.total_steps),
-          sharpness=stage.sam and step_lib.Sharpness(
-              stage.sam.adaptive, stage.sam.mode, stage.sam.scope
-          ),
-          mask_scope=stage.mask_scope,
+      mesh = stage_mesh(stage, self.pairing, self.devices, self.weights)
+      program = stage_program(
+          stage, forward=self.forward, fetch=self.fetch(stage.options.augment), pairing=self.pairing,
+          together=shared_axes(mesh),
       )
       chunk = step_lib.compile_target(
           step_lib.make_chunk(program.step), mesh, stage.method.roles,

@@ -47,6 +47,20 @@ class RoleMeans(NamedTuple):
   batch_stats: Tree
 
 
+def choose_devices(devices, pairing: str, wanted: int) -> tuple[Any, ...]:
+  """The devices that work on a step: all for `pmap`, or as many as asked for; one for other pairings.
+
+  Raises:
+    UserError: there are not so many.
+  """
+  if pairing != "pmap":
+    return tuple(devices[:1])
+  wanted = wanted or len(devices)
+  if wanted > len(devices):
+    raise UserError(f"config.devices={wanted}: there are {len(devices)}; lower it, or 0 for all")
+  return tuple(devices[:wanted])
+
+
 def make_mesh(devices, roles: int, weights: int = 1) -> jax.sharding.Mesh:
   """Arranges devices as ("role", "data", "weights"): an equal share for each of 1 or 2 roles.
 
