@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any, NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([
@@ -16,7 +17,11 @@ os.environ["XLA_FLAGS"] = " ".join([
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from hamu_jax.models import llama, llama_config, llama_weights, lora, lora_weights
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -40,6 +45,48 @@ def _strict_ranks():
   """Implicit rank promotion hides shape errors, so in tests it is one."""
   with jax.numpy_rank_promotion("raise"):
     yield
+
+
+class GoldenLlama(NamedTuple):
+  """A tiny Llama of `golden/llama`, its adapter, and what transformers and PEFT compute with them."""
+
+  folder: Any
+  config: llama_config.LlamaConfig
+  model: llama.Llama
+  params: Any
+  lora: lora.LoraConfig
+  adapter: Any
+  expected: dict
+
+  @property
+  def tokens(self):
+    return jnp.asarray(self.expected["input_ids"])
+
+  @property
+  def mask(self):
+    return jnp.asarray(self.expected["attention_mask"])
+
+  @property
+  def variables(self):
+    return {"params": self.params, "lora": self.adapter}
+
+
+@pytest.fixture(scope="session")
+def read_llama():
+  """-> function: the golden model of a shape."""
+
+  def read(shape, root):
+    folder = root / "llama" / shape
+    config = llama_config.read_config(folder)
+    model = llama.Llama(config)
+    like = llama.abstract_params(model)
+    params = llama_weights.load_folder(folder, like, config)
+    spec, adapter = lora_weights.load_adapter(folder / "adapter", like)
+    with np.load(folder / "expected.npz") as arrays:
+      expected = dict(arrays)
+    return GoldenLlama(folder, config, model, params, spec, adapter, expected)
+
+  return read
 
 
 # The whole experiment in seconds: a multilayer perceptron on the digits.

@@ -28,7 +28,7 @@ from hamu_jax import step as step_lib
 from hamu_jax.data import packing
 from hamu_jax.data.encoding import Encoded
 from hamu_jax.language_config import language_config
-from hamu_jax.models import llama, llama_config, llama_weights, lora, lora_weights
+from hamu_jax.models import llama, llama_config, lora
 from hamu_jax.paired import Paired
 from hamu_jax.train_state import create_state
 
@@ -217,14 +217,9 @@ def test_the_original_model_never_drops_out(problem):
 
 @pytest.mark.parametrize("row_length, piece", [(24, 1), (40, 2), (56, 0)])
 @pytest.mark.parametrize("shape", ["gqa_tied", "llama2_like", "llama3_scaled"])
-def test_losses_and_gradients_are_pefts(golden, shape, row_length, piece):
-  folder = golden / "llama" / shape
-  config = llama_config.read_config(folder)
-  model = llama.Llama(config)
-  like = llama.abstract_params(model)
-  spec, adapter = lora_weights.load_adapter(folder / "adapter", like)
-  with np.load(folder / "expected.npz") as arrays:
-    expected = dict(arrays)
+def test_losses_and_gradients_are_pefts(golden, read_llama, shape, row_length, piece):
+  case = read_llama(shape, golden)
+  expected = case.expected
   lengths = expected["attention_mask"].sum(1)
   ids = tuple(row[:length] for row, length in zip(expected["input_ids"], lengths, strict=True))
   start = np.argmax(expected["labels"] >= 0, axis=1)
@@ -232,13 +227,14 @@ def test_losses_and_gradients_are_pefts(golden, shape, row_length, piece):
   batch = np.array([2, 0, 1], np.int32)
   window = packer.pack(batch, packer.shape([batch], row_length, 1))
   role = objectives.role_gradient(
-      language.make_forward(model, spec), language.fetch, ("ce",), train=True, microbatch=piece)
+      language.make_forward(case.model, case.lora), language.fetch, ("ce",), train=True,
+      microbatch=piece)
   key = jax.random.key(0)
   inputs = objectives.Inputs(
-      {"base": llama_weights.load_folder(folder, like, config)}, {},
+      {"base": case.params}, {},
       jax.tree.map(jnp.asarray, window), key, key, {})
   sums = jax.jit(role)(
-      {"params": lora.unstack(adapter), "batch_stats": {}}, inputs,
+      {"params": lora.unstack(case.adapter), "batch_stats": {}}, inputs,
       jnp.arange(len(window.token)), {"ce": jnp.asarray(1.0)})
   np.testing.assert_allclose(
       sums.values["ce"].total / sums.count, expected["lora_loss"], rtol=0, atol=2e-4)

@@ -15,7 +15,7 @@ from hamu_jax.data.encoding import Encoded
 from hamu_jax.data.text import TextSplit
 from hamu_jax.errors import UserError
 from hamu_jax.metrics import tofu
-from hamu_jax.models import llama, llama_config, llama_weights, lora, lora_weights, sharding
+from hamu_jax.models import llama, llama_config, lora, sharding
 
 _CONFIG = llama_config.LlamaConfig(
     vocab_size=67, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
@@ -203,24 +203,18 @@ def test_one_compilation_a_width(problem):
 
 
 @pytest.mark.parametrize("shape", ["gqa_tied", "llama2_like"])
-def test_losses_as_transformers_and_peft_compute_them(golden, shape):
-  folder = golden / "llama" / shape
-  config = llama_config.read_config(folder)
-  model = llama.Llama(config)
-  like = llama.abstract_params(model)
-  params = llama_weights.load_folder(folder, like, config)
-  spec, adapter = lora_weights.load_adapter(folder / "adapter", like)
-  with np.load(folder / "expected.npz") as arrays:
-    stored = dict(arrays)
+def test_losses_as_transformers_and_peft_compute_them(golden, read_llama, shape):
+  case = read_llama(shape, golden)
+  stored = case.expected
   lengths = stored["attention_mask"].sum(axis=1)
   ids = tuple(row[:length] for row, length in zip(stored["input_ids"], lengths, strict=True))
   starts = np.argmax(stored["labels"] >= 0, axis=1)
   texts = TextSplit(("",) * 3, ("a",) * 3, None, None, None)
   evaluator = evaluation.Evaluator(
-      lora.with_lora(model.apply, spec), config, {"params": params},
+      lora.with_lora(case.model.apply, case.lora), case.config, {"params": case.params},
       {"forget": evaluation.Questions(texts, Encoded(ids, starts, 0), np.arange(3))},
       tokenizer=_Tokenizer())
-  for variables, key in (({}, "loss"), ({"lora": adapter}, "lora_loss")):
+  for variables, key in (({}, "loss"), ({"lora": case.adapter}, "lora_loss")):
     values = evaluator.per_example(variables)["forget"]
     # Theirs weighs every token the same.
     loss = np.average(values["loss"], weights=values["tokens"])

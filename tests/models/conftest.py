@@ -1,59 +1,13 @@
-"""The tiny Llamas of `golden/llama`: weights, adapters and what transformers and PEFT compute."""
-
-from typing import Any, NamedTuple
+"""What tests of models share: the tiny Llamas of `golden/llama`."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hamu_jax.models import llama, llama_config, llama_weights, lora, lora_weights
-
 SHAPES = ("gqa_tied", "llama2_like", "llama3_scaled")
 # Every fourth token's logits are stored.
 STORED = 4
-
-
-class Golden(NamedTuple):
-  """A model, its adapter, and the expected numbers."""
-
-  folder: Any
-  config: llama_config.LlamaConfig
-  model: llama.Llama
-  params: Any
-  lora: lora.LoraConfig
-  adapter: Any
-  expected: dict
-
-  @property
-  def tokens(self):
-    return jnp.asarray(self.expected["input_ids"])
-
-  @property
-  def mask(self):
-    return jnp.asarray(self.expected["attention_mask"])
-
-  @property
-  def variables(self):
-    return {"params": self.params, "lora": self.adapter}
-
-
-@pytest.fixture(scope="session")
-def read_llama():
-  """-> function: the golden model of a shape."""
-
-  def read(shape, root):
-    folder = root / "llama" / shape
-    config = llama_config.read_config(folder)
-    model = llama.Llama(config)
-    like = llama.abstract_params(model)
-    params = llama_weights.load_folder(folder, like, config)
-    spec, adapter = lora_weights.load_adapter(folder / "adapter", like)
-    with np.load(folder / "expected.npz") as arrays:
-      expected = dict(arrays)
-    return Golden(folder, config, model, params, spec, adapter, expected)
-
-  return read
 
 
 @pytest.fixture(params=SHAPES)
