@@ -192,6 +192,8 @@ def _method_section() -> ml_collections.ConfigDict:
       "batch_norm": "frozen",
       # Copies of the data joined into one epoch, which then has fewer short batches.
       "repeats": 1,
+      # Of the order of batches and all else that unlearning draws; not set: `config.seed`.
+      "seed": _optional(int),
       "batch_size": 5000,
       # Gradients are accumulated over pieces of so many examples a device; 0 takes what suits it.
       "microbatch": 0,
@@ -253,6 +255,8 @@ def _method_section() -> ml_collections.ConfigDict:
 def default_config() -> ml_collections.ConfigDict:
   """The paper's CIFAR-10 experiment (arXiv 2606.02119): ResNet-20, forget class 0, hamu-q."""
   config = ml_collections.ConfigDict()
+  # Of training, and of what has no seed of its own: `data.seed` draws rows, `method.seed` and
+  # `evaluate.seed` are of unlearning and evaluation where they are set.
   config.seed = 41
   config.pairing = "sequential"
   # Devices used by `pmap`; 0 takes all.
@@ -288,6 +292,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.method = _method_section()
 
   config.evaluate = ml_collections.ConfigDict({
+      # Of the rows that attacks learn from; not set: `config.seed`.
+      "seed": _optional(int),
       "batch_size": 1000,
       # Whether to attack the final models with a support vector machine (membership inference).
       "membership": False,
@@ -332,6 +338,12 @@ def build_model(config: ml_collections.ConfigDict, *, num_classes: int, platform
       name: config[name] for name in ("width", "depth", "heads", "stages") if config[name] is not None
   }
   return models.build_model(config.name, num_classes=num_classes, platform=platform, **options)
+
+
+def seed_of(config: ml_collections.ConfigDict, section: str) -> int:
+  """The seed of the section `method` or `evaluate`: its own, else the experiment's."""
+  own = config[section].seed
+  return config.seed if own is None else own
 
 
 def load_dataset(config: ml_collections.ConfigDict) -> data.Dataset:
@@ -597,6 +609,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
   choice("config.train.shuffle", config.train.shuffle, data.SHUFFLES)
   choice("config.train.select", config.train.select, SELECTIONS)
   in_range("config.seed", config.seed, 0)
+  in_range("config.method.seed", config.method.seed, 0)
+  in_range("config.evaluate.seed", config.evaluate.seed, 0)
   in_range("config.data.seed", config.data.seed, 0)
   in_range("config.devices", config.devices, 0)
   in_range("config.checkpoint_seconds", config.checkpoint_seconds, 0)

@@ -125,16 +125,17 @@ class Evaluator:
       )
     return result
 
-  def membership(self, variables, most: int) -> dict[str, float]:
+  def membership(self, variables, most: int, seed: int) -> dict[str, float]:
     """The shares of the forget set that attacks call non-members, see `metrics.membership.svc_mia`.
 
     Args:
       variables: the model's.
-      most: retain and test rows that the attacks learn from, each; as many of both, drawn by a fixed seed.
+      most: retain and test rows that the attacks learn from, each; as many of both.
+      seed: of their draw.
     """
     known, unknown = self.splits["retain"], self.splits["test"]
     size = min(most, len(known.rows), len(unknown.rows))
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     drawn = [
         split._replace(rows=np.sort(rng.permutation(split.rows)[:size])) for split in (known, unknown)
     ]

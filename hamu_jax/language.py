@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from hamu_jax import config as config_lib
 from hamu_jax import hosts, methods, progress, stages
 from hamu_jax import pairing as pairing_lib
 from hamu_jax.data import encoding, packing, refusals, text
@@ -294,7 +295,7 @@ class Language(Adapted):
     if self._needs_alternatives:
       prompts = texts["retain"].prompts + texts["forget"].prompts
       alternatives = self._encode(
-          prompts, refusals.draw(self._refusals, len(prompts), self._config.seed)
+          prompts, refusals.draw(self._refusals, len(prompts), config_lib.seed_of(self._config, "method"))
       )
     forget = np.zeros(len(examples.ids), bool)
     forget[self.problem.rows.forget] = True

@@ -6,6 +6,7 @@ import ml_collections
 import numpy as np
 
 import hamu_jax
+from hamu_jax import config as config_lib
 from hamu_jax import data as data_lib
 from hamu_jax import evaluation, loop, methods
 from hamu_jax.models import weights
@@ -89,7 +90,7 @@ def make_plan(
   keys["unlearn"] = fingerprint(inputs | {
       "parent": keys["pretrain"],
       "split": [part.tolist() for part in split],
-      "method": config.method.to_dict(),
+      "method": config.method.to_dict() | {"seed": stages[-1].seed},
       "microbatch": stages[-1].microbatch,
       **task.unlearning_inputs,
       "sam": _sam_inputs(stages[-1].sam),
@@ -119,12 +120,12 @@ def _training(config, task, name: str, rows: np.ndarray) -> loop.Stage:
 
 
 def _unlearning(config, task, method: methods.Method, split: Paired) -> loop.Stage:
-  options = config.method
-  plan = _unlearning_batches(method, options, split, config.seed)
+  options, seed = config.method, config_lib.seed_of(config, "method")
+  plan = _unlearning_batches(method, options, split, seed)
   steps = plan.num_steps(options.epochs)
   training_mode = task.in_training_mode(options)
   return loop.Stage(
-      "unlearn", method, options, plan, min(steps, options.max_steps or steps), config.seed,
+      "unlearn", method, options, plan, min(steps, options.max_steps or steps), seed,
       training_mode=training_mode, microbatch=task.microbatch(training_mode),
       sam=_sam(config.sam, config.sam.rho, config.sam.mode),
       mask_scope=config.mask.scope if is_masked(config.mask) else None,

@@ -231,11 +231,14 @@ class Vision:
 
   def extras(self, evaluator: evaluation.Evaluator) -> dict[str, Any]:
     """{kind: (JSON values it depends on, variables -> (values, examples))} of final evaluations."""
-    size = self._config.evaluate.membership_size
+    size, seed = self._config.evaluate.membership_size, config_lib.seed_of(self._config, "evaluate")
     if not self._config.evaluate.membership:
       return {}
     return {
-        "membership": ({"size": size}, lambda variables: (evaluator.membership(variables, size), {}))
+        "membership": (
+            {"size": size, "seed": seed},
+            lambda variables: (evaluator.membership(variables, size, seed), {}),
+        )
     }
 
   def compare(self, results: dict[str, Any], examples: Mapping[str, Any]) -> None:

@@ -1,0 +1,41 @@
+"""An extension of Griffe: what this project's docstrings have that Markdown does not know.
+
+Equations are written as reStructuredText has them (`.. math::` and `:math:`), papers by their arXiv number, and a
+field of a NamedTuple is often explained by the comment behind it.
+"""
+
+import re
+import textwrap
+
+import griffe
+
+_DISPLAYED = re.compile(r"^(?P<indent> *)\.\. math::[ \n]*\n(?P<tex>(?:(?P=indent) +\S.*\n?)+)", re.MULTILINE)
+_INLINE = re.compile(r":math:`([^`]*)`")
+_PAPER = re.compile(r"arXiv\s+(\d{4}\.\d{5})")
+_COMMENT = re.compile(r"^\s*\w+\s*:[^#]*[^#\s][^#]*#\s*(?P<text>\S.*)$")
+
+
+def as_markdown(text: str) -> str:
+  """A docstring with its equations and papers as Markdown has them."""
+
+  def displayed(found):
+    tex = " ".join(textwrap.dedent(found["tex"]).split())
+    return f"\n{found['indent']}$$ {tex} $$\n"
+
+  text = _DISPLAYED.sub(displayed, text)
+  text = _INLINE.sub(lambda found: f"${' '.join(found[1].split())}$", text)
+  return _PAPER.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+class Docstrings(griffe.Extension):
+  """Rewrites the docstrings of all objects, and makes docstrings of fields' comments."""
+
+  def on_object(self, *, obj: griffe.Object, **unused) -> None:
+    """See the class."""
+    del unused
+    if obj.docstring:
+      obj.docstring.value = as_markdown(obj.docstring.value)
+    elif obj.is_attribute and obj.parent and obj.parent.is_class:
+      found = _COMMENT.match(obj.lines[0]) if obj.lines else None
+      if found:
+        obj.docstring = griffe.Docstring(as_markdown(found["text"]), parent=obj)
