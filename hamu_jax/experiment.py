@@ -8,7 +8,7 @@ import functools
 import importlib.metadata
 import pathlib
 import platform
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -76,6 +76,22 @@ def describe_stop(outcome: loop_lib.Outcome, options: ml_collections.ConfigDict)
   return f"a loss, gradient or update was not finite {after}; the last good model is kept"
 
 
+class Start(NamedTuple):
+  """What unlearning starts from.
+
+  Attributes:
+    stage: the unlearning stage.
+    loop: what runs it.
+    original: variables of the model to unlearn from.
+    frozen: what the stage's steps read beside the data and the base.
+  """
+
+  stage: loop_lib.Stage
+  loop: loop_lib.Loop
+  original: Tree
+  frozen: step_lib.Frozen
+
+
 class Experiment:
   """Data, model and cache of one configuration; `run` does the work.
 
@@ -83,10 +99,12 @@ class Experiment:
     config: validated configuration.
     workdir: run directory.
     watch: notices signals.
+    record: whether it takes possession of the run directory and logs there; without, stages are
+      still looked up and left where they would be.
   """
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path,
-               watch: preemption.Watch):
+               watch: preemption.Watch, *, record: bool = True):
     self._workdir, self._watch = workdir, watch
     self._config = config
     self._method = methods.METHODS[config.method.name]
@@ -105,7 +123,7 @@ class Experiment:
     # Opened only now: an experiment that cannot run should not take possession of the workdir.
     self._rundir = rundir_lib.RunDir.open(
         workdir, config.to_dict(), ignore=config_lib.INCIDENTAL, writer=hosts.is_writer()
-    )
+    ) if record else rundir_lib.RunDir(workdir, writer=False)
 
   def _check_ensemble(self) -> None:
     """Raises a UserError unless an ensemble can be trained here and would give scores."""
@@ -314,8 +332,26 @@ class Experiment:
     finally:
       self._rundir.close()
 
-  def _run(self) -> dict[str, Any]:
-    """`run`, inside the open run directory."""
+  def start(self) -> Start:
+    """Runs the stages before unlearning, or takes them from the cache, and stops there.
+
+    The method must not train from scratch.
+
+    Raises:
+      UserError: as `run`.
+      preemption.Preempted: as `run`.
+    """
+    original, _ = self._begin()
+    mask, _ = self._mask(original)
+    return Start(self._plan.stages["unlearn"], self._loop, original, self._frozen(original, mask))
+
+  def _frozen(self, original: Tree, mask: Tree | None) -> step_lib.Frozen:
+    """What unlearning reads beside the data and the base."""
+    needed = methods.needs_reference(self._method, objectives.TERMS)
+    return step_lib.Frozen(original if needed else None, mask)
+
+  def _begin(self) -> tuple[Tree, dict[str, Any]]:
+    """Makes the loop and the evaluator; -> the original model, and the records by stage."""
     records = {}
     if self._problem.estimates_scores:
       estimate = self.estimate_memorization()
@@ -327,6 +363,11 @@ class Experiment:
     self._loop = self._make_loop(self._config.pairing, self._evaluator.summary)
 
     original, records["pretrain"] = self._original()
+    return original, records
+
+  def _run(self) -> dict[str, Any]:
+    """`run`, inside the open run directory."""
+    original, records = self._begin()
     trained, mask = {"original": original}, None
     if self._config.retrain or self._method.from_scratch:
       trained["retrained"], records["retrain"] = self._produce("retrain", self._initial)
@@ -335,9 +376,8 @@ class Experiment:
     else:
       mask, mask_record = self._mask(original)
       records |= {"mask": mask_record} if mask_record else {}
-      reference = original if methods.needs_reference(self._method, objectives.TERMS) else None
       trained["unlearned"], records["unlearn"] = self._produce(
-          "unlearn", lambda: original, step_lib.Frozen(reference, mask)
+          "unlearn", lambda: original, self._frozen(original, mask)
       )
     final = records[self._plan.final]
     results, examples = self._results(trained)
