@@ -1,4 +1,4 @@
-"""Drives one stage: chunks of steps on the device, everything else between them.
+"""Drives a stage of one model, or of several together: chunks of steps on the device, all else between them.
 
 Logging, progress, evaluation, checkpoints and signals are handled here, between device programs; the
 step itself is `step.make_step`.
@@ -6,7 +6,7 @@ step itself is `step.make_step`.
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,10 @@ import numpy as np
 from flax import serialization
 
 from hamu_jax import checkpoints as checkpoints_lib
+from hamu_jax import data as data_lib
 from hamu_jax import hosts, methods, optimizers, preemption
 from hamu_jax import pairing as pairing_lib
+from hamu_jax import rundir as rundir_lib
 from hamu_jax import step as step_lib
 from hamu_jax.source import place
 from hamu_jax.train_state import TrainState, create_state
@@ -33,7 +35,7 @@ class Stage(NamedTuple):
   """One run of the loop.
 
   Attributes:
-    name: `pretrain`, `retrain`, `unlearn`, or `memorization` and the number of its first model.
+    name: `pretrain`, `retrain`, `unlearn`, or `memorization` and the number of its group's first model.
     method: row of the method table.
     options: `config.train`, `config.method` or `config.memorization`.
     plan: which rows each step reads.
@@ -45,8 +47,6 @@ class Stage(NamedTuple):
     best: (summary) -> the score by which the best evaluated model is kept, or None to keep the last.
     sam: `config.sam` with this stage's `rho`, or None for plain gradients.
     mask_scope: see `step.make_step`.
-    members: if there are any, the stage trains as many models at once, each on its own rows; model k by
-      the seed plus k. They are not evaluated.
   """
 
   name: str
@@ -61,7 +61,23 @@ class Stage(NamedTuple):
   best: Callable[[Any], float] | None = None
   sam: ml_collections.ConfigDict | None = None
   mask_scope: str | None = None
-  members: tuple[int, ...] = ()
+
+
+class Member(NamedTuple):
+  """One of the models that a run of the loop trains.
+
+  Attributes:
+    stage: what it goes through; those of members that are trained together have the same step, and
+      differ in their seeds, rows and settings alone.
+    variables: the model to start from.
+    frozen: what its steps read beside the data and the base.
+    rundir: where its metrics are logged; of members that share one, the means are.
+  """
+
+  stage: Stage
+  variables: Tree
+  frozen: step_lib.Frozen
+  rundir: Any
 
 
 class Outcome(NamedTuple):
@@ -73,7 +89,8 @@ class Outcome(NamedTuple):
     stop: why it ended; `Stop.NONE` after its last step.
     evaluation: `Evaluator.summary` of these variables.
     last_metrics: host values of the last step that ran, applied or not ({} if none ran).
-    seconds: wall time, over all the processes that worked on it.
+    seconds: wall time, over all the processes that worked on it; of models that are trained together
+      each has its share.
   """
 
   variables: Tree
@@ -85,34 +102,66 @@ class Outcome(NamedTuple):
 
 
 @dataclasses.dataclass
-class _Position:
-  """Where a stage stands on the host; all but the state is in the checkpoint's JSON part."""
+class _Track:
+  """What the host knows of one model; all but the model itself is in the checkpoint's JSON part."""
 
-  state: TrainState
   best: Tree
   best_score: float = -1.0
   evaluated: int = -1
   # Of the best model where the stage selects, else of the last evaluated one.
   evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
-  seconds: float = 0.0
   last_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-  def arrays(self) -> Tree:
-    """The array part of a checkpoint.
+  def meta(self) -> dict[str, Any]:
+    """The JSON values."""
+    return rundir_lib.jsonable({
+        field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "best"
+    })
 
-    A stop is left out: whoever resumes runs the rejected step again, and hears what it has to say.
-    """
-    state = self.state.replace(stop=jnp.zeros_like(self.state.stop))
-    return serialization.to_state_dict({"state": state, "best": self.best})
+
+@dataclasses.dataclass
+class _Position:
+  """Where a stage stands: the state, with a leading axis where there are several models, and their tracks."""
+
+  state: TrainState
+  tracks: list[_Track]
+  seconds: float = 0.0
+
+  def states(self) -> list[TrainState]:
+    """The state of each model."""
+    return _split(self.state, len(self.tracks))
+
+  def progress(self) -> list[tuple[int, bool]]:
+    """For each model: steps applied so far, and whether a stop has ended its stage."""
+    steps, stops = np.atleast_1d(self.state.step), np.atleast_1d(self.state.stop)
+    return [(int(step), bool(stop != Stop.NONE)) for step, stop in zip(steps, stops, strict=True)]
+
+  def step(self) -> int:
+    """Steps applied so far by the models that go on, or by all where none does."""
+    progress = self.progress()
+    return max([step for step, stopped in progress if not stopped] or [step for step, _ in progress])
+
+  def arrays(self) -> Tree:
+    """The array part of a checkpoint."""
+    return serialization.to_state_dict({"state": self.state, "best": [track.best for track in self.tracks]})
 
   def meta(self) -> dict[str, Any]:
     """The JSON part of a checkpoint."""
-    return {name: getattr(self, name) for name in ("best_score", "evaluated", "evaluation", "seconds")}
+    return {"tracks": [track.meta() for track in self.tracks], "seconds": self.seconds}
+
+  def restore(self, arrays: Tree, meta: dict[str, Any]) -> None:
+    """Goes to where a checkpoint is."""
+    like = {"state": self.state, "best": [track.best for track in self.tracks]}
+    restored = serialization.from_state_dict(like, arrays)
+    self.state, self.seconds = restored["state"], meta["seconds"]
+    self.tracks = [
+        _Track(best, **values) for best, values in zip(restored["best"], meta["tracks"], strict=True)
+    ]
 
 
 def stage_mesh(stage: Stage, pairing: str, devices, weights: int) -> jax.sharding.Mesh | None:
   """The devices of a stage's steps as `pairing.make_mesh` arranges them; None if they run on one."""
-  if pairing != "pmap" or stage.members:
+  if pairing != "pmap":
     return None
   return pairing_lib.make_mesh(devices, stage.method.device_groups, weights)
 
@@ -147,13 +196,13 @@ def stage_program(
 
 @dataclasses.dataclass
 class Loop:
-  """What the stages of one experiment share; `run` runs one of them.
+  """What the stages of an experiment share; `run` runs one of them, `run_together` one of several models.
 
   Attributes:
     forward: (variables, batch, key, train) -> (`objectives.Outputs`, batch_stats).
     fetch: (augmentation name) -> (data, rows, key) -> batch.
     source: the data that `fetch` reads, see `source.Resident` and `source.Streamed`.
-    evaluate: variables -> {split: {name: value}, name: value}.
+    evaluate: variables -> {split: {name: value}, name: value}; None if models are not evaluated.
     pairing: `sequential`, `vmap` or `pmap`.
     devices: devices that `pmap` uses.
     rundir: where metrics are logged.
@@ -167,7 +216,7 @@ class Loop:
   forward: Callable[..., Any]
   fetch: Callable[..., Any]
   source: Any
-  evaluate: Callable[[Tree], dict[str, Any]]
+  evaluate: Callable[[Tree], dict[str, Any]] | None
   pairing: str
   devices: tuple[jax.Device, ...]
   rundir: Any
@@ -178,75 +227,96 @@ class Loop:
   weights: int = 1
   _programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
-  def _program(self, stage: Stage):
+  def _program(self, stage: Stage, members: int, own_rows: bool):
     """The stage's step and jitted chunk; stages with the same step share one compilation."""
     optimizer = stage.options.optimizer
     constant = optimizer.schedule == "constant" and not optimizer.warmup_epochs
     length = None if constant else (stage.plan.steps_per_epoch, stage.total_steps)
     key = (
-        stage.training_mode, stage.microbatch, stage.mask_scope, len(stage.members), length,
+        stage.training_mode, stage.microbatch, stage.mask_scope, members, own_rows, length,
         *(section and section.to_json(sort_keys=True) for section in (stage.options, stage.sam)),
     )
     if key not in self._programs:
-      mesh = stage_mesh(stage, self.pairing, self.devices, self.weights)
+      # Models that are trained together share one device.
+      mesh = None if members > 1 else stage_mesh(stage, self.pairing, self.devices, self.weights)
       program = stage_program(
           stage, forward=self.forward, fetch=self.fetch(stage.options.augment), pairing=self.pairing,
           together=shared_axes(mesh),
       )
       chunk = step_lib.compile_target(
           step_lib.make_chunk(program.step), mesh, stage.method.roles,
-          members=len(stage.members), sharded_data=self.source.sharded,
-          base_specs=_specs(self.base(mesh)),
+          members=members if members > 1 else 0, own_rows=own_rows,
+          sharded_data=self.source.sharded, base_specs=_specs(self.base(mesh)),
       )
       self._programs[key] = (program, chunk, mesh)
     return self._programs[key]
 
   def run(self, stage: Stage, variables: Tree, frozen: step_lib.Frozen, path) -> Outcome:
-    """Runs a stage from its newest checkpoint, or from the start.
+    """Runs a stage of one model from its newest checkpoint, or from the start.
 
     Args:
       stage: what to run.
-      variables: the model to start from; for an ensemble each leaf has a leading axis of members.
+      variables: the model to start from.
       frozen: what its steps read beside the data and the base.
       path: folder of the stage's checkpoints.
 
     Raises:
       preemption.Preempted: the run was asked to end; its last good state is saved.
     """
-    started = time.monotonic()
-    program, chunk, mesh = self._program(stage)
-    settings = step_lib.settings_of(stage.options, stage.sam)
-    self.source.prepare(stage.plan, stage.total_steps)
+    return self.run_together([Member(stage, variables, frozen, self.rundir)], path)[0]
 
-    def create(variables, seed):
+  def run_together(self, members: Sequence[Member], path) -> list[Outcome]:
+    """Runs a stage of all members as one program, mapped over their states, rows and settings.
+
+    A member whose stage ends early waits for the others. Each has the result that it has alone, up to the
+    rounding of sums that the compiler may take in another order.
+
+    Args:
+      members: one or more.
+      path: folder of the checkpoints, which hold all members.
+
+    Raises:
+      preemption.Preempted: as `run`.
+    """
+    started = time.monotonic()
+    stage, count = members[0].stage, len(members)
+    plan, own_rows = data_lib.join_plans([member.stage.plan for member in members])
+    program, chunk, mesh = self._program(stage, count, own_rows)
+    settings = _join([step_lib.settings_of(each.stage.options, each.stage.sam) for each in members])
+    self.source.prepare(plan, stage.total_steps)
+
+    def create(variables, seed, settings):
       return create_state(variables, program.optimizers(settings), seed)
 
-    if stage.members:
-      seeds = stage.seed + jnp.asarray(stage.members)
-      position = _Position(state=jax.vmap(create)(variables, seeds), best=variables)
+    if count > 1:
+      variables = _join([member.variables for member in members])
+      seeds = jnp.asarray([member.stage.seed for member in members])
+      state = jax.vmap(create)(variables, seeds, settings)
     else:
-      position = _Position(state=create(variables, stage.seed), best=variables)
-    position.state, position.best, frozen = place((position.state, position.best, frozen), mesh)
+      state = create(members[0].variables, stage.seed, settings)
+    position = _Position(state, [_Track(member.variables) for member in members])
+    frozen = _join([member.frozen._replace(base=None) for member in members])
+    best = [track.best for track in position.tracks]
+    position.state, best, frozen = place((position.state, best, frozen), mesh)
+    for track, placed in zip(position.tracks, best, strict=True):
+      track.best = placed
     frozen = frozen._replace(base=self.base(mesh))
     checkpoints = checkpoints_lib.Checkpoints(path)
     if checkpoints.latest is not None:
-      arrays, meta = checkpoints.restore(position.arrays())
-      restored = serialization.from_state_dict(
-          {"state": position.state, "best": position.best}, arrays
-      )
-      position = _Position(**restored, **meta)
+      position.restore(*checkpoints.restore(position.arrays()))
       started -= position.seconds
-    resumed = _applied(position.state)
-    self.rundir.truncate(stage.name, resumed, evaluated=position.evaluated)
+    for member, track, (step, stopped) in zip(members, position.tracks, position.progress(), strict=True):
+      # The step that a stop rejected is logged, too.
+      member.rundir.truncate(member.stage.name, step + stopped, evaluated=track.evaluated)
 
     def save():
       position.seconds = time.monotonic() - started
-      checkpoints.save(_applied(position.state), position.arrays(), position.meta())
+      checkpoints.save(position.step(), position.arrays(), position.meta())
 
     try:
-      with self.progress(stage.name, stage.total_steps, initial=resumed) as bar:
+      with self.progress(stage.name, stage.total_steps, initial=position.step()) as bar:
         self._advance(
-            stage, position, bar, save,
+            members, plan, position, bar, save,
             lambda state, data, feed, count: chunk(state, frozen, data, feed, count, settings),
             mesh,
         )
@@ -257,44 +327,53 @@ class Loop:
       raise
     finally:
       checkpoints.close()
-    state = position.state
-    return Outcome(
-        variables=position.best,
-        steps=_applied(state),
-        stop=Stop(int(np.max(state.stop))),
-        evaluation=position.evaluation,
-        last_metrics=position.last_metrics,
-        seconds=time.monotonic() - started,
-    )
+    seconds = (time.monotonic() - started) / count
+    return [
+        Outcome(
+            variables=state.variables if self.evaluate is None else track.best,
+            steps=int(state.step),
+            stop=Stop(int(state.stop)),
+            evaluation=track.evaluation,
+            last_metrics=track.last_metrics,
+            seconds=seconds,
+        )
+        for state, track in zip(position.states(), position.tracks, strict=True)
+    ]
 
-  def _advance(self, stage: Stage, position: _Position, bar, save, chunk, mesh) -> None:
-    """Alternates chunks with what happens between them, until the stage ends."""
+  def _advance(self, members, plan, position: _Position, bar, save, chunk, mesh) -> None:
+    """Alternates chunks with what happens between them, until the stage of every member has ended."""
     saved_at = time.monotonic()
     chunk_steps, timed = 1, False
-    due_at = _evaluation_steps(stage)
+    total_steps, due_at = members[0].stage.total_steps, _evaluation_steps(members[0].stage)
     while True:
-      step = _applied(position.state)
-      ended = step >= stage.total_steps or bool(np.any(position.state.stop != Stop.NONE))
-      due = step in due_at or ended
-      if due and position.evaluated != step and not stage.members:
-        self._evaluate(stage, position)
-      if ended:
-        if stage.members:
-          position.best = position.state.variables
+      progress = position.progress()
+      ended = [step >= total_steps or stopped for step, stopped in progress]
+      due = [
+          (end or step in due_at) and track.evaluated != step and self.evaluate is not None
+          for end, (step, _), track in zip(ended, progress, position.tracks, strict=True)
+      ]
+      if any(due):
+        for member, track, state, now in zip(
+            members, position.tracks, position.states(), due, strict=True
+        ):
+          if now:
+            self._evaluate(member, track, state)
+      if all(ended):
         return
 
-      until = min([stage.total_steps, *(at for at in due_at if at > step)])
-      count = min(chunk_steps, until - step, self.source.most_steps(stage.plan))
-      data, feed = self.watch.run(
-          lambda: self.source.chunk(stage.plan, step, step + count, mesh)
-      )
+      step = position.step()
+      until = min([total_steps, *(at for at in due_at if at > step)])
+      count = min(chunk_steps, until - step, self.source.most_steps(plan))
+      data, feed = self.watch.run(lambda: self.source.chunk(plan, step, step + count, mesh))
       began = time.monotonic()
       state, metrics, done = self.watch.run(
           lambda: jax.block_until_ready(chunk(position.state, data, feed, jnp.int32(count)))
       )
+      # Who ended before has done nothing, and nothing is logged of it.
+      before = [at for at, _ in progress]
       position.state = state
-      self._log(stage, position, step, *_of_members(stage, *jax.device_get((metrics, done))))
-      bar.update(_applied(state), position.last_metrics)
+      _log(members, position.tracks, before, *jax.device_get((metrics, done)))
+      bar.update(position.step(), position.tracks[0].last_metrics)
 
       now = time.monotonic()
       # The first chunk's time includes compiling it.
@@ -315,42 +394,72 @@ class Loop:
       if requested:
         raise preemption.Preempted
 
-  def _evaluate(self, stage: Stage, position: _Position) -> None:
+  def _evaluate(self, member: Member, track: _Track, state: TrainState) -> None:
     """Logs all splits and keeps the best evaluated model."""
-    step = _applied(position.state)
+    stage, step = member.stage, int(state.step)
     # A model placed on the mesh of `pmap` evaluates there; any other on the default device.
-    summary = self.watch.run(lambda: self.evaluate(position.state.variables))
+    summary = self.watch.run(lambda: self.evaluate(state.variables))
     aucs = {name: value for name, value in summary.items() if not isinstance(value, dict)}
     for split, values in summary.items():
       if isinstance(values, dict):
-        self.rundir.write(stage.name, step, split, values)
-    self.rundir.write(stage.name, step, "evaluation", aucs)
-    score = stage.best(summary) if stage.best else position.best_score
-    if not stage.best or score > position.best_score:
-      position.best, position.best_score = position.state.variables, score
-      position.evaluation = summary
-    position.evaluated = step
+        member.rundir.write(stage.name, step, split, values)
+    member.rundir.write(stage.name, step, "evaluation", aucs)
+    score = stage.best(summary) if stage.best else track.best_score
+    if not stage.best or score > track.best_score:
+      track.best, track.best_score = state.variables, score
+      track.evaluation = summary
+    track.evaluated = step
 
-  def _log(self, stage: Stage, position: _Position, step: int, metrics, done: int) -> None:
-    """Writes a row for each step of a chunk."""
-    for index in range(done):
-      values = {name: np.asarray(values[index]) for name, values in metrics.items()}
-      values["applied"] = int(values.pop("stop")) == Stop.NONE
+
+def _log(members: Sequence[Member], tracks, before: Sequence[int], metrics, done) -> None:
+  """Writes a row for each step of a chunk, for each run directory.
+
+  Args:
+    members: of the stage.
+    tracks: of the members.
+    before: steps that each had applied before the chunk.
+    metrics: {name: [n]}, of several members {name: [members, n]}.
+    done: how many steps each ran, [] or [members].
+  """
+  if len(members) == 1:
+    metrics, done = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (metrics, done))
+  stops = metrics.pop("stop")
+  sharing = {}
+  for k, member in enumerate(members):
+    sharing.setdefault(id(member.rundir), []).append(k)
+  for group in sharing.values():
+    stage, rundir = members[group[0]].stage, members[group[0]].rundir
+    for index in range(int(done[group].min())):
+      values = {name: _mean(of_members[group, index]) for name, of_members in metrics.items()}
+      values["applied"] = bool(np.all(stops[group, index] == Stop.NONE))
       values |= branch_fractions(values)
       values = _without_idle_roles(values)
-      self.rundir.write(stage.name, step + index + 1, "step", values)
-      position.last_metrics = values
+      rundir.write(stage.name, before[group[0]] + index + 1, "step", values)
+      for k in group:
+        tracks[k].last_metrics = values
+
+
+def _mean(values: np.ndarray):
+  """The mean over members; of one alone, what it is."""
+  return values[0] if len(values) == 1 else values.mean(0)
+
+
+def _join(trees: Sequence[Tree]) -> Tree:
+  """One tree with a leading axis; a single tree as it is."""
+  return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _split(tree: Tree, count: int) -> list[Tree]:
+  """The trees that `_join` joined."""
+  if count == 1:
+    return [tree]
+  return [jax.tree.map(lambda leaf: leaf[k], tree) for k in range(count)]
 
 
 def _specs(base: Tree) -> Tree:
   """How arrays lie on their mesh."""
   nothing = jax.sharding.PartitionSpec()
   return jax.tree.map(lambda leaf: getattr(leaf.sharding, "spec", nothing), base)
-
-
-def _applied(state: TrainState) -> int:
-  """Steps applied so far; the members of an ensemble step together."""
-  return int(np.max(state.step))
 
 
 def _evaluation_steps(stage: Stage) -> frozenset[int]:
@@ -362,14 +471,6 @@ def _evaluation_steps(stage: Stage) -> frozenset[int]:
     steps.add(max(at, 1))
     number += 1
   return frozenset(steps)
-
-
-def _of_members(stage: Stage, metrics: Tree, done: np.ndarray) -> tuple[Tree, int]:
-  """An ensemble's metrics as the means over its members."""
-  if not stage.members:
-    return metrics, int(done)
-  means = {name: values.mean(0) for name, values in metrics.items()}
-  return means | {"stop": metrics["stop"].max(0)}, int(done.min())
 
 
 def _without_idle_roles(values: dict[str, Any]) -> dict[str, Any]:

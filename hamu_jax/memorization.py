@@ -5,13 +5,11 @@
 Source: Feldman and Zhang, What Neural Networks Memorize and Why (arXiv 2008.03703).
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -20,71 +18,12 @@ from hamu_jax import loop as loop_lib
 from hamu_jax import methods, stages
 from hamu_jax import step as step_lib
 from hamu_jax.errors import UserError
-from hamu_jax.paired import Paired
 from hamu_jax.transforms.stop import Stop
 from sam_jax import memorization
 
 # Fields of the options that change how the work is shared out, not its result.
 _SHARING = ("models", "parallel", "evaluate_epochs")
 _STAGE = "memorization"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class EnsemblePlan:
-  """The batches of models that are trained together, each on its own rows.
-
-  Attributes:
-    plans: one a model, all of the same length.
-  """
-
-  plans: tuple[data_lib.BatchPlan, ...]
-
-  @property
-  def batch_size(self) -> int:
-    """Rows in a step, of all models."""
-    return sum(plan.batch_size for plan in self.plans)
-
-  @property
-  def steps_per_epoch(self) -> int:
-    """Steps of one epoch, the same for all models."""
-    return self.plans[0].steps_per_epoch
-
-  def position(self, epochs: float) -> float:
-    """As `BatchPlan.position`."""
-    return self.plans[0].position(epochs)
-
-  def num_steps(self, epochs: float) -> int:
-    """As `BatchPlan.num_steps`."""
-    return self.plans[0].num_steps(epochs)
-
-  def epochs(self, start: int, stop: int) -> np.ndarray:
-    """As `BatchPlan.epochs`."""
-    return self.plans[0].epochs(start, stop)
-
-  def rows(self, start: int, stop: int) -> Paired:
-    """Paired [stop - start, models, B] int32 rows as the retain role."""
-    return Paired(np.stack([plan.rows(start, stop).retain for plan in self.plans], 1), None)
-
-
-def ensemble_plan(
-    included: np.ndarray, available: np.ndarray, members: Sequence[int], *, batch_size: int, seed: int
-) -> EnsemblePlan:
-  """Plans the training of some models of an ensemble.
-
-  Args:
-    included: [K, N] bool, which of the available rows each model sees.
-    available: [N] rows of the training split.
-    members: numbers of the models, in 0..K-1. What one sees depends on its number alone.
-    batch_size: rows of a model in a step.
-    seed: model k shuffles by `seed + k`.
-
-  Raises:
-    UserError: for a batch larger than a subset.
-  """
-  return EnsemblePlan(tuple(
-      data_lib.training_plan(available[included[k]], batch_size=batch_size, seed=seed + k)
-      for k in members
-  ))
 
 
 class Estimate(NamedTuple):
@@ -180,23 +119,33 @@ def estimate(
       for k in range(options.models)
   ]
   unfinished = [k for k, key in enumerate(keys) if cache.outcome(_STAGE, key) is None]
-  # One compilation for all groups of a size.
-  init_members = jax.jit(jax.vmap(init))
+  stages_of = {
+      k: _stage(options, available[included[k]], seed + k) for k in unfinished
+  }
+  init = jax.jit(init)
   for first in range(0, len(unfinished), options.parallel):
-    members = tuple(unfinished[first : first + options.parallel])
-    plan = ensemble_plan(included, available, members, batch_size=options.batch_size, seed=seed)
-    group = stages.fingerprint({"models": [keys[k] for k in members]})
-    outcome = _train(
-        options, plan, members, seed, init_members, loop, workdir / "checkpoints" / f"{_STAGE}-{group}"
+    group = unfinished[first : first + options.parallel]
+    members = [
+        loop_lib.Member(
+            stages_of[k]._replace(name=f"{_STAGE}{group[0]}"), loop.watch.run(lambda k=k: init(seed + k)),
+            step_lib.Frozen(), loop.rundir,
+        )
+        for k in group
+    ]
+    name = stages.fingerprint({"models": [keys[k] for k in group]})
+    outcomes = loop.run_together(members, workdir / "checkpoints" / f"{_STAGE}-{name}")
+    _check(outcomes)
+    # By way of the host: models from a checkpoint are bound to one device, where an evaluator on several
+    # could not use them.
+    variables = jax.tree.map(
+        lambda *leaves: np.stack(leaves), *jax.device_get([outcome.variables for outcome in outcomes])
     )
-    # Models from a checkpoint are bound to one device, where an evaluator on several could not use them.
-    variables = jax.device_put(jax.device_get(outcome.variables))
     examples = loop.watch.run(lambda v=variables: evaluator.per_example(v, members=True))
     (values,) = examples.values()
-    for k, correct in zip(members, values["correct"].astype(bool), strict=True):
+    for k, outcome, correct in zip(group, outcomes, values["correct"].astype(bool), strict=True):
       cache.publish(_STAGE, keys[k], {
           "steps": outcome.steps,
-          "seconds": outcome.seconds / len(members),
+          "seconds": outcome.seconds,
           "correct": np.packbits(correct).tobytes().hex(),
       })
   records = [cache.outcome(_STAGE, key) for key in keys]
@@ -210,18 +159,20 @@ def estimate(
   )
 
 
-def _train(options, plan, members, seed, init_members, loop, path) -> loop_lib.Outcome:
-  """Trains one group."""
-  stage = loop_lib.Stage(
-      f"{_STAGE}{members[0]}", methods.TRAINING, options, plan, plan.num_steps(options.epochs), seed,
-      train=True, training_mode=True, members=members,
+def _stage(options: ml_collections.ConfigDict, rows: np.ndarray, seed: int) -> loop_lib.Stage:
+  """The training of one model on its own rows; it has the name of its group."""
+  plan = data_lib.training_plan(rows, batch_size=options.batch_size, seed=seed)
+  return loop_lib.Stage(
+      _STAGE, methods.TRAINING, options, plan, plan.num_steps(options.epochs), seed,
+      train=True, training_mode=True,
   )
-  seeds = seed + jnp.asarray(members)
-  start = loop.watch.run(lambda: init_members(seeds))
-  outcome = loop.run(stage, start, step_lib.Frozen(), path)
-  if outcome.stop != Stop.NONE:
-    raise UserError(
-        f"memorization: a loss, gradient or update was not finite after {outcome.steps} steps; lower "
-        "config.memorization.optimizer.learning_rate or set config.memorization.clip_norm"
-    )
-  return outcome
+
+
+def _check(outcomes: Sequence[loop_lib.Outcome]) -> None:
+  """Raises a UserError if the training of a model was stopped."""
+  for outcome in outcomes:
+    if outcome.stop != Stop.NONE:
+      raise UserError(
+          f"memorization: a loss, gradient or update was not finite after {outcome.steps} steps; lower "
+          "config.memorization.optimizer.learning_rate or set config.memorization.clip_norm"
+      )

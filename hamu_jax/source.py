@@ -51,7 +51,7 @@ def place_feed(rows: Any, epoch: np.ndarray, mesh: jax.sharding.Mesh | None) -> 
   """Puts the batches of a chunk on the device, padded to `CHUNK_CAPACITY` steps.
 
   Args:
-    rows: Paired [n, B] (of an ensemble [n, members, B]) int32 rows of each role, or None; with a mesh,
+    rows: Paired [n, B] (of a joint plan [n, models, B]) int32 rows of each role, or None; with a mesh,
       what `pairing.shard_rows` made of them.
     epoch: [n] int32.
     mesh: where `pmap` splits the rows among devices.
@@ -139,7 +139,7 @@ class Streamed:
     rows = plan.rows(start, stop)
     present = [role for role in rows if role is not None]
     if mesh is None:
-      # An ensemble has rows [n, members, B].
+      # A joint plan has rows [n, models, B].
       capacity = self.most_steps(plan) * sum(math.prod(role.shape[1:]) for role in present)
       stacked = np.stack(present)
       data, local = self._decode(stacked, capacity)

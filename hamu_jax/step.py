@@ -451,24 +451,26 @@ def compile_target(
     roles: tuple[str, ...],
     *,
     members: int = 0,
+    own_rows: bool = False,
     sharded_data: bool = False,
     base_specs: Tree = jax.sharding.PartitionSpec(),
 ):
-  """The jitted chunk: as it is, over the members of an ensemble, or over the devices of a mesh.
+  """The jitted chunk: as it is, over models that are trained together, or over the devices of a mesh.
 
   Args:
     chunk: as `make_chunk` builds it.
     mesh: of `pmap`; None for one device.
     roles: the roles whose rows the feed has.
-    members: if not 0, as many states, rows [n, members, B] and metrics are mapped over.
+    members: if not 0, as many states, references, masks, settings and metrics, all with a leading axis,
+      are mapped over.
+    own_rows: whether each of them has its own rows, [n, members, B]; else all have the same.
     sharded_data: whether each device of the mesh has data of its own, of which the leaves have leading
       axes [roles, devices a role]; else all have the same.
     base_specs: how `Frozen.base` lies on the mesh.
   """
   if members:
-    return jax.jit(
-        jax.vmap(chunk, in_axes=(0, None, None, Feed(rows=1, epoch=None), None, None))
-    )
+    feed = Feed(rows=1 if own_rows else None, epoch=None)
+    return jax.jit(jax.vmap(chunk, in_axes=(0, Frozen(0, 0, None), None, feed, None, 0)))
   if mesh is None:
     return jax.jit(chunk)
   spec = jax.sharding.PartitionSpec

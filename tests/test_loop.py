@@ -1,18 +1,20 @@
 """The loop around the step: best epoch, boundaries, placing."""
 
 import contextlib
+import functools
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from hamu_jax import config as config_lib
 from hamu_jax import data, evaluation, loop, methods, preemption, rundir, source
 from hamu_jax import step as step_lib
 from hamu_jax.objectives import Outputs
-from hamu_jax.train_state import create_state
+from hamu_jax.paired import Paired
 from hamu_jax.transforms.stop import Stop
 
 
@@ -114,8 +116,121 @@ def test_what_a_step_says_of_an_idle_role_is_left_out():
   assert loop._without_idle_roles(values) == {"retain_loss": 1.0}
 
 
-def test_a_stop_is_not_saved_but_reached_again():
-  state = create_state({"params": {"w": jnp.ones(2)}}, (optax.sgd(0.1),), seed=0)
-  stopped = loop._Position(state=state.replace(stop=jnp.int32(Stop.INFEASIBLE)), best={})
-  wanted = loop._Position(state=state, best={}).arrays()
-  jax.tree.map(np.testing.assert_array_equal, stopped.arrays(), wanted)
+class Together:
+  """Three members of one stage: two seeds, and a threshold that one of them soon crosses."""
+
+  def __init__(self, folder):
+    self._folder = folder
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(32, 4)).astype(np.float32)
+    self._source = source.Resident(source.ImageData(
+        features, (features @ rng.normal(size=(4, 3))).argmax(1).astype(np.int32),
+        np.arange(32) >= 24, np.arange(32),
+    ))
+    self._evaluate = lambda variables: {
+        "retain": {"accuracy": float(variables["params"]["w"].mean())},
+        "forget": {"loss": float(variables["params"]["w"].std())},
+    }
+
+  def member(self, number):
+    options = config_lib.default_config().method
+    options.update(batch_size=8, epochs=4.0, evaluate_epochs=1.0, stop_on_loss=True, min_forget_loss=0.0)
+    options.update(max_retain_loss=(9.0, 1.3, 9.0)[number])
+    options.optimizer = config_lib.optimizer_config("sgd", (0.5, 1.0, 0.5)[number])
+    seed = (0, 0, 5)[number]
+    split = Paired(np.arange(24, dtype=np.int32), np.arange(24, 32, dtype=np.int32))
+    plan = data.unlearning_plan(split, "paired", batch_size=8, seed=seed)
+    stage = loop.Stage("unlearn", methods.METHODS["gdiff"], options, plan, 12, seed)
+    start = 0.1 * jax.random.normal(jax.random.key(seed), (4, 3))
+    path = self._folder / f"run{number}"
+    path.mkdir(parents=True, exist_ok=True)
+    return loop.Member(
+        stage, {"params": {"w": start}, "batch_stats": {}}, step_lib.Frozen(), rundir.RunDir(path)
+    )
+
+  def run(self, numbers, interrupt_at=None):
+    """-> outcomes, rows of each run directory."""
+
+    @contextlib.contextmanager
+    def progress(stage, total, initial):
+      class Bar:
+        def update(self, step, values):
+          if step == interrupt_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+      yield Bar()
+
+    members = [self.member(number) for number in numbers]
+    with preemption.Watch() as watch:
+      runner = loop.Loop(
+          forward=forward, fetch=fetch, source=self._source, evaluate=self._evaluate,
+          pairing="sequential", devices=(), rundir=None, progress=progress, watch=watch,
+          checkpoint_seconds=1e9,
+      )
+      name = "-".join(map(str, numbers))
+      outcomes = runner.run_together(members, self._folder / "checkpoints" / name)
+    return outcomes, [rundir.read_metrics(member.rundir.path).rows for member in members]
+
+
+def assert_alike(found, wanted, **tolerance):
+  """Outcomes and rows, up to a tolerance or exactly."""
+  compare = np.testing.assert_equal
+  if tolerance:
+    compare = functools.partial(np.testing.assert_allclose, **tolerance)
+  for outcomes in zip(found[0], wanted[0], strict=True):
+    jax.tree.map(compare, *map(plain, outcomes))
+  for rows, others in zip(found[1], wanted[1], strict=True):
+    assert [(row["step"], row["split"]) for row in rows] == [(row["step"], row["split"]) for row in others]
+    jax.tree.map(compare, *([drop_words(row) for row in log] for log in (rows, others)))
+
+
+def plain(outcome):
+  """On the host, the metrics as JSON values, and without the time."""
+  metrics = rundir.jsonable(outcome.last_metrics)
+  return jax.device_get(outcome._replace(seconds=0.0, last_metrics=metrics))
+
+
+def drop_words(row):
+  return {name: value for name, value in row.items() if not isinstance(value, str)}
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (0, 1, 2)])
+def test_members_trained_together_end_as_they_do_alone(tmp_path, numbers):
+  together = Together(tmp_path / "together").run(numbers)
+  assert [outcome.stop for outcome in together[0]][:2] == [Stop.NONE, Stop.RETAIN_LOSS]
+  assert 0 < together[0][1].steps < together[0][0].steps == 12
+  alone = [Together(tmp_path / "alone").run((number,)) for number in numbers]
+  alone = [outcomes[0] for outcomes, _ in alone], [rows[0] for _, rows in alone]
+  assert_alike(together, alone, rtol=2e-5, atol=1e-6)
+
+
+def test_interrupted_members_go_on_where_they_were(tmp_path):
+  wanted = Together(tmp_path / "whole").run((0, 1, 2))
+  # One has stopped by then.
+  assert wanted[0][1].steps < 9
+  interrupted = Together(tmp_path / "interrupted")
+  with pytest.raises(preemption.Preempted):
+    interrupted.run((0, 1, 2), interrupt_at=9)
+  assert_alike(interrupted.run((0, 1, 2)), wanted)
+
+
+def test_a_run_interrupted_by_its_stop_ends_with_it(tmp_path):
+  wanted = Together(tmp_path / "whole").run((1,))
+  interrupted = Together(tmp_path / "interrupted")
+  with pytest.raises(preemption.Preempted):
+    interrupted.run((1,), interrupt_at=wanted[0][0].steps)
+  assert_alike(interrupted.run((1,)), wanted)
+
+
+def test_members_of_one_run_directory_log_their_means(tmp_path):
+  member = Together(tmp_path).member(0)
+  tracks = [loop._Track({}), loop._Track({})]
+  metrics = {
+      "retain_loss": np.array([[1.0, 2.0, 9.0], [2.0, 4.0, 9.0]]),
+      "stop": np.array([[0, 0, 0], [0, Stop.NONFINITE, 0]]),
+  }
+  loop._log([member, member], tracks, [4, 4], metrics, np.array([3, 2]))
+  rows = rundir.read_metrics(member.rundir.path).rows
+  assert [row["step"] for row in rows] == [5, 6]
+  assert [row["retain_loss"] for row in rows] == [1.5, 3.0]
+  assert [row["applied"] for row in rows] == [True, False]

@@ -75,7 +75,7 @@ EVALUATOR = Recorder(linear, TRAIN, 16)
 def runner(tmp_path_factory):
   with preemption.Watch() as watch:
     yield loop_lib.Loop(
-        forward=linear, fetch=vision.make_fetch, source=source.Resident(DATA), evaluate=lambda _: {},
+        forward=linear, fetch=vision.make_fetch, source=source.Resident(DATA), evaluate=None,
         pairing="sequential", devices=(), rundir=rundir.RunDir(tmp_path_factory.mktemp("log")),
         progress=None, watch=watch, checkpoint_seconds=1e9,
     )
@@ -201,10 +201,10 @@ class Trained(Exception):
 
 @pytest.fixture
 def untrainable(monkeypatch):
-  def run(loop, stage, *arguments):
-    raise Trained(stage.name)
+  def run_together(loop, members, path):
+    raise Trained(members[0].stage.name)
 
-  monkeypatch.setattr(loop_lib.Loop, "run", run)
+  monkeypatch.setattr(loop_lib.Loop, "run_together", run_together)
 
 
 def test_finished_models_are_reused_and_an_ensemble_can_grow(whole, estimate, untrainable):
@@ -284,29 +284,10 @@ def test_what_cannot_give_scores_is_refused_before_anything_is_trained(estimate,
 
 def test_an_ensemble_that_diverges_is_one_clear_line(estimate, monkeypatch):
   outcome = loop_lib.Outcome({}, 7, Stop.NONFINITE, {}, {}, 1.0)
-  monkeypatch.setattr(loop_lib.Loop, "run", lambda *arguments: outcome)
+  monkeypatch.setattr(loop_lib.Loop, "run_together", lambda *arguments: [outcome])
   with pytest.raises(UserError, match="not finite after 7 steps; lower config.memorization.optimizer"):
     estimate.run()
   assert not (estimate.folder / "stages").exists()
-
-
-def test_a_plan_gives_each_model_its_own_rows():
-  included = subsample(len(AVAILABLE), MODELS, 0.5, SEED)
-  plan = memorization.ensemble_plan(included, AVAILABLE, (2, 5), batch_size=BATCH, seed=SEED)
-  assert (plan.batch_size, plan.steps_per_epoch) == (2 * BATCH, 3)
-  assert (plan.position(1.5), plan.num_steps(1.5)) == (4.5, 5)
-  np.testing.assert_array_equal(plan.epochs(0, 7), [0, 0, 0, 1, 1, 1, 2])
-  rows = plan.rows(0, 7)
-  assert rows.forget is None and rows.retain.shape == (7, 2, BATCH) and rows.retain.dtype == np.int32
-  np.testing.assert_array_equal(plan.rows(2, 5).retain, rows.retain[2:5])
-  for index, model in enumerate((2, 5)):
-    for epoch in range(2):
-      seen = rows.retain[3 * epoch : 3 * epoch + 3, index]
-      np.testing.assert_array_equal(np.sort(seen[seen >= 0]), AVAILABLE[included[model]])
-    assert not np.array_equal(rows.retain[:3, index], rows.retain[3:6, index])
-  # Whatever group a model is in, its batches are the same.
-  alone = memorization.ensemble_plan(included, AVAILABLE, (5,), batch_size=BATCH, seed=SEED)
-  np.testing.assert_array_equal(alone.rows(0, 7).retain[:, 0], rows.retain[:, 1])
 
 
 def test_streamed_windows_hold_the_rows_of_all_models():
@@ -314,8 +295,10 @@ def test_streamed_windows_hold_the_rows_of_all_models():
   count = 4000
   images = (np.arange(count) % 251).astype(np.uint8).reshape(count, 1, 1, 1)
   rows = np.arange(count, dtype=np.int32)
-  included = subsample(count, 2, 0.5, SEED)
-  plan = memorization.ensemble_plan(included, rows, (0, 1), batch_size=100, seed=SEED)
+  plan, _ = data.join_plans([
+      data.training_plan(rows[included], batch_size=100, seed=SEED)
+      for included in subsample(count, 2, 0.5, SEED)
+  ])
   streamed = source.Streamed(source.ImageData(images, rows, np.zeros(count, bool), rows))
   arrays, feed = streamed.chunk(plan, 0, 10, None)
   wanted = plan.rows(0, 10).retain

@@ -187,6 +187,54 @@ class PassPlan:
     return steps
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class JointPlan:
+  """The rows of models that are trained together, each on its own.
+
+  Attributes:
+    plans: one a model, with the same epochs and roles.
+  """
+
+  plans: tuple[BatchPlan | PassPlan, ...]
+
+  @property
+  def batch_size(self) -> int:
+    """Rows of a role in a step, of all models."""
+    return sum(plan.batch_size for plan in self.plans)
+
+  def epochs(self, start: int, stop: int) -> np.ndarray:
+    """As `BatchPlan.epochs`."""
+    return self.plans[0].epochs(start, stop)
+
+  def rows(self, start: int, stop: int) -> Paired:
+    """As `BatchPlan.rows`, but [stop - start, models, B]."""
+    own = [plan.rows(start, stop) for plan in self.plans]
+    return Paired(*(
+        None if roles[0] is None else np.stack(roles, axis=1) for roles in zip(*own, strict=True)
+    ))
+
+
+def join_plans(
+    plans: Sequence[BatchPlan | PassPlan],
+) -> tuple[BatchPlan | PassPlan | JointPlan, bool]:
+  """Returns one plan for all models, and whether each has rows of its own in it or all the same."""
+  if all(_equal(plan, plans[0]) for plan in plans[1:]):
+    return plans[0], False
+  return JointPlan(tuple(plans)), True
+
+
+def _equal(one, other) -> bool:
+  """Whether plans, streams or their fields are the same."""
+  if dataclasses.is_dataclass(one):
+    fields = [field.name for field in dataclasses.fields(one)]
+    return type(one) is type(other) and all(
+        _equal(getattr(one, name), getattr(other, name)) for name in fields
+    )
+  if isinstance(one, Paired):
+    return all(map(_equal, one, other))
+  return np.array_equal(one, other)
+
+
 def _round_up(steps: float) -> int:
   # Without the allowance, 0.1 epochs of 30 steps (3.0000000000000004) would be 4.
   return math.ceil(steps - 1e-9)
