@@ -1,26 +1,19 @@
 """The device program of an experiment on a language model, from sizes alone.
 
-It is the loop's own, but nothing is opened for it: neither weights nor a tokenizer, texts or devices.
 Texts of assumed lengths stand for those of the experiment.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from hamu_jax import language, loop, methods, objectives, stage_plan
-from hamu_jax import pairing as pairing_lib
-from hamu_jax import step as step_lib
+from hamu_jax import language, outline
 from hamu_jax.data import encoding, packing
 from hamu_jax.models.llama_config import LlamaConfig
 from hamu_jax.packed import Packed
 from hamu_jax.paired import Paired
-from hamu_jax.train_state import create_state
 
 Tree = Any
 # Batches a role in an epoch. The more there are, the longer the longest of them.
@@ -71,138 +64,57 @@ def _encoded(tokens, prompts) -> encoding.Encoded:
   return encoding.Encoded(tuple(np.ones(count, np.int32) for count in tokens), prompts, 0)
 
 
-class Outline:
-  """The last stage of an experiment, ready to be compiled.
+class Outline(outline.Outline):
+  """A stage of an experiment on a language model.
 
   Attributes:
-    stage: as the loop runs it.
-    devices: those that work on a step.
     shape: of its packed batches.
-    share: rows of a role's batch on a device, at most.
-    trips: how often the loops run whose length is data, see `hlo.read`: one step, and its pieces.
 
   Args:
     config: validated.
     sizes: of the model.
     devices: to choose from; they need not be there.
     example_tokens: see `Texts`.
+    stage: one of `outline.STAGES`.
 
   Raises:
     UserError: the experiment cannot run on these devices, or not with such texts.
   """
 
+  examples = "texts"
+
   def __init__(
       self, config: ml_collections.ConfigDict, sizes: LlamaConfig, devices: Sequence[Any],
-      example_tokens: int,
+      example_tokens: int, stage: str = "unlearn",
   ):
-    config = config.copy_and_resolve_references()
-    # Trained weights have the shapes of new ones.
-    config.model.weights = ""
-    self._config = config
-    self._task = Texts(config, sizes, example_tokens)
-    self.devices = pairing_lib.choose_devices(devices, config.pairing, config.devices)
-    plan = stage_plan.make_plan(
-        config, self._task, self._task.problem.rows, devices=len(self.devices)
-    )
-    self.stage = plan.stages[plan.final]
-    self._mesh = loop.stage_mesh(self.stage, config.pairing, self.devices, config.mesh.weights)
-    self._together = loop.shared_axes(self._mesh)
-    self._source = self._task.source()
+    task = Texts(config, sizes, example_tokens)
+    super().__init__(config, task, task.problem.rows, devices, stage)
+    self._example_tokens = example_tokens
+    self._source = task.source()
     self._source.prepare(self.stage.plan, self.stage.total_steps)
     self.shape = self._source.shape(self.stage.plan)
-    self.share = jax.tree.leaves(self._rows())[0].shape[-1]
-    pieces = -(-self.share // self.stage.microbatch) if self.stage.microbatch else 1
-    self.trips = (1, pieces)
 
   @property
-  def parameters(self) -> tuple[int, int]:
-    """How many the frozen model has, and how many are trained."""
-    trees = self._task.abstract_base(None), self._task.template["params"]
-    return tuple(sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees)
+  def batch_rows(self) -> int:
+    """Packed rows of a role's batch."""
+    return self.shape.rows
 
-  def step(self) -> jax.stages.Lowered:
-    """A chunk of steps, as the loop runs them."""
-    return self._lower(self._program.step)
+  def facts(self) -> list[tuple[str, str]]:
+    """What is compiled and assumed, by name."""
+    mean, shape = self._example_tokens, self.shape
+    pieces = f", {self.stage.microbatch} at a time" if self.stage.microbatch else ""
+    return [
+        *super().facts(),
+        ("texts", f"assumed: {round(SHORTEST * mean)} to {round(LONGEST * mean)} tokens, {mean} on average "
+                  f"(--example-tokens), {PROMPT:.0%} of them prompt"),
+        ("packed", f"{shape.rows} rows a role of {shape.tokens} tokens and {shape.predictions} predictions, "
+                   f"at most {self.share} a device{pieces}"),
+    ]
 
-  def plain(self) -> jax.stages.Lowered:
-    """In its place the gradients of each role's loss alone: no transform and no optimizer."""
-    role = objectives.role_gradient(
-        self._task.forward(self._config.pairing), language.fetch, ("ce",),
-        train=self.stage.training_mode, microbatch=self.stage.microbatch, together=self._together,
-    )
-    # Where each half of the devices has a role, its rows have both names.
-    roles = self.stage.method.roles[: 1 if self.stage.method.device_groups == 2 and self._mesh else 2]
+  def _base(self) -> Tree:
+    base = self._task.abstract_base(self._mesh)
+    return {"base": self._placed(base) if self._mesh is None else base}
 
-    def step(state, frozen, data, feed, settings):
-      key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-      inputs = objectives.Inputs(frozen.base, None, data, key, key, settings)
-      gradients = [
-          role(state.variables, inputs, getattr(feed.rows, name), {"ce": jnp.float32(1)}).gradient
-          for name in roles
-      ]
-      if self._mesh:
-        gradients = jax.lax.psum(gradients, pairing_lib.SHARE_AXES)
-      # They have to go somewhere, or the compiler leaves them out.
-      total = jax.tree.map(lambda *leaves: sum(leaves), *gradients)
-      return state.replace(params=total, step=state.step + 1), {}
-
-    return self._lower(step)
-
-  @functools.cached_property
-  def _program(self) -> step_lib.StepProgram:
-    pairing = self._config.pairing
-    return loop.stage_program(
-        self.stage, forward=self._task.forward(pairing), fetch=language.fetch, pairing=pairing,
-        together=self._together,
-    )
-
-  def _lower(self, step) -> jax.stages.Lowered:
-    stage, base = self.stage, self._task.abstract_base(self._mesh)
-    settings = step_lib.settings_of(stage.options, stage.sam)
-    state = jax.eval_shape(
-        lambda variables: create_state(variables, self._program.optimizers(settings), stage.seed),
-        self._task.template,
-    )
-    reference = None
-    if methods.needs_reference(stage.method, objectives.TERMS):
-      reference = self._task.template
-    specs = {}
-    if self._mesh is not None:
-      specs = jax.tree.map(lambda leaf: leaf.sharding.spec, base)
-    else:
-      base = self._placed(base)
-    chunk = step_lib.compile_target(
-        step_lib.make_chunk(step), self._mesh, stage.method.roles, base_specs={"base": specs}
-    )
-    roles = sum(role is not None for role in stage.plan.streams)
-    window = self.shape.empty(self._source.most_steps(stage.plan) * roles * self.shape.rows)
-    return chunk.lower(
-        self._placed(state),
-        step_lib.Frozen(self._placed(reference), None, {"base": base}),
-        self._placed(window),
-        self._feed(),
-        self._placed(jax.ShapeDtypeStruct((), jnp.int32)),
-        settings,
-    )
-
-  def _rows(self):
-    """The rows of a chunk's feed."""
-    streams = self.stage.plan.streams
-    empty = np.zeros((step_lib.CHUNK_CAPACITY, self.shape.rows), np.int32)
-    rows = Paired(*(None if role is None else empty for role in streams))
-    return rows if self._mesh is None else pairing_lib.shard_rows(rows, self._mesh)
-
-  def _feed(self) -> step_lib.Feed:
-    epoch = jax.ShapeDtypeStruct((step_lib.CHUNK_CAPACITY,), jnp.int32)
-    spec = jax.sharding.PartitionSpec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
-    return step_lib.Feed(self._placed(self._rows(), spec), self._placed(epoch))
-
-  def _placed(self, tree: Tree, spec=jax.sharding.PartitionSpec()) -> Tree:
-    """Shapes on the device, or on the mesh as `spec` has them."""
-    if self._mesh is None:
-      sharding = jax.sharding.SingleDeviceSharding(self.devices[0])
-    else:
-      sharding = jax.sharding.NamedSharding(self._mesh, spec)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )
+  def _data(self) -> Tree:
+    steps = self._source.most_steps(self.stage.plan)
+    return self._placed(self.shape.empty(steps * self._roles * self.shape.rows))

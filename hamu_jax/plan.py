@@ -1,10 +1,12 @@
-"""What a step of an experiment on a language model needs of its devices, before there are any.
+"""What a step of an experiment needs of its devices, before there are any.
 
   python -m hamu_jax.plan --config=configs/tofu_llama2_hamu.py --topology=v5e:2x4
+  python -m hamu_jax.plan --config=configs/cifar_hamu.py --topology=v5e:4x4 --config.pairing=pmap
 
-compiles it, without weights, texts or a network, and prints its memory, its exchanges between devices and
-how long it takes. `--compare` sets it against the gradients of both losses alone; `--example-tokens=N` says
-how long texts are on average, `--config.FIELD` is as in `hamu_jax.main`.
+compiles it, without weights, data or a network, and prints its memory, its exchanges between devices and
+how long it takes. `--stage=pretrain` takes a step of training instead of one of unlearning; `--compare` sets
+it against the gradients of its losses alone; `--example-tokens=N` says how long texts are on average;
+`--config.FIELD` is as in `hamu_jax.main`. Of images, the sizes of the named datasets are known.
 
 `libtpu` (extra `tpu`) compiles for TPUs on machines without one, so the figures are those of the
 program that would run. Without it, or with `--simulate`, the step is compiled for as many simulated CPU
@@ -25,8 +27,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from hamu_jax import command_line, hlo, language_plan, main
+from hamu_jax import command_line, hlo, language_plan, main, vision_plan
 from hamu_jax import config as config_lib
+from hamu_jax import outline as outline_lib
 from hamu_jax.checks import choice, in_range
 from hamu_jax.errors import UserError
 from hamu_jax.models import llama_config
@@ -176,7 +179,7 @@ def analyse(lowered: jax.stages.Lowered, target: Target, trips: tuple[int, ...] 
       raise
     raise DoesNotFit(
         f"--topology={target.name}: the step does not fit: {reason[0]}; take more devices, a smaller"
-        " microbatch or rematerialization 'full'") from None
+        " batch or microbatch or, of a language model, rematerialization 'full'") from None
   try:
     cost = hlo.read(compiled.as_text(), trips)
   except jax.errors.JaxRuntimeError:
@@ -264,12 +267,14 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
   """-> this program's own options, the configuration."""
   parser = command_line.Parser(add_help=False)
   parser.add_argument("--topology")
+  parser.add_argument("--stage", default="unlearn")
   parser.add_argument("--example-tokens", type=int, default=100)
   parser.add_argument("--compare", action="store_true")
   parser.add_argument("--simulate", action="store_true")
   options, rest = parser.parse_known_args(arguments[1:])
   if options.topology is None:
     raise UserError("--topology is missing; for example --topology=v5e:2x4")
+  choice("--stage", options.stage, outline_lib.STAGES)
   in_range("--example-tokens", options.example_tokens, 4)
   return options, main.parse([arguments[0], *rest]).config
 
@@ -290,31 +295,26 @@ def _sizes(config) -> tuple[str, llama_config.LlamaConfig]:
 
 def _check(config) -> None:
   config_lib.validate(config)
-  if not config_lib.is_language(config):
-    raise UserError(
-        f"config.model.name={config.model.name!r}: only the sizes of language models are known without their "
-        "data; benchmarks/step.py --topology compiles the steps of image models"
-    )
-  if config.language.attention != "xla":
+  if config_lib.is_language(config) and config.language.attention != "xla":
     raise UserError(
         f"config.language.attention={config.language.attention!r}: is for GPUs; set it to 'xla'"
     )
 
 
-def _facts(outline: language_plan.Outline, config, options, model: str) -> str:
+def _outline(config, options, target: Target) -> tuple[outline_lib.Outline, str]:
+  """-> what is compiled, the name of its model."""
+  if not config_lib.is_language(config):
+    return vision_plan.Outline(config, target.devices, options.stage), config.model.name
+  model, sizes = _sizes(config)
+  outline = language_plan.Outline(config, sizes, target.devices, options.example_tokens, options.stage)
+  return outline, f"{model}, {config.language.param_dtype}"
+
+
+def _facts(outline: outline_lib.Outline, model: str) -> str:
   """What is compiled, and what is assumed of it."""
-  stage, shape = outline.stage, outline.shape
   frozen, trained = outline.parameters
-  pieces = f", {stage.microbatch} at a time" if stage.microbatch else ""
-  mean = options.example_tokens
-  return format_table((), [
-      ("model", f"{model}, {config.language.param_dtype}: {frozen:,} parameters, {trained:,} trained"),
-      ("step", f"{config.method.name}, {config.pairing}, {stage.plan.batch_size} texts a role"),
-      ("texts", f"assumed: {round(language_plan.SHORTEST * mean)} to {round(language_plan.LONGEST * mean)} "
-                f"tokens, {mean} on average (--example-tokens), {language_plan.PROMPT:.0%} of them prompt"),
-      ("packed", f"{shape.rows} rows a role of {shape.tokens} tokens and {shape.predictions} predictions, "
-                 f"at most {outline.share} a device{pieces}"),
-  ])
+  parameters = f"{frozen:,} parameters, {trained:,} trained" if frozen else f"{trained:,} parameters"
+  return format_table((), [("model", f"{model}: {parameters}"), *outline.facts()])
 
 
 def _comparison(step: Plan, plain: Plan, roles: int, target: Target) -> str:
@@ -346,15 +346,14 @@ def _run(arguments: Sequence[str]) -> int:
   jax.config.update("jax_platforms", "cpu")
   options, config = _parse(arguments)
   _check(config)
-  model, sizes = _sizes(config)
   target = find_target(options.topology, options.simulate)
   if options.compare and target.simulated:
     raise UserError(
         "--compare: there are no estimates of time for simulated devices; pip install 'hamu-jax[tpu]'"
     )
-  outline = language_plan.Outline(config, sizes, target.devices, options.example_tokens)
+  outline, model = _outline(config, options, target)
   target = target._replace(devices=outline.devices)
-  print(_facts(outline, config, options, model), end="\n\n", flush=True)
+  print(_facts(outline, model), end="\n\n", flush=True)
   plan = analyse(outline.step(), target, outline.trips)
   print(describe(plan, target), flush=True)
   if options.compare:

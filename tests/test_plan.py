@@ -192,6 +192,23 @@ def test_plan_of_an_experiment(tmp_path, monkeypatch, capsys):
   assert float(size) == pytest.approx(4 * trained / 2**20, rel=0.01)
 
 
+def test_plan_of_training_on_images(monkeypatch, capsys):
+  monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
+  assert plan.run([
+      "hamu_jax.plan", "--config=configs/digits_hamu.py", "--topology=v5e:2x2", "--simulate",
+      "--config.pairing=pmap", "--config.model.name=mlp", "--stage=pretrain",
+  ]) == 0
+  out = capsys.readouterr().out
+  # A hidden layer of 64, and biases.
+  trained = 65 * 64 + 65 * 10
+  assert out.startswith(f"model   mlp: {trained:,} parameters\nstep    pretrain, pmap, 128 images\n")
+  assert "batch   at most 32 a role on a device\n" in out
+  # The gradient, the loss, the accuracy and their counts.
+  count, size = re.search(r"^all-reduce +(\d+) a step, ([\d.]+) MiB$", out, re.MULTILINE).groups()
+  assert int(count) == 1
+  assert float(size) == pytest.approx(4 * trained / 2**20, rel=0.01)
+
+
 @pytest.mark.parametrize("answer", [17 * 2**30, plan.DoesNotFit("too large")])
 def test_exit_status_of_what_does_not_fit(answer, monkeypatch, capsys):
   monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
@@ -212,7 +229,9 @@ def test_exit_status_of_what_does_not_fit(answer, monkeypatch, capsys):
     ({2: "--simulate"}, "--topology is missing"),
     ({2: "--topology=v5e"}, "--topology=v5e: give a generation"),
     ({1: "--config=configs/cifar_hamu.py"}, "config.mesh.weights=2"),
-    ({1: "--config=configs/cifar_hamu.py", 4: "--compare"}, "config.model.name='resnet20': only the sizes"),
+    ({1: "--config=configs/cifar_hamu.py", 4: "--config.data.name=svhn", 5: "--stage=pretrain"},
+     "config.data.name='svhn': the sizes"),
+    ({3: "--stage=retrain"}, "--stage='retrain': choose from pretrain, unlearn"),
     ({4: "--config.text.row_length=99"}, "config.text.row_length=99: the longest example has 150 tokens"),
     ({5: "--config.language.rematerialisation=full"}, "the nearest is config.language.rematerialization"),
     ({4: "--config.mesh.weights=3"}, "config.mesh.weights=3: 2 devices of a role"),
