@@ -4,6 +4,7 @@ Memorization scores (where the forget set needs an estimate of them), pretrainin
 masks (where the method has one), unlearning, evaluation.
 """
 
+import dataclasses
 import functools
 import importlib.metadata
 import pathlib
@@ -95,30 +96,40 @@ class Start(NamedTuple):
 class Experiment:
   """Data, model and cache of one configuration; `run` does the work.
 
+  Attributes:
+    loop: what runs the stages, None before `prepare`.
+
   Args:
     config: validated configuration.
     workdir: run directory.
     watch: notices signals.
     record: whether it takes possession of the run directory and logs there; without, stages are
       still looked up and left where they would be.
+    like: an experiment that differs from this one in settings and seeds alone, see
+      `together.group_key`; data, model and programs are shared with it.
   """
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path,
-               watch: preemption.Watch, *, record: bool = True):
-    self._workdir, self._watch = workdir, watch
+               watch: preemption.Watch, *, record: bool = True, like: "Experiment | None" = None):
+    self._workdir, self._watch, self._like = workdir, watch, like
+    self.loop, self._records = None, {}
     self._config = config
     self._method = methods.METHODS[config.method.name]
     self._cache = stages_lib.StageCache(pathlib.Path(config.stage_cache or workdir / "stages"))
-    self._task = (language.Language if config_lib.is_language(config) else vision.Vision)(config)
+    if like is None:
+      self._task = (language.Language if config_lib.is_language(config) else vision.Vision)(config)
+    else:
+      self._task = like._task.with_config(config)
     self._problem = self._task.problem
     self._devices = self._choose_devices()
     if self._problem.estimates_scores:
       self._check_ensemble()
     self._template = self._task.template
+    self._init = jax.jit(self._task.init) if like is None else like._init
     self._scores = self._problem.read_scores()
     self._split = self._problem.split(self._scores)
     self._plan = self._make_plan()
-    self._imported = self._import_weights()
+    self._imported = self._import_weights() if like is None else like._imported
     self._given_mask = self._read_mask()
     # Opened only now: an experiment that cannot run should not take possession of the workdir.
     self._rundir = rundir_lib.RunDir.open(
@@ -189,30 +200,72 @@ class Experiment:
       return None
     return pairing_lib.make_mesh(self._devices, 1, self._config.mesh.weights)
 
-  def _produce(self, name: str, start, frozen: step_lib.Frozen = step_lib.Frozen()):
-    """The stage's model and outcome, from the cache or by running it from the model `start()`."""
+  def checkpoints(self, key: str) -> pathlib.Path:
+    """The folder of a stage's checkpoints."""
+    return self._workdir / "checkpoints" / key
+
+  def keys(self) -> dict[str, str]:
+    """The keys of the stages that train, by name, in order; not of one whose model is imported."""
+    imported = {"pretrain"} if self._imported is not None else set()
+    unused = set() if self._config.retrain or self._method.from_scratch else {"retrain"}
+    return {name: self._plan.keys[name] for name in self._plan.stages if name not in imported | unused}
+
+  def lacks(self, name: str) -> bool:
+    """Whether a stage is not in the cache."""
+    # Agreed on: another run may have published between the looks of two processes.
+    return bool(hosts.agree(self._cache.outcome(name, self._plan.keys[name]) is None))
+
+  def member(self, name: str) -> loop_lib.Member:
+    """What the loop runs of a stage; those before it are run, or taken from the cache, first."""
+    if name != "unlearn":
+      return self._member(name, self._initial(), step_lib.Frozen())
+    original, _ = self._original()
+    mask, _ = self._mask(original)
+    return self._member(name, original, self._frozen(original, mask))
+
+  def _member(self, name: str, start: Tree, frozen: step_lib.Frozen) -> loop_lib.Member:
+    return loop_lib.Member(self._plan.stages[name], start, frozen, self._rundir)
+
+  def publish(self, name: str, outcome: loop_lib.Outcome, *, together: int = 1) -> dict[str, Any]:
+    """Adds a stage's model and evaluation to the cache.
+
+    Args:
+      name: of the stage.
+      outcome: of the loop.
+      together: how many models were trained with it, itself included.
+
+    Returns:
+      The record beside the model.
+
+    Raises:
+      UserError: training has stopped, as something was not finite.
+    """
     stage, key = self._plan.stages[name], self._plan.keys[name]
-    record = self._cache.outcome(name, key)
-    # Together: another run may have published between the looks of two processes.
-    if hosts.agree(record is None):
-      outcome = self._loop.run(stage, start(), frozen, self._workdir / "checkpoints" / f"{name}-{key}")
-      if stage.train and outcome.stop != Stop.NONE:
-        raise UserError(
-            f"{name}: {describe_stop(outcome, self._config.method)}; lower "
-            "config.train.optimizer.learning_rate or set config.train.clip_norm"
-        )
-      record = {
-          "steps": outcome.steps,
-          "stop": outcome.stop.name.lower(),
-          "stop_reason": describe_stop(outcome, self._config.method),
-          "seconds": outcome.seconds,
-          "parent": None if stage.train else self._plan.keys["pretrain"],
-          "work": self._task.work(self._loop.source, stage, outcome.steps),
-      }
-      self._cache.publish(name, key, record, outcome.variables)
-      self._cache.publish("evaluate", self._evaluation_key(name), outcome.evaluation)
-      return outcome.variables, record
-    return self._cache.model(name, key, self._template), record
+    if stage.train and outcome.stop != Stop.NONE:
+      raise UserError(
+          f"{name}: {describe_stop(outcome, self._config.method)}; lower "
+          "config.train.optimizer.learning_rate or set config.train.clip_norm"
+      )
+    record = {
+        "steps": outcome.steps,
+        "stop": outcome.stop.name.lower(),
+        "stop_reason": describe_stop(outcome, self._config.method),
+        "seconds": outcome.seconds,
+        "together": together,
+        "parent": None if stage.train else self._plan.keys["pretrain"],
+        "work": self._task.work(self.loop.source, stage, outcome.steps),
+    }
+    self._cache.publish(name, key, record, outcome.variables)
+    self._cache.publish("evaluate", self._evaluation_key(name), outcome.evaluation)
+    return record
+
+  def _produce(self, name: str, member):
+    """The stage's model and outcome, from the cache or by running `member()`."""
+    key = self._plan.keys[name]
+    if self.lacks(name):
+      (outcome,) = self.loop.run_together([member()], self.checkpoints(f"{name}-{key}"))
+      return outcome.variables, self.publish(name, outcome)
+    return self._cache.model(name, key, self._template), self._cache.outcome(name, key)
 
   def _evaluation_key(self, name: str) -> str:
     """Key of the evaluation of a stage's model."""
@@ -258,11 +311,11 @@ class Experiment:
     """The model to unlearn from: imported if there is one, else pretrained."""
     if self._imported is not None:
       return self._imported, {"seconds": 0.0, "stop_reason": "imported"}
-    return self._produce("pretrain", self._initial)
+    return self._produce("pretrain", lambda: self.member("pretrain"))
 
   def _initial(self) -> Tree:
     """The untrained model, the same for pretraining and retraining."""
-    return self._watch.run(lambda: jax.jit(self._task.init)(self._config.seed))
+    return self._watch.run(lambda: self._init(self._config.seed))
 
   def estimate_memorization(self) -> memorization.Estimate:
     """Memorization scores of the rows that may be learnt, by an ensemble; leaves them in a file."""
@@ -298,7 +351,7 @@ class Experiment:
     def gradient():
       # By way of the host: a model fresh from several devices would take them all along.
       return self._watch.run(lambda: saliency.forget_gradient(
-          self._task.forward("sequential"), self._task.fetch("none"), self._loop.source, plan,
+          self._task.forward("sequential"), self._task.fetch("none"), self.loop.source, plan,
           source_lib.place(jax.device_get(original), None), base=self._task.base(None),
           microbatch=self._task.microbatch(False),
       ))
@@ -330,7 +383,11 @@ class Experiment:
     try:
       return self._run()
     finally:
-      self._rundir.close()
+      self.close()
+
+  def close(self) -> None:
+    """Closes the run directory."""
+    self._rundir.close()
 
   def start(self) -> Start:
     """Runs the stages before unlearning, or takes them from the cache, and stops there.
@@ -341,43 +398,50 @@ class Experiment:
       UserError: as `run`.
       preemption.Preempted: as `run`.
     """
-    original, _ = self._begin()
+    self.prepare()
+    original, _ = self._original()
     mask, _ = self._mask(original)
-    return Start(self._plan.stages["unlearn"], self._loop, original, self._frozen(original, mask))
+    return Start(self._plan.stages["unlearn"], self.loop, original, self._frozen(original, mask))
 
   def _frozen(self, original: Tree, mask: Tree | None) -> step_lib.Frozen:
     """What unlearning reads beside the data and the base."""
     needed = methods.needs_reference(self._method, objectives.TERMS)
     return step_lib.Frozen(original if needed else None, mask)
 
-  def _begin(self) -> tuple[Tree, dict[str, Any]]:
-    """Makes the loop and the evaluator; -> the original model, and the records by stage."""
-    records = {}
+  def prepare(self) -> None:
+    """Makes the loop and the evaluator, once; an ensemble whose scores choose the forget set comes first."""
+    if self.loop is not None:
+      return
     if self._problem.estimates_scores:
       estimate = self.estimate_memorization()
-      records["memorization"] = {"seconds": estimate.seconds}
+      self._records["memorization"] = {"seconds": estimate.seconds}
       self._scores = estimate.scores
       self._split = self._problem.split(self._scores)
       self._plan = self._make_plan()
-    self._evaluator = self._task.evaluator(self._split, self._scores, self._evaluation_mesh)
-    self._loop = self._make_loop(self._config.pairing, self._evaluator.summary)
-
-    original, records["pretrain"] = self._original()
-    return original, records
+    if self._like is None:
+      self._evaluator = self._task.evaluator(self._split, self._scores, self._evaluation_mesh)
+      self.loop = self._make_loop(self._config.pairing, self._evaluator.summary)
+    else:
+      self._evaluator = self._like._evaluator
+      self.loop = dataclasses.replace(self._like.loop, rundir=self._rundir)
 
   def _run(self) -> dict[str, Any]:
     """`run`, inside the open run directory."""
-    original, records = self._begin()
+    self.prepare()
+    records = self._records
+    original, records["pretrain"] = self._original()
     trained, mask = {"original": original}, None
     if self._config.retrain or self._method.from_scratch:
-      trained["retrained"], records["retrain"] = self._produce("retrain", self._initial)
+      trained["retrained"], records["retrain"] = self._produce(
+          "retrain", lambda: self.member("retrain")
+      )
     if self._method.from_scratch:
       trained["unlearned"] = trained["retrained"]
     else:
       mask, mask_record = self._mask(original)
       records |= {"mask": mask_record} if mask_record else {}
       trained["unlearned"], records["unlearn"] = self._produce(
-          "unlearn", lambda: original, self._frozen(original, mask)
+          "unlearn", lambda: self._member("unlearn", original, self._frozen(original, mask))
       )
     final = records[self._plan.final]
     results, examples = self._results(trained)
@@ -436,6 +500,10 @@ class Experiment:
         "config_fingerprint": stages_lib.fingerprint(self._config.to_dict()),
         "scores_fingerprint": problem_lib.scores_fingerprint(self._scores),
         "stages": {name: key for name, key in self._plan.keys.items() if name in records},
+        # How many models shared a stage's program, and so its seconds.
+        "together": {
+            name: record["together"] for name, record in records.items() if record.get("together", 1) > 1
+        },
         "parent_checkpoint": self._config.model.weights
         or str(self._cache.folder("pretrain", self._plan.keys["pretrain"])),
     }

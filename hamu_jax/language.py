@@ -1,5 +1,6 @@
 """What makes an experiment one on a language model: texts, a frozen base, and an adapter that is trained."""
 
+import copy
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -253,6 +254,12 @@ class Language(Adapted):
         stages.fingerprint({"learnt": learnt}), Paired(rows[:retained], rows[retained:])
     )
     self._bases = {}
+
+  def with_config(self, config: ml_collections.ConfigDict):
+    """The same data and model under a configuration that differs in settings and seeds alone."""
+    other = copy.copy(self)
+    other._config = config
+    return other
 
   @property
   def inputs(self) -> dict[str, Any]:

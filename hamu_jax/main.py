@@ -5,19 +5,16 @@
 Any field of the configuration is overridden as `--config.method.constraint_ratio=0.9`.
 """
 
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from hamu_jax import command_line, experiment, hosts, preemption
 from hamu_jax import config as config_lib
 from hamu_jax.errors import UserError
-
-_TERMINATED = 128 + 15
 
 
 def _first_unknown_field(arguments: Sequence[str]) -> UserError | None:
@@ -81,19 +78,7 @@ def run(arguments: Sequence[str]) -> int:
   if {"--help", "-h"} & set(arguments):
     print(__doc__, *config_lib.field_names(config_lib.default_config()), sep="\n")
     return 0
-  logging.set_verbosity(logging.WARNING)
-  try:
-    _run(arguments)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return command_line.BAD_INPUT
-  except preemption.Preempted:
-    print("interrupted: progress is saved; run the same command to go on", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # A device program may still be running in a thread that cannot be ended.
-    os._exit(_TERMINATED)
-  return 0
+  return command_line.run(lambda: _run(arguments))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ Tree = Any
 
 # Fields of a method's options that enter the step as data, so that one compiled program serves every
 # value of them (and a sweep over them can be mapped).
-_TRACED = (
+TRACED = (
     "epochs",
     "clip_norm",
     "constraint",
@@ -116,7 +116,7 @@ def settings_of(options: ml_collections.ConfigDict, sam: Any = None) -> dict[str
     options: `config.train` or `config.method`.
     sam: {"rho", "lamb"} of sharpness-aware gradients, or None for plain ones.
   """
-  settings = {name: options[name] for name in _TRACED if name in options}
+  settings = {name: options[name] for name in TRACED if name in options}
   settings["clip_norm"] = settings["clip_norm"] or None
   settings["learning_rate"] = options.optimizer.learning_rate
   return settings | ({name: float(sam[name]) for name in ("rho", "lamb")} if sam else {})

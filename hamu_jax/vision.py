@@ -1,5 +1,6 @@
 """What makes an experiment one on images: how a batch is made, what the model is fed, what is evaluated."""
 
+import copy
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -155,6 +156,12 @@ class Vision:
     )
     self.init = make_init(self._model, self._image_shape)
     self.template = jax.eval_shape(self.init, config.seed)
+
+  def with_config(self, config: ml_collections.ConfigDict):
+    """The same data and model under a configuration that differs in settings and seeds alone."""
+    other = copy.copy(self)
+    other._config = config
+    return other
 
   @property
   def inputs(self) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from launch import expand, local, slurm
 
 ENGINES = ("local", "slurm", "print")
 _FAILED = 1
-_TERMINATED = 128 + 15
 
 
 class _Parser(command_line.Parser):
@@ -135,7 +134,7 @@ def run(arguments: Sequence[str]) -> int:
     return command_line.BAD_INPUT
   except preemption.Preempted:
     print("interrupted: progress is saved; run the same command to go on", file=sys.stderr)
-    return _TERMINATED
+    return command_line.TERMINATED
   except BrokenPipeError:
     # Whoever read the commands has read enough.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

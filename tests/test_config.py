@@ -204,7 +204,7 @@ EFFECTS = {
 # Read by the data side and by the loop, where their own tests change them.
 ELSEWHERE = {
     "name", "epochs", "max_steps", "repeats", "batch_size", "augment", "evaluate_epochs", "msteps",
-    "shuffle", "epoch", "batch_norm", "microbatch",
+    "shuffle", "epoch", "batch_norm", "microbatch", "seed",
     # Of language models, see test_language_terms.
     "retain_coefficient", "forget_coefficient", "preference_beta", "margin", "layer", "steering",
 }

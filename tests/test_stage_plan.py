@@ -37,6 +37,9 @@ EVERY = {"pretrain", "retrain", "mask", "unlearn"}
         ({"data__validation_fraction": 0.1}, EVERY),
         ({"data__std": (0.4,)}, EVERY),
         ({"seed": 1}, EVERY),
+        ({"method__seed": 1}, {"unlearn"}),
+        ({"method__seed": 41}, set()),
+        ({"evaluate__seed": 1}, set()),
         ({"sam__rho": 0.1}, {"unlearn"}),
         # Its values matter only where sharpness-aware gradients are on.
         ({"sam__lamb": 0.5}, set()),
