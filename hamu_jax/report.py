@@ -131,7 +131,7 @@ def tables(study: gather.Study) -> list[Table]:
       found.append(Table(name, title, (*header, *(title for _, title, _ in chosen)), tuple(
           (*settings, str(len(group.runs)), *_numbers(group.columns, chosen))
           for settings, group in rows if any(column in group.columns for column, *_ in chosen))))
-  found += [*_timing(study), *_settings(study), _runs(study)]
+  found += [*_deviations(study), *_timing(study), *_settings(study), _runs(study)]
   if rows:
     every = [(name, name, _Column(name, name)) for name in sorted(names)]
     found.append(Table("values", "All numbers of the results", (*header, *sorted(names)), tuple(
@@ -325,6 +325,21 @@ def _numbers(values: Mapping[str, gather.Estimate], chosen) -> Iterator[Number |
         column.digits)
 
 
+def _deviations(study: gather.Study) -> Iterator[Table]:
+  """How much each seed alone spreads the results, where runs differ in several."""
+  by_group = [(group, gather.deviations(group)) for group in study.groups]
+  fields = dict.fromkeys(field for _, found in by_group for field in found)
+  if len(fields) < 2:
+    return
+  names = list(dict.fromkeys(name for _, found in by_group for one in found.values() for name in one))
+  chosen = list(_matching(_TABLES["results", "Results"], names))
+  yield Table(
+      "deviations", "Standard deviations by the seed that changes",
+      (*_setting_header(study), "seed", *(title for _, title, _ in chosen)), tuple(
+          (*(gather.text(group.settings[name]) for name in study.shown), field, *_numbers(values, chosen))
+          for group, found in by_group for field, values in found.items()))
+
+
 def _timing(study: gather.Study) -> Iterator[Table]:
   """Seconds by method; runs on other devices are rows of their own."""
   rows = []
@@ -351,7 +366,8 @@ def _settings(study: gather.Study) -> Iterator[Table]:
 
 def _runs(study: gather.Study) -> Table:
   """Every run, finished or not."""
-  seeds = list(dict.fromkeys(name for run in study.runs for name in run.seeds))
+  seeds = list(dict.fromkeys(
+      name for run in study.runs for name, seed in run.seeds.items() if seed is not None))
   rows = [
       (
           str(run.path), *(gather.text(run.config[name]) for name in study.shown),

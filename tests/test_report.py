@@ -18,11 +18,11 @@ SPLITS = ("retain", "forget", "test")
 
 
 def _write(path, *, values=(1.0, 0.5, 0.75), method="hamu-q", seed=1, ratio=0.5, data="d" * 64,
-           finished=True, torn="", suite=None, source="digits"):
+           finished=True, torn="", suite=None, source="digits", unlearning_seed=None):
   """A run directory whose unlearned model has the given accuracies."""
   path.mkdir(parents=True)
   config = config_lib.default_config()
-  config.data.source, config.seed = source, seed
+  config.data.source, config.seed, config.method.seed = source, seed, unlearning_seed
   config.method.name, config.method.constraint_ratio = method, ratio
   rundir.write_json(path / "config.json", config.to_dict())
   row = {"stage": "unlearn", "step": 3, "split": "step", "angle": [80.0, 100.0], "branch": [0, 1]}
@@ -125,6 +125,21 @@ def test_language_models_have_their_own_columns(tmp_path):
       "forget truth ratio", "watermark forget retain auc")
   assert len(found["language"].rows) == 1  # only the unlearned model has such scores
   assert "language" not in _tables(_write(tmp_path / "other"))
+
+
+def test_deviations_are_there_where_several_seeds_change(runs, tmp_path):
+  assert "deviations" not in _tables(runs)
+  for seed in (41, 42):
+    for unlearning in (1, 2):
+      values = (0.9, 0.1 * seed - 4 + 0.3 * (unlearning == 2), 0.5)
+      _write(
+          tmp_path / f"{seed}-{unlearning}", values=values, seed=seed, unlearning_seed=unlearning
+      )
+  table = _tables(tmp_path)["deviations"]
+  assert table.header[:4] == ("method", "seed", "retain acc %", "forget acc %")
+  assert [(row[0], row[1], row[3].text()) for row in table.rows] == [
+      ("hamu-q", "method.seed", "21.21"), ("hamu-q", "seed", "7.07")
+  ]
 
 
 def test_runs_of_several_devices_are_timed_apart(tmp_path):

@@ -22,6 +22,7 @@ from hamu_jax.analysis import plots
 from hamu_jax.errors import UserError
 
 METHOD = "method.name"
+_UNLEARNING_SEED = "method.seed"
 # What identifies a dataset where the fingerprints of its contents are unknown or differ by a draw of rows.
 _DATASET = (
     "data.source", "data.name", "data.subset", "data.test_split", "data.train_size", "data.test_size",
@@ -118,6 +119,44 @@ class Group(NamedTuple):
   def columns(self) -> dict[str, Estimate]:
     """Estimates of all results by dotted name."""
     return estimates(run.values(self.model) for run in self.runs)
+
+
+def deviations(group: Group) -> dict[str, dict[str, Estimate]]:
+  r"""How much of the spread comes from each seed: training, unlearning, evaluation, the draw of the data.
+
+  .. math:: s_f^2 = \frac{\sum_c \sum_{i \in c} (x_i - \bar x_c)^2}{\sum_c (n_c - 1)}
+
+  over the cells c of runs that agree in all seeds but f: the pooled sample variance when f alone changes.
+
+  Args:
+    group: Of a study.
+
+  Returns:
+    By seed field, for those that change within some cell: for each result s_f as the mean of an `Estimate`
+    without a deviation of its own, of as many runs as are in such cells.
+  """
+  seeds = list(dict.fromkeys(name for run in group.runs for name in run.seeds))
+  found = {}
+  for field in seeds:
+    others = [name for name in seeds if name != field]
+    cells = [
+        cell for cell in grouped(group.runs, lambda run: key_of(run.config, others)).values()
+        if len(cell) > 1
+    ]
+    columns = [estimates(run.values(group.model) for run in cell) for cell in cells]
+    names = dict.fromkeys(name for column in columns for name in column)
+    if names:
+      found[field] = {
+          name: _pooled([column[name] for column in columns if name in column]) for name in names
+      }
+  return found
+
+
+def _pooled(cells: Sequence[Estimate]) -> Estimate:
+  freedom = [cell.count - 1 for cell in cells]
+  squares = sum(free * cell.std**2 for free, cell in zip(freedom, cells) if free)
+  count = sum(cell.count for cell in cells)
+  return Estimate(math.sqrt(squares / sum(freedom)) if sum(freedom) else math.nan, math.nan, count)
 
 
 class Study(NamedTuple):
@@ -518,7 +557,9 @@ def _references(runs: Sequence[Run], fields: Sequence[str]) -> Iterator[Group]:
   for members in grouped(runs, lambda run: key_of(run.config, fields)).values():
     for model in ("original", "retrained"):
       having = [run for run in members if model in run.summary["results"]]
-      once = {key_of(run.config, list(run.seeds)): run for run in reversed(having)}
+      # How it is unlearnt later is nothing to them.
+      seeds = [name for name in members[0].seeds if name != _UNLEARNING_SEED]
+      once = {key_of(run.config, seeds): run for run in reversed(having)}
       if once:
         settings = {name: members[0].config[name] for name in fields}
         yield Group(settings, tuple(reversed(once.values())), model)

@@ -168,6 +168,49 @@ def test_references_count_each_seed_once(tmp_path):
   assert reference.columns["test.accuracy"] == (pytest.approx(0.85), pytest.approx(math.sqrt(0.005)), 2)
 
 
+def test_a_reference_does_not_count_again_for_each_seed_of_unlearning(tmp_path):
+  for seed in (1, 2):
+    for unlearning in (None, 7, 8):
+      _write(tmp_path / f"{seed}-{unlearning}", original=0.1 * seed, seed=seed, method__seed=unlearning)
+  (reference,) = _study(tmp_path).references
+  assert reference.columns["test.accuracy"].count == 2
+  (group,) = _study(tmp_path).groups
+  assert len(group.runs) == 6
+
+
+def test_deviations_are_those_of_one_seed_alone(tmp_path):
+  accuracies = np.array([[0.1, 0.2, 0.4], [0.5, 0.9, 0.6]])
+  for i, seed in enumerate((41, 42)):
+    for j, unlearning in enumerate((1, 2, 3)):
+      _write(
+          tmp_path / f"{i}{j}", unlearned=float(accuracies[i, j]), seed=seed, method__seed=unlearning,
+          data__seed=0,
+      )
+  # One that shares a cell with no other.
+  _write(tmp_path / "lonely", unlearned=0.7, seed=50, method__seed=50, data__seed=0)
+  (group,) = _study(tmp_path).groups
+  found = gather.deviations(group)
+  assert found.keys() == {"seed", "method.seed"}
+  wanted = {
+      "seed": np.sqrt(accuracies.var(0, ddof=1).mean()),
+      "method.seed": np.sqrt(accuracies.var(1, ddof=1).mean()),
+  }
+  for field, value in wanted.items():
+    mean, std, count = found[field]["forget.accuracy"]
+    assert mean == pytest.approx(value) and math.isnan(std) and count == 6
+    assert found[field]["forget.loss"].mean == 0
+
+
+def test_cells_of_several_sizes_are_weighed_by_their_degrees_of_freedom(tmp_path):
+  for name, (seed, unlearning, accuracy) in enumerate(
+      [(1, 1, 0.2), (1, 2, 0.4), (2, 1, 0.1), (2, 2, 0.4), (2, 3, 0.7)]
+  ):
+    _write(tmp_path / str(name), unlearned=accuracy, seed=seed, method__seed=unlearning)
+  (group,) = _study(tmp_path).groups
+  found = gather.deviations(group)["method.seed"]["retain.accuracy"]
+  assert found.mean == pytest.approx(math.sqrt((0.02 + 0.18) / 3)) and found.count == 5
+
+
 def test_sweeps_vary_one_field_alone(tmp_path):
   for ratio in (0.9, 0.1, 0.5):
     for seed in (1, 2):

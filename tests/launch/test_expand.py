@@ -26,6 +26,8 @@ NAMED = {
     "cifar_timing": (9, CIFAR),
     "cifar_additional_baselines": (8, CIFAR),
     "cifar_rho": (35, CIFAR),
+    # 7 methods with 3 seeds of unlearning.
+    "cifar_seeds": (21, CIFAR),
     "llm_constraint": (25, LANGUAGE),
     "llm_full_grad": (4, LANGUAGE),
     "llm_stopping_criterion": (18, LANGUAGE),
