@@ -256,12 +256,23 @@ def _write_shards(folder, params, config, shard_bytes):
   for number, shard in enumerate(shards, 1):
     name = _FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
     arrays = {tensor.name: _to_host(tensor, value) for tensor, value in shard}
-    safetensors.numpy.save_file(arrays, folder / name, metadata={"format": "pt"})
+    write_safetensors(folder / name, arrays)
     weight_map |= dict.fromkeys(arrays, name)
     total += sum(array.nbytes for array in arrays.values())
   if len(shards) > 1:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Writes a file for PyTorch's readers, which others may read as far as the umask says.
+
+  safetensors' own file is for its owner alone.
+  """
+  path.touch()
+  mode = path.stat().st_mode
+  safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
+  path.chmod(mode)
 
 
 def _group(owners, shard_bytes) -> Iterator[list]:

@@ -137,7 +137,7 @@ def save_adapter(
   folder = pathlib.Path(path)
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(tensors, folder / _FILE, metadata={"format": "pt"})
+    llama_weights.write_safetensors(folder / _FILE, tensors)
     (folder / _CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
   except OSError as error:
     raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None

@@ -1,6 +1,7 @@
 """PEFT's format: what PEFT wrote is read and written without loss; what does not fit is named."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from hamu_jax.errors import UserError
-from hamu_jax.models import lora, lora_weights
+from hamu_jax.models import llama_weights, lora, lora_weights
 
 _FILE = "adapter_model.safetensors"
 _Q = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
@@ -55,6 +56,15 @@ def test_round_trip_of_some_targets(tiny_llama, tmp_path, dtype):
     np.testing.assert_array_equal(left, right)
   text = (tmp_path / "adapter_config.json").read_text()
   assert json.loads(text)["base_model_name_or_path"] == "some/model"
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+  before = os.umask(0o027)
+  try:
+    llama_weights.write_safetensors(tmp_path / "file", {"a": np.ones(2)})
+  finally:
+    os.umask(before)
+  assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
 
 
 def test_an_adapter_is_replaced(tiny_llama, tmp_path):
