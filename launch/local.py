@@ -1,11 +1,12 @@
 """Runs the members of a sweep on this machine, so many at a time.
 
-Every member is a process of `hamu_jax.main` in a run directory of its own, so what survives a crash is what
-survives one there. Two kinds of file locks order them. A member's lock says that a process is at work on it.
-A stage's lock says that some member is computing a stage that others need, too; these wait until that
-member is done, and then find the stage, and the evaluation of its model, in the stage cache. A process
-inherits the locks it works under, so they hold for as long as it lives, also when its runner is killed;
-other runners, such as the tasks of a SLURM job array, respect them.
+Every member is a process of `hamu_jax.main`, or shares one of `hamu_jax.together` with others, in a run
+directory of its own, so what survives a crash is what survives one there. Two kinds of file locks order
+them. A member's lock says that a process is at work on it. A stage's lock says that some member is computing
+a stage that others need, too; these wait until that member is done, and then find the stage, and the
+evaluation of its model, in the stage cache. A process inherits the locks it works under, so they hold for as
+long as it lives, also when its runner is killed; other runners, such as the tasks of a SLURM job array,
+respect them.
 """
 
 import fcntl
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from hamu_jax import config as config_lib
-from hamu_jax import preemption, rundir
+from hamu_jax import preemption, rundir, together
 from hamu_jax.errors import UserError
 from launch.expand import Member, shared_stages
 
@@ -39,18 +40,33 @@ class Failure(NamedTuple):
 
 
 class _Job(NamedTuple):
-  """A member at work."""
+  """Members at work in one process."""
 
-  member: Member
+  members: tuple[Member, ...]
   process: subprocess.Popen
   slot: int
   started: float
 
 
-def command(member: Member, workdir: pathlib.Path) -> list[str]:
-  """The command line that runs a member of the sweep in `workdir`."""
+def command(members: Sequence[Member], workdir: pathlib.Path) -> list[str]:
+  """The command line that runs a member of the sweep in `workdir`, or several together."""
+  parts = [[*member.arguments, f"--workdir={workdir / member.name}"] for member in members]
+  if len(parts) == 1:
+    return [sys.executable, "-m", "hamu_jax.main", *parts[0]]
+  joined = [argument for part in parts for argument in ("--", *part)]
+  return [sys.executable, "-m", "hamu_jax.together", *joined[1:]]
+
+
+def group(members: Sequence[Member], most: int) -> list[tuple[Member, ...]]:
+  """The members that can be trained together, in groups of at most `most`, by `together.group_key`."""
+  by_key = {}
+  for member in members:
+    key = together.group_key(member.config)
+    by_key.setdefault(member.name if key is None else key, []).append(member)
   return [
-      sys.executable, "-m", "hamu_jax.main", *member.arguments, f"--workdir={workdir / member.name}"
+      tuple(alike[first : first + most])
+      for alike in by_key.values()
+      for first in range(0, len(alike), most)
   ]
 
 
@@ -113,11 +129,11 @@ class Runner:
     self._finished = set()
     self._total = self._ended = 0
 
-  def run(self, chosen: Sequence[Member]) -> list[Failure]:
+  def run(self, chosen: Sequence[tuple[Member, ...]]) -> list[Failure]:
     """Runs all that are not done.
 
     Args:
-      chosen: the members to run.
+      chosen: the members to run, in groups that share a process.
 
     Returns:
       Those that failed, in the order in which they did.
@@ -125,7 +141,7 @@ class Runner:
     Raises:
       preemption.Preempted: the runner was asked to end; so were the processes, which saved their progress.
     """
-    self._total, self._ended = len(chosen), 0
+    self._total, self._ended = sum(map(len, chosen)), 0
     pending, jobs, failures, waiting = list(chosen), [], [], False
     try:
       while pending or jobs:
@@ -133,7 +149,7 @@ class Runner:
           raise preemption.Preempted
         pending = self._start(pending, jobs)
         if pending and not jobs and not waiting:
-          print(f"waiting for another process that is at work on {pending[0].name}, or on a stage that it "
+          print(f"waiting for another process that is at work on {pending[0][0].name}, or on a stage that it "
                 "needs", flush=True)
         waiting = bool(pending) and not jobs
         time.sleep(_POLL_SECONDS)
@@ -144,31 +160,37 @@ class Runner:
       _terminate(jobs)
     return failures
 
-  def _start(self, pending: list[Member], jobs: list[_Job]) -> list[Member]:
+  def _start(self, pending: list[tuple[Member, ...]], jobs: list[_Job]) -> list[tuple[Member, ...]]:
     """Starts what can start, in free slots; returns what is left."""
     left = []
-    for member in pending:
-      locks = self._lock(member) if len(jobs) < self._jobs else None
+    for members in pending:
+      locks = self._lock(members) if len(jobs) < self._jobs else None
       if locks is None:
-        left.append(member)
+        left.append(members)
         continue
       try:
-        if is_done(member, self._workdir):
-          self._report(member, "was done before")
-        else:
+        lacking = tuple(member for member in members if not is_done(member, self._workdir))
+        for member in members:
+          if member not in lacking:
+            self._report(member, "was done before")
+        if lacking:
           slot = min(set(range(self._jobs)) - {job.slot for job in jobs})
-          jobs.append(_Job(member, self._spawn(member, slot, locks), slot, time.monotonic()))
+          jobs.append(_Job(lacking, self._spawn(lacking, slot, locks), slot, time.monotonic()))
       finally:
         # The process holds its own copies.
         for lock in locks:
           lock.close()
     return left
 
-  def _lock(self, member: Member) -> list[io.FileIO] | None:
-    """The open lock files of a member and of those of its stages that are not there; None if any is held."""
-    locks = [_try_lock(self._workdir / "locks" / member.name)]
-    cache = pathlib.Path(member.config.stage_cache)
-    for stage, key in self._stages[member.name].items():
+  def _lock(self, members: Sequence[Member]) -> list[io.FileIO] | None:
+    """The open lock files of members and of those of their stages that are not there; None if any is held."""
+    locks = []
+    for member in members:
+      if None not in locks:
+        locks.append(_try_lock(self._workdir / "locks" / member.name))
+    cache = pathlib.Path(members[0].config.stage_cache)
+    stages = {key: stage for member in members for stage, key in self._stages[member.name].items()}
+    for key, stage in stages.items():
       if None in locks:
         break
       if key not in self._finished:
@@ -194,12 +216,15 @@ class Runner:
           return True
     return False
 
-  def _spawn(self, member: Member, slot: int, locks: list[io.FileIO]) -> subprocess.Popen:
-    folder = self._workdir / member.name
+  def _spawn(
+      self, members: Sequence[Member], slot: int, locks: list[io.FileIO]
+  ) -> subprocess.Popen:
+    # What a group says is with its first member.
+    folder = self._workdir / members[0].name
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / OUTPUT, "ab") as output:
       return subprocess.Popen(
-          command(member, self._workdir),
+          command(members, self._workdir),
           stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
           env=os.environ | share_devices(slot, self._jobs, self._devices),
           pass_fds=[lock.fileno() for lock in locks],
@@ -210,16 +235,22 @@ class Runner:
   def _end(self, job: _Job) -> list[Failure]:
     """Reports a process that has ended."""
     code = job.process.returncode
-    seconds = time.monotonic() - job.started
-    if code == 0 and is_done(job.member, self._workdir):
-      summary = rundir.read_json(self._workdir / job.member.name / "summary.json")
-      self._report(job.member, f"{describe(summary)}; {seconds:.0f} s")
-      return []
-    output = self._workdir / job.member.name / OUTPUT
+    seconds = f"{time.monotonic() - job.started:.0f} s"
+    if len(job.members) > 1:
+      seconds += f" for {len(job.members)} together"
+    output = self._workdir / job.members[0].name / OUTPUT
     how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
     reason = f"{how}; {_last_line(output)} ({output})"
-    self._report(job.member, f"FAILED: {reason}")
-    return [Failure(job.member.name, reason)]
+    failures = []
+    for member in job.members:
+      # Of members that are trained together some may be done although others failed.
+      if is_done(member, self._workdir) and (code == 0 or len(job.members) > 1):
+        summary = rundir.read_json(self._workdir / member.name / "summary.json")
+        self._report(member, f"{describe(summary)}; {seconds}")
+      else:
+        self._report(member, f"FAILED: {reason}")
+        failures.append(Failure(member.name, reason))
+    return failures
 
   def _report(self, member: Member, text: str) -> None:
     self._ended += 1

@@ -11,8 +11,10 @@ interruption. All members share the stages that do not differ, such as pretraini
   --jobs=N                  members at a time, which share out the GPUs there are (default 1); under SLURM,
                             tasks at a time (default: as many as the cluster allows)
   --filter=REGEX            only members whose name matches somewhere, as in '^hamu-q,.*seed=41$'
-  --engine=ENGINE           local (default) runs them here; slurm submits one job array; print shows the
-                            commands of those that are not done
+  --engine=ENGINE           local (default) runs them here; vmap, too, but those that differ in settings and
+                            seeds alone in one process and one program; slurm submits one job array; print
+                            shows the commands of those that are not done
+  --together=N              for vmap: most members of one program (default: all that can be)
   --sbatch='OPTIONS'        for sbatch, such as '--partition=gpu --gpus=1 --time=4:00:00'
   --config.FIELD=VALUE      for all members
 """
@@ -30,7 +32,7 @@ from hamu_jax.checks import choice, in_range
 from hamu_jax.errors import UserError
 from launch import expand, local, slurm
 
-ENGINES = ("local", "slurm", "print")
+ENGINES = ("local", "vmap", "slurm", "print")
 _FAILED = 1
 
 
@@ -49,6 +51,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument("--jobs", type=int)
   parser.add_argument("--filter", default="")
   parser.add_argument("--engine", default="local")
+  parser.add_argument("--together", type=int)
   parser.add_argument("--sbatch", default="")
   options, overrides = parser.parse_known_args(arguments)
   for override in overrides:
@@ -56,6 +59,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
       raise UserError(f"{override!r}: not understood; fields are given as --config.FIELD=VALUE")
   choice("--engine", options.engine, ENGINES)
   in_range("--jobs", options.jobs, 1)
+  in_range("--together", options.together, 1)
+  if options.together is not None and options.engine != "vmap":
+    raise UserError(f"--together={options.together}: only --engine=vmap trains members together")
   options.workdir = options.workdir or f"runs/{pathlib.Path(options.config.partition(':')[0]).stem}"
   return options, overrides
 
@@ -76,7 +82,7 @@ def _choose(members: Sequence[expand.Member], pattern: str) -> list[expand.Membe
 
 def _print_commands(left: Sequence[expand.Member], workdir: pathlib.Path) -> None:
   for member in left:
-    print(shlex.join(local.command(member, workdir)))
+    print(shlex.join(local.command([member], workdir)))
 
 
 def _submit(options, overrides: Sequence[str], left: Sequence[expand.Member], workdir) -> None:
@@ -89,8 +95,11 @@ def _submit(options, overrides: Sequence[str], left: Sequence[expand.Member], wo
 
 
 def _run_here(options, members, chosen, workdir) -> int:
+  groups = [(member,) for member in chosen]
+  if options.engine == "vmap":
+    groups = local.group(chosen, options.together or len(chosen))
   with preemption.Watch() as watch:
-    failures = local.Runner(members, workdir, options.jobs or 1, watch).run(chosen)
+    failures = local.Runner(members, workdir, options.jobs or 1, watch).run(groups)
   for failure in failures:
     print(f"failed: {failure.name}: {failure.reason}", file=sys.stderr)
   print(f"{len(chosen) - len(failures)} of {len(chosen)} members are done; everything is in {workdir}")
@@ -104,7 +113,7 @@ def _sweep(arguments: Sequence[str]) -> int:
   chosen = _choose(members, options.filter)
   # Also finds run directories of other experiments before anything runs.
   left = [member for member in chosen if not local.is_done(member, workdir)]
-  if options.engine == "local":
+  if options.engine in ("local", "vmap"):
     return _run_here(options, members, chosen, workdir)
   if options.engine == "print":
     _print_commands(left, workdir)

@@ -82,7 +82,8 @@ def stand_in(tmp_path, monkeypatch):
   script = tmp_path / "stand_in.py"
   script.write_text(_STAND_IN)
 
-  def command(member, workdir):
+  def command(members, workdir):
+    (member,) = members
     job = {
         "workdir": str(workdir / member.name),
         "cache": member.config.stage_cache,

@@ -25,7 +25,9 @@ class NoSignal:
 
 
 def run(members, workdir, jobs=1, chosen=None, watch=NoSignal):
-  return local.Runner(members, workdir, jobs, watch).run(members if chosen is None else chosen)
+  return local.Runner(members, workdir, jobs, watch).run(
+      [(member,) for member in (members if chosen is None else chosen)]
+  )
 
 
 @pytest.fixture
@@ -135,7 +137,7 @@ def test_another_runner_respects_what_is_at_work(members_of, stand_in, workdir):
     while not any(row[0] == "asleep" for row in stand_in()):
       time.sleep(0.01)
     other = local.Runner(members, workdir, 1, watch)
-    others.extend([other._lock(members[0]), other._lock(members[1])])
+    others.extend([other._lock(members[:1]), other._lock(members[1:2])])
     watch.requested = True
 
   thread = threading.Thread(target=second)
