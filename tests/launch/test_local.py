@@ -214,3 +214,52 @@ def test_gpus_are_found(monkeypatch):
   there = [pathlib.Path(f"/dev/nvidia{number}") for number in (1, 0)]
   monkeypatch.setattr(pathlib.Path, "glob", lambda *_: there)
   assert local.find_devices() == ["0", "1"]
+
+
+def test_members_that_differ_in_settings_and_seeds_are_grouped(members_of):
+  members = members_of({
+      "method.name": METHODS, "method.optimizer.learning_rate": [0.1, 0.2], "seed": [41, 42]
+  })
+  groups = local.group(members, 3)
+  assert [len(group) for group in groups] == [3, 1] * len(METHODS)
+  for group in groups:
+    assert len({member.config.method.name for member in group}) == 1
+  assert sorted(member.name for group in groups for member in group) == sorted(
+      member.name for member in members
+  )
+
+
+def test_the_command_of_a_group_has_all_its_members(members_of, workdir):
+  members = members_of({"seed": [41, 42]})
+  python, *command = local.command(members, workdir)
+  assert command[:2] == ["-m", "hamu_jax.together"]
+  split = command.index("--")
+  for member, part in zip(members, (command[2:split], command[split + 1 :]), strict=True):
+    assert part == [*member.arguments, f"--workdir={workdir / member.name}"]
+
+
+def test_a_group_is_one_process(members_of, stand_in, workdir, capsys):
+  members = members_of({"method.optimizer.learning_rate": [0.1, 0.2, 0.3], "seed": [41, 42]})
+  groups = local.group(members, 4)
+  watch = NoSignal()
+  assert local.Runner(members, workdir, 1, watch).run(groups) == []
+  output = capsys.readouterr().out
+  assert output.count("for 4 together") == 4 and output.count("for 2 together") == 2
+  assert output.splitlines()[-1].startswith("[6/6] ")
+  # No stage twice, although both groups need the same.
+  computed = [row[1] for row in stand_in() if row[0] == "compute"]
+  assert len(computed) == len(set(computed)) == 4
+  assert local.Runner(members, workdir, 1, watch).run(groups) == []
+  assert capsys.readouterr().out.count("was done before") == 6
+
+
+def test_what_is_done_of_a_group_that_fails_counts(members_of, stand_in, workdir, capsys):
+  members = members_of({"seed": [41, 42]})
+  (group,) = local.group(members, 2)
+  (workdir / members[1].name).mkdir(parents=True)
+  (workdir / members[1].name / "fail").touch()
+  (failure,) = local.Runner(members, workdir, 1, NoSignal()).run([group])
+  assert failure.name == members[1].name
+  assert failure.reason.startswith("exit status 2; error: told to fail")
+  assert local.Runner(members, workdir, 1, NoSignal()).run([group]) == []
+  assert "was done before" in capsys.readouterr().out
