@@ -1,0 +1,162 @@
+r"""What two gradients say of a step before it is taken: how hard forgetting is, and what it would cost.
+
+Everything here is pure and jittable; `hamu_jax.analysis.preview` computes the gradients, and
+`python -m hamu_jax.analysis.hardness` prints what they say. T blocks, in tree-leaf order: the tensors, or
+with scope "global" the whole model as one.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hamu_jax import transforms
+from hamu_jax.transforms import alignment
+from hamu_jax.transforms.hamu_update import as_vector, effective_pair, is_zero_forget, solve
+
+Tree = Any
+# Of `transforms.hamu`.
+_EPS = 1e-12
+
+
+class Hardness(NamedTuple):
+  """How hard two gradients are to reconcile, and what HAMU makes of them.
+
+  A ratio is one of `config.method.constraint_ratio`: the constraint on the whole model over the learning
+  rate.
+  """
+
+  angle: jax.Array  # [T] degrees; 0: what lowers the retain loss lowers the forget loss as much as it can
+  retain_norm: jax.Array  # [T] |g_r|
+  forget_norm: jax.Array  # [T] |g_f|
+  feasible_ratio: jax.Array  # [T] largest ratio of which the block can meet its share
+  free_ratio: jax.Array  # [T] largest ratio at which the block's first role loses nothing by it
+  infeasible: jax.Array  # [T] bool, of the constraint that is asked for
+  branch: jax.Array  # [T] int32, a name in BRANCHES
+  progress: jax.Array  # [T] of the first role, 1: as by plain descent in the same radius; negative: worse
+  retain_weight: jax.Array  # [T] a and
+  forget_weight: jax.Array  # [T] b of the step d = learning_rate (-a g_r + b g_f)
+  stopping_ratio: jax.Array  # [] largest ratio at which HAMU's aggregate criterion is not met
+
+
+def hardness(
+    retain_grads: Tree,
+    forget_grads: Tree,
+    *,
+    learning_rate,
+    constraint,
+    variant: str = "hamu-q",
+    radius=None,
+    share: str = "grad_norm",
+    scope: str = "tensor",
+    normalize_share: bool = True,
+    on_infeasible: str = "stop",
+    criterion: str = "published",
+) -> Hardness:
+  r"""Measures how hard the constraint is for two gradients, block by block, without taking a step.
+
+  With the block's share :math:`s_t` of the constraint, its radius :math:`R_t` and the angle
+  :math:`\theta_t` between its gradients, the constraint :math:`c` has the feasibility
+  :math:`f_t = c s_t / (R_t \|g_f\|)`; the block can meet it up to :math:`f_t = 1`. Below that, the step
+  that HAMU takes makes
+
+  .. math::
+    p_t = \frac{-g_r^\top d}{R_t \|g_r\|} =
+      \begin{cases} 1 & \cos \theta_t \le -f_t \\ \sin(\theta_t - \arcsin f_t) & \text{else} \end{cases}
+
+  of the progress of plain descent, which is not negative up to :math:`f_t = \sin \theta_t`, or 1 for
+  :math:`\theta_t \ge 90°`: so far the constraint is free. For hamu-u it is the forget loss's progress, and
+  the gradients are swapped as in `hamu_update`.
+
+  Args:
+    retain_grads: gradients of the retain loss as the transform sees them: masked and clipped.
+    forget_grads: of the forget loss, same structure and shapes.
+    learning_rate: scalar, above 0.
+    constraint: c >= 0, scalar, for the whole model.
+    variant: "hamu-q" or "hamu-u".
+    radius: R of every block; None is the learning-rate radius.
+    share: how blocks share the constraint; this and what follows as in `transforms.hamu`.
+    scope: "tensor" or "global".
+    normalize_share: whether the shares add up to the constraint.
+    on_infeasible: what an infeasible block does.
+    criterion: which aggregate criterion.
+
+  Returns:
+    The `Hardness`; all of it is finite for zero gradients, but that a block without a share of the
+    constraint has infinite ratios.
+
+  Raises:
+    UserError: as `transforms.hamu`.
+
+  Source: Hardness-Aware Multi-Objective Unlearning (arXiv 2606.02119) for the step and its criterion.
+  """
+  # The parts of a constraint of 1 are the shares.
+  transform = transforms.hamu(
+      learning_rate, 1.0, variant=variant, radius=radius, share=share, scope=scope,
+      normalize_share=normalize_share, on_infeasible=on_infeasible, criterion=criterion, eps=_EPS,
+  )
+  _, state = transform.update(
+      retain_grads, transform.init(retain_grads), forget_grads=forget_grads
+  )
+  seen = state.diagnostics
+  share_T, radius_T = seen.constraint, seen.radius
+
+  blocks_of = jax.tree.leaves if scope == "tensor" else lambda tree: [as_vector(tree)]
+  effective = effective_pair(blocks_of(retain_grads), blocks_of(forget_grads), variant)
+  geometry, _ = alignment.measure_blocks(*effective)
+  solution = solve(
+      geometry, radius=radius_T, constraint=constraint * share_T, on_infeasible=on_infeasible, eps=_EPS
+  )
+
+  reach_T = jnp.where(is_zero_forget(geometry.forget_norm, _EPS), 0, radius_T * geometry.forget_norm)
+  free_T = jnp.where(geometry.dot <= 0, 1, geometry.sine)
+
+  def as_ratio(limit_T):
+    # What counts as a constraint of zero is met by any block.
+    limit_T = jnp.maximum(limit_T, _EPS)
+    return _divide(limit_T, share_T * learning_rate, jnp.inf)
+
+  # In the frame of unit vectors r, f and o = r - cos f, of which r.o = sin^2 and f.o = 0.
+  step = solution.step
+  ahead_T = step.retain + step.forget * geometry.cosine + step.orthogonal * geometry.sine**2
+  weights = (
+      _divide(-(step.retain + step.orthogonal), geometry.retain_norm * learning_rate, 0),
+      _divide(
+          step.forget - step.orthogonal * geometry.cosine, geometry.forget_norm * learning_rate, 0
+      ),
+  )
+  retain_weight_T, forget_weight_T = weights[::-1] if variant == "hamu-u" else weights
+  return Hardness(
+      angle=seen.angle,
+      retain_norm=seen.retain_norm,
+      forget_norm=seen.forget_norm,
+      feasible_ratio=as_ratio(reach_T),
+      free_ratio=as_ratio(reach_T * free_T),
+      infeasible=solution.infeasible,
+      branch=solution.branch,
+      progress=_divide(-ahead_T, radius_T, 0),
+      retain_weight=retain_weight_T,
+      forget_weight=forget_weight_T,
+      stopping_ratio=_divide(seen.stopping_rhs, seen.stopping_constraint * learning_rate, jnp.inf),
+  )
+
+
+def first_order_change(gradient: Tree, update: Tree) -> jax.Array:
+  """`g . u` of each tensor, [T]: what an update does to a loss, to first order.
+
+  Args:
+    gradient: of the loss.
+    update: change of the parameters, same structure and shapes.
+  """
+  dtype = alignment.compute_dtype(gradient)
+  dots = [
+      jnp.sum(g.astype(dtype) * u.astype(dtype))
+      for g, u in zip(jax.tree.leaves(gradient), jax.tree.leaves(update), strict=True)
+  ]
+  return jnp.stack(dots)
+
+
+def _divide(numerator, denominator, otherwise):
+  """The quotient, or `otherwise` where the denominator is zero."""
+  is_zero = denominator == 0
+  return jnp.where(is_zero, otherwise, numerator / jnp.where(is_zero, 1, denominator))

@@ -1,0 +1,342 @@
+"""The first unlearning steps of an experiment, computed at the original model and not taken.
+
+`Preview` has the gradients of a batch pair, the step that any method would take with them, and the losses
+there. Its programs are made of the loop's own step, in the experiment's own pairing, so that what it says
+is what the run would do.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+import sam_jax
+from hamu_jax import experiment, methods, preemption
+from hamu_jax import loop as loop_lib
+from hamu_jax import step as step_lib
+from hamu_jax.analysis import alignment
+from hamu_jax.errors import UserError
+from hamu_jax.paired import Paired
+from hamu_jax.source import place
+from hamu_jax.train_state import create_state
+from hamu_jax.transforms.stop import Stop
+
+Tree = Any
+# Hardness is about both plain losses, whatever the method; HAMU's transform is given their gradients.
+_BOTH = methods.SubStep({"ce": 1.0}, {"ce": 1.0}, None, one_loss=False)
+# Each by itself, so that one program serves both.
+_ONE = methods.SubStep({"ce": 1.0}, None, None)
+# Whose batches stand for those of a method that reads no pairs.
+_PAIRED = "hamu-q"
+
+
+class Captured(NamedTuple):
+  """State of `capture`."""
+
+  gradients: Paired
+
+
+class Pair(NamedTuple):
+  """A batch pair at the original model.
+
+  Attributes:
+    number: of the step that reads it, from 0.
+    gradients: Paired, of the mean cross-entropies as they are.
+    seen: Paired, of the same losses as HAMU sees them: sharpness-aware, masked and clipped where the
+      configuration says so.
+    losses: Paired mean cross-entropies.
+  """
+
+  number: int
+  gradients: Paired
+  seen: Paired
+  losses: Paired
+
+
+class Step(NamedTuple):
+  """A step that a method would take.
+
+  Attributes:
+    update: change of the parameters.
+    stop: why it would not be taken; `Stop.NONE` if it would.
+    norms: Paired norms of the gradients that its transform is given; None for a role without.
+  """
+
+  update: Tree
+  stop: Stop
+  norms: Paired
+
+
+def capture() -> optax.GradientTransformationExtraArgs:
+  """A transform that keeps the gradients it is given in its state, and moves nothing."""
+
+  def init_fn(params):
+    return Captured(Paired(*(jax.tree.map(jnp.zeros_like, params) for _ in Paired._fields)))
+
+  def update_fn(retain_grads, state, params=None, *, forget_grads, **extra_args):
+    del state, params, extra_args
+    given = Paired(retain_grads, forget_grads)
+    zeros = jax.tree.map(jnp.zeros_like, retain_grads if forget_grads is None else forget_grads)
+    # One structure for all methods: a role without gradients has zeros.
+    return zeros, Captured(Paired(*(zeros if gradient is None else gradient for gradient in given)))
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def can_step(name: str) -> bool:
+  """Whether a method's first step is one update by the gradients of a batch of its roles."""
+  method = methods.METHODS[name]
+  return len(method.substeps) == 1 and method.layout == "paired" and not method.from_scratch
+
+
+class Preview:
+  """An experiment, up to its first unlearning steps.
+
+  Attributes:
+    names: of the tensors, in tree-leaf order.
+    sizes: weights of each tensor.
+    most_pairs: batch pairs of an epoch.
+    warms_up: whether the rate of the very first step is 0, so that the peak rate stands for it.
+
+  Args:
+    config: validated configuration.
+    workdir: as that of the run; the original model is looked up and left where the run would.
+    watch: notices signals.
+
+  Raises:
+    UserError: the experiment cannot run, or its learning rate is 0.
+    preemption.Preempted: it was asked to end; what it did is saved.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path, watch: preemption.Watch):
+    config = config.copy_and_resolve_references()
+    reads_pairs = can_step(config.method.name) and len(methods.METHODS[config.method.name].roles) == 2
+    if not reads_pairs:
+      config.method.name = _PAIRED
+    if not config.method.optimizer.learning_rate:
+      raise UserError(
+          "config.method.optimizer.learning_rate=0.0: no step would move; give a rate above 0"
+      )
+    self._watch = watch
+    start = experiment.Experiment(config, workdir, watch, record=False).start()
+    self._loop, self._frozen = start.loop, start.frozen
+    self._variables = jax.device_get(start.original)
+
+    options = config.method
+    optimizer = options.optimizer
+    self.warms_up = bool(optimizer.warmup_epochs)
+    # Every pair is seen as the first one, of which no loss threshold hides the gradients.
+    optimizer.schedule, optimizer.warmup_epochs, options.stop_on_loss = "constant", 0.0, False
+    self._stage = start.stage._replace(options=options)
+    self.names = alignment.tensor_names(self._variables["params"])
+    self.sizes = [leaf.size for leaf in jax.tree.leaves(self._variables["params"])]
+    self.most_pairs = self._stage.plan.steps_per_epoch
+
+    plain = self._stage._replace(options=options.copy_and_resolve_references(), sam=None, mask_scope=None)
+    plain.options.clip_norm = 0.0
+    self._plain = _Gradients(self._loop, plain, _ONE)
+    self._batches = Paired(*(
+        _Batches(self._loop.source, dataclasses.replace(plain.plan, streams=Paired(stream, None)), plain)
+        for stream in plain.plan.streams
+    ))
+    self._pairs = _Batches(self._loop.source, plain.plan, plain)
+    self._captured, self._appliers = {}, {}
+
+  def pair(self, number: int) -> Pair:
+    """The batch pair of a step, at the original model.
+
+    Raises:
+      UserError: a gradient is not finite.
+    """
+    found = [
+        self._watch.run(lambda of=of: self._plain(self._variables, self._frozen, of, number))
+        for of in self._batches
+    ]
+    gradients, losses = (Paired(*(one.retain for one in both)) for both in zip(*found, strict=True))
+    pair = Pair(number, gradients, gradients, losses)
+    return pair._replace(seen=self._seen(_BOTH, pair))
+
+  def takes(self, name: str) -> bool:
+    """Whether the step of a method can be computed here.
+
+    With sharpness-aware gradients, a method of one role would see another point than that of the pair.
+    """
+    both = len(methods.METHODS[name].roles) == 2
+    return can_step(name) and (both or self._stage.sam is None)
+
+  def step(self, name: str, pair: Pair) -> Step:
+    """The step of a method with a batch pair, by its own transform and the configured optimizer.
+
+    Args:
+      name: a method that `takes`.
+      pair: of this preview.
+    """
+    (substep,) = methods.METHODS[name].substeps
+    seen = self._seen(substep, pair)
+    if name not in self._appliers:
+      self._appliers[name] = self._applier(substep)
+    update, stop = self._watch.run(
+        lambda: jax.device_get(self._appliers[name](seen, self._variables["params"], self._frozen.mask))
+    )
+    norms = Paired(*(None if gradient is None else float(optax.tree.norm(gradient)) for gradient in seen))
+    return Step(update, Stop(int(stop)), norms)
+
+  def losses(self, pair: Pair, update: Tree | None = None) -> Paired:
+    """The losses of a batch pair at the original model, or where an update leads."""
+    variables = self._variables
+    if update is not None:
+      variables = variables | {"params": optax.apply_updates(variables["params"], update)}
+    return Paired(*(
+        self._watch.run(lambda of=of: self._plain.losses(variables, self._frozen, of, pair.number)).retain
+        for of in self._batches
+    ))
+
+  def _seen(self, substep: methods.SubStep, pair: Pair) -> Paired:
+    """The gradients that a sub-step's transform is given."""
+    stage = self._stage
+    is_plain = all(set(role or ()) <= {"ce"} for role in (substep.retain, substep.forget))
+    if is_plain and stage.sam is None:
+      return self._scaled(substep, pair.gradients)
+    roles = tuple(role and tuple(sorted(role.items())) for role in (substep.retain, substep.forget))
+    key = (roles, substep.one_loss)
+    if key not in self._captured:
+      if stage.sam is not None and stage.sam.scope == "step" and not substep.one_loss:
+        # There is no joint loss to perturb by.
+        stage = stage._replace(sam=stage.sam.copy_and_resolve_references())
+        stage.sam.scope = "auto"
+      self._captured[key] = _Gradients(self._loop, stage, substep)
+    gradients, _ = self._watch.run(
+        lambda: self._captured[key](self._variables, self._frozen, self._pairs, pair.number)
+    )
+    return gradients
+
+  def _scaled(self, substep: methods.SubStep, gradients: Paired) -> Paired:
+    """As the step makes them of the plain losses' gradients."""
+    settings = step_lib.settings_of(self._stage.options)
+
+    def one(gradient, coefficients):
+      if coefficients is None:
+        return None
+      seen = jax.tree.map(lambda leaf: coefficients["ce"] * leaf, gradient)
+      if self._stage.mask_scope is not None:
+        seen = sam_jax.apply_mask(seen, self._frozen.mask)
+      return step_lib.clip(seen, optax.tree.norm(seen), settings["clip_norm"])
+
+    return Paired(*map(one, gradients, substep.coefficients(settings, 0)))
+
+  def _applier(self, substep: methods.SubStep):
+    """(gradients, params, mask) -> the update, a `Stop` code."""
+    stage = self._stage
+    program = _program(self._loop, stage._replace(method=methods.Method((substep,))), None)
+    (optimizer,) = program.optimizers(step_lib.settings_of(stage.options))
+
+    @jax.jit
+    def apply(seen, params, mask):
+      updates, state = optimizer.update(
+          seen.retain, optimizer.init(params), params, forget_grads=seen.forget
+      )
+      if stage.mask_scope == "update":
+        updates = sam_jax.apply_mask(updates, mask)
+      return updates, getattr(state[0], "stop", jnp.asarray(Stop.NONE, jnp.int32))
+
+    return apply
+
+
+class _Batches:
+  """The batches of a plan, of which the last one asked for is kept.
+
+  Args:
+    source: `source.Resident` or one of the same interface.
+    plan: of a stage, or of one of its roles.
+    stage: whose steps they are of.
+  """
+
+  def __init__(self, source, plan, stage: loop_lib.Stage):
+    self._source, self._plan = source, plan
+    source.prepare(plan, max(stage.total_steps, stage.plan.steps_per_epoch))
+    self._last = None, None
+
+  def at(self, number: int, mesh):
+    """The data and the feed of a step."""
+    if self._last[0] != (number, mesh):
+      self._last = (number, mesh), self._source.chunk(self._plan, number, number + 1, mesh)
+    return self._last[1]
+
+
+class _Gradients:
+  """The gradients of a sub-step as its transform is given them, and the losses, by the loop's own step.
+
+  Args:
+    loop: of the experiment.
+    stage: whose method is the sub-step alone.
+    substep: with any transform.
+  """
+
+  def __init__(self, loop: loop_lib.Loop, stage: loop_lib.Stage, substep: methods.SubStep):
+    substep = substep._replace(transform=lambda *arguments: capture())
+    self._loop, self._stage = loop, stage._replace(method=methods.Method((substep,)))
+    self._mesh = loop_lib.stage_mesh(self._stage, loop.pairing, loop.devices, loop.weights)
+    self._settings = step_lib.settings_of(stage.options, stage.sam)
+    self._program = _program(loop, self._stage, self._mesh)
+
+    def step(state, frozen, data, feed, count, settings):
+      del count
+      feed = jax.tree.map(lambda leaf: leaf[0], feed)
+      state, metrics = self._program.step(state, frozen, data, feed, settings)
+      return state, Paired(*(metrics.get(f"{role}_loss") for role in Paired._fields))
+
+    def gradients(*arguments):
+      state, losses = step(*arguments)
+      return state.opt_state[0][0].gradients, losses, state.stop
+
+    self._compute = self._compile(gradients)
+    # What gradients alone need is left out by the compiler.
+    self._evaluate = self._compile(lambda *arguments: step(*arguments)[1])
+
+  def __call__(
+      self, variables: Tree, frozen: step_lib.Frozen, batches: _Batches, number: int
+  ) -> tuple[Paired, Paired]:
+    """-> gradients, losses of a step on the host; None for a role without."""
+    found = self._compute(*self._arguments(variables, frozen, batches, number))
+    gradients, losses, stop = jax.device_get(found)
+    if stop != Stop.NONE:
+      raise UserError(
+          f"a loss or gradient of the original model is not finite on batch pair {number}; train it again "
+          "with a lower config.train.optimizer.learning_rate"
+      )
+    return gradients, jax.tree.map(float, losses)
+
+  def losses(
+      self, variables: Tree, frozen: step_lib.Frozen, batches: _Batches, number: int
+  ) -> Paired:
+    """The losses alone, without their gradients."""
+    losses = self._evaluate(*self._arguments(variables, frozen, batches, number))
+    return jax.tree.map(float, jax.device_get(losses))
+
+  def _compile(self, function):
+    base = self._loop.base(self._mesh)
+    nothing = jax.sharding.PartitionSpec()
+    return step_lib.compile_target(
+        function, self._mesh, self._stage.method.roles, sharded_data=self._loop.source.sharded,
+        base_specs=jax.tree.map(lambda leaf: getattr(leaf.sharding, "spec", nothing), base),
+    )
+
+  def _arguments(self, variables, frozen, batches, number):
+    state = create_state(variables, self._program.optimizers(self._settings), self._stage.seed)
+    # The step draws what it would draw.
+    state = state.replace(step=jnp.int32(number))
+    state, frozen = place((state, frozen._replace(base=None)), self._mesh)
+    data, feed = batches.at(number, self._mesh)
+    frozen = frozen._replace(base=self._loop.base(self._mesh))
+    return state, frozen, data, feed, jnp.int32(1), self._settings
+
+
+def _program(loop: loop_lib.Loop, stage: loop_lib.Stage, mesh) -> step_lib.StepProgram:
+  return loop_lib.stage_program(
+      stage, forward=loop.forward, fetch=loop.fetch(stage.options.augment), pairing=loop.pairing,
+      together=loop_lib.shared_axes(mesh),
+  )
