@@ -1,7 +1,7 @@
 """An extension of Griffe: what this project's docstrings have that Markdown does not know.
 
-Equations are written as reStructuredText has them (`.. math::` and `:math:`), papers by their arXiv number, and a
-field of a NamedTuple is often explained by the comment behind it.
+Equations are written as reStructuredText has them (`.. math::` and `:math:`), papers by their arXiv
+number, and a field of a NamedTuple is often explained by the comment behind it.
 """
 
 import re
@@ -9,7 +9,11 @@ import textwrap
 
 import griffe
 
-_DISPLAYED = re.compile(r"^(?P<indent> *)\.\. math::[ \n]*\n(?P<tex>(?:(?P=indent) +\S.*\n?)+)", re.MULTILINE)
+_DISPLAYED = re.compile(
+    r"^(?P<indent> *)\.\. math::(?P<tex>.*(?:\n+(?P=indent) +\S.*(?:\n(?P=indent) +\S.*)*)?)", re.MULTILINE
+)
+# In a module's docstring: commands and lists, which Markdown takes for code where they are indented by 4.
+_INDENTED = re.compile(r"(?<=\n\n)  (?=\S)(?:.*\n?)(?:  .*\n?)*")
 _INLINE = re.compile(r":math:`([^`]*)`")
 _PAPER = re.compile(r"arXiv\s+(\d{4}\.\d{5})")
 _COMMENT = re.compile(r"^\s*\w+\s*:[^#]*[^#\s][^#]*#\s*(?P<text>\S.*)$")
@@ -19,8 +23,7 @@ def as_markdown(text: str) -> str:
   """A docstring with its equations and papers as Markdown has them."""
 
   def displayed(found):
-    tex = " ".join(textwrap.dedent(found["tex"]).split())
-    return f"\n{found['indent']}$$ {tex} $$\n"
+    return f"\n{found['indent']}$$ {' '.join(found['tex'].split())} $$\n"
 
   text = _DISPLAYED.sub(displayed, text)
   text = _INLINE.sub(lambda found: f"${' '.join(found[1].split())}$", text)
@@ -34,7 +37,10 @@ class Docstrings(griffe.Extension):
     """See the class."""
     del unused
     if obj.docstring:
-      obj.docstring.value = as_markdown(obj.docstring.value)
+      text = obj.docstring.value
+      if obj.is_module:
+        text = _INDENTED.sub(lambda found: textwrap.indent(found[0], "  "), text)
+      obj.docstring.value = as_markdown(text)
     elif obj.is_attribute and obj.parent and obj.parent.is_class:
       found = _COMMENT.match(obj.lines[0]) if obj.lines else None
       if found:

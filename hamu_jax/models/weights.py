@@ -90,7 +90,8 @@ def load_weights(path: str | os.PathLike, variables: Variables, names: Names) ->
           f"{path}: tensor {name!r} has shape {found[name].shape}, this model's has {shape}")
     value = found[name].transpose(np.argsort(tensor.permutation))
     loaded[tensor.path] = jnp.asarray(value, wanted.dtype)
-  return traverse_util.unflatten_dict(loaded)
+  # A model without batch norm has an empty collection of statistics, which no tensor brings back.
+  return {collection: {} for collection in variables} | traverse_util.unflatten_dict(loaded)
 
 
 def fingerprint(path: str | os.PathLike) -> str:

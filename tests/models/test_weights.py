@@ -53,6 +53,12 @@ def test_round_trip(tmp_path, name):
   assert one.read_bytes() == two.read_bytes()
 
 
+def test_model_without_statistics_keeps_its_empty_collection(tmp_path):
+  variables = make_variables("vit_s") | {"batch_stats": {}}
+  models.save_weights(tmp_path / "one.safetensors", variables)
+  assert models.load_weights(tmp_path / "one.safetensors", variables)["batch_stats"] == {}
+
+
 def test_layout_is_pytorchs(file):
   tensors, variables = safetensors.numpy.load_file(file), make_variables()
   block = variables["params"]["stage2_block0"]

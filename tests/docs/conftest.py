@@ -1,0 +1,27 @@
+"""What the tests of the documentation have in common."""
+
+import pathlib
+
+import pytest
+
+from hamu_jax import data, methods, models, objectives
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch):
+  """Paths count from the repository's root; rows that an example adds are gone after its test."""
+  monkeypatch.chdir(ROOT)
+  tables = (methods.METHODS, objectives.TERMS, models.MODELS, data.SOURCES)
+  before = [dict(table) for table in tables]
+  yield
+  for table, rows in zip(tables, before):
+    table.clear()
+    table.update(rows)
+
+
+@pytest.fixture
+def examples():
+  """The folder of the examples that pages include."""
+  return ROOT / "docs" / "examples"
