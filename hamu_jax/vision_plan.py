@@ -128,7 +128,7 @@ class Outline(outline.Outline):
   """A stage of an experiment on images.
 
   Args:
-    config: validated.
+    config: validated. Where its forget set goes by memorization scores, these are to be estimated.
     devices: to choose from; they need not be there.
     stage: one of `outline.STAGES`.
 
@@ -141,13 +141,10 @@ class Outline(outline.Outline):
   def __init__(self, config: ml_collections.ConfigDict, devices: Sequence[Any], stage: str = "unlearn"):
     self._sizes = find_sizes(config.data)
     task = Images(config, self._sizes)
-    problem = task.problem
-    # Which rows are the most memorized makes no difference to a program.
-    scores = np.zeros(len(problem.available)) if config.data.forget == "memorization" else None
-    split = problem.split(scores)
+    split = task.problem.split(None)
     super().__init__(config, task, split, devices, stage)
     self._source = task.source(split)
-    self._images = problem.image_data(split)
+    self._images = task.problem.image_data(split)
 
   @property
   def batch_rows(self) -> int:

@@ -197,12 +197,14 @@ def test_plan_of_training_on_images(monkeypatch, capsys):
   assert plan.run([
       "hamu_jax.plan", "--config=configs/digits_hamu.py", "--topology=v5e:2x2", "--simulate",
       "--config.pairing=pmap", "--config.model.name=mlp", "--stage=pretrain",
+      "--config.data.forget=memorization", "--config.data.forget_size=150", "--config.data.scores=absent.npz",
+      "--config.train.batch_size=130",
   ]) == 0
   out = capsys.readouterr().out
   # A hidden layer of 64, and biases.
   trained = 65 * 64 + 65 * 10
-  assert out.startswith(f"model   mlp: {trained:,} parameters\nstep    pretrain, pmap, 128 images\n")
-  assert "batch   at most 32 a role on a device\n" in out
+  assert out.startswith(f"model   mlp: {trained:,} parameters\nstep    pretrain, pmap, 130 images\n")
+  assert "batch   at most 33 a role on a device\n" in out
   # The gradient, the loss, the accuracy and their counts.
   count, size = re.search(r"^all-reduce +(\d+) a step, ([\d.]+) MiB$", out, re.MULTILINE).groups()
   assert int(count) == 1

@@ -123,7 +123,7 @@ def test_what_is_planned_is_told(config):
 
 
 def test_memorized_rows_need_no_scores(config):
-  config.data.update(train_size=0, forget="memorization", forget_size=3000, scores="absent.npz",
+  config.data.update(train_size=0, forget="memorization", forget_size=3000, scores="estimate",
                      validation_fraction=0.1)
   streams = vision_plan.Outline(config, jax.devices()).stage.plan.streams
   assert [len(stream.rows) for stream in streams] == [42_000, 3000]
