@@ -4,7 +4,6 @@ Memorization scores (where the forget set needs an estimate of them), pretrainin
 masks (where the method has one), unlearning, evaluation.
 """
 
-import dataclasses
 import functools
 import importlib.metadata
 import pathlib
@@ -185,7 +184,6 @@ class Experiment:
         evaluate=evaluate,
         pairing=pairing,
         devices=self._devices,
-        rundir=self._rundir,
         progress=functools.partial(progress.Progress, enabled=hosts.is_writer()),
         watch=self._watch,
         checkpoint_seconds=self._config.checkpoint_seconds,
@@ -263,7 +261,7 @@ class Experiment:
     """The stage's model and outcome, from the cache or by running `member()`."""
     key = self._plan.keys[name]
     if self.lacks(name):
-      (outcome,) = self.loop.run_together([member()], self.checkpoints(f"{name}-{key}"))
+      (outcome,) = self.loop.run([member()], self.checkpoints(f"{name}-{key}"))
       return outcome.variables, self.publish(name, outcome)
     return self._cache.model(name, key, self._template), self._cache.outcome(name, key)
 
@@ -329,7 +327,7 @@ class Experiment:
         init=self._task.init,
         # Its models share one device, and are evaluated when they are done.
         loop=self._make_loop("sequential", None), evaluator=evaluator, cache=self._cache,
-        workdir=self._workdir,
+        rundir=self._rundir,
     )
     if hosts.is_writer():
       rundir_lib.write_arrays(
@@ -423,7 +421,7 @@ class Experiment:
       self.loop = self._make_loop(self._config.pairing, self._evaluator.summary)
     else:
       self._evaluator = self._like._evaluator
-      self.loop = dataclasses.replace(self._like.loop, rundir=self._rundir)
+      self.loop = self._like.loop
 
   def _run(self) -> dict[str, Any]:
     """`run`, inside the open run directory."""

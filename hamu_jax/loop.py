@@ -196,7 +196,7 @@ def stage_program(
 
 @dataclasses.dataclass
 class Loop:
-  """What the stages of an experiment share; `run` runs one of them, `run_together` one of several models.
+  """What the stages of an experiment share; `run` runs one of them.
 
   Attributes:
     forward: (variables, batch, key, train) -> (`objectives.Outputs`, batch_stats).
@@ -205,7 +205,6 @@ class Loop:
     evaluate: variables -> {split: {name: value}, name: value}; None if models are not evaluated.
     pairing: `sequential`, `vmap` or `pmap`.
     devices: devices that `pmap` uses.
-    rundir: where metrics are logged.
     progress: (stage name, total steps, initial=) -> context manager with `update(step, values)`.
     watch: notices signals.
     checkpoint_seconds: time between two checkpoints.
@@ -219,7 +218,6 @@ class Loop:
   evaluate: Callable[[Tree], dict[str, Any]] | None
   pairing: str
   devices: tuple[jax.Device, ...]
-  rundir: Any
   progress: Callable[..., Any]
   watch: preemption.Watch
   checkpoint_seconds: float
@@ -251,32 +249,19 @@ class Loop:
       self._programs[key] = (program, chunk, mesh)
     return self._programs[key]
 
-  def run(self, stage: Stage, variables: Tree, frozen: step_lib.Frozen, path) -> Outcome:
-    """Runs a stage of one model from its newest checkpoint, or from the start.
+  def run(self, members: Sequence[Member], path) -> list[Outcome]:
+    """Runs a stage from its newest checkpoint, or from the start.
 
-    Args:
-      stage: what to run.
-      variables: the model to start from.
-      frozen: what its steps read beside the data and the base.
-      path: folder of the stage's checkpoints.
-
-    Raises:
-      preemption.Preempted: the run was asked to end; its last good state is saved.
-    """
-    return self.run_together([Member(stage, variables, frozen, self.rundir)], path)[0]
-
-  def run_together(self, members: Sequence[Member], path) -> list[Outcome]:
-    """Runs a stage of all members as one program, mapped over their states, rows and settings.
-
-    A member whose stage ends early waits for the others. Each has the result that it has alone, up to the
-    rounding of sums that the compiler may take in another order.
+    Several members run as one program, mapped over their states, rows and settings. One whose stage ends
+    early waits for the others. Each has the result that it has alone, up to the rounding of sums that the
+    compiler may take in another order.
 
     Args:
       members: one or more.
       path: folder of the checkpoints, which hold all members.
 
     Raises:
-      preemption.Preempted: as `run`.
+      preemption.Preempted: the run was asked to end; its last good state is saved.
     """
     started = time.monotonic()
     stage, count = members[0].stage, len(members)

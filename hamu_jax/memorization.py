@@ -5,7 +5,6 @@
 Source: Feldman and Zhang, What Neural Networks Memorize and Why (arXiv 2008.03703).
 """
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 from hamu_jax import data as data_lib
 from hamu_jax import loop as loop_lib
 from hamu_jax import methods, stages
+from hamu_jax import rundir as rundir_lib
 from hamu_jax import step as step_lib
 from hamu_jax.errors import UserError
 from hamu_jax.transforms.stop import Stop
@@ -84,7 +84,7 @@ def estimate(
     loop: loop_lib.Loop,
     evaluator,
     cache: stages.StageCache,
-    workdir: pathlib.Path,
+    rundir: rundir_lib.RunDir,
 ) -> Estimate:
   """Memorization scores of some training rows, from groups of models that are trained at once.
 
@@ -100,7 +100,7 @@ def estimate(
     loop: trains the groups.
     evaluator: evaluates models on one split, the rows in order.
     cache: of finished models.
-    workdir: folder of the group in progress.
+    rundir: where the means of a group's metrics are logged; has the checkpoints of the group in progress.
 
   Raises:
     UserError: training fails, or the options do not suffice, see `subsets`.
@@ -128,12 +128,12 @@ def estimate(
     members = [
         loop_lib.Member(
             stages_of[k]._replace(name=f"{_STAGE}{group[0]}"), loop.watch.run(lambda k=k: init(seed + k)),
-            step_lib.Frozen(), loop.rundir,
+            step_lib.Frozen(), rundir,
         )
         for k in group
     ]
     name = stages.fingerprint({"models": [keys[k] for k in group]})
-    outcomes = loop.run_together(members, workdir / "checkpoints" / f"{_STAGE}-{name}")
+    outcomes = loop.run(members, rundir.path / "checkpoints" / f"{_STAGE}-{name}")
     _check(outcomes)
     # By way of the host: models from a checkpoint are bound to one device, where an evaluator on several
     # could not use them.

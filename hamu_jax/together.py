@@ -94,7 +94,7 @@ def train(experiments: Sequence[experiment.Experiment]) -> dict[int, UserError]:
     # One alone goes on from where it was by itself.
     key = next(iter(lacking)) if len(lacking) == 1 else stages.fingerprint({"together": list(lacking)})
     owner = trained[0] if len(lacking) == 1 else lead
-    outcomes = lead.loop.run_together(
+    outcomes = lead.loop.run(
         [each.member(name) for each in trained], owner.checkpoints(f"{name}-{key}")
     )
     for each, numbers, outcome in zip(trained, lacking.values(), outcomes, strict=True):

@@ -393,11 +393,11 @@ def run_stage(tmp_path, name, kind, **mesh):
   with preemption.Watch() as watch:
     runner = loop.Loop(
         forward=task.forward(kind), fetch=task.fetch, source=task.source(task.problem.rows),
-        evaluate=lambda variables: {}, pairing=kind, devices=devices, rundir=rundir.RunDir(folder),
-        progress=silent, watch=watch, checkpoint_seconds=1e9, base=task.base,
-        weights=config.mesh.weights)
+        evaluate=lambda variables: {}, pairing=kind, devices=devices, progress=silent, watch=watch,
+        checkpoint_seconds=1e9, base=task.base, weights=config.mesh.weights)
     frozen = step_lib.Frozen(variables)
-    outcome = runner.run(stages["unlearn"], variables, frozen, folder / "checkpoints")
+    member = loop.Member(stages["unlearn"], variables, frozen, rundir.RunDir(folder))
+    (outcome,) = runner.run([member], folder / "checkpoints")
   rows = [row for row in rundir.read_metrics(folder).rows if row["split"] == "step"]
   return task, variables, outcome, rows
 

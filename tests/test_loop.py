@@ -75,9 +75,7 @@ def setup(tmp_path):
     with preemption.Watch() as watch:
       runner = loop.Loop(
           forward=forward, fetch=fetch, source=source.Resident(arrays), evaluate=evaluator.summary,
-          pairing="sequential",
-          devices=(), rundir=rundir.RunDir(tmp_path), progress=silent, watch=watch,
-          checkpoint_seconds=1e9,
+          pairing="sequential", devices=(), progress=silent, watch=watch, checkpoint_seconds=1e9,
       )
       plan = data.training_plan(np.arange(32), batch_size=8, seed=0)
       best = evaluation.selection_score if options.select == "best" else None
@@ -85,7 +83,8 @@ def setup(tmp_path):
           "pretrain", methods.TRAINING, options, plan, 16, 0, train=True, training_mode=True, best=best
       )
       variables = {"params": {"w": jnp.zeros((4, 3))}, "batch_stats": {}}
-      outcome = runner.run(stage, variables, step_lib.Frozen(), tmp_path / "checkpoints")
+      member = loop.Member(stage, variables, step_lib.Frozen(), rundir.RunDir(tmp_path))
+      (outcome,) = runner.run([member], tmp_path / "checkpoints")
     return outcome, evaluator, rundir.read_metrics(tmp_path).rows
 
   return run
@@ -164,11 +163,11 @@ class Together:
     with preemption.Watch() as watch:
       runner = loop.Loop(
           forward=forward, fetch=fetch, source=self._source, evaluate=self._evaluate,
-          pairing="sequential", devices=(), rundir=None, progress=progress, watch=watch,
+          pairing="sequential", devices=(), progress=progress, watch=watch,
           checkpoint_seconds=1e9,
       )
       name = "-".join(map(str, numbers))
-      outcomes = runner.run_together(members, self._folder / "checkpoints" / name)
+      outcomes = runner.run(members, self._folder / "checkpoints" / name)
     return outcomes, [rundir.read_metrics(member.rundir.path).rows for member in members]
 
 

@@ -72,12 +72,12 @@ EVALUATOR = Recorder(linear, TRAIN, 16)
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory):
+def runner():
   with preemption.Watch() as watch:
     yield loop_lib.Loop(
         forward=linear, fetch=vision.make_fetch, source=source.Resident(DATA), evaluate=None,
-        pairing="sequential", devices=(), rundir=rundir.RunDir(tmp_path_factory.mktemp("log")),
-        progress=None, watch=watch, checkpoint_seconds=1e9,
+        pairing="sequential", devices=(), progress=None, watch=watch,
+        checkpoint_seconds=1e9,
     )
 
 
@@ -120,7 +120,7 @@ class Estimate:
       yield Bar()
 
     return dataclasses.replace(
-        self._runner, progress=progress, rundir=rundir.RunDir(self.folder),
+        self._runner, progress=progress,
         watch=watch or self._runner.watch,
     )
 
@@ -128,7 +128,7 @@ class Estimate:
     evaluator.seen = self.evaluated
     return memorization.estimate(
         self.options, AVAILABLE, self.inputs, seed=SEED, init=init, loop=self.loop(watch),
-        evaluator=evaluator, cache=stages.StageCache(self.folder / "stages"), workdir=self.folder,
+        evaluator=evaluator, cache=stages.StageCache(self.folder / "stages"), rundir=rundir.RunDir(self.folder),
     )
 
   def interrupted(self, stage, step):
@@ -166,7 +166,10 @@ def test_models_trained_together_are_those_trained_one_by_one(whole, estimate):
         f"alone{k}", methods.TRAINING, estimate.options, plan, STEPS, SEED + k, train=True,
         training_mode=True,
     )
-    outcome = estimate.loop().run(stage, init(SEED + k), step_lib.Frozen(), estimate.folder / f"{k}")
+    member = loop_lib.Member(
+        stage, init(SEED + k), step_lib.Frozen(), rundir.RunDir(estimate.folder)
+    )
+    (outcome,) = estimate.loop().run([member], estimate.folder / f"{k}")
     params = outcome.variables["params"]
     jax.tree.map(
         lambda leaf, alone, k=k: np.testing.assert_allclose(leaf[k], alone, rtol=1e-5, atol=1e-5),
@@ -201,10 +204,10 @@ class Trained(Exception):
 
 @pytest.fixture
 def untrainable(monkeypatch):
-  def run_together(loop, members, path):
+  def run(loop, members, path):
     raise Trained(members[0].stage.name)
 
-  monkeypatch.setattr(loop_lib.Loop, "run_together", run_together)
+  monkeypatch.setattr(loop_lib.Loop, "run", run)
 
 
 def test_finished_models_are_reused_and_an_ensemble_can_grow(whole, estimate, untrainable):
@@ -284,7 +287,7 @@ def test_what_cannot_give_scores_is_refused_before_anything_is_trained(estimate,
 
 def test_an_ensemble_that_diverges_is_one_clear_line(estimate, monkeypatch):
   outcome = loop_lib.Outcome({}, 7, Stop.NONFINITE, {}, {}, 1.0)
-  monkeypatch.setattr(loop_lib.Loop, "run_together", lambda *arguments: [outcome])
+  monkeypatch.setattr(loop_lib.Loop, "run", lambda *arguments: [outcome])
   with pytest.raises(UserError, match="not finite after 7 steps; lower config.memorization.optimizer"):
     estimate.run()
   assert not (estimate.folder / "stages").exists()
