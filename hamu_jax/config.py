@@ -34,6 +34,11 @@ ESTIMATE = "estimate"
 INCIDENTAL = ("stage_cache", "checkpoint_seconds", "wandb", "distributed", "memorization.parallel")
 
 
+def is_incidental(name: str) -> bool:
+  """Whether a field, by its dotted name without "config", changes no result."""
+  return any(name == field or name.startswith(f"{field}.") for field in INCIDENTAL)
+
+
 def _optional(kind: type) -> Any:
   return config_dict.placeholder(kind)
 

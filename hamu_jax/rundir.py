@@ -307,7 +307,7 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
 def _same_experiment(
     path: pathlib.Path, there: Mapping[str, Any], here: Mapping[str, Any], ignore: Sequence[str]
 ) -> None:
-  there, here = dict(_fields(there)), dict(_fields(here))
+  there, here = dict(fields(there)), dict(fields(here))
   differing = [
       name
       for name in sorted(there.keys() | here.keys())
@@ -330,10 +330,10 @@ def _same_experiment(
       f"choose another --workdir or delete {path}")
 
 
-def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
   """The leaves of nested dicts under dotted names; an empty dict is a leaf."""
   if isinstance(config, Mapping) and config:
     for name, value in config.items():
-      yield from _fields(value, f"{prefix}.{name}" if prefix else name)
+      yield from fields(value, f"{prefix}.{name}" if prefix else name)
   else:
     yield prefix, config

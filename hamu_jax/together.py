@@ -12,12 +12,11 @@ itself: its run directory is the one that `hamu_jax.main` leaves, with the same 
 import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import ml_collections
 
-from hamu_jax import command_line, experiment, main, preemption, stages
+from hamu_jax import command_line, experiment, main, preemption, rundir, stages
 from hamu_jax import config as config_lib
 from hamu_jax import step as step_lib
 from hamu_jax.errors import UserError
@@ -48,22 +47,13 @@ def group_key(config: ml_collections.ConfigDict) -> str | None:
     return None
   fixed = {}
   own_seeds = not config_lib.is_language(config) and config.data.scores != config_lib.ESTIMATE
-  for name, value in _leaves(config.to_dict()):
-    if any(name == field or name.startswith(f"{field}.") for field in config_lib.INCIDENTAL):
+  for name, value in rundir.fields(rundir.jsonable(config.to_dict())):
+    if config_lib.is_incidental(name) or (name in _SEEDS and own_seeds):
       continue
     if name in _SETTINGS:
       value = bool(value) if name in _OFF_AT_ZERO else value is not None
-    if name not in _SEEDS or not own_seeds:
-      fixed[name] = value
+    fixed[name] = value
   return stages.fingerprint(fixed)
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-  for name, value in values.items():
-    if isinstance(value, Mapping):
-      yield from _leaves(value, f"{prefix}{name}.")
-    else:
-      yield prefix + name, value
 
 
 def train(experiments: Sequence[experiment.Experiment]) -> dict[int, UserError]:

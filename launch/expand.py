@@ -281,19 +281,8 @@ def _fields_of(arguments: Sequence[str]) -> dict[str, str]:
 
 def _fingerprint(config: ml_collections.ConfigDict) -> str:
   """Of all that changes what is computed."""
-  fields = dict(_leaves(rundir.jsonable(config.to_dict())))
-  return fingerprint({
-      name: value for name, value in fields.items()
-      if not any(name == other or name.startswith(f"{other}.") for other in config_lib.INCIDENTAL)
-  })
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-  for name, value in values.items():
-    if isinstance(value, Mapping):
-      yield from _leaves(value, f"{prefix}{name}.")
-    else:
-      yield prefix + name, value
+  fields = rundir.fields(rundir.jsonable(config.to_dict()))
+  return fingerprint({name: value for name, value in fields if not config_lib.is_incidental(name)})
 
 
 def _text(value: Any) -> str:

@@ -441,7 +441,7 @@ def _read(folder: pathlib.Path, notes: list[str]) -> Run | None:
   rows = _rows(folder, notes)
   steps = [row for row in rows if row["stage"] == "unlearn" and row["split"] == "step"]
   columns = {name: plots._column(steps, name) for name in _DIAGNOSTICS}
-  fields = _defaults() | dict(rundir._fields(config))
+  fields = _defaults() | dict(rundir.fields(config))
   if fields["data.source"] == "digits":
     # They have no name; what is there is another source's, left as it was.
     fields["data.name"] = ""
@@ -475,7 +475,7 @@ def _reason(error: Exception) -> str:
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-  return dict(rundir._fields(rundir.jsonable(config_lib.default_config().to_dict())))
+  return dict(rundir.fields(rundir.jsonable(config_lib.default_config().to_dict())))
 
 
 def _without_repeats(runs: list[Run], notes: list[str]) -> list[Run]:
@@ -497,7 +497,7 @@ def _without_repeats(runs: list[Run], notes: list[str]) -> list[Run]:
 def _identity(run: Run) -> tuple[Any, ...]:
   """Equal for runs that should have equal results."""
   places = _PLACES if run.fingerprint else ()
-  names = [name for name in run.config if name not in places and not _is_incidental(name)]
+  names = [name for name in run.config if name not in places and not config_lib.is_incidental(name)]
   return run.fingerprint, key_of(run.config, names)
 
 
@@ -523,7 +523,7 @@ def _differing(runs: Sequence[Run]) -> tuple[str, ...]:
   names = dict.fromkeys(name for run in runs for name in run.config)
   differing = [
       name for name in names
-      if name != METHOD and name not in _PLACES and not _is_seed(name) and not _is_incidental(name)
+      if name != METHOD and name not in _PLACES and not _is_seed(name) and not config_lib.is_incidental(name)
       and len({key_of(run.config, [name]) for run in runs}) > 1
   ]
   return (METHOD, *_preferred(differing))
@@ -589,10 +589,6 @@ def _difference(first: Run, second: Run) -> str:
 
 def _short_fingerprint(run: Run) -> str:
   return (run.fingerprint or "unknown")[:8]
-
-
-def _is_incidental(name: str) -> bool:
-  return any(name == field or name.startswith(f"{field}.") for field in config_lib.INCIDENTAL)
 
 
 def _is_seed(name: str) -> bool:

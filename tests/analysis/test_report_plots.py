@@ -13,7 +13,7 @@ from hamu_jax import rundir
 from hamu_jax.analysis import gather, report_plots
 from hamu_jax.transforms import BRANCHES
 
-DEFAULTS = dict(rundir._fields(rundir.jsonable(config_lib.default_config().to_dict())))
+DEFAULTS = dict(rundir.fields(rundir.jsonable(config_lib.default_config().to_dict())))
 SPLITS = ("retain", "forget", "test")
 
 
