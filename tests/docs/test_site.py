@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from hamu_jax import config as config_lib
+
 pytest.importorskip("material")
 pytest.importorskip("mkdocstrings_handlers.python")
 pytest.importorskip("latex2mathml")
@@ -38,3 +40,11 @@ def test_nothing_is_loaded_from_elsewhere(site):
 def test_fields_have_what_the_comment_behind_them_says(site):
   text = (site / "reference" / "transforms.html").read_text()
   assert "change of the weights, same structure and dtypes as the gradients" in text
+
+
+def test_every_field_of_a_configuration_is_in_its_table(site):
+  text = (site / "reference" / "configuration.html").read_text()
+  shown = set(re.findall(r"<td><code>([\w.]+)</code></td>", text))
+  names = config_lib.field_names(config_lib.default_config())
+  assert {re.sub(r"config\.\w+\.optimizer\.", "optimizer.", name) for name in names} <= shown
+  assert "Whether to train the reference model without the forget set" in text
