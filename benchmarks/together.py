@@ -6,8 +6,7 @@
 Both train the same members, HAMU on the embedded digits under several constraint ratios, in this process
 from one pretrained model. Seconds are those of the unlearning stages alone: compiling, steps, and the
 evaluations that are part of them. One after the other each member compiles its own program, as separate runs
-do; `shared program` is what would be left if the first member's could serve all (its seconds, and for every
-other member those that remain without the first member's compilation).
+do.
 """
 
 import argparse
