@@ -54,8 +54,13 @@ class Outline:
     self._config, self._task = config, task
     self.devices = pairing_lib.choose_devices(devices, config.pairing, config.devices)
     plan = stage_plan.make_plan(config, task, split, devices=len(self.devices))
-    self.stage = plan.stages[plan.final if stage == "unlearn" else stage]
-    self._mesh = loop.stage_mesh(self.stage, config.pairing, self.devices, config.mesh.weights)
+    # An experiment needs devices that all of its stages can share out.
+    meshes = {
+        name: loop.stage_mesh(one, config.pairing, self.devices, config.mesh.weights)
+        for name, one in plan.stages.items()
+    }
+    chosen = plan.final if stage == "unlearn" else stage
+    self.stage, self._mesh = plan.stages[chosen], meshes[chosen]
     self._together = loop.shared_axes(self._mesh)
 
   @property

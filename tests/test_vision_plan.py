@@ -84,6 +84,16 @@ def test_shares_are_rounded_up(stage, batch, share, config):
   assert vision_plan.Outline(config, jax.devices(), stage).share == batch
 
 
+@pytest.mark.parametrize("stage", ["unlearn", "pretrain"])
+def test_devices_have_to_do_for_all_stages(stage, config):
+  config.pairing, config.devices = "pmap", 3
+  with pytest.raises(UserError, match="needs an even number of devices, one half a role, but got 3"):
+    vision_plan.Outline(config, jax.devices(), stage)
+  # One role at a time takes any number.
+  config.method.name = "ft"
+  assert vision_plan.Outline(config, jax.devices(), stage).share == {"unlearn": 3, "pretrain": 7}[stage]
+
+
 def test_pieces_are_those_of_accelerators(config):
   config.data.update(image_size=32, train_size=6000)
   config.method.batch_size = 2500
