@@ -154,6 +154,16 @@ def test_runs_of_several_devices_are_timed_apart(tmp_path):
   assert [cell.estimate.mean for cell in table.rows[0][3:]] == [3, 2, 4, 0.5]
 
 
+def test_runs_that_shared_a_program_are_timed_apart(tmp_path):
+  for seed, together in ((1, {}), (2, {"unlearn": 8}), (3, {"pretrain": 8})):
+    path = _write(tmp_path / str(seed), seed=seed)
+    summary = rundir.read_json(path / "summary.json")
+    summary["provenance"]["together"] = together
+    rundir.write_json(path / "summary.json", summary)
+  found = [row[1:3] for row in _tables(tmp_path)["timing"].rows]
+  assert found == [("1 x cpu", "2"), ("1 x cpu, 8 models together", "1")]
+
+
 def test_every_run_is_listed_with_its_status(runs):
   table = _tables(runs)["runs"]
   status = {row[0].rsplit("/", 1)[-1]: row[table.header.index("status")] for row in table.rows}

@@ -87,10 +87,13 @@ class Run(NamedTuple):
 
   @property
   def device(self) -> str:
-    """What it ran on, e.g. ``8 x TPU v4``; empty where that is unknown."""
+    """What it ran on, e.g. ``8 x TPU v4``, and how many models shared the last stage; empty if unknown."""
     provenance = (self.summary or {}).get("provenance", {})
-    count = provenance.get("devices", 1)
-    return f"{count} x {provenance['device']}" if "device" in provenance else ""
+    if "device" not in provenance:
+      return ""
+    shared = provenance.get("together", {}).get("unlearn", 1)
+    device = f"{provenance.get('devices', 1)} x {provenance['device']}"
+    return device if shared == 1 else f"{device}, {shared} models together"
 
 
 class Gathered(NamedTuple):
