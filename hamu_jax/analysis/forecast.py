@@ -15,6 +15,8 @@ from hamu_jax.transforms import alignment
 from hamu_jax.transforms.hamu_update import as_vector, effective_pair, is_zero_forget, solve
 
 Tree = Any
+# Degrees: below the first forgetting is hard, from the second on little speaks against it.
+HARD, EASY = 60, 85
 # Of `transforms.hamu`.
 _EPS = 1e-12
 

@@ -42,13 +42,11 @@ from hamu_jax.transforms import BRANCHES
 
 # What the first step of any method is set against.
 COMPARED = ("hamu-q", "hamu-u", "gdiff", "ga")
-# Degrees: below the first forgetting is hard, from the second on nothing speaks against it.
-HARD, EASY = 60, 85
 _ROWS = 24
 _UNBOUNDED = "any"
 _TERMINATED = 128 + 15
 # Share of the plain gradient's norm that is rounding, and of a prediction by which it misses.
-_NEGLIGIBLE, _MISSED = 1e-4, 0.5
+_NEGLIGIBLE, _MISSED = 1e-4, 0.25
 # Of `forecast.hardness`, by the names of the configuration.
 _OPTIONS = ("radius", "share", "normalize_share", "on_infeasible", "criterion")
 
@@ -258,12 +256,12 @@ def _of_angles(report) -> str:
   def share(chosen):
     return sum(block["weights"] for block in report["blocks"] if chosen(block)) / report["weights"]
 
-  hard = share(lambda block: block["angle"]["mean"] < HARD)
-  easy = share(lambda block: block["angle"]["mean"] >= EASY)
+  hard = share(lambda block: block["angle"]["mean"] < forecast.HARD)
+  easy = share(lambda block: block["angle"]["mean"] >= forecast.EASY)
   word = "hard" if hard >= 0.5 else "easy" if easy >= 0.5 else "moderate"
   return (
-      f"{word}: {100 * hard:.0f} % of the weights lie in blocks with an angle under {HARD} degrees, "
-      f"{100 * easy:.0f} % in blocks of {EASY} or more; the gradients of the whole model are "
+      f"{word}: {100 * hard:.0f} % of the weights lie in blocks with an angle under {forecast.HARD} degrees, "
+      f"{100 * easy:.0f} % in blocks of {forecast.EASY} or more; the gradients of the whole model are "
       f"{_with_spread(report['whole']['angle'], '.0f')} degrees apart."
   )
 

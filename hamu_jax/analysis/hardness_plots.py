@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from hamu_jax.analysis import geometry_plots, plots
+from hamu_jax.analysis import forecast, geometry_plots, plots
 from hamu_jax.paired import Paired
 
 _COLOURS = {"retain": plots._BLUE, "forget": plots._VERMILLION}
+_METHODS = (plots._BLUE, plots._SKY, plots._GREEN, plots._ORANGE, plots._PURPLE, plots._GREY)
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 # Largest constraints: that a block can meet, and that costs the other role nothing.
 _LIMITS = {
     "feasible_ratio": ("feasible", plots._VERMILLION, "s"),
     "free_ratio": ("without a loss", plots._GREEN, "^"),
 }
-# The borders of what is hard, and of what is easy.
-_HARD, _EASY = 60, 85
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -90,9 +89,9 @@ def over(
   ratio.axhline(asked, color="black", linestyle="--", linewidth=1.2, label="asked for")
   ratio.set(title="Largest constraint of all blocks", ylabel="constraint / learning rate")
   _log_if_wide(ratio.set_yscale, [asked, *(r["limits"][name]["mean"] for r in reports for name in _LIMITS)])
-  for name, marker in zip(reports[0]["steps"], _MARKERS):
+  for name, marker, colour in zip(reports[0]["steps"], _MARKERS, _METHODS):
     changes = [_price(report["steps"][name]) for report in reports]
-    price.plot(values, changes, marker=marker, markersize=5, linewidth=1.6, label=name)
+    price.plot(values, changes, color=colour, marker=marker, markersize=5, linewidth=1.6, label=name)
   price.axhline(0, color=plots._GREY, linewidth=0.8)
   price.set(title="Retain loss paid for the forget loss", ylabel="change of retain loss / of forget loss")
   for axis in (angle, ratio, price):
@@ -128,12 +127,9 @@ def calibration(
         axis.errorbar(
             x, y, xerr=step[role]["predicted"]["std"], yerr=step[role]["happened"]["std"], color=colour,
             marker=marker, markersize=7, linestyle="none", elinewidth=1, label=f"{role}, {name}")
-    _both_signs(axis, values, "x")
-    _both_signs(axis, values, "y")
     reach = [min(values), max(values)]
     axis.plot(reach, reach, color=plots._GREY, linewidth=1, zorder=0, label="as predicted")
     axis.set(title=title, xlabel="predicted", ylabel="happened")
-    axis.tick_params(axis="x", rotation=45)
     axis.grid(alpha=0.3)
   handles, labels = axis.get_legend_handles_labels()
   figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -150,8 +146,8 @@ def _name_blocks(axis, names) -> None:
 
 def _angles(axis, blocks, whole) -> None:
   places = np.arange(len(blocks))
-  axis.axvspan(0, _HARD, color=plots._VERMILLION, alpha=0.1, linewidth=0)
-  axis.axvspan(_EASY, 180, color=plots._GREEN, alpha=0.1, linewidth=0)
+  axis.axvspan(0, forecast.HARD, color=plots._VERMILLION, alpha=0.1, linewidth=0)
+  axis.axvspan(forecast.EASY, 180, color=plots._GREEN, alpha=0.1, linewidth=0)
   means, _, spreads = _means([block["angle"] for block in blocks], places)
   axis.errorbar(
       means, places, xerr=spreads, linestyle="none", color=plots._GREY, elinewidth=2.5, alpha=0.6)
@@ -187,15 +183,12 @@ def _legend_above(axis) -> None:
 
 def _changes(axis, report, role: str) -> None:
   names = list(report["steps"])
-  values = []
   for offset, kind, colour in ((-0.2, "predicted", plots._SKY), (0.2, "happened", _COLOURS[role])):
     of_steps = [report["steps"][name][role][kind] for name in names]
     means, places, spreads = _means(of_steps, np.arange(len(names)) + offset)
-    values += means
     axis.bar(
         places, means, 0.38, yerr=spreads, color=colour, label=kind,
         error_kw={"elinewidth": 1.2, "capsize": 3})
-  _both_signs(axis, values, "y")
   axis.axhline(0, color="black", linewidth=0.8)
   axis.set_xticks(range(len(names)), [
       name if report["steps"][name]["stop"]["first"] == "none"
@@ -224,14 +217,6 @@ def _curve(axis, x, values, colour, marker, label) -> None:
 def _price(step) -> float:
   gained = step["forget"]["predicted"]["mean"]
   return step["retain"]["predicted"]["mean"] / gained if gained else np.nan
-
-
-def _both_signs(axis, values, which: str) -> None:
-  """A scale on which changes of either sign and of very different sizes can be read."""
-  sizes = np.abs([value for value in values if value])
-  if sizes.size and sizes.max() > 50 * sizes.min():
-    threshold = max(float(sizes.min()), float(sizes.max()) * 1e-5)
-    getattr(axis, f"set_{which}scale")("symlog", linthresh=threshold)
 
 
 def _log_if_wide(set_scale, values) -> None:

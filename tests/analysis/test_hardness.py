@@ -240,9 +240,9 @@ def test_a_preview_measures_what_the_first_step_then_does(folder, report, monkey
   ran = []
   run = loop.Loop.run
 
-  def recorded(self, stage, *rest):
-    ran.append(stage.name)
-    return run(self, stage, *rest)
+  def recorded(self, members, path):
+    ran.extend(member.stage.name for member in members)
+    return run(self, members, path)
 
   monkeypatch.setattr(loop.Loop, "run", recorded)
   assert not (folder / "config.json").exists()
@@ -471,3 +471,22 @@ def test_pictures_over_a_setting_and_of_predictions(report, tmp_path):
     with Image.open(tmp_path / f"{name}.png") as image:
       image.verify()
     assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.slow
+def test_a_language_model(tmp_path, capsys):
+  """The adapter of a tiny Llama with one projection; its dropout is the step's own."""
+  assert hardness.run([
+      "hardness", f"--config={ROOT / 'configs' / 'tofu_smollm2_hamu.py'}:smoke", f"--workdir={tmp_path}",
+      "--config.text.retain_size=8", "--config.text.forget_size=4", "--config.text.test_size=4",
+      "--config.language.lora.targets=('q_proj',)", "--config.train.epochs=1", "--config.train.batch_size=6",
+      "--config.method.name=npo", "--config.evaluate.generate=False", "--batches=1",
+  ]) == 0
+  report = json.loads((tmp_path / "hardness.json").read_text())
+  assert list(report["steps"]) == ["npo", "hamu-q", "hamu-u", "gdiff", "ga"]
+  assert len(report["blocks"]) == 4 and "q_proj" in report["blocks"][0]["name"]
+  for step in report["steps"].values():
+    for role in ("retain", "forget"):
+      assert step[role]["happened"]["first"] == pytest.approx(
+          step[role]["predicted"]["first"], rel=0.3, abs=1e-6)
+  assert report["verdict"] in " ".join(capsys.readouterr().out.split())
