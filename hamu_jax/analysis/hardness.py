@@ -45,7 +45,7 @@ COMPARED = ("hamu-q", "hamu-u", "gdiff", "ga")
 _ROWS = 24
 _UNBOUNDED = "any"
 _TERMINATED = 128 + 15
-# Share of the plain gradient's norm that is rounding, and of a prediction by which it misses.
+# Share of a loss's gradient that is rounding, and of a prediction by which it misses.
 _NEGLIGIBLE, _MISSED = 1e-4, 0.25
 # Of `forecast.hardness`, by the names of the configuration.
 _OPTIONS = ("radius", "share", "normalize_share", "on_infeasible", "criterion")
@@ -144,7 +144,10 @@ def _look_at(look: preview.Preview, pair: preview.Pair, names: Sequence[str], me
   found = {scope: jax.device_get(measure(*pair.seen))._asdict() for scope, measure in measures.items()}
   for blocks in found.values():
     blocks["branch"] = np.array(BRANCHES)[blocks["branch"]]
-  plain = Paired(*(np.asarray(optax.tree.norm(gradient)) for gradient in pair.gradients))
+  plain, seen = (
+      Paired(*(np.asarray(optax.tree.norm(gradient)) for gradient in gradients))
+      for gradients in (pair.gradients, pair.seen)
+  )
   steps = {}
   for name in names:
     step = look.step(name, pair)
@@ -159,7 +162,7 @@ def _look_at(look: preview.Preview, pair: preview.Pair, names: Sequence[str], me
       steps[name][role] = {
           "predicted": change_T.sum(),
           "happened": np.asarray(getattr(after, role) - getattr(pair.losses, role)),
-          "is_zero": np.asarray(norm is not None and norm <= _NEGLIGIBLE * getattr(plain, role)),
+          "is_zero": np.asarray(norm is not None and norm <= _NEGLIGIBLE * getattr(seen, role)),
       }
       if name == names[0]:
         found["tensor"][f"{role}_change"] = change_T
@@ -167,8 +170,7 @@ def _look_at(look: preview.Preview, pair: preview.Pair, names: Sequence[str], me
   return found | {
       "losses": {role: np.asarray(loss) for role, loss in pair.losses._asdict().items()},
       "gradients": {
-          role: {"norm": norm, "seen": np.asarray(optax.tree.norm(getattr(pair.seen, role)))}
-          for role, norm in plain._asdict().items()
+          role: {"norm": getattr(plain, role), "seen": getattr(seen, role)} for role in Paired._fields
       },
       "steps": steps,
   }
