@@ -128,7 +128,8 @@ class Estimate:
     evaluator.seen = self.evaluated
     return memorization.estimate(
         self.options, AVAILABLE, self.inputs, seed=SEED, init=init, loop=self.loop(watch),
-        evaluator=evaluator, cache=stages.StageCache(self.folder / "stages"), rundir=rundir.RunDir(self.folder),
+        evaluator=evaluator, cache=stages.StageCache(self.folder / "stages"),
+        rundir=rundir.RunDir(self.folder),
     )
 
   def interrupted(self, stage, step):

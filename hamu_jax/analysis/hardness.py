@@ -18,7 +18,6 @@ and prints the tables and a verdict. `--config.FIELD=VALUE` is as in `hamu_jax.m
 import argparse
 import collections
 import functools
-import os
 import pathlib
 import sys
 import textwrap
@@ -44,7 +43,6 @@ from hamu_jax.transforms import BRANCHES
 COMPARED = ("hamu-q", "hamu-u", "gdiff", "ga")
 _ROWS = 24
 _UNBOUNDED = "any"
-_TERMINATED = 128 + 15
 # Share of a loss's gradient that is rounding, and of a prediction by which it misses.
 _NEGLIGIBLE, _MISSED = 1e-4, 0.25
 # Of `forecast.hardness`, by the names of the configuration.
@@ -470,13 +468,7 @@ def run(arguments: Sequence[str]) -> int:
   if {"--help", "-h"} & set(arguments):
     print(__doc__)
     return 0
-  try:
-    return command_line.run(lambda: _run(arguments))
-  except preemption.Preempted:
-    print("interrupted: progress is saved; run the same command to go on", file=sys.stderr)
-    sys.stderr.flush()
-    # A device program may still be running in a thread that cannot be ended.
-    os._exit(_TERMINATED)
+  return command_line.run(lambda: _run(arguments))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ def test_local_splits_a_run_over_processes():
 
 def test_slurm_joins_the_nodes_of_a_job():
   assert dry("slurm.sbatch", *ARGUMENTS) == [["srun", *MAIN]]
+  # Without the variable JAX gives each process one GPU.
+  (several,) = dry("slurm.sbatch", *ARGUMENTS, SLURM_NNODES="2", SLURM_GPUS_ON_NODE="4")
+  assert several[:3] == ["env", "JAX_LOCAL_DEVICE_IDS=0,1,2,3", "srun"]
   assert dry("slurm.sbatch", *ARGUMENTS, SLURM_NNODES="2") == [
       ["srun", *MAIN, "--config.distributed.coordinator=auto"]
   ]
