@@ -23,7 +23,7 @@ import optax
 from timing import interleave, ratios, ratios_table, spread
 
 from hamu_jax import config as config_lib
-from hamu_jax import methods, models, objectives, plan, vision
+from hamu_jax import methods, models, objectives, plan, vision, vision_plan
 from hamu_jax import pairing as pairing_lib
 from hamu_jax import source as source_lib
 from hamu_jax import step as step_lib
@@ -34,7 +34,7 @@ from hamu_jax.train_state import create_state
 _CLASSES = 10
 
 
-def make_problem(args, platform=None):
+def make_problem(args):
   """-> model, data, variables, rows of one batch for each role."""
   rng = np.random.default_rng(0)
   shape = (2 * args.batch, args.size, args.size, 3)
@@ -44,7 +44,7 @@ def make_problem(args, platform=None):
       np.arange(2 * args.batch) >= args.batch,
       np.arange(2 * args.batch, dtype=np.int32),
   )
-  model = models.build_model(args.model, num_classes=_CLASSES, platform=platform)
+  model = models.build_model(args.model, num_classes=_CLASSES)
   variables = model.init(jax.random.key(0), jnp.zeros((1, *shape[1:])), train=False)
   rows = np.arange(2 * args.batch, dtype=np.int32).reshape(2, 1, args.batch)
   return model, data, variables, Paired(*rows)
@@ -188,93 +188,54 @@ def time_convolution(args):
   return results
 
 
+def make_outline(args, name, devices):
+  """-> the step of a method, half of the devices for each role, as an experiment would run it."""
+  config = config_lib.default_config()
+  config.data.update(
+      image_size=args.size, train_size=2 * args.batch, forget="random", forget_fraction=0.5
+  )
+  config.model.name, config.pairing = args.model, "pmap"
+  config.method, config.method.batch_size = make_options(args, name), args.batch
+  config.train.batch_size = args.batch
+  return vision_plan.Outline(config, devices)
+
+
 def compile_for_topology(args):
   """Compiles the paired step for TPU devices and prints what the compiler expects of it."""
   target = plan.find_target(args.topology)
   if target.simulated:
     raise UserError("--topology: libtpu is missing; pip install 'hamu-jax[tpu]'")
-  # The default is a CPU's; a TPU takes such a batch whole.
-  args.microbatch = 0
-  model, data, variables, rows = make_problem(args, platform="tpu")
-  spec = jax.sharding.PartitionSpec
-  results = {}
-
-  def shapes(tree, mesh, partition):
-    sharding = jax.sharding.NamedSharding(mesh, partition)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.asarray(leaf).dtype, sharding=sharding),
-        tree,
-    )
-
-  def describe(name, lowered):
-    analysis = plan.analyse(lowered, target)
+  outlines = {
+      name: make_outline(args, name, target.devices)
+      for name in args.methods
+      if methods.METHODS[name].device_groups == 2 and not methods.METHODS[name].for_language
+  }
+  if not outlines:
+    raise UserError(f"--methods={','.join(args.methods)}: none of them pairs two gradients; try hamu-q")
+  first = next(iter(outlines.values()))
+  programs = {"two plain gradients": (first, first.plain())}
+  programs |= {f"{name} step": (outline, outline.step()) for name, outline in outlines.items()}
+  results, table = {}, []
+  for name, (outline, lowered) in programs.items():
+    analysis = plan.analyse(lowered, target, outline.trips)
     collectives = {}
     for one in analysis.cost.collectives.values():
       count, size = collectives.get(one.kind, (0, 0))
       collectives[one.kind] = count + one.times, size + one.times * one.size
-    results[name] = {
+    result = results[name] = {
         "argument_bytes": analysis.arguments,
         "temporary_bytes": analysis.temporaries,
         "output_bytes": analysis.outputs,
         "collectives": collectives,
         "estimated_cycles": analysis.cost.cycles,
     }
-
-  mesh = pairing_lib.make_mesh(target.devices, 2)
-  everywhere = jax.sharding.PartitionSpec((pairing_lib.ROLE_AXIS, *pairing_lib.SHARE_AXES))
-  plain = make_plain(args, model)
-
-  def two_plain(variables, data, rows):
-    """Both gradients, each data-parallel over all devices: no transform, no optimizer."""
-    return [
-        jax.lax.psum(plain(variables, data, role_rows).gradient, mesh.axis_names)
-        for role_rows in rows
-    ]
-
-  floor = jax.jit(jax.shard_map(
-      two_plain, mesh=mesh, in_specs=(spec(), spec(), everywhere), out_specs=spec(), check_vma=False,
-  ))
-  one_batch = Paired(*(role_rows[0] for role_rows in rows))
-  describe("two plain gradients", floor.lower(
-      shapes(variables, mesh, spec()), shapes(data, mesh, spec()),
-      shapes(one_batch, mesh, everywhere),
-  ))
-
-  for name in args.methods:
-    if methods.METHODS[name].device_groups < 2:
-      continue
-    _, program, settings = make_chunk(args, model, name, "pmap", mesh)
-
-    def one_step(state, reference, data, rows, settings, step=program.step):
-      own = pairing_lib.own_rows(rows, ("retain", "forget"), mesh)
-      feed = step_lib.Feed(jax.tree.map(lambda leaf: leaf[0], own), jnp.int32(0))
-      return step(state, step_lib.Frozen(reference), data, feed, settings)
-
-    partition = spec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
-    jitted = jax.jit(jax.shard_map(
-        one_step, mesh=mesh, in_specs=(spec(), spec(), spec(), partition, spec()),
-        out_specs=spec(), check_vma=False,
-    ))
-    state = jax.eval_shape(lambda: create_state(variables, program.optimizers(settings), 0))
-    replicated = jax.sharding.NamedSharding(mesh, spec())
-    state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), state
-    )
-    describe(f"{name} step", jitted.lower(
-        state, shapes(variables, mesh, spec()), shapes(data, mesh, spec()),
-        shapes(pairing_lib.shard_rows(rows, mesh), mesh, partition), settings,
-    ))
-
-  base = results["two plain gradients"]["estimated_cycles"]
-  table = []
-  for name, result in results.items():
-    result["ratio"] = result["estimated_cycles"] / base
+    result["ratio"] = result["estimated_cycles"] / results["two plain gradients"]["estimated_cycles"]
     moved = ", ".join(f"{count} {kind} {size / 2**20:.2f} MiB"
-                      for kind, (count, size) in result["collectives"].items())
+                      for kind, (count, size) in collectives.items())
     table.append([
         name, *(f"{result[key] / 2**20:.1f}" for key in
                 ("argument_bytes", "temporary_bytes", "output_bytes")),
-        f"{result['estimated_cycles'] / target.chip.clock * 1e6:.0f}", f"{result['ratio']:.2f}", moved,
+        f"{plan.computing(analysis, target) * 1e6:.0f}", f"{result['ratio']:.2f}", moved,
     ])
   print(f"{args.model}, batch {args.batch} a role, compiled for {args.topology}")
   print(plan.format_table(

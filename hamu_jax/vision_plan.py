@@ -100,9 +100,9 @@ class Images(vision.Vision):
 
   def microbatch(self, training_mode: bool) -> int:
     """As of an experiment on TPUs."""
-    size = super().microbatch(training_mode)
-    own = self._config.method.microbatch
-    return size if own or not size else models.microbatch_size(*self._image_shape[:2], _PLATFORM)
+    if training_mode or self._config.method.microbatch:
+      return super().microbatch(training_mode)
+    return models.microbatch_size(*self._image_shape[:2], _PLATFORM)
 
   @staticmethod
   def _make_problem(config, sizes):
