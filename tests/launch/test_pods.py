@@ -39,10 +39,8 @@ class Launched(NamedTuple):
 _VIT = 12 * (12 * 384**2 + 13 * 384) + (48 + 1) * 384 + 66 * 384 + 2 * 384 + 385 * 100
 CONFIGS = [
     Launched("cifar_hamu.py", (PMAP,), "unlearn", 272_474, ("collective-permute", 1)),
-    Launched("cifar10_sharp.py:sharp_minmax,high", (PMAP,), "unlearn", 11_173_962, ("all-reduce", 2)),
-    Launched(
-        "cifar100_resnet50.py:neggrad,high,sam", (PMAP,), "unlearn", 23_705_252, ("collective-permute", 2)
-    ),
+    Launched("cifar10_sharp.py:neggrad,high", (PMAP,), "unlearn", 11_173_962, ("collective-permute", 1)),
+    Launched("cifar100_resnet50.py:neggrad,high", (PMAP,), "unlearn", 23_705_252, ("collective-permute", 1)),
     Launched("cifar100_vit_s.py:neggrad,high", (PMAP,), "unlearn", _VIT, ("collective-permute", 1)),
     Launched("imagenet_resnet50.py:neggrad,high", (PMAP,), "unlearn", 25_557_032, ("collective-permute", 1)),
     Launched("tofu_llama2_hamu.py", (), "unlearn", 19_988_480, ("collective-permute", 1)),
