@@ -6,15 +6,19 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
+# The tests spend their time compiling tiny programs, not running them.
+_HURRY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=4",
-    # The tests spend their time compiling tiny programs, not running them.
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    _HURRY,
 ]).strip()
 # No test may reach a hub: a lookup that would need the network fails at once instead of hanging.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+
+# `launch`, as `configs`, is part of the repository, not of the installed package.
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +132,7 @@ def launch():
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ
-        | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        | {"XLA_FLAGS": f"{_HURRY} --xla_force_host_platform_device_count={devices}"}
         | environment,
     )
     processes.append(process)

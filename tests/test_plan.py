@@ -236,7 +236,7 @@ def test_exit_status_of_what_does_not_fit(answer, monkeypatch, capsys):
     ({3: "--stage=retrain"}, "--stage='retrain': choose from pretrain, unlearn"),
     ({4: "--config.text.row_length=99"}, "config.text.row_length=99: the longest example has 150 tokens"),
     ({5: "--config.language.rematerialisation=full"}, "the nearest is config.language.rematerialization"),
-    ({4: "--config.mesh.weights=3"}, "config.mesh.weights=3: 2 devices of a role"),
+    ({4: "--config.mesh.weights=3"}, "config.mesh.weights=3: 4 devices of a role"),
     ({5: "--config.language.rematerialization=none"}, "config.mesh.weights=2: without rematerialization"),
     ({5: "--example-tokens=few"}, "--example-tokens: invalid int value: 'few'"),
     ({5: "--example-tokens=0"}, "--example-tokens=0"),

@@ -69,8 +69,8 @@ def whole(sharp):
 
 @pytest.fixture
 def untrainable(monkeypatch):
-  def run(loop_, stage, *arguments):
-    raise AssertionError(f"{stage.name} is trained")
+  def run(loop_, members, path):
+    raise AssertionError(f"{members[0].stage.name} is trained")
 
   monkeypatch.setattr(loop.Loop, "run", run)
 

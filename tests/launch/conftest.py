@@ -6,9 +6,6 @@ import sys
 
 import pytest
 
-# `launch`, as `configs`, is part of the repository, not of the installed package.
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent.parent))
-
 from hamu_jax import rundir
 from launch import expand, local
 

@@ -1,5 +1,7 @@
 """What the launcher of pods runs for each configuration of the papers: a program that can be compiled."""
 
+import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -12,6 +14,7 @@ import pytest
 
 from hamu_jax import config as config_lib
 from hamu_jax import main
+from hamu_jax.models import llama_config
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PMAP = "--config.pairing=pmap"
@@ -26,6 +29,7 @@ class Launched(NamedTuple):
     stage: that is compiled.
     parameters: trained ones.
     gradients: the collective that carries them, and how many gradients a step has it carry.
+    layers: how many its Llama has, if not all.
   """
 
   name: str
@@ -33,6 +37,7 @@ class Launched(NamedTuple):
   stage: str
   parameters: int
   gradients: tuple[str, int]
+  layers: int = 0
 
 
 # The parameters of ResNets are those that their papers' PyTorch models have, Llama's those that PEFT counts.
@@ -44,16 +49,25 @@ CONFIGS = [
     Launched("cifar100_vit_s.py:neggrad,high", (PMAP,), "unlearn", _VIT, ("collective-permute", 1)),
     Launched("imagenet_resnet50.py:neggrad,high", (PMAP,), "unlearn", 25_557_032, ("collective-permute", 1)),
     Launched("tofu_llama2_hamu.py", (), "unlearn", 19_988_480, ("collective-permute", 1)),
+    # The model of the one before, so a few of its layers will do.
     Launched(
-        "waterdrum_llama2_hamu.py:forget_10,semantic", (), "pretrain", 19_988_480, ("all-reduce", 1)
+        "waterdrum_llama2_hamu.py:forget_10,semantic", (), "pretrain", 19_988_480 * 4 // 32,
+        ("all-reduce", 1), layers=4,
     ),
 ]
 each_configuration = pytest.mark.parametrize("launched", CONFIGS, ids=[one.name for one in CONFIGS])
 
 
-def on_each_host(launched):
-  """The arguments that the launcher gives to `hamu_jax.main` there."""
+def on_each_host(launched, folder):
+  """The arguments that the launcher gives to `hamu_jax.main` there.
+
+  Sizes of fewer layers are left in the folder.
+  """
   arguments = [f"--config=configs/{launched.name}", *launched.options, "--workdir=/mnt/runs/a b"]
+  if launched.layers:
+    sizes = dataclasses.replace(llama_config.PRESETS["llama2_7b"], num_hidden_layers=launched.layers)
+    (folder / "config.json").write_text(json.dumps(llama_config.to_hugging_face(sizes, "bfloat16")))
+    arguments.append(f"--config.language.path={folder}")
   done = subprocess.run(
       ["bash", ROOT / "launch" / "tpu_pod.sh", "slice", "zone-a", "hamu", *arguments],
       env=os.environ | {"DRY_RUN": "1"}, capture_output=True, text=True, check=True,
@@ -64,9 +78,9 @@ def on_each_host(launched):
 
 
 @each_configuration
-def test_launched_configuration_is_valid(launched, monkeypatch):
+def test_launched_configuration_is_valid(launched, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
-  values = main.parse(["hamu_jax.main", *on_each_host(launched)])
+  values = main.parse(["hamu_jax.main", *on_each_host(launched, tmp_path)])
   if values.config.data.forget == "memorization":
     values.config.data.scores = config_lib.ESTIMATE
   config_lib.validate(values.config)
@@ -77,12 +91,12 @@ def test_launched_configuration_is_valid(launched, monkeypatch):
 
 @pytest.mark.slow
 @each_configuration
-def test_launched_program_compiles(launched):
+def test_launched_program_compiles(launched, tmp_path):
   # By libtpu or, where that is missing, for simulated devices; either way in a hurry, in which the compiler
   # makes slower programs of the same collectives.
   hurry = {"JAX_OPTIMIZATION_LEVEL": "O0", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
   process = subprocess.run(
-      [sys.executable, "-m", "hamu_jax.plan", *on_each_host(launched), "--topology=v5e:4x4",
+      [sys.executable, "-m", "hamu_jax.plan", *on_each_host(launched, tmp_path), "--topology=v5e:4x4",
        f"--stage={launched.stage}"],
       cwd=ROOT, env=os.environ | hurry | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}, capture_output=True, text=True,
       check=False,
