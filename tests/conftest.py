@@ -6,19 +6,15 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
-# The tests spend their time compiling tiny programs, not running them.
-_HURRY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=4",
-    _HURRY,
+    # The tests spend their time compiling tiny programs, not running them.
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
 ]).strip()
 # No test may reach a hub: a lookup that would need the network fails at once instead of hanging.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-
-# `launch`, as `configs`, is part of the repository, not of the installed package.
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +128,8 @@ def launch():
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ
-        | {"XLA_FLAGS": f"{_HURRY} --xla_force_host_platform_device_count={devices}"}
+        # Of a flag that is given twice the last counts.
+        | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
         | environment,
     )
     processes.append(process)
