@@ -38,12 +38,13 @@ def group_key(config: ml_collections.ConfigDict) -> str | None:
 
   They differ at most in numbers that their steps read as data (learning rates, constraint, radius, rho and
   the methods' coefficients, unless one of them switches something off) and, for images whose forget set
-  does not depend on them, in seeds. `pmap` has its devices for one model.
+  does not depend on them, in seeds. `pmap` has its devices for one model, and Weights & Biases a process for
+  one run.
 
   Args:
     config: validated.
   """
-  if config.pairing == "pmap" or config.distributed.coordinator:
+  if config.pairing == "pmap" or config.distributed.coordinator or config.wandb.project:
     return None
   fixed = {}
   own_seeds = not config_lib.is_language(config) and config.data.scores != config_lib.ESTIMATE
@@ -110,7 +111,7 @@ def _run(arguments: Sequence[str]) -> None:
     if key is None or key != keys[0]:
       raise UserError(
           f"--workdir={workdir}: its configuration differs from that of {workdirs[0]} in more than settings "
-          "and seeds, or uses pmap or several processes; run it by hamu_jax.main"
+          "and seeds, or uses pmap, several processes or wandb; run it by hamu_jax.main"
       )
   with preemption.Watch() as watch, contextlib.ExitStack() as stack:
     experiments = []

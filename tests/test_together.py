@@ -150,6 +150,8 @@ APART = {
     "split": {"data__seed": 1},
     "optimizer": {"method__optimizer__momentum": 0.9},
     "devices": {"pairing": "pmap"},
+    "processes": {"distributed__coordinator": "auto"},
+    "wandb": {"wandb__project": "unlearning"},
 }
 
 
