@@ -54,13 +54,7 @@ def main():
     # The shared stages are there; unlearning is not.
     shutil.copytree(one / "stages", all_at_once / "stages", ignore=shutil.ignore_patterns("unlearn-*"))
     members = list(configs(args, all_at_once))
-    experiments = []
-    for workdir, config in members:
-      like = experiments[0] if experiments else None
-      experiments.append(experiment.Experiment(config, workdir, watch, like=like))
-    together.train(experiments)
-    for each in experiments:
-      each.run()
+    together.run_members([(config, workdir) for workdir, config in members], watch)
     joint = sum(seconds_of(workdir for workdir, _ in members))
   print(f"\n{args.members} members, {args.model}, {args.epochs:g} epochs")
   print(f"one after the other  {sum(alone):8.2f} s")

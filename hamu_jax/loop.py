@@ -225,6 +225,13 @@ class Loop:
   weights: int = 1
   _programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
+  def program(self, stage: Stage, mesh: jax.sharding.Mesh | None) -> step_lib.StepProgram:
+    """The step of a stage on the devices of a mesh, or on one."""
+    return stage_program(
+        stage, forward=self.forward, fetch=self.fetch(stage.options.augment), pairing=self.pairing,
+        together=shared_axes(mesh),
+    )
+
   def _program(self, stage: Stage, members: int, own_rows: bool):
     """The stage's step and jitted chunk; stages with the same step share one compilation."""
     optimizer = stage.options.optimizer
@@ -237,14 +244,11 @@ class Loop:
     if key not in self._programs:
       # Models that are trained together share one device.
       mesh = None if members > 1 else stage_mesh(stage, self.pairing, self.devices, self.weights)
-      program = stage_program(
-          stage, forward=self.forward, fetch=self.fetch(stage.options.augment), pairing=self.pairing,
-          together=shared_axes(mesh),
-      )
+      program = self.program(stage, mesh)
       chunk = step_lib.compile_target(
           step_lib.make_chunk(program.step), mesh, stage.method.roles,
           members=members if members > 1 else 0, own_rows=own_rows,
-          sharded_data=self.source.sharded, base_specs=_specs(self.base(mesh)),
+          sharded_data=self.source.sharded, base_specs=specs(self.base(mesh)),
       )
       self._programs[key] = (program, chunk, mesh)
     return self._programs[key]
@@ -279,12 +283,9 @@ class Loop:
       state = jax.vmap(create)(variables, seeds, settings)
     else:
       state = create(members[0].variables, stage.seed, settings)
-    position = _Position(state, [_Track(member.variables) for member in members])
     frozen = _join([member.frozen._replace(base=None) for member in members])
-    best = [track.best for track in position.tracks]
-    position.state, best, frozen = place((position.state, best, frozen), mesh)
-    for track, placed in zip(position.tracks, best, strict=True):
-      track.best = placed
+    state, starts, frozen = place((state, [member.variables for member in members], frozen), mesh)
+    position = _Position(state, [_Track(start) for start in starts])
     frozen = frozen._replace(base=self.base(mesh))
     checkpoints = checkpoints_lib.Checkpoints(path)
     if checkpoints.latest is not None:
@@ -441,8 +442,8 @@ def _split(tree: Tree, count: int) -> list[Tree]:
   return [jax.tree.map(lambda leaf: leaf[k], tree) for k in range(count)]
 
 
-def _specs(base: Tree) -> Tree:
-  """How arrays lie on their mesh."""
+def specs(base: Tree) -> Tree:
+  """How arrays, or their shapes, lie on their mesh."""
   nothing = jax.sharding.PartitionSpec()
   return jax.tree.map(lambda leaf: getattr(leaf.sharding, "spec", nothing), base)
 

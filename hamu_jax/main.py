@@ -56,14 +56,18 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
     raise UserError("; ".join(lines[:1] + lines[-1:] if len(lines) > 1 else lines)) from error
 
 
+def workdir_of(values: flags.FlagValues) -> pathlib.Path:
+  """The run directory that a parsed command line means."""
+  path = config_flags.get_config_filename(values["config"]).split(":")[0]
+  return pathlib.Path(values.workdir or f"runs/{pathlib.Path(path).stem}")
+
+
 def _run(arguments: Sequence[str]) -> None:
   values = parse(arguments)
   config_lib.validate(values.config)
   hosts.initialize(values.config.distributed)
-  path = config_flags.get_config_filename(values["config"]).split(":")[0]
-  workdir = pathlib.Path(values.workdir or f"runs/{pathlib.Path(path).stem}")
   with preemption.Watch() as watch:
-    experiment.Experiment(values.config, workdir, watch).run()
+    experiment.Experiment(values.config, workdir_of(values), watch).run()
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -119,16 +119,13 @@ def estimate(
       for k in range(options.models)
   ]
   unfinished = [k for k, key in enumerate(keys) if cache.outcome(_STAGE, key) is None]
-  stages_of = {
-      k: _stage(options, available[included[k]], seed + k) for k in unfinished
-  }
   init = jax.jit(init)
   for first in range(0, len(unfinished), options.parallel):
     group = unfinished[first : first + options.parallel]
     members = [
         loop_lib.Member(
-            stages_of[k]._replace(name=f"{_STAGE}{group[0]}"), loop.watch.run(lambda k=k: init(seed + k)),
-            step_lib.Frozen(), rundir,
+            _stage(f"{_STAGE}{group[0]}", options, available[included[k]], seed + k),
+            loop.watch.run(lambda k=k: init(seed + k)), step_lib.Frozen(), rundir,
         )
         for k in group
     ]
@@ -137,9 +134,9 @@ def estimate(
     _check(outcomes)
     # By way of the host: models from a checkpoint are bound to one device, where an evaluator on several
     # could not use them.
-    variables = jax.tree.map(
+    variables = jax.device_put(jax.tree.map(
         lambda *leaves: np.stack(leaves), *jax.device_get([outcome.variables for outcome in outcomes])
-    )
+    ))
     examples = loop.watch.run(lambda v=variables: evaluator.per_example(v, members=True))
     (values,) = examples.values()
     for k, outcome, correct in zip(group, outcomes, values["correct"].astype(bool), strict=True):
@@ -159,11 +156,13 @@ def estimate(
   )
 
 
-def _stage(options: ml_collections.ConfigDict, rows: np.ndarray, seed: int) -> loop_lib.Stage:
-  """The training of one model on its own rows; it has the name of its group."""
+def _stage(
+    name: str, options: ml_collections.ConfigDict, rows: np.ndarray, seed: int
+) -> loop_lib.Stage:
+  """The training of one model on its own rows, by the name of its group."""
   plan = data_lib.training_plan(rows, batch_size=options.batch_size, seed=seed)
   return loop_lib.Stage(
-      _STAGE, methods.TRAINING, options, plan, plan.num_steps(options.epochs), seed,
+      name, methods.TRAINING, options, plan, plan.num_steps(options.epochs), seed,
       train=True, training_mode=True,
   )
 

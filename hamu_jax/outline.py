@@ -154,12 +154,9 @@ class Outline:
       reference = template
     if stage.mask_scope:
       mask = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.int8), template["params"])
-    specs = {}
-    if self._mesh is not None:
-      specs = jax.tree.map(lambda leaf: leaf.sharding.spec, base)
     chunk = step_lib.compile_target(
         step_lib.make_chunk(step), self._mesh, stage.method.roles, sharded_data=self._sharded_data,
-        base_specs=specs,
+        base_specs=loop.specs(base),
     )
     return chunk.lower(
         self._placed(state),

@@ -119,7 +119,19 @@ def load(config: ml_collections.ConfigDict) -> Problem:
   Raises:
     UserError: see `data.load`, or there is not a mean for every channel.
   """
-  dataset = config_lib.load_dataset(config)
+  return hold_out(config, config_lib.load_dataset(config))
+
+
+def hold_out(config: ml_collections.ConfigDict, dataset: data_lib.Dataset) -> Problem:
+  """The problem of a dataset whose validation rows are held out.
+
+  Args:
+    config: `config.data`.
+    dataset: as loaded.
+
+  Raises:
+    UserError: no row would be held out although that is asked for, or there is not a mean for every channel.
+  """
   channels = dataset.train.images.shape[-1]
   if len(config.mean) != channels:
     raise UserError(

@@ -96,6 +96,35 @@ def train(experiments: Sequence[experiment.Experiment]) -> dict[int, UserError]:
   return failures
 
 
+def run_members(
+    members: Sequence[tuple[ml_collections.ConfigDict, pathlib.Path]], watch: preemption.Watch
+) -> dict[int, UserError]:
+  """Runs experiments together, each to its end.
+
+  Args:
+    members: validated configurations of one `group_key`, and their run directories.
+    watch: notices signals.
+
+  Returns:
+    As `train`.
+
+  Raises:
+    UserError: as `experiment.Experiment`.
+    preemption.Preempted: as `train`.
+  """
+  with contextlib.ExitStack() as stack:
+    experiments = []
+    for config, workdir in members:
+      like = experiments[0] if experiments else None
+      experiments.append(experiment.Experiment(config, workdir, watch, like=like))
+      stack.callback(experiments[-1].close)
+    failures = train(experiments)
+    for number, each in enumerate(experiments):
+      if number not in failures:
+        each.run()
+  return failures
+
+
 def _run(arguments: Sequence[str]) -> None:
   members = [main.parse([arguments[0], *part]) for part in _parts(arguments[1:])]
   for values in members:
@@ -113,17 +142,8 @@ def _run(arguments: Sequence[str]) -> None:
           f"--workdir={workdir}: its configuration differs from that of {workdirs[0]} in more than settings "
           "and seeds, or uses pmap, several processes or wandb; run it by hamu_jax.main"
       )
-  with preemption.Watch() as watch, contextlib.ExitStack() as stack:
-    experiments = []
-    for values in members:
-      experiments.append(experiment.Experiment(
-          values.config, pathlib.Path(values.workdir), watch, like=experiments[0] if experiments else None
-      ))
-      stack.callback(experiments[-1].close)
-    failures = train(experiments)
-    for number, each in enumerate(experiments):
-      if number not in failures:
-        each.run()
+  with preemption.Watch() as watch:
+    failures = run_members([(values.config, pathlib.Path(values.workdir)) for values in members], watch)
   if failures:
     number, error = next(iter(failures.items()))
     others = f"; {len(failures) - 1} more failed" if len(failures) > 1 else ""

@@ -142,17 +142,22 @@ class Vision:
 
   Args:
     config: validated.
+    problem: None loads that of the configuration.
+    platform: what it will run on; None: what JAX runs on here.
 
   Raises:
     UserError: see `problem.load`.
   """
 
-  def __init__(self, config: ml_collections.ConfigDict):
-    self._config = config
-    self.problem = problem_lib.load(config.data)
+  def __init__(
+      self, config: ml_collections.ConfigDict, problem: problem_lib.Problem | None = None,
+      platform: str | None = None,
+  ):
+    self._config, self._platform = config, platform
+    self.problem = problem or problem_lib.load(config.data)
     self._image_shape = self.problem.dataset.train.images.shape[1:]
     self._model = config_lib.build_model(
-        config.model, num_classes=len(self.problem.dataset.class_names)
+        config.model, num_classes=len(self.problem.dataset.class_names), platform=platform
     )
     self.init = make_init(self._model, self._image_shape)
     self.template = jax.eval_shape(self.init, config.seed)
@@ -191,7 +196,9 @@ class Vision:
     """Images that are differentiated at a time; batch statistics need all of a batch."""
     if training_mode:
       return 0
-    return self._config.method.microbatch or models.microbatch_size(*self._image_shape[:2])
+    return self._config.method.microbatch or models.microbatch_size(
+        *self._image_shape[:2], self._platform
+    )
 
   def forward(self, pairing: str):
     """See `make_forward`; the training statistics are over all devices of a role."""

@@ -7,9 +7,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from hamu_jax import config as config_lib
 from hamu_jax import data as data_lib
-from hamu_jax import models, outline, vision
+from hamu_jax import outline, vision
 from hamu_jax import pairing as pairing_lib
 from hamu_jax import problem as problem_lib
 from hamu_jax import source as source_lib
@@ -72,56 +71,28 @@ def find_sizes(config: ml_collections.ConfigDict) -> Sizes:
         f"config.data.image_size=0: the images of {sizes.name} have sizes of their own; set the one to which "
         "they are brought"
     )
-  channels = sizes.shape[-1]
-  if len(config.mean) != channels:
-    raise UserError(
-        f"config.data.mean={tuple(config.mean)}: the images have {channels} channel(s); give "
-        "config.data.mean and config.data.std one value for each"
-    )
   return sizes
 
 
-class Images(vision.Vision):
-  """An experiment as `vision.Vision` is one, with black images of a known dataset's sizes.
-
-  All its classes have as many rows as each other, or one more.
+def make_problem(config: ml_collections.ConfigDict, sizes: Sizes) -> problem_lib.Problem:
+  """Black images of a known dataset's sizes; all classes have as many rows as each other, or one more.
 
   Args:
-    config: validated.
+    config: `config.data`.
     sizes: of the dataset.
+
+  Raises:
+    UserError: see `problem.hold_out`.
   """
-
-  def __init__(self, config: ml_collections.ConfigDict, sizes: Sizes):  # Nothing of the base's, which loads.
-    self._config, self._image_shape = config, sizes.shape
-    self._model = config_lib.build_model(config.model, num_classes=sizes.classes, platform=_PLATFORM)
-    self.init = vision.make_init(self._model, sizes.shape)
-    self.template = jax.eval_shape(self.init, config.seed)
-    self.problem = self._make_problem(config.data, sizes)
-
-  def microbatch(self, training_mode: bool) -> int:
-    """As of an experiment on TPUs."""
-    if training_mode or self._config.method.microbatch:
-      return super().microbatch(training_mode)
-    return models.microbatch_size(*self._image_shape[:2], _PLATFORM)
-
-  @staticmethod
-  def _make_problem(config, sizes):
-    labels = np.arange(sizes.rows, dtype=np.int32) % sizes.classes
-    rows = dataset_lib.subset_rows(labels, config.train_size, config.seed, "config.data.train_size")
-    labels = labels[rows]
-    # One black pixel, however large.
-    images = np.broadcast_to(np.zeros((), np.uint8), (len(rows), *sizes.shape))
-    split = data_lib.ImageSplit(images, labels)
-    validation = data_lib.validation_rows(labels, config.validation_fraction, config.seed)
-    return problem_lib.Problem(
-        config,
-        data_lib.Dataset(
-            sizes.name, split, split, tuple(map(str, range(sizes.classes))), fingerprint="",
-            train_rows=rows, train_total=sizes.rows, train_names=None,
-        ),
-        validation.astype(np.int32),
-        np.setdiff1d(np.arange(len(rows)), validation).astype(np.int32),
-    )
+  labels = np.arange(sizes.rows, dtype=np.int32) % sizes.classes
+  rows = dataset_lib.subset_rows(labels, config.train_size, config.seed, "config.data.train_size")
+  # One black pixel, however large.
+  images = np.broadcast_to(np.zeros((), np.uint8), (len(rows), *sizes.shape))
+  split = data_lib.ImageSplit(images, labels[rows])
+  return problem_lib.hold_out(config, data_lib.Dataset(
+      sizes.name, split, split, tuple(map(str, range(sizes.classes))), fingerprint="",
+      train_rows=rows, train_total=sizes.rows, train_names=None,
+  ))
 
 
 class Outline(outline.Outline):
@@ -140,7 +111,7 @@ class Outline(outline.Outline):
 
   def __init__(self, config: ml_collections.ConfigDict, devices: Sequence[Any], stage: str = "unlearn"):
     self._sizes = find_sizes(config.data)
-    task = Images(config, self._sizes)
+    task = vision.Vision(config, make_problem(config.data, self._sizes), _PLATFORM)
     split = task.problem.split(None)
     super().__init__(config, task, split, devices, stage)
     self._source = task.source(split)

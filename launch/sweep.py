@@ -131,23 +131,21 @@ def run(arguments: Sequence[str]) -> int:
     arguments: as `sys.argv`, the program's name first.
 
   Returns:
-    The exit status: 0, 1 if members failed, 2 for bad input, 143 after an interruption.
+    The exit status: 0, 1 if members failed, 2 for bad input. An interruption ends the process with 143.
   """
   if {"--help", "-h"} & set(arguments):
     print(__doc__)
     return 0
-  try:
-    return _sweep(arguments[1:])
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return command_line.BAD_INPUT
-  except preemption.Preempted:
-    print("interrupted: progress is saved; run the same command to go on", file=sys.stderr)
-    return command_line.TERMINATED
-  except BrokenPipeError:
-    # Whoever read the commands has read enough.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+
+  def program():
+    try:
+      return _sweep(arguments[1:])
+    except BrokenPipeError:
+      # Whoever read the commands has read enough.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      return 0
+
+  return command_line.run(program)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ import jax
 import ml_collections
 import numpy as np
 import optax
-from ml_collections import config_flags
 
 from hamu_jax import command_line, main, methods, preemption, progress, rundir
 from hamu_jax import config as config_lib
@@ -441,8 +440,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any, pathlib.P
   in_range("--batches", options.batches, 1)
   values = main.parse([arguments[0], *rest])
   config_lib.validate(values.config)
-  path = config_flags.get_config_filename(values["config"]).split(":")[0]
-  return options, values.config, pathlib.Path(values.workdir or f"runs/{pathlib.Path(path).stem}")
+  return options, values.config, main.workdir_of(values)
 
 
 def _run(arguments: Sequence[str]) -> None:

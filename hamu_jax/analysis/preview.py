@@ -231,7 +231,7 @@ class Preview:
   def _applier(self, substep: methods.SubStep):
     """(gradients, params, mask) -> the update, a `Stop` code."""
     stage = self._stage
-    program = _program(self._loop, stage._replace(method=methods.Method((substep,))), None)
+    program = self._loop.program(stage._replace(method=methods.Method((substep,))), None)
     (optimizer,) = program.optimizers(step_lib.settings_of(stage.options))
 
     @jax.jit
@@ -281,7 +281,7 @@ class _Gradients:
     self._loop, self._stage = loop, stage._replace(method=methods.Method((substep,)))
     self._mesh = loop_lib.stage_mesh(self._stage, loop.pairing, loop.devices, loop.weights)
     self._settings = step_lib.settings_of(stage.options, stage.sam)
-    self._program = _program(loop, self._stage, self._mesh)
+    self._program = loop.program(self._stage, self._mesh)
 
     def step(state, frozen, data, feed, count, settings):
       del count
@@ -318,11 +318,9 @@ class _Gradients:
     return jax.tree.map(float, jax.device_get(losses))
 
   def _compile(self, function):
-    base = self._loop.base(self._mesh)
-    nothing = jax.sharding.PartitionSpec()
     return step_lib.compile_target(
         function, self._mesh, self._stage.method.roles, sharded_data=self._loop.source.sharded,
-        base_specs=jax.tree.map(lambda leaf: getattr(leaf.sharding, "spec", nothing), base),
+        base_specs=loop_lib.specs(self._loop.base(self._mesh)),
     )
 
   def _arguments(self, variables, frozen, batches, number):
@@ -333,10 +331,3 @@ class _Gradients:
     data, feed = batches.at(number, self._mesh)
     frozen = frozen._replace(base=self._loop.base(self._mesh))
     return state, frozen, data, feed, jnp.int32(1), self._settings
-
-
-def _program(loop: loop_lib.Loop, stage: loop_lib.Stage, mesh) -> step_lib.StepProgram:
-  return loop_lib.stage_program(
-      stage, forward=loop.forward, fetch=loop.fetch(stage.options.augment), pairing=loop.pairing,
-      together=loop_lib.shared_axes(mesh),
-  )
