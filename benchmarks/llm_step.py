@@ -88,11 +88,11 @@ def layer_products(config, x_BxTxD, dy_BxTxD, kernels, factors):
   d_attended = split(backward("o_proj", attended, dy_BxTxD), groups, heads // groups)
   d_scores = jnp.einsum("btkgh,bskh->bkgts", d_attended, v)
   back = {
-      "gate_proj": d_inner,
-      "up_proj": d_inner,
-      "q_proj": join(jnp.einsum("bkgts,bskh->btkgh", d_scores, k)),
-      "k_proj": join(jnp.einsum("bkgts,btkgh->bskh", d_scores, q)),
-      "v_proj": join(jnp.einsum("bkgts,btkgh->bskh", scores, d_attended)),
+    "gate_proj": d_inner,
+    "up_proj": d_inner,
+    "q_proj": join(jnp.einsum("bkgts,bskh->btkgh", d_scores, k)),
+    "k_proj": join(jnp.einsum("bkgts,btkgh->bskh", d_scores, q)),
+    "v_proj": join(jnp.einsum("bkgts,btkgh->bskh", scores, d_attended)),
   }
   return y + sum(backward(name, x_BxTxD, d) for name, d in back.items()), gradients
 
@@ -101,8 +101,7 @@ def make_floor(args, config, params, predictions):
   """-> function without arguments: the matrix products of a gradient of one role."""
   dtype = jnp.dtype(args.dtype)
   kernels = {
-      name: module["kernel"]
-      for part in ("self_attn", "mlp") for name, module in params["layers"][part].items()
+    name: module["kernel"] for part in ("self_attn", "mlp") for name, module in params["layers"][part].items()
   }
   embedding_VxD = params["embed_tokens"]["embedding"]
   keys = iter(jax.random.split(jax.random.key(1), 2 * len(kernels) + 3))
@@ -111,8 +110,8 @@ def make_floor(args, config, params, predictions):
     return jax.random.normal(next(keys), shape, dtype)
 
   factors = {
-      name: (draw(*kernel.shape[:2], args.rank), draw(len(kernel), args.rank, kernel.shape[2]))
-      for name, kernel in kernels.items()
+    name: (draw(*kernel.shape[:2], args.rank), draw(len(kernel), args.rank, kernel.shape[2]))
+    for name, kernel in kernels.items()
   }
   shape = args.rows // args.microbatch, args.microbatch, args.row_length, config.hidden_size
   rows = draw(*shape), draw(*shape), draw(*shape[:2], predictions, config.hidden_size)
@@ -143,8 +142,11 @@ def make_plain(args, model, config, data, variables, frozen, places, dropout):
   """-> function without arguments: the plain gradients of some batches, as a step computes them."""
   config = lora.LoraConfig(config.rank, config.alpha, dropout, config.targets)
   role = objectives.role_gradient(
-      language.make_forward(model, config), language.fetch, ("ce",), train=True,
-      microbatch=args.microbatch,
+    language.make_forward(model, config),
+    language.fetch,
+    ("ce",),
+    train=True,
+    microbatch=args.microbatch,
   )
 
   @jax.jit
@@ -163,9 +165,14 @@ def make_step(args, model, config, data, variables, frozen, places, pairing):
   # It never stops, whatever the gradients.
   options.name, options.on_infeasible = args.method, "project"
   program = step_lib.make_step(
-      methods.METHODS[args.method], options, forward=language.make_forward(model, config),
-      fetch=language.fetch, pairing=pairing, train=True, microbatch=args.microbatch,
-      schedule=optax.constant_schedule(1.0),
+    methods.METHODS[args.method],
+    options,
+    forward=language.make_forward(model, config),
+    fetch=language.fetch,
+    pairing=pairing,
+    train=True,
+    microbatch=args.microbatch,
+    schedule=optax.constant_schedule(1.0),
   )
   chunk = step_lib.compile_target(step_lib.make_chunk(program.step), None, ("retain", "forget"))
   settings = step_lib.settings_of(options)
@@ -179,15 +186,18 @@ def time_steps(args):
   found = pretrained.open_model(args.path, preset=args.model, seed=0)
   dtype = jnp.dtype(args.dtype)
   model = llama.Llama(
-      found.config, dtype=dtype, param_dtype=dtype, rematerialization=args.rematerialization,
-      attention=args.attention,
+    found.config,
+    dtype=dtype,
+    param_dtype=dtype,
+    rematerialization=args.rematerialization,
+    attention=args.attention,
   )
   config = lora.LoraConfig(rank=args.rank, dropout=args.dropout)
   params = found.load(llama.abstract_params(model))
   # Both factors random: at the start, B is zero and so is the gradient of A.
   adapter = jax.tree.map(
-      lambda leaf: 0.01 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
-      lora.init(jax.random.key(0), config, params),
+    lambda leaf: 0.01 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+    lora.init(jax.random.key(0), config, params),
   )
   variables = {"params": lora.unstack(adapter), "batch_stats": {}}
   rows, places = make_batch(args, found.config.vocab_size)
@@ -195,10 +205,10 @@ def time_steps(args):
   problem = (args, model, config, data, variables, frozen)
   one, both = (places.retain[0],), tuple(role[0] for role in places)
   functions = {
-      "floor": make_floor(args, found.config, params, rows.mask.shape[1]),
-      "plain without dropout": make_plain(*problem, one, 0.0),
-      "plain": make_plain(*problem, one, args.dropout),
-      "two plain": make_plain(*problem, both, args.dropout),
+    "floor": make_floor(args, found.config, params, rows.mask.shape[1]),
+    "plain without dropout": make_plain(*problem, one, 0.0),
+    "plain": make_plain(*problem, one, args.dropout),
+    "two plain": make_plain(*problem, both, args.dropout),
   }
   for pairing in args.pairings:
     functions[f"{args.method} {pairing}"] = make_step(*problem, places, pairing)
@@ -207,20 +217,18 @@ def time_steps(args):
   tensors = len(jax.tree.leaves(variables["params"]))
   tokens = args.rows * args.row_length
   print(
-      f"{args.path or args.model}, {args.dtype}, rank {args.rank}, {tensors} tensors; a role has "
-      f"{args.rows} rows of {args.row_length} tokens, {rows.mask.shape[1]} predicted, "
-      f"{args.microbatch} at a time; {args.rounds} rounds"
+    f"{args.path or args.model}, {args.dtype}, rank {args.rank}, {tensors} tensors; a role has "
+    f"{args.rows} rows of {args.row_length} tokens, {rows.mask.shape[1]} predicted, "
+    f"{args.microbatch} at a time; {args.rounds} rounds"
   )
   results = {}
   for base, names in (("floor", list(functions)[:3]), ("two plain", list(functions)[3:])):
     part = ratios({name: seconds[name] for name in names}, base)
     roles = 1 if base == "floor" else 2
-    speed = {
-        name: f"{roles * tokens / result['seconds']['median']:.0f}" for name, result in part.items()
-    }
-    print(ratios_table(
-        part, base, tokens_per_s=speed, first_call_s={name: f"{first[name]:.1f}" for name in part}
-    ))
+    speed = {name: f"{roles * tokens / result['seconds']['median']:.0f}" for name, result in part.items()}
+    print(
+      ratios_table(part, base, tokens_per_s=speed, first_call_s={name: f"{first[name]:.1f}" for name in part})
+    )
     results |= {name: result | {"first_call": first[name]} for name, result in part.items()}
   return results
 
@@ -228,14 +236,15 @@ def time_steps(args):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
-      "--model", default="smollm2_135m", choices=llama_config.PRESETS, metavar="PRESET",
-      help="sizes, with random weights",
+    "--model",
+    default="smollm2_135m",
+    choices=llama_config.PRESETS,
+    metavar="PRESET",
+    help="sizes, with random weights",
   )
   parser.add_argument("--path", default="", help="a model instead, as config.language.path")
   parser.add_argument("--method", default="hamu-q", help="of both roles")
-  parser.add_argument(
-      "--pairings", type=lambda text: text.split(","), default=["sequential", "vmap"]
-  )
+  parser.add_argument("--pairings", type=lambda text: text.split(","), default=["sequential", "vmap"])
   parser.add_argument("--rows", type=int, default=2, help="packed rows of a role")
   parser.add_argument("--row-length", type=int, default=128, help="tokens of a row")
   parser.add_argument("--text-length", type=int, default=64, help="tokens of a text")

@@ -63,13 +63,11 @@ def main():
 
   runner = make(args, "halves", models=4 * args.models, parallel=args.models)
   whole, correct, included, _ = runner.estimate_memorization()
-  halves = [
-      memorization.memorization_scores(correct[part::2], included[part::2]) for part in range(2)
-  ]
+  halves = [memorization.memorization_scores(correct[part::2], included[part::2]) for part in range(2)]
   correlation = scipy.stats.spearmanr(*halves).statistic
   print(
-      f"{4 * args.models} models: rank correlation of two halves {correlation:.3f}; "
-      f"{np.mean(whole > 0.1):.1%} of {whole.size} rows above 0.1, {np.mean(whole > 0.5):.1%} above 0.5"
+    f"{4 * args.models} models: rank correlation of two halves {correlation:.3f}; "
+    f"{np.mean(whole > 0.1):.1%} of {whole.size} rows above 0.1, {np.mean(whole > 0.5):.1%} above 0.5"
   )
 
 

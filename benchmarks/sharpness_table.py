@@ -17,11 +17,26 @@ from hamu_jax import main, models
 from hamu_jax.analysis import geometry
 
 _METHODS = (
-    "ft", "ft_l1", "ga", "random_label", "salun", "neggrad", "scrub_distill", "sharp_minmax", "hamu-q",
+  "ft",
+  "ft_l1",
+  "ga",
+  "random_label",
+  "salun",
+  "neggrad",
+  "scrub_distill",
+  "sharp_minmax",
+  "hamu-q",
 )
 _COLUMNS = (
-    "method", "retain", "forget", "test", "tug of war", "unseen by MIA", "variance ent.",
-    "Wasserstein ent.", "seconds",
+  "method",
+  "retain",
+  "forget",
+  "test",
+  "tug of war",
+  "unseen by MIA",
+  "variance ent.",
+  "Wasserstein ent.",
+  "seconds",
 )
 # Rows of each set whose features are compared.
 _EXAMPLES = 1000
@@ -32,10 +47,15 @@ def run(args, method, sam, level):
   words = [method, level, *(["sam"] if sam else []), *args.words]
   folder = pathlib.Path(args.out) / "-".join(words)
   if not (folder / "summary.json").exists():
-    status = main.run([
-        "hamu_jax.main", f"--config={args.config}:{','.join(words)}", f"--workdir={folder}",
-        f"--config.stage_cache={args.out}/stages", *args.rest,
-    ])
+    status = main.run(
+      [
+        "hamu_jax.main",
+        f"--config={args.config}:{','.join(words)}",
+        f"--workdir={folder}",
+        f"--config.stage_cache={args.out}/stages",
+        *args.rest,
+      ]
+    )
     if status:
       sys.exit(status)
   return folder
@@ -56,10 +76,13 @@ def row(folder, label, name, stage):
   result = summary["results"][name]
   variance, wasserstein = entanglement(folder, name)
   return [
-      label, *(f"{100 * result[split]['accuracy']:.1f}" for split in ("retain", "forget", "test")),
-      f"{result['tug_of_war']:.3f}" if "tug_of_war" in result else "",
-      f"{result['membership']['confidence']:.2f}", f"{variance:.1f}", f"{wasserstein:.3f}",
-      f"{summary['seconds'][stage]:.0f}",
+    label,
+    *(f"{100 * result[split]['accuracy']:.1f}" for split in ("retain", "forget", "test")),
+    f"{result['tug_of_war']:.3f}" if "tug_of_war" in result else "",
+    f"{result['membership']['confidence']:.2f}",
+    f"{variance:.1f}",
+    f"{wasserstein:.3f}",
+    f"{summary['seconds'][stage]:.0f}",
   ]
 
 
@@ -70,8 +93,8 @@ def print_level(args, level):
     folder = run(args, method, sam, level)
     if not rows:
       rows += [
-          row(folder, "*original*", "original", "pretrain"),
-          row(folder, "*retrained*", "retrained", "retrain"),
+        row(folder, "*original*", "original", "pretrain"),
+        row(folder, "*retrained*", "retrained", "retrain"),
       ]
     rows.append(row(folder, f"`{method}`{' SAM' if sam else ''}", "unlearned", "unlearn"))
   print(f"\n{level} memorization\n", flush=True)
@@ -87,7 +110,7 @@ def parse():
   parser.add_argument("--methods", type=lambda text: text.split(","), default=_METHODS)
   parser.add_argument("--levels", type=lambda text: text.split(","), default=["high", "mid", "low"])
   parser.add_argument(
-      "--words", type=lambda text: text.split(","), default=[], help="further words of the variant"
+    "--words", type=lambda text: text.split(","), default=[], help="further words of the variant"
   )
   parser.add_argument("rest", nargs="*", help="arguments of every run, after --")
   return parser.parse_args()

@@ -39,10 +39,10 @@ def make_problem(args):
   rng = np.random.default_rng(0)
   shape = (2 * args.batch, args.size, args.size, 3)
   data = source_lib.ImageData(
-      rng.integers(0, 256, shape).astype(np.uint8),
-      rng.integers(0, _CLASSES, 2 * args.batch).astype(np.int32),
-      np.arange(2 * args.batch) >= args.batch,
-      np.arange(2 * args.batch, dtype=np.int32),
+    rng.integers(0, 256, shape).astype(np.uint8),
+    rng.integers(0, _CLASSES, 2 * args.batch).astype(np.int32),
+    np.arange(2 * args.batch) >= args.batch,
+    np.arange(2 * args.batch, dtype=np.int32),
   )
   model = models.build_model(args.model, num_classes=_CLASSES)
   variables = model.init(jax.random.key(0), jnp.zeros((1, *shape[1:])), train=False)
@@ -62,15 +62,17 @@ def make_chunk(args, model, name, pairing, mesh=None, rho=0.0, train=False):
   axis = pairing_lib.DATA_AXIS if pairing == "pmap" else None
   options = make_options(args, name)
   program = step_lib.make_step(
-      methods.METHODS[name], options,
-      forward=vision.make_forward(model, (0.5,) * 3, (0.25,) * 3, axis),
-      fetch=vision.make_fetch("none"), pairing=pairing, train=train,
-      microbatch=0 if train else args.microbatch,
-      schedule=optax.constant_schedule(1.0), sharpness=step_lib.Sharpness() if rho else None,
+    methods.METHODS[name],
+    options,
+    forward=vision.make_forward(model, (0.5,) * 3, (0.25,) * 3, axis),
+    fetch=vision.make_fetch("none"),
+    pairing=pairing,
+    train=train,
+    microbatch=0 if train else args.microbatch,
+    schedule=optax.constant_schedule(1.0),
+    sharpness=step_lib.Sharpness() if rho else None,
   )
-  chunk = step_lib.compile_target(
-      step_lib.make_chunk(program.step), mesh, methods.METHODS[name].roles
-  )
+  chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, methods.METHODS[name].roles)
   return chunk, program, step_lib.settings_of(options, {"rho": rho, "lamb": 1.0} if rho else None)
 
 
@@ -84,7 +86,7 @@ def make_runner(args, problem, name, pairing, **options):
   chunk, program, settings = make_chunk(args, model, name, pairing, mesh, **options)
   used = Paired(*(r if role in method.roles else None for role, r in rows._asdict().items()))
   state, frozen, placed = source_lib.place(
-      (create_state(variables, program.optimizers(settings), 0), step_lib.Frozen(variables), data), mesh
+    (create_state(variables, program.optimizers(settings), 0), step_lib.Frozen(variables), data), mesh
   )
   if mesh is not None:
     used = pairing_lib.shard_rows(used, mesh)
@@ -95,8 +97,11 @@ def make_runner(args, problem, name, pairing, **options):
 def make_plain(args, model, *, train=False, microbatch=None):
   """-> (variables, data, rows [B]) -> RoleSums: one plain gradient."""
   role = objectives.role_gradient(
-      vision.make_forward(model, (0.5,) * 3, (0.25,) * 3, None), vision.make_fetch("none"), ("ce",),
-      train=train, microbatch=args.microbatch if microbatch is None else microbatch,
+    vision.make_forward(model, (0.5,) * 3, (0.25,) * 3, None),
+    vision.make_fetch("none"),
+    ("ce",),
+    train=train,
+    microbatch=args.microbatch if microbatch is None else microbatch,
   )
 
   def plain(variables, data, rows):
@@ -121,9 +126,7 @@ def time_steps(args):
   functions = {"floor": lambda: floor(variables, data, device_rows)}
   for name in args.methods:
     for pairing in args.pairings:
-      functions[f"{name} {pairing}"] = make_runner(
-          args, (model, data, variables, rows), name, pairing
-      )
+      functions[f"{name} {pairing}"] = make_runner(args, (model, data, variables, rows), name, pairing)
   return print_ratios(args, interleave(functions, args.rounds), "floor")
 
 
@@ -133,14 +136,10 @@ def time_sharpness(args):
   results = {}
   for mode, train in (("frozen", False), ("training", True)):
     functions = {
-        f"{mode} ft": make_runner(args, problem, "ft", "sequential", train=train),
-        f"{mode} ft with SAM": make_runner(args, problem, "ft", "sequential", train=train, rho=0.1),
-        f"{mode} neggrad with SAM": make_runner(
-            args, problem, "neggrad", "sequential", train=train, rho=0.1
-        ),
-        f"{mode} hamu-q with SAM": make_runner(
-            args, problem, "hamu-q", "sequential", train=train, rho=0.1
-        ),
+      f"{mode} ft": make_runner(args, problem, "ft", "sequential", train=train),
+      f"{mode} ft with SAM": make_runner(args, problem, "ft", "sequential", train=train, rho=0.1),
+      f"{mode} neggrad with SAM": make_runner(args, problem, "neggrad", "sequential", train=train, rho=0.1),
+      f"{mode} hamu-q with SAM": make_runner(args, problem, "hamu-q", "sequential", train=train, rho=0.1),
     }
     results |= print_ratios(args, interleave(functions, args.rounds), f"{mode} ft")
   return results
@@ -168,10 +167,15 @@ def time_convolution(args):
       functions[f"{mode} {name}"] = lambda f=plain: f(variables, data, rows.retain[0])
       gradients[f"{mode} {name}"] = functions[f"{mode} {name}"]().gradient
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients[f"{mode} own"]))
-    error = max(jax.tree.leaves(jax.tree.map(
-        lambda a, b: float(jnp.abs(a - b).max()), gradients[f"{mode} own"],
-        gradients[f"{mode} lax.conv"],
-    )))
+    error = max(
+      jax.tree.leaves(
+        jax.tree.map(
+          lambda a, b: float(jnp.abs(a - b).max()),
+          gradients[f"{mode} own"],
+          gradients[f"{mode} lax.conv"],
+        )
+      )
+    )
     print(f"{mode}: gradients differ by at most {error / scale:.1e} of the largest entry")
   seconds, _ = interleave(functions, args.rounds)
   results, table = {}, []
@@ -179,10 +183,15 @@ def time_convolution(args):
     base = seconds[f"{name.split()[0]} lax.conv"]
     speedup = spread([b / value for value, b in zip(values, base, strict=True)])
     results[name] = {"images_per_second": args.batch / statistics.median(values), "speedup": speedup}
-    table.append([
-        name, f"{results[name]['images_per_second']:.0f}", f"{speedup['median']:.2f}",
-        f"{speedup['low']:.2f}", f"{speedup['high']:.2f}",
-    ])
+    table.append(
+      [
+        name,
+        f"{results[name]['images_per_second']:.0f}",
+        f"{speedup['median']:.2f}",
+        f"{speedup['low']:.2f}",
+        f"{speedup['high']:.2f}",
+      ]
+    )
   print(f"{args.model}, {args.size}x{args.size}, batch {args.batch}, microbatch {args.microbatch}")
   print(plan.format_table(["forward+backward", "images/s", "speed-up", "low", "high"], table))
   return results
@@ -191,9 +200,7 @@ def time_convolution(args):
 def make_outline(args, name, devices):
   """-> the step of a method, half of the devices for each role, as an experiment would run it."""
   config = config_lib.default_config()
-  config.data.update(
-      image_size=args.size, train_size=2 * args.batch, forget="random", forget_fraction=0.5
-  )
+  config.data.update(image_size=args.size, train_size=2 * args.batch, forget="random", forget_fraction=0.5)
   config.model.name, config.pairing = args.model, "pmap"
   config.method, config.method.batch_size = make_options(args, name), args.batch
   config.train.batch_size = args.batch
@@ -206,9 +213,9 @@ def compile_for_topology(args):
   if target.simulated:
     raise UserError("--topology: libtpu is missing; pip install 'hamu-jax[tpu]'")
   outlines = {
-      name: make_outline(args, name, target.devices)
-      for name in args.methods
-      if methods.METHODS[name].device_groups == 2 and not methods.METHODS[name].for_language
+    name: make_outline(args, name, target.devices)
+    for name in args.methods
+    if methods.METHODS[name].device_groups == 2 and not methods.METHODS[name].for_language
   }
   if not outlines:
     raise UserError(f"--methods={','.join(args.methods)}: none of them pairs two gradients; try hamu-q")
@@ -223,25 +230,30 @@ def compile_for_topology(args):
       count, size = collectives.get(one.kind, (0, 0))
       collectives[one.kind] = count + one.times, size + one.times * one.size
     result = results[name] = {
-        "argument_bytes": analysis.arguments,
-        "temporary_bytes": analysis.temporaries,
-        "output_bytes": analysis.outputs,
-        "collectives": collectives,
-        "estimated_cycles": analysis.cost.cycles,
+      "argument_bytes": analysis.arguments,
+      "temporary_bytes": analysis.temporaries,
+      "output_bytes": analysis.outputs,
+      "collectives": collectives,
+      "estimated_cycles": analysis.cost.cycles,
     }
     result["ratio"] = result["estimated_cycles"] / results["two plain gradients"]["estimated_cycles"]
-    moved = ", ".join(f"{count} {kind} {size / 2**20:.2f} MiB"
-                      for kind, (count, size) in collectives.items())
-    table.append([
-        name, *(f"{result[key] / 2**20:.1f}" for key in
-                ("argument_bytes", "temporary_bytes", "output_bytes")),
-        f"{plan.computing(analysis, target) * 1e6:.0f}", f"{result['ratio']:.2f}", moved,
-    ])
+    moved = ", ".join(f"{count} {kind} {size / 2**20:.2f} MiB" for kind, (count, size) in collectives.items())
+    table.append(
+      [
+        name,
+        *(f"{result[key] / 2**20:.1f}" for key in ("argument_bytes", "temporary_bytes", "output_bytes")),
+        f"{plan.computing(analysis, target) * 1e6:.0f}",
+        f"{result['ratio']:.2f}",
+        moved,
+      ]
+    )
   print(f"{args.model}, batch {args.batch} a role, compiled for {args.topology}")
-  print(plan.format_table(
+  print(
+    plan.format_table(
       ["program", "argument MiB", "temporary MiB", "output MiB", "estimated us", "ratio", "collectives"],
       table,
-  ))
+    )
+  )
   return results
 
 
@@ -253,9 +265,7 @@ def main():
   parser.add_argument("--microbatch", type=int, default=16, help="0 takes the batch whole")
   parser.add_argument("--rounds", type=int, default=15)
   parser.add_argument("--methods", type=lambda text: text.split(","), default=list(methods.METHODS))
-  parser.add_argument(
-      "--pairings", type=lambda text: text.split(","), default=["sequential", "vmap"]
-  )
+  parser.add_argument("--pairings", type=lambda text: text.split(","), default=["sequential", "vmap"])
   parser.add_argument("--sam", action="store_true", help="time sharpness-aware steps")
   parser.add_argument("--convolution", action="store_true", help="time the convolution path")
   parser.add_argument("--topology", help="compile for a TPU topology such as v5e:2x2")

@@ -46,8 +46,7 @@ def ratios(seconds, base):
     return [value / floor for value, floor in zip(values, seconds[base], strict=True)]
 
   return {
-      name: {"seconds": spread(values), "ratio": spread(of_base(values))}
-      for name, values in seconds.items()
+    name: {"seconds": spread(values), "ratio": spread(of_base(values))} for name, values in seconds.items()
   }
 
 
@@ -62,8 +61,10 @@ def ratios_table(results, base, **columns):
   table = []
   for name, result in results.items():
     ratio = result["ratio"]
-    cells = [f"{result['seconds']['median']:.3f}", *(f"{ratio[key]:.3f}" for key in
-                                                     ("median", "low", "high"))]
+    cells = [
+      f"{result['seconds']['median']:.3f}",
+      *(f"{ratio[key]:.3f}" for key in ("median", "low", "high")),
+    ]
     table.append([name, *cells, *(column.get(name, "") for column in columns.values())])
   header = ["", "median s", f"ratio to {base}", "low", "high"]
   return plan.format_table([*header, *(name.replace("_", " ") for name in columns)], table)

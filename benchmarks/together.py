@@ -24,22 +24,28 @@ def configs(args, folder: pathlib.Path):
   for k in range(args.members):
     ratio = 0.1 * (k + 1) / args.members
     workdir = folder / f"{ratio:.4f}"
-    yield workdir, parse([
-        "together", "--config=configs/digits_hamu.py", f"--config.model.name={args.model}",
-        f"--config.method.constraint_ratio={ratio}", f"--config.method.epochs={args.epochs}",
-        f"--config.stage_cache={folder / 'stages'}", f"--config.train.epochs={args.train_epochs}",
-    ]).config
+    yield (
+      workdir,
+      parse(
+        [
+          "together",
+          "--config=configs/digits_hamu.py",
+          f"--config.model.name={args.model}",
+          f"--config.method.constraint_ratio={ratio}",
+          f"--config.method.epochs={args.epochs}",
+          f"--config.stage_cache={folder / 'stages'}",
+          f"--config.train.epochs={args.train_epochs}",
+        ]
+      ).config,
+    )
 
 
 def seconds_of(workdirs) -> list[float]:
-  return [
-      json.loads((workdir / "summary.json").read_text())["seconds"]["unlearn"] for workdir in workdirs
-  ]
+  return [json.loads((workdir / "summary.json").read_text())["seconds"]["unlearn"] for workdir in workdirs]
 
 
 def main():
-  parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--members", type=int, default=8)
   parser.add_argument("--model", default="resnet20")
   parser.add_argument("--epochs", type=float, default=4.0, help="of unlearning")

@@ -16,8 +16,11 @@ def get_config(variant: str = ""):
   """See the module."""
   config, smoke = sharp_config(variant)
   config.data.update(
-      name="uoft-cs/cifar100", label_key="fine_label", scores="estimate",
-      mean=(0.5071, 0.4866, 0.4409), std=(0.2673, 0.2564, 0.2762),
+    name="uoft-cs/cifar100",
+    label_key="fine_label",
+    scores="estimate",
+    mean=(0.5071, 0.4866, 0.4409),
+    std=(0.2673, 0.2564, 0.2762),
   )
   config.model.name = "vit_s"
   return on_digits(config, "vit_s", width=96, depth=4, heads=3) if smoke else config

@@ -25,15 +25,15 @@ def get_config(variant: str = ""):
   # The last epoch: 200 validation images would choose among them by chance.
   config.train.update(epochs=15, batch_size=50, augment="none", evaluate_epochs=0.0, select="last")
   config.train.optimizer.learning_rate = 0.05
-  config.memorization.update(
-      models=20, fraction=0.5, parallel=4, epochs=20.0, batch_size=50, augment="none"
-  )
+  config.memorization.update(models=20, fraction=0.5, parallel=4, epochs=20.0, batch_size=50, augment="none")
   config.memorization.optimizer = optimizer_config("adamw", 2e-3)
   config.memorization.optimizer.schedule = "cosine"
   is_minmax = config.method.name == "sharp_minmax"
   config.method.update(
-      batch_size=100, epochs=min(config.method.epochs, 3.0), evaluate_epochs=0.0,
-      retain_weight=0.97 if is_minmax else 0.9,
+    batch_size=100,
+    epochs=min(config.method.epochs, 3.0),
+    evaluate_epochs=0.0,
+    retain_weight=0.97 if is_minmax else 0.9,
   )
   if config.method.name.startswith("hamu"):
     config.method.optimizer.learning_rate = 0.1

@@ -17,8 +17,13 @@ def get_config(variant: str = ""):
   """See the module."""
   config, smoke = sharp_config(variant)
   config.data.update(
-      name="ILSVRC/imagenet-1k", test_split="validation", image_size=224, stream=True,
-      mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), scores="imagenet_index.npz",
+    name="ILSVRC/imagenet-1k",
+    test_split="validation",
+    image_size=224,
+    stream=True,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    scores="imagenet_index.npz",
   )
   config.model.name = "resnet50_imagenet"
   config.train.update(epochs=90, augment="random_resized_crop")

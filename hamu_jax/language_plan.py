@@ -55,8 +55,9 @@ class Texts(language.Adapted):
       alternatives = _encoded(prompts + _REFUSAL, prompts)
     forget = np.arange(len(tokens)) >= len(rows.retain)
     return Packed(
-        packing.TextData(_encoded(tokens, prompts), alternatives, forget),
-        self._config.text.row_length, max(self.microbatch(True), 1),
+      packing.TextData(_encoded(tokens, prompts), alternatives, forget),
+      self._config.text.row_length,
+      max(self.microbatch(True), 1),
     )
 
 
@@ -84,8 +85,12 @@ class Outline(outline.Outline):
   examples = "texts"
 
   def __init__(
-      self, config: ml_collections.ConfigDict, sizes: LlamaConfig, devices: Sequence[Any],
-      example_tokens: int, stage: str = "unlearn",
+    self,
+    config: ml_collections.ConfigDict,
+    sizes: LlamaConfig,
+    devices: Sequence[Any],
+    example_tokens: int,
+    stage: str = "unlearn",
   ):
     task = Texts(config, sizes, example_tokens)
     super().__init__(config, task, task.problem.rows, devices, stage)
@@ -104,11 +109,17 @@ class Outline(outline.Outline):
     mean, shape = self._example_tokens, self.shape
     pieces = f", {self.stage.microbatch} at a time" if self.stage.microbatch else ""
     return [
-        *super().facts(),
-        ("texts", f"assumed: {round(SHORTEST * mean)} to {round(LONGEST * mean)} tokens, {mean} on average "
-                  f"(--example-tokens), {PROMPT:.0%} of them prompt"),
-        ("packed", f"{shape.rows} rows a role of {shape.tokens} tokens and {shape.predictions} predictions, "
-                   f"at most {self.share} a device{pieces}"),
+      *super().facts(),
+      (
+        "texts",
+        f"assumed: {round(SHORTEST * mean)} to {round(LONGEST * mean)} tokens, {mean} on average "
+        f"(--example-tokens), {PROMPT:.0%} of them prompt",
+      ),
+      (
+        "packed",
+        f"{shape.rows} rows a role of {shape.tokens} tokens and {shape.predictions} predictions, "
+        f"at most {self.share} a device{pieces}",
+      ),
     ]
 
   def _base(self) -> Tree:

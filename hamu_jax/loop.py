@@ -114,9 +114,9 @@ class _Track:
 
   def meta(self) -> dict[str, Any]:
     """The JSON values."""
-    return rundir_lib.jsonable({
-        field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "best"
-    })
+    return rundir_lib.jsonable(
+      {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "best"}
+    )
 
 
 @dataclasses.dataclass
@@ -155,7 +155,7 @@ class _Position:
     restored = serialization.from_state_dict(like, arrays)
     self.state, self.seconds = restored["state"], meta["seconds"]
     self.tracks = [
-        _Track(best, **values) for best, values in zip(restored["best"], meta["tracks"], strict=True)
+      _Track(best, **values) for best, values in zip(restored["best"], meta["tracks"], strict=True)
     ]
 
 
@@ -174,23 +174,21 @@ def shared_axes(mesh: jax.sharding.Mesh | None) -> tuple[str, ...]:
 
 
 def stage_program(
-    stage: Stage, *, forward, fetch, pairing: str, together: tuple[str, ...]
+  stage: Stage, *, forward, fetch, pairing: str, together: tuple[str, ...]
 ) -> step_lib.StepProgram:
   """The step of a stage; arguments as of `step.make_step`."""
   return step_lib.make_step(
-      stage.method,
-      stage.options,
-      forward=forward,
-      fetch=fetch,
-      pairing=pairing,
-      train=stage.training_mode,
-      microbatch=stage.microbatch,
-      together=together,
-      schedule=optimizers.schedule_shape(
-          stage.options.optimizer, stage.plan.position, stage.total_steps
-      ),
-      sharpness=stage.sam and step_lib.Sharpness(stage.sam.adaptive, stage.sam.mode, stage.sam.scope),
-      mask_scope=stage.mask_scope,
+    stage.method,
+    stage.options,
+    forward=forward,
+    fetch=fetch,
+    pairing=pairing,
+    train=stage.training_mode,
+    microbatch=stage.microbatch,
+    together=together,
+    schedule=optimizers.schedule_shape(stage.options.optimizer, stage.plan.position, stage.total_steps),
+    sharpness=stage.sam and step_lib.Sharpness(stage.sam.adaptive, stage.sam.mode, stage.sam.scope),
+    mask_scope=stage.mask_scope,
   )
 
 
@@ -228,8 +226,11 @@ class Loop:
   def program(self, stage: Stage, mesh: jax.sharding.Mesh | None) -> step_lib.StepProgram:
     """The step of a stage on the devices of a mesh, or on one."""
     return stage_program(
-        stage, forward=self.forward, fetch=self.fetch(stage.options.augment), pairing=self.pairing,
-        together=shared_axes(mesh),
+      stage,
+      forward=self.forward,
+      fetch=self.fetch(stage.options.augment),
+      pairing=self.pairing,
+      together=shared_axes(mesh),
     )
 
   def _program(self, stage: Stage, members: int, own_rows: bool):
@@ -238,17 +239,26 @@ class Loop:
     constant = optimizer.schedule == "constant" and not optimizer.warmup_epochs
     length = None if constant else (stage.plan.steps_per_epoch, stage.total_steps)
     key = (
-        stage.training_mode, stage.microbatch, stage.mask_scope, members, own_rows, length,
-        *(section and section.to_json(sort_keys=True) for section in (stage.options, stage.sam)),
+      stage.training_mode,
+      stage.microbatch,
+      stage.mask_scope,
+      members,
+      own_rows,
+      length,
+      *(section and section.to_json(sort_keys=True) for section in (stage.options, stage.sam)),
     )
     if key not in self._programs:
       # Models that are trained together share one device.
       mesh = None if members > 1 else stage_mesh(stage, self.pairing, self.devices, self.weights)
       program = self.program(stage, mesh)
       chunk = step_lib.compile_target(
-          step_lib.make_chunk(program.step), mesh, stage.method.roles,
-          members=members if members > 1 else 0, own_rows=own_rows,
-          sharded_data=self.source.sharded, base_specs=specs(self.base(mesh)),
+        step_lib.make_chunk(program.step),
+        mesh,
+        stage.method.roles,
+        members=members if members > 1 else 0,
+        own_rows=own_rows,
+        sharded_data=self.source.sharded,
+        base_specs=specs(self.base(mesh)),
       )
       self._programs[key] = (program, chunk, mesh)
     return self._programs[key]
@@ -302,9 +312,13 @@ class Loop:
     try:
       with self.progress(stage.name, stage.total_steps, initial=position.step()) as bar:
         self._advance(
-            members, plan, position, bar, save,
-            lambda state, data, feed, count: chunk(state, frozen, data, feed, count, settings),
-            mesh,
+          members,
+          plan,
+          position,
+          bar,
+          save,
+          lambda state, data, feed, count: chunk(state, frozen, data, feed, count, settings),
+          mesh,
         )
     except preemption.Preempted:
       # Several processes were not all interrupted at one step; they go on from the last checkpoint.
@@ -315,15 +329,15 @@ class Loop:
       checkpoints.close()
     seconds = (time.monotonic() - started) / count
     return [
-        Outcome(
-            variables=state.variables if self.evaluate is None else track.best,
-            steps=int(state.step),
-            stop=Stop(int(state.stop)),
-            evaluation=track.evaluation,
-            last_metrics=track.last_metrics,
-            seconds=seconds,
-        )
-        for state, track in zip(position.states(), position.tracks, strict=True)
+      Outcome(
+        variables=state.variables if self.evaluate is None else track.best,
+        steps=int(state.step),
+        stop=Stop(int(state.stop)),
+        evaluation=track.evaluation,
+        last_metrics=track.last_metrics,
+        seconds=seconds,
+      )
+      for state, track in zip(position.states(), position.tracks, strict=True)
     ]
 
   def _advance(self, members, plan, position: _Position, bar, save, chunk, mesh) -> None:
@@ -335,13 +349,11 @@ class Loop:
       progress = position.progress()
       ended = [step >= total_steps or stopped for step, stopped in progress]
       due = [
-          (end or step in due_at) and track.evaluated != step and self.evaluate is not None
-          for end, (step, _), track in zip(ended, progress, position.tracks, strict=True)
+        (end or step in due_at) and track.evaluated != step and self.evaluate is not None
+        for end, (step, _), track in zip(ended, progress, position.tracks, strict=True)
       ]
       if any(due):
-        for member, track, state, now in zip(
-            members, position.tracks, position.states(), due, strict=True
-        ):
+        for member, track, state, now in zip(members, position.tracks, position.states(), due, strict=True):
           if now:
             self._evaluate(member, track, state)
       if all(ended):
@@ -353,7 +365,7 @@ class Loop:
       data, feed = self.watch.run(lambda: self.source.chunk(plan, step, step + count, mesh))
       began = time.monotonic()
       state, metrics, done = self.watch.run(
-          lambda: jax.block_until_ready(chunk(position.state, data, feed, jnp.int32(count)))
+        lambda: jax.block_until_ready(chunk(position.state, data, feed, jnp.int32(count)))
       )
       # Who ended before has done nothing, and nothing is logged of it.
       before = [at for at, _ in progress]
@@ -368,11 +380,13 @@ class Loop:
         wanted = int(_CHUNK_SECONDS / max((now - began) / count, 1e-6))
       timed = True
       # Every process must take the same decisions, whatever its own clock and signals say.
-      requested, save_due, negative_steps = hosts.agree([
+      requested, save_due, negative_steps = hosts.agree(
+        [
           self.watch.requested,
           now - saved_at > self.checkpoint_seconds,
           -min(max(wanted, 1), step_lib.CHUNK_CAPACITY),
-      ])
+        ]
+      )
       chunk_steps = int(-negative_steps)
       if requested or save_due:
         save()
@@ -470,6 +484,4 @@ def branch_fractions(values: dict[str, Any]) -> dict[str, float]:
   """Share of blocks in each of HAMU's branches, by `branch_<name>`; {} for other methods."""
   if "branch" not in values:
     return {}
-  return {
-      f"branch_{name}": float(np.mean(values["branch"] == code)) for code, name in enumerate(BRANCHES)
-  }
+  return {f"branch_{name}": float(np.mean(values["branch"] == code)) for code, name in enumerate(BRANCHES)}

@@ -33,11 +33,13 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
   """`absl`'s parser, with every complaint as a `UserError`."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
-      "config", None, "Configuration file.", flag_values=values, sys_argv=arguments
+    "config", None, "Configuration file.", flag_values=values, sys_argv=arguments
   )
   flags.DEFINE_string(
-      "workdir", None, "Run directory; default runs/ and the name of the configuration file.",
-      flag_values=values,
+    "workdir",
+    None,
+    "Run directory; default runs/ and the name of the configuration file.",
+    flag_values=values,
   )
   try:
     rest = values(arguments)

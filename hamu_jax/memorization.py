@@ -68,23 +68,23 @@ def subsets(options: ml_collections.ConfigDict, num_rows: int, seed: int) -> np.
   size = int(included[0].sum())
   if options.batch_size > size:
     raise UserError(
-        f"config.memorization.batch_size={options.batch_size}: a model sees {size} of {num_rows} rows, so "
-        f"choose 1..{size}"
+      f"config.memorization.batch_size={options.batch_size}: a model sees {size} of {num_rows} rows, so "
+      f"choose 1..{size}"
     )
   return included
 
 
 def estimate(
-    options: ml_collections.ConfigDict,
-    available: np.ndarray,
-    inputs: Mapping[str, Any],
-    *,
-    seed: int,
-    init,
-    loop: loop_lib.Loop,
-    evaluator,
-    cache: stages.StageCache,
-    rundir: rundir_lib.RunDir,
+  options: ml_collections.ConfigDict,
+  available: np.ndarray,
+  inputs: Mapping[str, Any],
+  *,
+  seed: int,
+  init,
+  loop: loop_lib.Loop,
+  evaluator,
+  cache: stages.StageCache,
+  rundir: rundir_lib.RunDir,
 ) -> Estimate:
   """Memorization scores of some training rows, from groups of models that are trained at once.
 
@@ -107,63 +107,79 @@ def estimate(
   """
   included = subsets(options, len(available), seed)
   keys = [
-      stages.fingerprint({
-          **inputs,
-          "seed": seed,
-          "available": available.tolist(),
-          "options": {
-              name: value for name, value in options.to_dict().items() if name not in _SHARING
-          },
-          "member": k,
-      })
-      for k in range(options.models)
+    stages.fingerprint(
+      {
+        **inputs,
+        "seed": seed,
+        "available": available.tolist(),
+        "options": {name: value for name, value in options.to_dict().items() if name not in _SHARING},
+        "member": k,
+      }
+    )
+    for k in range(options.models)
   ]
   unfinished = [k for k, key in enumerate(keys) if cache.outcome(_STAGE, key) is None]
   init = jax.jit(init)
   for first in range(0, len(unfinished), options.parallel):
     group = unfinished[first : first + options.parallel]
     members = [
-        loop_lib.Member(
-            _stage(f"{_STAGE}{group[0]}", options, available[included[k]], seed + k),
-            loop.watch.run(lambda k=k: init(seed + k)), step_lib.Frozen(), rundir,
-        )
-        for k in group
+      loop_lib.Member(
+        _stage(f"{_STAGE}{group[0]}", options, available[included[k]], seed + k),
+        loop.watch.run(lambda k=k: init(seed + k)),
+        step_lib.Frozen(),
+        rundir,
+      )
+      for k in group
     ]
     name = stages.fingerprint({"models": [keys[k] for k in group]})
     outcomes = loop.run(members, rundir.path / "checkpoints" / f"{_STAGE}-{name}")
     _check(outcomes)
     # By way of the host: models from a checkpoint are bound to one device, where an evaluator on several
     # could not use them.
-    variables = jax.device_put(jax.tree.map(
+    variables = jax.device_put(
+      jax.tree.map(
         lambda *leaves: np.stack(leaves), *jax.device_get([outcome.variables for outcome in outcomes])
-    ))
+      )
+    )
     examples = loop.watch.run(lambda v=variables: evaluator.per_example(v, members=True))
     (values,) = examples.values()
     for k, outcome, correct in zip(group, outcomes, values["correct"].astype(bool), strict=True):
-      cache.publish(_STAGE, keys[k], {
+      cache.publish(
+        _STAGE,
+        keys[k],
+        {
           "steps": outcome.steps,
           "seconds": outcome.seconds,
           "correct": np.packbits(correct).tobytes().hex(),
-      })
+        },
+      )
   records = [cache.outcome(_STAGE, key) for key in keys]
-  correct = np.stack([
+  correct = np.stack(
+    [
       np.unpackbits(np.frombuffer(bytes.fromhex(record["correct"]), np.uint8), count=len(available))
       for record in records
-  ]).astype(bool)
+    ]
+  ).astype(bool)
   return Estimate(
-      memorization.memorization_scores(correct, included), correct, included,
-      sum(record["seconds"] for record in records),
+    memorization.memorization_scores(correct, included),
+    correct,
+    included,
+    sum(record["seconds"] for record in records),
   )
 
 
-def _stage(
-    name: str, options: ml_collections.ConfigDict, rows: np.ndarray, seed: int
-) -> loop_lib.Stage:
+def _stage(name: str, options: ml_collections.ConfigDict, rows: np.ndarray, seed: int) -> loop_lib.Stage:
   """The training of one model on its own rows, by the name of its group."""
   plan = data_lib.training_plan(rows, batch_size=options.batch_size, seed=seed)
   return loop_lib.Stage(
-      name, methods.TRAINING, options, plan, plan.num_steps(options.epochs), seed,
-      train=True, training_mode=True,
+    name,
+    methods.TRAINING,
+    options,
+    plan,
+    plan.num_steps(options.epochs),
+    seed,
+    train=True,
+    training_mode=True,
   )
 
 
@@ -172,6 +188,6 @@ def _check(outcomes: Sequence[loop_lib.Outcome]) -> None:
   for outcome in outcomes:
     if outcome.stop != Stop.NONE:
       raise UserError(
-          f"memorization: a loss, gradient or update was not finite after {outcome.steps} steps; lower "
-          "config.memorization.optimizer.learning_rate or set config.memorization.clip_norm"
+        f"memorization: a loss, gradient or update was not finite after {outcome.steps} steps; lower "
+        "config.memorization.optimizer.learning_rate or set config.memorization.clip_norm"
       )

@@ -26,7 +26,7 @@ from hamu_jax.models import llama, llama_weights, lora, lora_weights, pretrained
 
 
 def merge(
-    adapter: str | os.PathLike, out: str | os.PathLike, *, base: str = "", dtype: str = "float32"
+  adapter: str | os.PathLike, out: str | os.PathLike, *, base: str = "", dtype: str = "float32"
 ) -> None:
   """Writes the folder of a model that computes what the adapted one does.
 
@@ -60,14 +60,12 @@ def _named_base(adapter: pathlib.Path) -> str:
   try:
     values = json.loads(file.read_text())
   except OSError as error:
-    raise UserError(
-        f"{file}: cannot be read ({error.strerror}); give the folder of an adapter") from None
+    raise UserError(f"{file}: cannot be read ({error.strerror}); give the folder of an adapter") from None
   except ValueError as error:
     raise UserError(f"{file}: not JSON ({error})") from None
   base = values.get("base_model_name_or_path") if isinstance(values, dict) else None
   if not base:
-    raise UserError(
-        f"--base is missing: {file} names no base model; give its folder or hub id, or 'smollm2'")
+    raise UserError(f"--base is missing: {file} names no base model; give its folder or hub id, or 'smollm2'")
   return base
 
 

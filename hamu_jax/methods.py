@@ -93,15 +93,13 @@ class Method(NamedTuple):
   def roles(self) -> tuple[str, ...]:
     """The roles whose batches the method reads."""
     return tuple(
-        role for role in ("retain", "forget") if any(role in substep.roles for substep in self.substeps)
+      role for role in ("retain", "forget") if any(role in substep.roles for substep in self.substeps)
     )
 
   @property
   def used_terms(self) -> frozenset[str]:
     """The names of all terms."""
-    return frozenset(
-        name for substep in self.substeps for names in substep.terms if names for name in names
-    )
+    return frozenset(name for substep in self.substeps for names in substep.terms if names for name in names)
 
   @property
   def optimizers(self) -> tuple[str, ...]:
@@ -148,16 +146,16 @@ def _hamu(variant):
         return settings["constraint_ratio"] * learning_rate(count)
 
     return transforms.hamu(
-        learning_rate,
-        constraint,
-        variant=variant,
-        radius=settings["radius"],
-        share=options.share,
-        scope=options.scope,
-        normalize_share=options.normalize_share,
-        on_infeasible=options.on_infeasible,
-        stop_on_criterion=options.stop_on_criterion,
-        criterion=options.criterion,
+      learning_rate,
+      constraint,
+      variant=variant,
+      radius=settings["radius"],
+      share=options.share,
+      scope=options.scope,
+      normalize_share=options.normalize_share,
+      on_infeasible=options.on_infeasible,
+      stop_on_criterion=options.stop_on_criterion,
+      criterion=options.criterion,
     )
 
   return build
@@ -202,54 +200,52 @@ _RANDOM_LABEL = Method((SubStep({"random_label": 1.0}, None, _plain),), layout="
 
 # Each also with KL to the original model in place of the retain loss, as NAME_kl.
 _FORGET_TERMS = {
-    "npo": {"npo": "forget_coefficient"},
-    "simnpo": {"simnpo": "forget_coefficient"},
-    "dpo": {"dpo": "forget_coefficient"},
-    "idk": {"alternative": "forget_coefficient"},
-    "undial": {"undial": "forget_coefficient"},
-    "wga": {"weighted_ce": _negative_forget_coefficient},
+  "npo": {"npo": "forget_coefficient"},
+  "simnpo": {"simnpo": "forget_coefficient"},
+  "dpo": {"dpo": "forget_coefficient"},
+  "idk": {"alternative": "forget_coefficient"},
+  "undial": {"undial": "forget_coefficient"},
+  "wga": {"weighted_ce": _negative_forget_coefficient},
 }
 _FOR_LANGUAGE = {
-    **{name: _for_language({"ce": "retain_coefficient"}, forget) for name, forget in _FORGET_TERMS.items()},
-    **{
-        f"{name}_kl": _for_language({"kl": "retain_coefficient"}, forget)
-        for name, forget in _FORGET_TERMS.items()
-    },
-    "rmu": _for_language({"hidden": "retain_coefficient"}, {"misdirection": "forget_coefficient"}),
+  **{name: _for_language({"ce": "retain_coefficient"}, forget) for name, forget in _FORGET_TERMS.items()},
+  **{
+    f"{name}_kl": _for_language({"kl": "retain_coefficient"}, forget)
+    for name, forget in _FORGET_TERMS.items()
+  },
+  "rmu": _for_language({"hidden": "retain_coefficient"}, {"misdirection": "forget_coefficient"}),
 }
 
 METHODS: dict[str, Method] = {
-    "ft": _one({"ce": 1.0}, None, _plain),
-    "ga": _one(None, {"ce": -1.0}, _plain),
-    "gdiff": _one({"ce": 1.0}, {"ce": -1.0}, _average),
-    "kl": _one({"kl": 1.0}, {"ce": -1.0}, _average),
-    "scrub": _one({"ce": "gamma", "kl": "alpha"}, {"kl": -1.0}, _average),
-    "gru": _of_both_losses(_gru),
-    "pcgrad": _of_both_losses(_pcgrad),
-    "hamu-q": _of_both_losses(_hamu("hamu-q")),
-    "hamu-u": _of_both_losses(_hamu("hamu-u")),
-    "retrain": _one({"ce": 1.0}, None, _plain)._replace(from_scratch=True),
-    "ft_l1": _one({"ce": 1.0, "l1": _l1_weight}, None, _plain),
-    "neggrad": _one({"ce": "retain_weight"}, {"ce": _forget_weight}, _add),
-    "random_label": _RANDOM_LABEL,
-    "salun": _RANDOM_LABEL._replace(needs_mask=True),
-    "scrub_distill": Method(
-        (
-            SubStep(None, {"distillation": -1.0}, _plain, epochs="msteps"),
-            SubStep({"ce": "gamma", "distillation": "beta"}, None, _plain),
-        ),
-        layout="passes",
+  "ft": _one({"ce": 1.0}, None, _plain),
+  "ga": _one(None, {"ce": -1.0}, _plain),
+  "gdiff": _one({"ce": 1.0}, {"ce": -1.0}, _average),
+  "kl": _one({"kl": 1.0}, {"ce": -1.0}, _average),
+  "scrub": _one({"ce": "gamma", "kl": "alpha"}, {"kl": -1.0}, _average),
+  "gru": _of_both_losses(_gru),
+  "pcgrad": _of_both_losses(_pcgrad),
+  "hamu-q": _of_both_losses(_hamu("hamu-q")),
+  "hamu-u": _of_both_losses(_hamu("hamu-u")),
+  "retrain": _one({"ce": 1.0}, None, _plain)._replace(from_scratch=True),
+  "ft_l1": _one({"ce": 1.0, "l1": _l1_weight}, None, _plain),
+  "neggrad": _one({"ce": "retain_weight"}, {"ce": _forget_weight}, _add),
+  "random_label": _RANDOM_LABEL,
+  "salun": _RANDOM_LABEL._replace(needs_mask=True),
+  "scrub_distill": Method(
+    (
+      SubStep(None, {"distillation": -1.0}, _plain, epochs="msteps"),
+      SubStep({"ce": "gamma", "distillation": "beta"}, None, _plain),
     ),
-    "sharp_minmax": Method(
-        (
-            SubStep({"ce": "retain_weight"}, None, _plain,
-                    moves="rest", optimizer="retain", mode="retain_mode"),
-            SubStep(None, {"ce": _forget_weight}, _plain,
-                    moves="salient", optimizer="forget", mode="forget_mode"),
-        ),
-        needs_mask=True,
+    layout="passes",
+  ),
+  "sharp_minmax": Method(
+    (
+      SubStep({"ce": "retain_weight"}, None, _plain, moves="rest", optimizer="retain", mode="retain_mode"),
+      SubStep(None, {"ce": _forget_weight}, _plain, moves="salient", optimizer="forget", mode="forget_mode"),
     ),
-    **_FOR_LANGUAGE,
+    needs_mask=True,
+  ),
+  **_FOR_LANGUAGE,
 }
 
 # Training from scratch is the same step with one role: whatever rows the stage retains.

@@ -278,33 +278,38 @@ def _kl(first, second):
 
 
 TERMS: dict[str, Term] = {
-    "ce": Term(cross_entropy),
-    "kl": Term(kl_to_reference, needs_reference=True),
-    "distillation": Term(distillation, needs_reference=True),
-    "random_label": Term(random_label_cross_entropy),
-    "l1": Term(l1_norm, perturbed_only=True),
-    "alternative": Term(cross_entropy, over="alternative_mask", needs_alternative=True),
-    "npo": Term(npo, needs_reference=True, over="example_mask"),
-    "simnpo": Term(simnpo, over="example_mask"),
-    "dpo": Term(dpo, needs_reference=True, over="example_mask", needs_alternative=True),
-    "misdirection": Term(misdirection, needs_hidden=True),
-    "hidden": Term(hidden_distance, needs_reference=True, needs_hidden=True),
-    "undial": Term(undial, needs_reference=True),
-    "weighted_ce": Term(weighted_cross_entropy),
+  "ce": Term(cross_entropy),
+  "kl": Term(kl_to_reference, needs_reference=True),
+  "distillation": Term(distillation, needs_reference=True),
+  "random_label": Term(random_label_cross_entropy),
+  "l1": Term(l1_norm, perturbed_only=True),
+  "alternative": Term(cross_entropy, over="alternative_mask", needs_alternative=True),
+  "npo": Term(npo, needs_reference=True, over="example_mask"),
+  "simnpo": Term(simnpo, over="example_mask"),
+  "dpo": Term(dpo, needs_reference=True, over="example_mask", needs_alternative=True),
+  "misdirection": Term(misdirection, needs_hidden=True),
+  "hidden": Term(hidden_distance, needs_reference=True, needs_hidden=True),
+  "undial": Term(undial, needs_reference=True),
+  "weighted_ce": Term(weighted_cross_entropy),
 }
 
 
 def clean_coefficients(coefficients: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
   """The coefficients at the unperturbed point of a sharpness-aware objective."""
   return {
-      name: jnp.zeros_like(value) if TERMS[name].perturbed_only else value
-      for name, value in coefficients.items()
+    name: jnp.zeros_like(value) if TERMS[name].perturbed_only else value
+    for name, value in coefficients.items()
   }
 
 
 def role_gradient(
-    forward, fetch, terms: tuple[str, ...], *, train: bool, microbatch: int = 0,
-    together: tuple[str, ...] = (),
+  forward,
+  fetch,
+  terms: tuple[str, ...],
+  *,
+  train: bool,
+  microbatch: int = 0,
+  together: tuple[str, ...] = (),
 ):
   """Builds the function that differentiates one role's objective on one batch.
 
@@ -338,9 +343,7 @@ def role_gradient(
       reference = jax.lax.stop_gradient(reference)
 
     def objective(params):
-      outputs, batch_stats = forward(
-          {**inputs.base, **variables, "params": params}, batch, inputs.key, train
-      )
+      outputs, batch_stats = forward({**inputs.base, **variables, "params": params}, batch, inputs.key, train)
       chex.assert_shape(outputs.logits, (*label.shape, None))
       dtype = outputs.logits.dtype
       context = Context(batch, reference, params, inputs.epoch_key, inputs.settings)
@@ -382,9 +385,7 @@ def role_gradient(
     def add(index, total):
       return jax.tree.map(jnp.add, total, piece(rows_NxM[index]))
 
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(piece, rows_NxM[0])
-    )
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(piece, rows_NxM[0]))
     total = jax.lax.fori_loop(0, used, add, zeros)
     return total._replace(batch_stats=variables["batch_stats"])
 

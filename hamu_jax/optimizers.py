@@ -37,9 +37,8 @@ def schedule_shape(config: ml_collections.ConfigDict, position, total_steps: int
     case "step":
       # Boundaries count from the start of training; `join_schedules` counts from the end of warm-up.
       shape = optax.piecewise_constant_schedule(
-          1.0,
-          {round(position(epoch)) - warmup: config.decay_factor
-           for epoch in config.decay_epochs},
+        1.0,
+        {round(position(epoch)) - warmup: config.decay_factor for epoch in config.decay_epochs},
       )
     case _:
       raise UserError(f"optimizer.schedule={config.schedule!r}: choose from {', '.join(SCHEDULES)}")
@@ -62,15 +61,15 @@ def make_optimizer(config: ml_collections.ConfigDict, learning_rate) -> optax.Gr
   parameters = inspect.signature(factory).parameters if callable(factory) else {}
   if "learning_rate" not in parameters:
     raise UserError(
-        f"optimizer.name={config.name!r} is not an optax optimizer; choose for example sgd, adam, "
-        "adamw, lion, rmsprop, lamb"
+      f"optimizer.name={config.name!r} is not an optax optimizer; choose for example sgd, adam, "
+      "adamw, lion, rmsprop, lamb"
     )
   given = {name: config[name] for name in _HYPERPARAMETERS if config[name] is not None}
   unknown = sorted(set(given) - set(parameters))
   if unknown:
     raise UserError(
-        f"optimizer.{unknown[0]}={given[unknown[0]]!r}: optax.{config.name} takes no such "
-        f"hyperparameter; it takes {', '.join(name for name in _HYPERPARAMETERS if name in parameters)}"
+      f"optimizer.{unknown[0]}={given[unknown[0]]!r}: optax.{config.name} takes no such "
+      f"hyperparameter; it takes {', '.join(name for name in _HYPERPARAMETERS if name in parameters)}"
     )
   if "weight_decay" in parameters:
     return factory(learning_rate, weight_decay=config.weight_decay, **given)

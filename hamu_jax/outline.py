@@ -46,7 +46,7 @@ class Outline:
   examples: str
 
   def __init__(
-      self, config: ml_collections.ConfigDict, task: Any, split: Paired, devices: Sequence[Any], stage: str
+    self, config: ml_collections.ConfigDict, task: Any, split: Paired, devices: Sequence[Any], stage: str
   ):
     config = config.copy_and_resolve_references()
     # Trained weights have the shapes of new ones.
@@ -56,8 +56,8 @@ class Outline:
     plan = stage_plan.make_plan(config, task, split, devices=len(self.devices))
     # An experiment needs devices that all of its stages can share out.
     meshes = {
-        name: loop.stage_mesh(one, config.pairing, self.devices, config.mesh.weights)
-        for name, one in plan.stages.items()
+      name: loop.stage_mesh(one, config.pairing, self.devices, config.mesh.weights)
+      for name, one in plan.stages.items()
     }
     chosen = plan.final if stage == "unlearn" else stage
     self.stage, self._mesh = plan.stages[chosen], meshes[chosen]
@@ -97,8 +97,12 @@ class Outline:
   def plain(self) -> jax.stages.Lowered:
     """In its place the gradients of each role's loss alone: no transform and no optimizer."""
     role = objectives.role_gradient(
-        self._task.forward(self._config.pairing), self._fetch, ("ce",),
-        train=self.stage.training_mode, microbatch=self.stage.microbatch, together=self._together,
+      self._task.forward(self._config.pairing),
+      self._fetch,
+      ("ce",),
+      train=self.stage.training_mode,
+      microbatch=self.stage.microbatch,
+      together=self._together,
     )
     # Where each half of the devices has a role, its rows have both names.
     roles = self.stage.method.roles[: 1 if self.stage.method.device_groups == 2 and self._mesh else 2]
@@ -107,8 +111,8 @@ class Outline:
       key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
       inputs = objectives.Inputs(frozen.base, None, data, key, key, settings)
       gradients = [
-          role(state.variables, inputs, getattr(feed.rows, name), {"ce": jnp.float32(1)}).gradient
-          for name in roles
+        role(state.variables, inputs, getattr(feed.rows, name), {"ce": jnp.float32(1)}).gradient
+        for name in roles
       ]
       if self._mesh:
         gradients = jax.lax.psum(gradients, pairing_lib.SHARE_AXES)
@@ -139,15 +143,18 @@ class Outline:
   def _program(self) -> step_lib.StepProgram:
     pairing = self._config.pairing
     return loop.stage_program(
-        self.stage, forward=self._task.forward(pairing), fetch=self._fetch, pairing=pairing,
-        together=self._together,
+      self.stage,
+      forward=self._task.forward(pairing),
+      fetch=self._fetch,
+      pairing=pairing,
+      together=self._together,
     )
 
   def _lower(self, step) -> jax.stages.Lowered:
     stage, base, template = self.stage, self._base(), self._task.template
     settings = step_lib.settings_of(stage.options, stage.sam)
     state = jax.eval_shape(
-        lambda variables: create_state(variables, self._program.optimizers(settings), stage.seed), template
+      lambda variables: create_state(variables, self._program.optimizers(settings), stage.seed), template
     )
     reference, mask = None, None
     if methods.needs_reference(stage.method, objectives.TERMS):
@@ -155,16 +162,19 @@ class Outline:
     if stage.mask_scope:
       mask = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.int8), template["params"])
     chunk = step_lib.compile_target(
-        step_lib.make_chunk(step), self._mesh, stage.method.roles, sharded_data=self._sharded_data,
-        base_specs=loop.specs(base),
+      step_lib.make_chunk(step),
+      self._mesh,
+      stage.method.roles,
+      sharded_data=self._sharded_data,
+      base_specs=loop.specs(base),
     )
     return chunk.lower(
-        self._placed(state),
-        step_lib.Frozen(self._placed(reference), self._placed(mask), base),
-        self._data(),
-        self._feed(),
-        self._placed(jax.ShapeDtypeStruct((), jnp.int32)),
-        settings,
+      self._placed(state),
+      step_lib.Frozen(self._placed(reference), self._placed(mask), base),
+      self._data(),
+      self._feed(),
+      self._placed(jax.ShapeDtypeStruct((), jnp.int32)),
+      settings,
     )
 
   @property
@@ -189,6 +199,4 @@ class Outline:
       sharding = jax.sharding.SingleDeviceSharding(self.devices[0])
     else:
       sharding = jax.sharding.NamedSharding(self._mesh, spec)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

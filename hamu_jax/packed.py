@@ -55,11 +55,11 @@ class Packed:
     if known is None or known.total_steps < total_steps:
       batches = self._batches(plan, 0, total_steps)
       row_length = packing.choose_row_length(
-          [packer.lengths(batch) for packer, batch in batches], self._piece, self._row_length
+        [packer.lengths(batch) for packer, batch in batches], self._piece, self._row_length
       )
       shapes = [
-          packer.shape([batch for own, batch in batches if own is packer], row_length, self._piece)
-          for packer in self._packers
+        packer.shape([batch for own, batch in batches if own is packer], row_length, self._piece)
+        for packer in self._packers
       ]
       self._prepared[plan] = _Prepared(total_steps, packing.Shape(*map(max, *shapes)))
 
@@ -74,7 +74,7 @@ class Packed:
     return int(np.clip(_WINDOW_BYTES // bytes_a_step, 1, step_lib.CHUNK_CAPACITY))
 
   def chunk(
-      self, plan, start: int, stop: int, mesh: jax.sharding.Mesh | None
+    self, plan, start: int, stop: int, mesh: jax.sharding.Mesh | None
   ) -> tuple[packing.PackedRows, step_lib.Feed]:
     """The texts and the batches of the steps start..stop-1 of a plan, on the devices of the mesh.
 
@@ -109,9 +109,7 @@ class Packed:
 
   def tokens(self, plan, start: int, stop: int) -> int:
     """How many tokens the texts of the steps start..stop-1 have, in both roles."""
-    return sum(
-        int(packer.lengths(batch).sum()) for packer, batch in self._batches(plan, start, stop)
-    )
+    return sum(int(packer.lengths(batch).sum()) for packer, batch in self._batches(plan, start, stop))
 
   def padding_share(self, plan, total_steps: int) -> float:
     """The share of padding in what the first steps of a plan compute, in whole pieces."""
@@ -123,12 +121,11 @@ class Packed:
       computed += packing.up_to_multiple(rows, self._piece) * row_length
     return (computed - self.tokens(plan, 0, total_steps)) / max(computed, 1)
 
-
   def _batches(self, plan, start: int, stop: int) -> list[tuple[packing.Packer, np.ndarray]]:
     """The dataset rows of each batch of some steps, without padding, and what packs them."""
     return [
-        (packer, batch[batch >= 0])
-        for packer, role in zip(self._packers, plan.rows(start, stop), strict=True)
-        if role is not None
-        for batch in role
+      (packer, batch[batch >= 0])
+      for packer, role in zip(self._packers, plan.rows(start, stop), strict=True)
+      if role is not None
+      for batch in role
     ]

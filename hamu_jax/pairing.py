@@ -75,17 +75,15 @@ def make_mesh(devices, roles: int, weights: int = 1) -> jax.sharding.Mesh:
   devices = np.asarray(devices)
   if devices.size % roles:
     raise UserError(
-        f"config.devices: pairing 'pmap' needs an even number of devices, one half a role, but got "
-        f"{devices.size}; set config.devices to an even number or config.pairing to 'sequential'"
+      f"config.devices: pairing 'pmap' needs an even number of devices, one half a role, but got "
+      f"{devices.size}; set config.devices to an even number or config.pairing to 'sequential'"
     )
   if devices.size // roles % weights:
     raise UserError(
-        f"config.mesh.weights={weights}: {devices.size // roles} devices of a role cannot be split into "
-        "groups of so many; choose a divisor"
+      f"config.mesh.weights={weights}: {devices.size // roles} devices of a role cannot be split into "
+      "groups of so many; choose a divisor"
     )
-  return jax.sharding.Mesh(
-      devices.reshape(roles, -1, weights), (ROLE_AXIS, DATA_AXIS, WEIGHTS_AXIS)
-  )
+  return jax.sharding.Mesh(devices.reshape(roles, -1, weights), (ROLE_AXIS, DATA_AXIS, WEIGHTS_AXIS))
 
 
 def shard_rows(rows: Paired, mesh: jax.sharding.Mesh) -> np.ndarray:
@@ -168,16 +166,16 @@ def _role_means(function, sharpen, reduce=lambda sums: sums):
 def _one_by_one(role_function, terms: Paired, sharpen, reduce=lambda sums: sums):
   """One role after the other, each on one device or on all of them."""
   functions = [
-      None if names is None else _role_means(role_function(names), sharpen, reduce) for names in terms
+    None if names is None else _role_means(role_function(names), sharpen, reduce) for names in terms
   ]
 
   def gradients(variables, inputs, rows, coefficients):
-    return Paired(*(
+    return Paired(
+      *(
         None if function is None else function(variables, inputs, role_rows, role_coefficients)
-        for function, role_rows, role_coefficients in zip(
-            functions, rows, coefficients, strict=True
-        )
-    ))
+        for function, role_rows, role_coefficients in zip(functions, rows, coefficients, strict=True)
+      )
+    )
 
   return gradients
 
@@ -195,9 +193,7 @@ def _union(terms: Paired) -> tuple[str, ...]:
 
 def _stack_coefficients(coefficients: Paired, names: tuple[str, ...]):
   """{term: [2]} for all names, 0 for a term that a role does not have."""
-  return {
-      name: jnp.stack([jnp.asarray(role.get(name, 0.0)) for role in coefficients]) for name in names
-  }
+  return {name: jnp.stack([jnp.asarray(role.get(name, 0.0)) for role in coefficients]) for name in names}
 
 
 def _vmap(role_function, terms: Paired, sharpen):
@@ -224,9 +220,7 @@ def _device_halves(role_function, terms: Paired, sharpen, train: bool, together:
       sums = function(variables, inputs, rows_b, own)
       # Both branches must return the same structure; what a role lacks is left out again below.
       nothing = objectives.Sum(jnp.zeros_like(sums.count), jnp.zeros_like(sums.count))
-      return sums._replace(
-          values={name: sums.values.get(name, nothing) for name in names}
-      )
+      return sums._replace(values={name: sums.values.get(name, nothing) for name in names})
 
     return run
 
@@ -248,8 +242,8 @@ def _device_halves(role_function, terms: Paired, sharpen, train: bool, together:
   def gradients(variables, inputs, rows, coefficients):
     is_forget = lax.axis_index(ROLE_AXIS) == 1
     chosen = {
-        name: values[is_forget.astype(jnp.int32)]
-        for name, values in _stack_coefficients(coefficients, union).items()
+      name: values[is_forget.astype(jnp.int32)]
+      for name, values in _stack_coefficients(coefficients, union).items()
     }
     # Each half has its own rows under both names.
     means = own_means(variables, inputs, rows.retain, chosen)
@@ -261,17 +255,21 @@ def _device_halves(role_function, terms: Paired, sharpen, train: bool, together:
     restored = [restore(vector) for vector in both]
     if not train:
       restored = [role._replace(batch_stats=means.batch_stats) for role in restored]
-    return Paired(*(
-        own_values(role_means, role_terms)
-        for role_means, role_terms in zip(restored, terms, strict=True)
-    ))
+    return Paired(
+      *(own_values(role_means, role_terms) for role_means, role_terms in zip(restored, terms, strict=True))
+    )
 
   return gradients
 
 
 def make_gradients(
-    pairing: str, role_function, terms: Paired, *, train: bool, sharpen=lambda at: at,
-    together: bool = False,
+  pairing: str,
+  role_function,
+  terms: Paired,
+  *,
+  train: bool,
+  sharpen=lambda at: at,
+  together: bool = False,
 ):
   """Maps the per-role function over the roles.
 

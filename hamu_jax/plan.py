@@ -55,10 +55,10 @@ class Chip(NamedTuple):
 # pages beside it; the rate of v4 is an estimate. Clocks: the peak rate there over the operations that
 # the compiler reckons with in a cycle, 2^18 a chip, but 2^17 of v5e and 2^19 of v6e.
 CHIPS = {
-    "v4": Chip(32 * 2**30, 1.05e9, 1e11),
-    "v5e": Chip(16 * 2**30, 1.5e9, 1e11),
-    "v5p": Chip(95 * 2**30, 1.75e9, 2e11),
-    "v6e": Chip(32 * 2**30, 1.75e9, 2e11),
+  "v4": Chip(32 * 2**30, 1.05e9, 1e11),
+  "v5e": Chip(16 * 2**30, 1.5e9, 1e11),
+  "v5p": Chip(95 * 2**30, 1.75e9, 2e11),
+  "v6e": Chip(32 * 2**30, 1.75e9, 2e11),
 }
 _TOPOLOGY = re.compile(rf"({'|'.join(CHIPS)}):(\d+(?:x\d+){{1,2}})")
 
@@ -123,8 +123,8 @@ def find_target(topology: str, simulate: bool = False) -> Target:
   match = _TOPOLOGY.fullmatch(topology)
   if match is None:
     raise UserError(
-        f"--topology={topology}: give a generation ({', '.join(CHIPS)}) and its shape in chips, such"
-        " as v5e:2x4")
+      f"--topology={topology}: give a generation ({', '.join(CHIPS)}) and its shape in chips, such as v5e:2x4"
+    )
   chip, chips = CHIPS[match[1]], math.prod(map(int, match[2].split("x")))
   simulated = simulate or importlib.util.find_spec("libtpu") is None
   devices = _simulated_devices(topology, chips) if simulated else _tpu_devices(topology)
@@ -155,8 +155,9 @@ def _simulated_devices(topology, count):
   devices = jax.devices("cpu")
   if len(devices) < count:
     raise UserError(
-        f"--topology={topology}: {count} devices cannot be simulated with {len(devices)}; pip install"
-        " 'hamu-jax[tpu]' to compile for real ones")
+      f"--topology={topology}: {count} devices cannot be simulated with {len(devices)}; pip install"
+      " 'hamu-jax[tpu]' to compile for real ones"
+    )
   return devices[:count]
 
 
@@ -178,8 +179,9 @@ def analyse(lowered: jax.stages.Lowered, target: Target, trips: tuple[int, ...] 
     if "RESOURCE_EXHAUSTED" not in str(error) or reason is None:
       raise
     raise DoesNotFit(
-        f"--topology={target.name}: the step does not fit: {reason[0]}; take more devices, a smaller"
-        " batch or microbatch or, of a language model, rematerialization 'full'") from None
+      f"--topology={target.name}: the step does not fit: {reason[0]}; take more devices, a smaller"
+      " batch or microbatch or, of a language model, rematerialization 'full'"
+    ) from None
   try:
     cost = hlo.read(compiled.as_text(), trips)
   except jax.errors.JaxRuntimeError:
@@ -187,11 +189,11 @@ def analyse(lowered: jax.stages.Lowered, target: Target, trips: tuple[int, ...] 
     cost = None
   memory = compiled.memory_analysis()
   return Plan(
-      memory.argument_size_in_bytes,
-      memory.output_size_in_bytes - memory.alias_size_in_bytes,
-      memory.temp_size_in_bytes,
-      memory.generated_code_size_in_bytes,
-      cost,
+    memory.argument_size_in_bytes,
+    memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    memory.temp_size_in_bytes,
+    memory.generated_code_size_in_bytes,
+    cost,
   )
 
 
@@ -214,12 +216,12 @@ def describe(plan: Plan, target: Target) -> str:
   """The plan as text for people."""
   share = plan.hbm / target.hbm
   rows = [
-      ("arguments", _size(plan.arguments)),
-      ("outputs in new places", _size(plan.outputs)),
-      ("temporaries", _size(plan.temporaries)),
-      ("program", _size(plan.code)),
-      ("memory of a device", f"{_size(plan.hbm)} of {_size(target.hbm)}, {share:.0%}"),
-      ("fits", "yes" if fits(plan, target) else "no"),
+    ("arguments", _size(plan.arguments)),
+    ("outputs in new places", _size(plan.outputs)),
+    ("temporaries", _size(plan.temporaries)),
+    ("program", _size(plan.code)),
+    ("memory of a device", f"{_size(plan.hbm)} of {_size(target.hbm)}, {share:.0%}"),
+    ("fits", "yes" if fits(plan, target) else "no"),
   ]
   if plan.cost is None:
     rows.append(("time", "not known: jaxlib cannot read this libtpu's program; pip install 'jax[tpu]'"))
@@ -240,11 +242,11 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   cells = [[str(cell) for cell in row] for row in ([header] if header else []) + list(rows)]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   return "\n".join(
-      "  ".join(
-          cell.rjust(width) if column and header else cell.ljust(width)
-          for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-      ).rstrip()
-      for row in cells
+    "  ".join(
+      cell.rjust(width) if column and header else cell.ljust(width)
+      for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in cells
   )
 
 
@@ -287,8 +289,8 @@ def _sizes(config) -> tuple[str, llama_config.LlamaConfig]:
   choice("config.language.preset", preset, tuple(llama_config.PRESETS))
   if path and preset == "tiny":
     raise UserError(
-        f"config.language.path={path!r}: no local folder, and no hub is asked; set config.language.preset to "
-        f"what it is: {', '.join(llama_config.PRESETS)}"
+      f"config.language.path={path!r}: no local folder, and no hub is asked; set config.language.preset to "
+      f"what it is: {', '.join(llama_config.PRESETS)}"
     )
   return preset, llama_config.PRESETS[preset]
 
@@ -299,9 +301,7 @@ def _check(config) -> None:
     config.data.scores = config_lib.ESTIMATE
   config_lib.validate(config)
   if config_lib.is_language(config) and config.language.attention != "xla":
-    raise UserError(
-        f"config.language.attention={config.language.attention!r}: is for GPUs; set it to 'xla'"
-    )
+    raise UserError(f"config.language.attention={config.language.attention!r}: is for GPUs; set it to 'xla'")
 
 
 def _outline(config, options, target: Target) -> tuple[outline_lib.Outline, str]:
@@ -337,11 +337,14 @@ def _comparison(step: Plan, plain: Plan, roles: int, target: Target) -> str:
   both = figures(step), figures(plain)
   ratios = (f"{one / other:.3f}" if other else "-" for one, other in zip(*both, strict=True))
   header = ("program", "memory", "computing s", "exchanging s", "one after the other s")
-  return format_table(header if timed else header[:2], [
+  return format_table(
+    header if timed else header[:2],
+    [
       row("step", both[0]),
       row(f"{roles} plain gradient{'s' if roles > 1 else ''}", both[1]),
       ("ratio", *ratios),
-  ])
+    ],
+  )
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -352,7 +355,7 @@ def _run(arguments: Sequence[str]) -> int:
   target = find_target(options.topology, options.simulate)
   if options.compare and target.simulated:
     raise UserError(
-        "--compare: there are no estimates of time for simulated devices; pip install 'hamu-jax[tpu]'"
+      "--compare: there are no estimates of time for simulated devices; pip install 'hamu-jax[tpu]'"
     )
   outline, model = _outline(config, options, target)
   target = target._replace(devices=outline.devices)

@@ -54,8 +54,11 @@ class Problem(NamedTuple):
       return None
     names = self.dataset.train_names
     return data_lib.read_scores(
-        self.config.scores, rows=self.available_rows, total=self.dataset.train_total,
-        names=None if names is None else names[self.available], ordered=self.dataset.train_ordered,
+      self.config.scores,
+      rows=self.available_rows,
+      total=self.dataset.train_total,
+      names=None if names is None else names[self.available],
+      ordered=self.dataset.train_ordered,
     )
 
   def split(self, scores: np.ndarray | None) -> Paired:
@@ -72,15 +75,15 @@ class Problem(NamedTuple):
     if self.estimates_scores and scores is None:
       scores = np.zeros(len(self.available))
     if self.config.forget != "indices":
-      return Paired(*(
-          self.available[rows] for rows in _make_split(self.config, labels[self.available], scores)
-      ))
+      return Paired(
+        *(self.available[rows] for rows in _make_split(self.config, labels[self.available], scores))
+      )
     # A list of rows counts among all of them.
     whole = _make_split(self.config, labels, None)
     if held_out := np.setdiff1d(whole.forget, self.available).tolist():
       raise UserError(
-          f"config.data.forget_indices={self.config.forget_indices!r}: row {held_out[0]} is held out for "
-          f"validation ({len(held_out)} such rows); leave them out or set config.data.validation_fraction=0"
+        f"config.data.forget_indices={self.config.forget_indices!r}: row {held_out[0]} is held out for "
+        f"validation ({len(held_out)} such rows); leave them out or set config.data.validation_fraction=0"
       )
     return whole._replace(retain=whole.retain[np.isin(whole.retain, self.available)])
 
@@ -90,9 +93,9 @@ class Problem(NamedTuple):
       return {}
     size = min(self.config.forget_size, len(self.available))
     return {
-        level: self.available[memorization.select(scores, size, level)]
-        for level in memorization.LEVELS
-        if level != "mixed"
+      level: self.available[memorization.select(scores, size, level)]
+      for level in memorization.LEVELS
+      if level != "mixed"
     }
 
   def image_data(self, split: Paired) -> source.ImageData:
@@ -100,9 +103,7 @@ class Problem(NamedTuple):
     train = self.dataset.train
     forget = np.zeros(len(train.labels), bool)
     forget[split.forget] = True
-    return source.ImageData(
-        train.images, train.labels, forget, np.arange(len(train.labels), dtype=np.int32)
-    )
+    return source.ImageData(train.images, train.labels, forget, np.arange(len(train.labels), dtype=np.int32))
 
 
 def scores_fingerprint(scores: np.ndarray | None) -> str | None:
@@ -135,15 +136,15 @@ def hold_out(config: ml_collections.ConfigDict, dataset: data_lib.Dataset) -> Pr
   channels = dataset.train.images.shape[-1]
   if len(config.mean) != channels:
     raise UserError(
-        f"config.data.mean={tuple(config.mean)}: the images have {channels} channel(s); give "
-        "config.data.mean and config.data.std one value for each"
+      f"config.data.mean={tuple(config.mean)}: the images have {channels} channel(s); give "
+      "config.data.mean and config.data.std one value for each"
     )
   labels = dataset.train.labels
   validation = data_lib.validation_rows(labels, config.validation_fraction, config.seed)
   if config.validation_fraction and not len(validation):
     raise UserError(
-        f"config.data.validation_fraction={config.validation_fraction!r}: holds out no row of classes of "
-        f"at most {np.bincount(labels).max()} rows; choose a larger share, or 0"
+      f"config.data.validation_fraction={config.validation_fraction!r}: holds out no row of classes of "
+      f"at most {np.bincount(labels).max()} rows; choose a larger share, or 0"
     )
   available = np.setdiff1d(np.arange(len(labels)), validation)
   return Problem(config, dataset, validation.astype(np.int32), available.astype(np.int32))
@@ -151,8 +152,15 @@ def hold_out(config: ml_collections.ConfigDict, dataset: data_lib.Dataset) -> Pr
 
 def _make_split(config, labels: np.ndarray, scores: np.ndarray | None) -> Paired:
   return data_lib.make_split(
-      config.forget, labels, seed=config.seed, forget_class=config.forget_class,
-      hard_probability=config.hard_probability, forget_fraction=config.forget_fraction,
-      forget_indices=config.forget_indices, memorization_level=config.memorization_level,
-      forget_size=config.forget_size, scores=scores, duplicates=config.duplicates,
+    config.forget,
+    labels,
+    seed=config.seed,
+    forget_class=config.forget_class,
+    hard_probability=config.hard_probability,
+    forget_fraction=config.forget_fraction,
+    forget_indices=config.forget_indices,
+    memorization_level=config.memorization_level,
+    forget_size=config.forget_size,
+    scores=scores,
+    duplicates=config.duplicates,
   )

@@ -18,15 +18,15 @@ class Progress:
   """
 
   def __init__(
-      self,
-      stage: str,
-      total: int,
-      *,
-      initial: int = 0,
-      shown: tuple[str, ...] = ("retain_loss", "forget_loss"),
-      seconds_between_lines: float = 5.0,
-      stream: TextIO | None = None,
-      enabled: bool = True,
+    self,
+    stage: str,
+    total: int,
+    *,
+    initial: int = 0,
+    shown: tuple[str, ...] = ("retain_loss", "forget_loss"),
+    seconds_between_lines: float = 5.0,
+    stream: TextIO | None = None,
+    enabled: bool = True,
   ):
     """Shows the stage at its first step.
 
@@ -46,8 +46,15 @@ class Progress:
       style = {"bar_format": _LINE, "mininterval": seconds_between_lines}
     self._shown = shown
     self._bar = _Bar(
-        desc=stage, total=total, initial=initial, unit=" step", miniters=1, file=stream,
-        disable=not enabled, **style)
+      desc=stage,
+      total=total,
+      initial=initial,
+      unit=" step",
+      miniters=1,
+      file=stream,
+      disable=not enabled,
+      **style,
+    )
 
   def __enter__(self) -> "Progress":
     return self
@@ -97,8 +104,8 @@ def results_table(summary: Mapping[str, Any]) -> str:
   widths = [max(map(len, column)) for column in columns]
   first = max(map(len, rows), default=0)
   lines = [
-      "  ".join([name.ljust(first), *(text.rjust(width) for text, width in zip(cells, widths))])
-      for name, *cells in zip(["", "", *rows], *columns)
+    "  ".join([name.ljust(first), *(text.rjust(width) for text, width in zip(cells, widths))])
+    for name, *cells in zip(["", "", *rows], *columns)
   ]
   return "\n".join([*lines[:2], "-" * len(lines[0]), *lines[2:]])
 

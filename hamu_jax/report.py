@@ -72,40 +72,40 @@ class _Column(NamedTuple):
 
 # The tables of results; a column is there if a run has it.
 _TABLES = {
-    ("results", "Results"): (
-        _Column("retain.accuracy", "retain acc %", 100, 2),
-        _Column("forget.accuracy", "forget acc %", 100, 2),
-        _Column("test.accuracy", "test acc %", 100, 2),
-        _Column("test_retain.accuracy", "kept test acc %", 100, 2),
-        _Column("test_forget.accuracy", "forgotten test acc %", 100, 2),
-        _Column("suite.retain.rouge", "retain ROUGE %", 100, 2),
-        _Column("suite.forget.rouge", "forget ROUGE %", 100, 2),
-        _Column("suite.model_utility", "model utility"),
-        _Column("suite.forget_quality", "forget quality"),
-        _Column("suite.watermark.forget_retain_auc", "watermark AUC"),
-        _Column("forget_test_auc", "forget/test loss AUC"),
-        _Column("membership.confidence", "unseen % MIA", 100, 2),
-        _Column("tug_of_war", "tug of war"),
-    ),
-    ("losses", "Losses and attacks"): (
-        _Column("*.loss", "{} loss"),
-        _Column("*_auc", "{} AUC"),
-        _Column("membership.*", "MIA {} %", 100, 2),
-        _Column("tug_of_war_signed", "signed tug of war"),
-    ),
-    ("language", "Scores of generated and true answers"): (
-        _Column("suite.*.rouge", "{} ROUGE %", 100, 2),
-        _Column("suite.*.probability", "{} probability"),
-        _Column("suite.*.truth_ratio", "{} truth ratio"),
-        _Column("suite.truth_ratio_distance", "truth ratio distance"),
-        _Column("suite.watermark.*", "watermark {}"),
-    ),
+  ("results", "Results"): (
+    _Column("retain.accuracy", "retain acc %", 100, 2),
+    _Column("forget.accuracy", "forget acc %", 100, 2),
+    _Column("test.accuracy", "test acc %", 100, 2),
+    _Column("test_retain.accuracy", "kept test acc %", 100, 2),
+    _Column("test_forget.accuracy", "forgotten test acc %", 100, 2),
+    _Column("suite.retain.rouge", "retain ROUGE %", 100, 2),
+    _Column("suite.forget.rouge", "forget ROUGE %", 100, 2),
+    _Column("suite.model_utility", "model utility"),
+    _Column("suite.forget_quality", "forget quality"),
+    _Column("suite.watermark.forget_retain_auc", "watermark AUC"),
+    _Column("forget_test_auc", "forget/test loss AUC"),
+    _Column("membership.confidence", "unseen % MIA", 100, 2),
+    _Column("tug_of_war", "tug of war"),
+  ),
+  ("losses", "Losses and attacks"): (
+    _Column("*.loss", "{} loss"),
+    _Column("*_auc", "{} AUC"),
+    _Column("membership.*", "MIA {} %", 100, 2),
+    _Column("tug_of_war_signed", "signed tug of war"),
+  ),
+  ("language", "Scores of generated and true answers"): (
+    _Column("suite.*.rouge", "{} ROUGE %", 100, 2),
+    _Column("suite.*.probability", "{} probability"),
+    _Column("suite.*.truth_ratio", "{} truth ratio"),
+    _Column("suite.truth_ratio_distance", "truth ratio distance"),
+    _Column("suite.watermark.*", "watermark {}"),
+  ),
 }
 _TIMING = (
-    _Column("seconds.*", "{} s", digits=1),
-    _Column("steps", "steps", digits=1),
-    _Column("seconds_per_step", "s a step"),
-    _Column("tokens_per_second", "tokens a s", digits=1),
+  _Column("seconds.*", "{} s", digits=1),
+  _Column("steps", "steps", digits=1),
+  _Column("seconds_per_step", "s a step"),
+  _Column("tokens_per_second", "tokens a s", digits=1),
 )
 _SPLITS = ("retain", "forget", "test", "test_retain", "test_forget")
 _STAGES = ("memorization", "pretrain", "retrain", "mask", "unlearn")
@@ -128,19 +128,35 @@ def tables(study: gather.Study) -> list[Table]:
   for (name, title), columns in _TABLES.items():
     chosen = list(_matching(columns, names))
     if any(column in group.columns for column, *_ in chosen for _, group in rows):
-      found.append(Table(name, title, (*header, *(title for _, title, _ in chosen)), tuple(
-          (*settings, str(len(group.runs)), *_numbers(group.columns, chosen))
-          for settings, group in rows if any(column in group.columns for column, *_ in chosen))))
+      found.append(
+        Table(
+          name,
+          title,
+          (*header, *(title for _, title, _ in chosen)),
+          tuple(
+            (*settings, str(len(group.runs)), *_numbers(group.columns, chosen))
+            for settings, group in rows
+            if any(column in group.columns for column, *_ in chosen)
+          ),
+        )
+      )
   found += [*_deviations(study), *_timing(study), *_settings(study), _runs(study)]
   if rows:
     every = [(name, name, _Column(name, name)) for name in sorted(names)]
-    found.append(Table("values", "All numbers of the results", (*header, *sorted(names)), tuple(
-        (*settings, str(len(group.runs)), *_numbers(group.columns, every)) for settings, group in rows)))
+    found.append(
+      Table(
+        "values",
+        "All numbers of the results",
+        (*header, *sorted(names)),
+        tuple((*settings, str(len(group.runs)), *_numbers(group.columns, every)) for settings, group in rows),
+      )
+    )
   return found
 
 
 def markdown(table: Table) -> str:
   """The table in Markdown; numbers are to the right."""
+
   def line(cells):
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -152,8 +168,9 @@ def comma_separated(table: Table) -> str:
   """The table as CSV, in full precision: a mean, a deviation and a count for each number."""
   numeric = _numeric(table)
   header = [
-      name for title, is_number in zip(table.header, numeric)
-      for name in ((f"{title} mean", f"{title} std", f"{title} n") if is_number else (title,))
+    name
+    for title, is_number in zip(table.header, numeric)
+    for name in ((f"{title} mean", f"{title} std", f"{title} n") if is_number else (title,))
   ]
   stream = io.StringIO()
   writer = csv.writer(stream, lineterminator="\n")
@@ -172,6 +189,7 @@ def comma_separated(table: Table) -> str:
 
 def latex(table: Table) -> str:
   """The table as a LaTeX tabular, for the package booktabs."""
+
   def cell(value):
     if isinstance(value, Number):
       # Words such as nan are no mathematics.
@@ -183,7 +201,8 @@ def latex(table: Table) -> str:
     return "  " + " & ".join(cells) + r" \\"
 
   columns = "".join("r" if numeric else "l" for numeric in _numeric(table))
-  return "\n".join([
+  return "\n".join(
+    [
       f"% {table.title}; needs \\usepackage{{booktabs}}",
       f"\\begin{{tabular}}{{{columns}}}",
       r"  \toprule",
@@ -193,7 +212,8 @@ def latex(table: Table) -> str:
       r"  \bottomrule",
       r"\end{tabular}",
       "",
-  ])
+    ]
+  )
 
 
 def page(sections: Sequence[Section], notes: Sequence[str]) -> str:
@@ -218,8 +238,9 @@ def page(sections: Sequence[Section], notes: Sequence[str]) -> str:
 
 
 _LEGEND = (
-    "Means ± sample standard deviations over seeds; a mean alone is a single seed. Rows differ in what "
-    "their first columns say; what else differs between the configurations is under Settings.")
+  "Means ± sample standard deviations over seeds; a mean alone is a single seed. Rows differ in what "
+  "their first columns say; what else differs between the configurations is under Settings."
+)
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -252,7 +273,7 @@ img {{ max-width: 100%; height: auto; }}
 
 
 def write(
-    sections: Iterable[tuple[gather.Study, pathlib.Path]], out: pathlib.Path, notes: Sequence[str]
+  sections: Iterable[tuple[gather.Study, pathlib.Path]], out: pathlib.Path, notes: Sequence[str]
 ) -> None:
   """Writes a report.
 
@@ -292,9 +313,16 @@ def _model_rows(study: gather.Study) -> Iterator[tuple[tuple[str | None, ...], g
     for group in (*references, *groups):
       settings = [group.settings[name] if name in group.settings else None for name in study.shown]
       name = group.settings[gather.METHOD] if group.model == "unlearned" else group.model
-      yield (name, *(
-          gather.text(value) if field in group.settings else None
-          for field, value in zip(study.shown[1:], settings[1:]))), group
+      yield (
+        (
+          name,
+          *(
+            gather.text(value) if field in group.settings else None
+            for field, value in zip(study.shown[1:], settings[1:])
+          ),
+        ),
+        group,
+      )
 
 
 def _setting_header(study: gather.Study) -> tuple[str, ...]:
@@ -320,9 +348,14 @@ def _place(parts: tuple[str, ...]) -> tuple[int, str]:
 def _numbers(values: Mapping[str, gather.Estimate], chosen) -> Iterator[Number | None]:
   for name, _, column in chosen:
     estimate = values.get(name)
-    yield None if estimate is None else Number(
+    yield (
+      None
+      if estimate is None
+      else Number(
         gather.Estimate(column.scale * estimate.mean, column.scale * estimate.std, estimate.count),
-        column.digits)
+        column.digits,
+      )
+    )
 
 
 def _deviations(study: gather.Study) -> Iterator[Table]:
@@ -334,10 +367,15 @@ def _deviations(study: gather.Study) -> Iterator[Table]:
   names = list(dict.fromkeys(name for _, found in by_group for one in found.values() for name in one))
   chosen = list(_matching(_TABLES["results", "Results"], names))
   yield Table(
-      "deviations", "Standard deviations by the seed that changes",
-      (*_setting_header(study), "seed", *(title for _, title, _ in chosen)), tuple(
-          (*(gather.text(group.settings[name]) for name in study.shown), field, *_numbers(values, chosen))
-          for group, found in by_group for field, values in found.items()))
+    "deviations",
+    "Standard deviations by the seed that changes",
+    (*_setting_header(study), "seed", *(title for _, title, _ in chosen)),
+    tuple(
+      (*(gather.text(group.settings[name]) for name in study.shown), field, *_numbers(values, chosen))
+      for group, found in by_group
+      for field, values in found.items()
+    ),
+  )
 
 
 def _timing(study: gather.Study) -> Iterator[Table]:
@@ -349,32 +387,47 @@ def _timing(study: gather.Study) -> Iterator[Table]:
   chosen = list(_matching(_TIMING, list(dict.fromkeys(name for *_, values in rows for name in values))))
   if chosen:
     yield Table(
-        "timing", "Timing, compiling included",
-        (*_setting_header(study), "device", "seeds", *(title for _, title, _ in chosen)), tuple(
-            (*(gather.text(group.settings[name]) for name in study.shown), device, str(count),
-             *_numbers(values, chosen))
-            for group, device, count, values in rows))
+      "timing",
+      "Timing, compiling included",
+      (*_setting_header(study), "device", "seeds", *(title for _, title, _ in chosen)),
+      tuple(
+        (
+          *(gather.text(group.settings[name]) for name in study.shown),
+          device,
+          str(count),
+          *_numbers(values, chosen),
+        )
+        for group, device, count, values in rows
+      ),
+    )
 
 
 def _settings(study: gather.Study) -> Iterator[Table]:
   """All that differs, where the other tables do not show it."""
   if len(study.fields) > len(study.shown) and study.groups:
     yield Table(
-        "settings", "Settings", ("method", *(study.short(name) for name in study.fields[1:])),
-        tuple(tuple(gather.text(value) for value in group.settings.values()) for group in study.groups))
+      "settings",
+      "Settings",
+      ("method", *(study.short(name) for name in study.fields[1:])),
+      tuple(tuple(gather.text(value) for value in group.settings.values()) for group in study.groups),
+    )
 
 
 def _runs(study: gather.Study) -> Table:
   """Every run, finished or not."""
-  seeds = list(dict.fromkeys(
-      name for run in study.runs for name, seed in run.seeds.items() if seed is not None))
+  seeds = list(
+    dict.fromkeys(name for run in study.runs for name, seed in run.seeds.items() if seed is not None)
+  )
   rows = [
-      (
-          str(run.path), *(gather.text(run.config[name]) for name in study.shown),
-          *(gather.text(run.config[name]) for name in seeds), run.status,
-          run.summary.get("stop_reason", "") if run.summary else "", run.device,
-      )
-      for run in study.runs
+    (
+      str(run.path),
+      *(gather.text(run.config[name]) for name in study.shown),
+      *(gather.text(run.config[name]) for name in seeds),
+      run.status,
+      run.summary.get("stop_reason", "") if run.summary else "",
+      run.device,
+    )
+    for run in study.runs
   ]
   header = ("run", *_setting_header(study), *seeds, "status", "why it ended", "device")
   return Table("runs", "Runs", header, tuple(rows))
@@ -394,8 +447,11 @@ def _fixed(value: float, digits: int) -> str:
 
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
+  "\\": r"\textbackslash{}",
+  "~": r"\textasciitilde{}",
+  "^": r"\textasciicircum{}",
+  "±": r"$\pm$",
+  **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
 
@@ -407,13 +463,19 @@ def _html_table(table: Table) -> str:
   numeric = _numeric(table)
 
   def row(tag, cells, style=""):
-    return f"<tr{style}>" + "".join(
-        f'<{tag}{" class=number" if is_number else ""}>{html.escape(_text(cell))}</{tag}>'
-        for cell, is_number in zip(cells, numeric)) + "</tr>"
+    return (
+      f"<tr{style}>"
+      + "".join(
+        f"<{tag}{' class=number' if is_number else ''}>{html.escape(_text(cell))}</{tag}>"
+        for cell, is_number in zip(cells, numeric)
+      )
+      + "</tr>"
+    )
 
   body = "\n".join(
-      row("td", cells, ' class="reference"' if cells[0] in ("original", "retrained") else "")
-      for cells in table.rows)
+    row("td", cells, ' class="reference"' if cells[0] in ("original", "retrained") else "")
+    for cells in table.rows
+  )
   head = row("th", table.header)
   return f'<div class="wide"><table><thead>{head}</thead>\n<tbody>{body}</tbody></table></div>'
 
@@ -431,8 +493,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser = command_line.Parser(prog="python -m hamu_jax.report", description=__doc__)
   parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories, or folders of them")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write to")
-  parser.add_argument(
-      "--by-dataset", action="store_true", help="report several datasets, each by itself")
+  parser.add_argument("--by-dataset", action="store_true", help="report several datasets, each by itself")
   return parser.parse_intermixed_args(arguments)
 
 
@@ -455,17 +516,14 @@ def _report(options: argparse.Namespace) -> None:
   out = _folder(options.out)
   slugs = [_slug(study.label) for study in studies]
   folders = [
-      out if not options.by_dataset else _folder(
-          out / (slug if slugs.count(slug) == 1 else f"{slug}-{place}"))
-      for place, slug in enumerate(slugs)
+    out if not options.by_dataset else _folder(out / (slug if slugs.count(slug) == 1 else f"{slug}-{place}"))
+    for place, slug in enumerate(slugs)
   ]
   write(zip(studies, folders), out, gathered.notes)
   for note in gathered.notes:
     print(f"note: {note}", file=sys.stderr)
   unfinished = sum(run.summary is None for run in gathered.runs)
-  print(
-      f"{len(gathered.runs)} runs, {unfinished} of them unfinished; "
-      f"everything is in {out} (index.html)")
+  print(f"{len(gathered.runs)} runs, {unfinished} of them unfinished; everything is in {out} (index.html)")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -87,8 +87,7 @@ def read_metrics(path: os.PathLike | str) -> MetricsLog:
     except json.JSONDecodeError as error:
       if number == len(lines):
         return MetricsLog(rows, torn=True)
-      raise UserError(
-          f"{path}: line {number} is not JSON ({error}); repair or delete it") from error
+      raise UserError(f"{path}: line {number} is not JSON ({error}); repair or delete it") from error
   return MetricsLog(rows, torn=False)
 
 
@@ -152,8 +151,7 @@ def read_json(path: os.PathLike | str) -> Any:
   except FileNotFoundError as error:
     raise UserError(f"{path} does not exist; choose the --workdir of a run") from error
   except ValueError as error:
-    raise UserError(
-        f"{path} is not JSON ({error}); delete it or choose another --workdir") from error
+    raise UserError(f"{path} is not JSON ({error}); delete it or choose another --workdir") from error
 
 
 class RunDir:
@@ -163,9 +161,7 @@ class RunDir:
   multi-host run call them alike and one of them writes.
   """
 
-  def __init__(
-      self, path: os.PathLike | str, *, writer: bool = True, sinks: Sequence[Sink] = ()
-  ):
+  def __init__(self, path: os.PathLike | str, *, writer: bool = True, sinks: Sequence[Sink] = ()):
     """Wraps an existing directory; `open` is the way to start or resume a run.
 
     Args:
@@ -180,12 +176,12 @@ class RunDir:
 
   @classmethod
   def open(
-      cls,
-      path: os.PathLike | str,
-      config: Mapping[str, Any],
-      *,
-      ignore: Sequence[str] = (),
-      writer: bool = True,
+    cls,
+    path: os.PathLike | str,
+    config: Mapping[str, Any],
+    *,
+    ignore: Sequence[str] = (),
+    writer: bool = True,
   ) -> "RunDir":
     """Starts a run in `path`, or resumes the one that is there.
 
@@ -259,8 +255,7 @@ class RunDir:
     """
     last = {"step": step}
     evaluated = step if evaluated is None else evaluated
-    self._keep(
-        lambda row: row["stage"] != stage or row["step"] <= last.get(row["split"], evaluated))
+    self._keep(lambda row: row["stage"] != stage or row["step"] <= last.get(row["split"], evaluated))
     with _writing(self.path):
       for sink in self._sinks:
         sink.rewind(stage, step)
@@ -300,19 +295,20 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise UserError(
-        f"cannot write {error.filename or path}: {error.strerror or error}; "
-        "make room or choose another --workdir") from error
+      f"cannot write {error.filename or path}: {error.strerror or error}; "
+      "make room or choose another --workdir"
+    ) from error
 
 
 def _same_experiment(
-    path: pathlib.Path, there: Mapping[str, Any], here: Mapping[str, Any], ignore: Sequence[str]
+  path: pathlib.Path, there: Mapping[str, Any], here: Mapping[str, Any], ignore: Sequence[str]
 ) -> None:
   there, here = dict(fields(there)), dict(fields(here))
   differing = [
-      name
-      for name in sorted(there.keys() | here.keys())
-      if (name not in there or name not in here or there[name] != here[name])
-      and not any(name == field or name.startswith(field + ".") for field in ignore)
+    name
+    for name in sorted(there.keys() | here.keys())
+    if (name not in there or name not in here or there[name] != here[name])
+    and not any(name == field or name.startswith(field + ".") for field in ignore)
   ]
   if not differing:
     return
@@ -321,13 +317,12 @@ def _same_experiment(
     return json.dumps(fields[name]) if name in fields else "absent"
 
   first = "; ".join(
-      f"config.{name} is {show(there, name)} there and {show(here, name)} here"
-      for name in differing[:3]
+    f"config.{name} is {show(there, name)} there and {show(here, name)} here" for name in differing[:3]
   )
   more = f"; and {len(differing) - 3} more fields differ" if len(differing) > 3 else ""
   raise UserError(
-      f"workdir {path} belongs to another experiment: {first}{more}; "
-      f"choose another --workdir or delete {path}")
+    f"workdir {path} belongs to another experiment: {first}{more}; choose another --workdir or delete {path}"
+  )
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

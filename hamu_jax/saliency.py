@@ -17,7 +17,7 @@ Tree = Any
 
 
 def forget_gradient(
-    forward, fetch, source, plan, variables: Tree, *, base: Tree, microbatch: int = 0
+  forward, fetch, source, plan, variables: Tree, *, base: Tree, microbatch: int = 0
 ) -> Tree:
   """`|sum_b g_b|` over the batches b of the forget set, g_b the gradient of a batch's mean cross-entropy.
 
@@ -37,9 +37,7 @@ def forget_gradient(
 
   Source: SalUn (arXiv 2310.12508).
   """
-  gradient_of = objectives.role_gradient(
-      forward, fetch, ("ce",), train=False, microbatch=microbatch
-  )
+  gradient_of = objectives.role_gradient(forward, fetch, ("ce",), train=False, microbatch=microbatch)
   key = jax.random.key(0)  # Nothing is drawn without augmentation.
 
   @jax.jit
@@ -57,13 +55,13 @@ def forget_gradient(
 
 
 def cached_mask(
-    config: ml_collections.ConfigDict,
-    params: Tree,
-    gradient: Callable[[], Tree],
-    *,
-    cache: stages.StageCache,
-    key: str,
-    provenance: Mapping[str, Any],
+  config: ml_collections.ConfigDict,
+  params: Tree,
+  gradient: Callable[[], Tree],
+  *,
+  cache: stages.StageCache,
+  key: str,
+  provenance: Mapping[str, Any],
 ) -> tuple[Tree, dict[str, Any]]:
   """The mask of `config.fraction`, from the mask stage, which makes those of all `config.fractions`.
 
@@ -87,12 +85,12 @@ def cached_mask(
     # A forget set without any gradient has no shares.
     total = _sum(magnitude) or 1.0
     record = [
-        {
-            "fraction": fraction,
-            "weights": int(_sum(mask)),
-            "gradient_share": float(_sum(sam_jax.apply_mask(magnitude, mask)) / total),
-        }
-        for fraction, mask in zip(fractions, masks, strict=True)
+      {
+        "fraction": fraction,
+        "weights": int(_sum(mask)),
+        "gradient_share": float(_sum(sam_jax.apply_mask(magnitude, mask)) / total),
+      }
+      for fraction, mask in zip(fractions, masks, strict=True)
     ]
     options = {name: config[name] for name in ("select", "batch_size")}
     options["seconds"] = time.monotonic() - began
@@ -114,8 +112,8 @@ def check_fractions(config: ml_collections.ConfigDict, params: Tree) -> None:
   for fraction in config.fractions if config.fraction and not config.path else ():
     if not int(weights * fraction):
       raise UserError(
-          f"config.mask.fractions={tuple(config.fractions)!r}: {fraction!r} of {weights} weights is none; "
-          f"choose at least {1 / weights:.3g}"
+        f"config.mask.fractions={tuple(config.fractions)!r}: {fraction!r} of {weights} weights is none; "
+        f"choose at least {1 / weights:.3g}"
       )
 
 

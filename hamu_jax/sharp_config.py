@@ -32,13 +32,13 @@ class _Schedule(NamedTuple):
 
 
 _SCHEDULES = {
-    "ft": _Schedule(0.01, 10),
-    "ft_l1": _Schedule(0.01, 10),
-    "ga": _Schedule(1e-4, 5),
-    "neggrad": _Schedule(0.01, 5),
-    "scrub_distill": _Schedule(5e-3, 5),
-    "random_label": _Schedule(0.1, 10),
-    "salun": _Schedule(0.1, 10),
+  "ft": _Schedule(0.01, 10),
+  "ft_l1": _Schedule(0.01, 10),
+  "ga": _Schedule(1e-4, 5),
+  "neggrad": _Schedule(0.01, 5),
+  "scrub_distill": _Schedule(5e-3, 5),
+  "random_label": _Schedule(0.1, 10),
+  "salun": _Schedule(0.1, 10),
 }
 # The paper derives sharp_minmax from neggrad; HAMU's methods, which it does not have, get the same.
 _DEFAULT_SCHEDULE = _SCHEDULES["neggrad"]
@@ -60,14 +60,18 @@ def sharp_config(variant: str = "") -> tuple[ml_collections.ConfigDict, bool]:
   chosen = {"method": "neggrad", "level": "high"}
   seen = set()
   for word in words:
-    kind = next((
-        name for name, choices in (("method", methods.METHODS), ("level", memorization.LEVELS))
+    kind = next(
+      (
+        name
+        for name, choices in (("method", methods.METHODS), ("level", memorization.LEVELS))
         if word in choices
-    ), None)
+      ),
+      None,
+    )
     if kind is None and word not in _SWITCHES:
       raise ValueError(
-          f"variant word {word!r} is unknown; choose from {', '.join(methods.METHODS)}; "
-          f"{', '.join(memorization.LEVELS)}; {', '.join(_SWITCHES)}"
+        f"variant word {word!r} is unknown; choose from {', '.join(methods.METHODS)}; "
+        f"{', '.join(memorization.LEVELS)}; {', '.join(_SWITCHES)}"
       )
     if kind in seen:
       raise ValueError(f"variant word {word!r} is the second {kind}; give one")
@@ -78,8 +82,9 @@ def sharp_config(variant: str = "") -> tuple[ml_collections.ConfigDict, bool]:
   config.data.update(forget="memorization", memorization_level=chosen["level"], forget_size=3000)
   rho = 1.0 if "adaptive" in words else 0.1
   config.sam.update(
-      adaptive="adaptive" in words, rho=rho if "sam" in words else 0.0,
-      train_rho=rho if "pretrain_sam" in words else 0.0,
+    adaptive="adaptive" in words,
+    rho=rho if "sam" in words else 0.0,
+    train_rho=rho if "pretrain_sam" in words else 0.0,
   )
   return config, SMOKE in words
 
@@ -87,9 +92,7 @@ def sharp_config(variant: str = "") -> tuple[ml_collections.ConfigDict, bool]:
 def _training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """SGD with momentum under a cosine, selected on a tenth of the training rows."""
   config.data.validation_fraction = 0.1
-  config.train.update(
-      epochs=200, batch_size=256, augment="crop_flip", select="best", evaluate_epochs=5.0
-  )
+  config.train.update(epochs=200, batch_size=256, augment="crop_flip", select="best", evaluate_epochs=5.0)
   config.train.optimizer = optimizer_config("sgd", 0.1)
   config.train.optimizer.update(momentum=0.9, weight_decay=5e-4, schedule="cosine")
   config.memorization.update(epochs=50.0, batch_size=256, augment="crop_flip")
@@ -98,13 +101,16 @@ def _training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return config
 
 
-def _unlearning(
-    config: ml_collections.ConfigDict, method: str, adamw: bool
-) -> ml_collections.ConfigDict:
+def _unlearning(config: ml_collections.ConfigDict, method: str, adamw: bool) -> ml_collections.ConfigDict:
   schedule = _SCHEDULES.get(method, _DEFAULT_SCHEDULE)
   config.method.update(
-      name=method, epochs=float(schedule.epochs), batch_size=256, clip_norm=0.0, shuffle="each_epoch",
-      epoch="pass", batch_norm="batch",
+    name=method,
+    epochs=float(schedule.epochs),
+    batch_size=256,
+    clip_norm=0.0,
+    shuffle="each_epoch",
+    epoch="pass",
+    batch_norm="batch",
   )
   optimizer = optimizer_config("adamw" if adamw else "sgd", schedule.learning_rate)
   optimizer.weight_decay = 5e-4

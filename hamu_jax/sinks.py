@@ -44,6 +44,7 @@ class TensorBoardSink:
     """See `Sink.write`; None, texts and lists without a finite number are left out."""
     from tensorboardX import summary
     from tensorboardX.proto import event_pb2
+
     event = event_pb2.Event(wall_time=time.time(), step=step)
     for name, value in values.items():
       tag = f"{split}/{name}"
@@ -58,6 +59,7 @@ class TensorBoardSink:
     if not (self._directory / stage).exists():
       return
     from tensorboardX.proto import event_pb2
+
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._write(stage, event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
 
@@ -70,6 +72,7 @@ class TensorBoardSink:
   def _write(self, stage: str, event: Any) -> None:
     if stage not in self._writers:
       from tensorboardX.event_file_writer import EventsWriter
+
       folder = self._directory / stage
       folder.mkdir(parents=True, exist_ok=True)
       # The library's name has a resolution of a second; a quick resume must not overwrite a file.
@@ -101,26 +104,27 @@ class WandbSink:
       import wandb
     except ImportError as error:
       raise UserError(
-          "config.wandb.project is set but wandb is not installed; "
-          "pip install 'hamu-jax[wandb]' or leave config.wandb.project empty") from error
+        "config.wandb.project is set but wandb is not installed; "
+        "pip install 'hamu-jax[wandb]' or leave config.wandb.project empty"
+      ) from error
     section = config["wandb"]
     self._histogram = wandb.Histogram
     self._stages = set()
     try:
       self._run = wandb.init(
-          project=section["project"],
-          name=section.get("name") or directory.name,
-          entity=section.get("entity") or None,
-          mode=section.get("mode") or None,
-          config=dict(config),
-          dir=directory,
-          id=run_id,
-          resume="allow",
+        project=section["project"],
+        name=section.get("name") or directory.name,
+        entity=section.get("entity") or None,
+        mode=section.get("mode") or None,
+        config=dict(config),
+        dir=directory,
+        id=run_id,
+        resume="allow",
       )
     except (wandb.Error, ValueError) as error:
       raise UserError(
-          f"config.wandb: wandb did not start ({' '.join(str(error).split())}); "
-          "log in, set config.wandb.mode to offline, or leave config.wandb.project empty"
+        f"config.wandb: wandb did not start ({' '.join(str(error).split())}); "
+        "log in, set config.wandb.mode to offline, or leave config.wandb.project empty"
       ) from error
 
   def write(self, stage: str, step: int, split: str, values: Mapping[str, Any]) -> None:

@@ -62,7 +62,7 @@ def place_feed(rows: Any, epoch: np.ndarray, mesh: jax.sharding.Mesh | None) -> 
   spec = jax.sharding.PartitionSpec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
   # By callback, because a host knows the rows within its own windows only.
   sharded = jax.make_array_from_callback(
-      rows.shape, jax.sharding.NamedSharding(mesh, spec), lambda index: rows[index]
+    rows.shape, jax.sharding.NamedSharding(mesh, spec), lambda index: rows[index]
   )
   return step_lib.Feed(sharded, place(epoch, mesh))
 
@@ -164,16 +164,19 @@ class Streamed:
       return windows[place_of]
 
     sharding = jax.sharding.NamedSharding(
-        mesh, jax.sharding.PartitionSpec(pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
+      mesh, jax.sharding.PartitionSpec(pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
     )
     shapes = [self._data.images.shape[1:], (), (), ()]
-    data = ImageData(*(
+    data = ImageData(
+      *(
         jax.make_array_from_callback(
-            (*axes, capacity, *shape), sharding,
-            lambda index, field=field: np.asarray(window(index)[field])[None, None],
+          (*axes, capacity, *shape),
+          sharding,
+          lambda index, field=field: np.asarray(window(index)[field])[None, None],
         )
         for field, shape in enumerate(shapes)
-    ))
+      )
+    )
     return data, local
 
   def _decode(self, rows, capacity) -> tuple[ImageData, np.ndarray]:

@@ -31,20 +31,17 @@ class Plan(NamedTuple):
 def model_inputs(config: ml_collections.ConfigDict, task: Any) -> dict[str, Any]:
   """What every model of an experiment depends on, as JSON values."""
   return {
-      "version": hamu_jax.__version__,
-      "data": task.problem.fingerprint,
-      **task.inputs,
-      "model": {
-          name: value for name, value in config.model.to_dict().items()
-          if name != "weights" and value is not None
-      },
-      "seed": config.seed,
+    "version": hamu_jax.__version__,
+    "data": task.problem.fingerprint,
+    **task.inputs,
+    "model": {
+      name: value for name, value in config.model.to_dict().items() if name != "weights" and value is not None
+    },
+    "seed": config.seed,
   }
 
 
-def make_plan(
-    config: ml_collections.ConfigDict, task: Any, split: Paired, *, devices: int
-) -> Plan:
+def make_plan(config: ml_collections.ConfigDict, task: Any, split: Paired, *, devices: int) -> Plan:
   """Plans the stages for the rows that are to be forgotten.
 
   Args:
@@ -62,32 +59,37 @@ def make_plan(
   by_split = config.train.select == "best" and not len(task.problem.validation)
   rows = np.concatenate(split)
   stages = [
-      _training(config, task, "pretrain", rows if by_split else np.sort(rows)),
-      _training(config, task, "retrain", split.retain),
+    _training(config, task, "pretrain", rows if by_split else np.sort(rows)),
+    _training(config, task, "retrain", split.retain),
   ]
   inputs = model_inputs(config, task)
   keys = {
-      stage.name: fingerprint(inputs | {
-          "rows": stage.plan.streams.retain.rows.tolist(),
-          "train": config.train.to_dict(),
-          "sam": _sam_inputs(stage.sam),
-          "selected_by": [part.tolist() for part in split] if by_split else task.problem.validation.tolist(),
-      })
-      for stage in stages
+    stage.name: fingerprint(
+      inputs
+      | {
+        "rows": stage.plan.streams.retain.rows.tolist(),
+        "train": config.train.to_dict(),
+        "sam": _sam_inputs(stage.sam),
+        "selected_by": [part.tolist() for part in split] if by_split else task.problem.validation.tolist(),
+      }
+    )
+    for stage in stages
   }
   if config.model.weights:
     # A file may change under its name.
     keys["pretrain"] = fingerprint(inputs | {"weights": task.weights_fingerprint(config.model.weights)})
   masks = inputs | {
-      "parent": keys["pretrain"],
-      "forget": split.forget.tolist(),
-      "mask": {name: config.mask[name] for name in ("batch_size", "select")},
+    "parent": keys["pretrain"],
+    "forget": split.forget.tolist(),
+    "mask": {name: config.mask[name] for name in ("batch_size", "select")},
   }
   keys["mask"] = fingerprint(masks | {"fractions": config.mask.fractions})
   if method.from_scratch:
     return Plan({stage.name: stage for stage in stages}, keys, "retrain")
   stages.append(_unlearning(config, task, method, split))
-  keys["unlearn"] = fingerprint(inputs | {
+  keys["unlearn"] = fingerprint(
+    inputs
+    | {
       "parent": keys["pretrain"],
       "split": [part.tolist() for part in split],
       "method": config.method.to_dict() | {"seed": stages[-1].seed},
@@ -97,7 +99,8 @@ def make_plan(
       "mask": _mask_inputs(config.mask, masks),
       "pairing": config.pairing,
       "devices": devices,
-  })
+    }
+  )
   return Plan({stage.name: stage for stage in stages}, keys, "unlearn")
 
 
@@ -108,14 +111,23 @@ def is_masked(config: ml_collections.ConfigDict) -> bool:
 
 def _training(config, task, name: str, rows: np.ndarray) -> loop.Stage:
   plan = data_lib.training_plan(
-      rows, batch_size=config.train.batch_size, seed=config.seed,
-      reshuffle=config.train.shuffle == "each_epoch",
+    rows,
+    batch_size=config.train.batch_size,
+    seed=config.seed,
+    reshuffle=config.train.shuffle == "each_epoch",
   )
   return loop.Stage(
-      name, methods.TRAINING, config.train, plan, plan.num_steps(config.train.epochs), config.seed,
-      train=True, training_mode=True, microbatch=task.microbatch(True),
-      best=evaluation.selection_score if config.train.select == "best" else None,
-      sam=_sam(config.sam, config.sam.train_rho, "min"),
+    name,
+    methods.TRAINING,
+    config.train,
+    plan,
+    plan.num_steps(config.train.epochs),
+    config.seed,
+    train=True,
+    training_mode=True,
+    microbatch=task.microbatch(True),
+    best=evaluation.selection_score if config.train.select == "best" else None,
+    sam=_sam(config.sam, config.sam.train_rho, "min"),
   )
 
 
@@ -125,10 +137,16 @@ def _unlearning(config, task, method: methods.Method, split: Paired) -> loop.Sta
   steps = plan.num_steps(options.epochs)
   training_mode = task.in_training_mode(options)
   return loop.Stage(
-      "unlearn", method, options, plan, min(steps, options.max_steps or steps), seed,
-      training_mode=training_mode, microbatch=task.microbatch(training_mode),
-      sam=_sam(config.sam, config.sam.rho, config.sam.mode),
-      mask_scope=config.mask.scope if is_masked(config.mask) else None,
+    "unlearn",
+    method,
+    options,
+    plan,
+    min(steps, options.max_steps or steps),
+    seed,
+    training_mode=training_mode,
+    microbatch=task.microbatch(training_mode),
+    sam=_sam(config.sam, config.sam.rho, config.sam.mode),
+    mask_scope=config.mask.scope if is_masked(config.mask) else None,
   )
 
 
@@ -136,17 +154,24 @@ def _unlearning_batches(method: methods.Method, options, split: Paired, seed: in
   """The batches of a method, by its layout."""
   if method.layout == "passes":
     return data_lib.pass_plan(
-        split,
-        [substep.roles[0] for substep in method.substeps],
-        [substep.epochs and options[substep.epochs] for substep in method.substeps],
-        batch_size=options.batch_size, seed=seed, shuffle=options.shuffle,
+      split,
+      [substep.roles[0] for substep in method.substeps],
+      [substep.epochs and options[substep.epochs] for substep in method.substeps],
+      batch_size=options.batch_size,
+      seed=seed,
+      shuffle=options.shuffle,
     )
   layout = method.layout
   if layout == "paired" and len(method.roles) == 1:
     (layout,) = method.roles
   return data_lib.unlearning_plan(
-      split, layout, batch_size=options.batch_size, seed=seed, repeats=options.repeats,
-      shuffle=options.shuffle, epoch=options.epoch,
+    split,
+    layout,
+    batch_size=options.batch_size,
+    seed=seed,
+    repeats=options.repeats,
+    shuffle=options.shuffle,
+    epoch=options.epoch,
   )
 
 

@@ -53,7 +53,7 @@ class StageCache:
       return json.loads(path.read_text())
     except (OSError, ValueError) as error:
       raise UserError(
-          f"{path}: the cached stage is damaged ({error}); delete {path.parent} to compute it again"
+        f"{path}: the cached stage is damaged ({error}); delete {path.parent} to compute it again"
       ) from error
 
   def model(self, name: str, key: str, like: Tree) -> Tree:
@@ -82,6 +82,6 @@ class StageCache:
       hosts.barrier(f"published {name}")
     except OSError as error:
       raise UserError(
-          f"config.stage_cache: could not write {target} ({error.strerror or error}); make room or choose "
-          "another folder, then run the same command to go on"
+        f"config.stage_cache: could not write {target} ({error.strerror or error}); make room or choose "
+        "another folder, then run the same command to go on"
       ) from error

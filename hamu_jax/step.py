@@ -22,26 +22,26 @@ Tree = Any
 # Fields of a method's options that enter the step as data, so that one compiled program serves every
 # value of them (and a sweep over them can be mapped).
 TRACED = (
-    "epochs",
-    "clip_norm",
-    "constraint",
-    "constraint_ratio",
-    "radius",
-    "max_norm",
-    "alpha",
-    "beta",
-    "gamma",
-    "temperature",
-    "retain_weight",
-    "l1_weight",
-    "retain_coefficient",
-    "forget_coefficient",
-    "preference_beta",
-    "margin",
-    "steering",
-    "l1_free_epochs",
-    "max_retain_loss",
-    "min_forget_loss",
+  "epochs",
+  "clip_norm",
+  "constraint",
+  "constraint_ratio",
+  "radius",
+  "max_norm",
+  "alpha",
+  "beta",
+  "gamma",
+  "temperature",
+  "retain_weight",
+  "l1_weight",
+  "retain_coefficient",
+  "forget_coefficient",
+  "preference_beta",
+  "margin",
+  "steering",
+  "l1_free_epochs",
+  "max_retain_loss",
+  "min_forget_loss",
 )
 # Most steps of one device program: the size of its metric buffers.
 CHUNK_CAPACITY = 64
@@ -137,18 +137,18 @@ def clip(gradient: Tree, norm: jax.Array, max_norm: float | None) -> Tree:
 
 
 def make_step(
-    method: methods.Method,
-    options: ml_collections.ConfigDict,
-    *,
-    forward,
-    fetch,
-    pairing: str,
-    train: bool,
-    schedule,
-    microbatch: int = 0,
-    together: tuple[str, ...] = (),
-    sharpness: Sharpness | None = None,
-    mask_scope: str | None = None,
+  method: methods.Method,
+  options: ml_collections.ConfigDict,
+  *,
+  forward,
+  fetch,
+  pairing: str,
+  train: bool,
+  schedule,
+  microbatch: int = 0,
+  together: tuple[str, ...] = (),
+  sharpness: Sharpness | None = None,
+  mask_scope: str | None = None,
 ) -> StepProgram:
   """Builds the step of any method.
 
@@ -175,15 +175,22 @@ def make_step(
 
   def role_function(terms):
     return objectives.role_gradient(
-        forward, fetch, terms, train=train, microbatch=microbatch, together=together
+      forward, fetch, terms, train=train, microbatch=microbatch, together=together
     )
 
   builders = [
-      _SubStepBuilder(
-          substep, options, role_function, pairing, train, schedule, sharpness, mask_scope,
-          bool(together),
-      )
-      for substep in method.substeps
+    _SubStepBuilder(
+      substep,
+      options,
+      role_function,
+      pairing,
+      train,
+      schedule,
+      sharpness,
+      mask_scope,
+      bool(together),
+    )
+    for substep in method.substeps
   ]
   # One transform and base optimizer for each name; sub-steps of one name have the same.
   by_name = {substep.optimizer: builder for substep, builder in zip(method.substeps, builders)}
@@ -195,7 +202,7 @@ def make_step(
     """-> updated state, metrics, stop code."""
     slot = method.optimizers.index(builder.substep.optimizer)
     params, batch_stats, opt_state, metrics, stop = builder.apply(
-        state.variables, state.opt_state[slot], frozen, inputs, rows, epoch
+      state.variables, state.opt_state[slot], frozen, inputs, rows, epoch
     )
     opt_states = (*state.opt_state[:slot], opt_state, *state.opt_state[slot + 1 :])
     proposed = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_states)
@@ -219,16 +226,18 @@ def make_step(
   def step(state, frozen, data, feed, settings):
     key = jax.random.wrap_key_data(state.rng)
     inputs = objectives.Inputs(
-        frozen.base, frozen.reference, data, jax.random.fold_in(key, state.step),
-        jax.random.fold_in(jax.random.fold_in(key, _EPOCHS), feed.epoch), settings,
+      frozen.base,
+      frozen.reference,
+      data,
+      jax.random.fold_in(key, state.step),
+      jax.random.fold_in(jax.random.fold_in(key, _EPOCHS), feed.epoch),
+      settings,
     )
     proposed, metrics = state, {}
     stop = jnp.asarray(Stop.NONE, jnp.int32)
     for builder in builders:
       run = run_pass if method.layout == "passes" else run_substep
-      proposed, substep_metrics, substep_stop = run(
-          builder, proposed, frozen, inputs, feed.rows, feed.epoch
-      )
+      proposed, substep_metrics, substep_stop = run(builder, proposed, frozen, inputs, feed.rows, feed.epoch)
       if len(builders) > 1:
         (role,) = builder.substep.roles
         substep_metrics[f"{role}_update_norm"] = substep_metrics.pop("update_norm")
@@ -249,7 +258,7 @@ class _SubStepBuilder:
   """One sub-step of a method, as pure functions."""
 
   def __init__(
-      self, substep, options, role_function, pairing, train, schedule, sharpness, mask_scope, together
+    self, substep, options, role_function, pairing, train, schedule, sharpness, mask_scope, together
   ):
     self.substep = substep
     self._options = options
@@ -265,7 +274,7 @@ class _SubStepBuilder:
 
     # The settings and the mask that `sharpen` needs are known only inside a step.
     self._gradients = lambda sharpen: pairing_lib.make_gradients(
-        pairing, role_function, substep.terms, train=train, sharpen=sharpen, together=together
+      pairing, role_function, substep.terms, train=train, sharpen=sharpen, together=together
     )
 
   def optimizer(self, settings):
@@ -275,8 +284,8 @@ class _SubStepBuilder:
       return settings["learning_rate"] * self._schedule(count)
 
     return optax.chain(
-        self.substep.transform(self._options, learning_rate, settings),
-        optimizers.make_optimizer(self._options.optimizer, learning_rate),
+      self.substep.transform(self._options, learning_rate, settings),
+      optimizers.make_optimizer(self._options.optimizer, learning_rate),
     )
 
   def apply(self, variables, opt_state, frozen, inputs, rows, epoch):
@@ -286,12 +295,13 @@ class _SubStepBuilder:
     means = self._means(variables, inputs, rows, epoch, mask)
     if mask is not None and self._mask_scope != "perturbed":
       means = jax.tree.map(
-          lambda mean: mean._replace(gradient=sam_jax.apply_mask(mean.gradient, mask)),
-          means, is_leaf=_is_means,
+        lambda mean: mean._replace(gradient=sam_jax.apply_mask(mean.gradient, mask)),
+        means,
+        is_leaf=_is_means,
       )
     clipped, metrics = _clipped_gradients(means, settings["clip_norm"])
     updates, opt_state = self.optimizer(settings).update(
-        clipped.retain, opt_state, params, forget_grads=clipped.forget
+      clipped.retain, opt_state, params, forget_grads=clipped.forget
     )
     if mask is not None and self._mask_scope == "update":
       updates = sam_jax.apply_mask(updates, mask)
@@ -342,19 +352,20 @@ class _SubStepBuilder:
 
     def sharp(params, coefficients):
       clean = jax.tree.map(
-          objectives.clean_coefficients, coefficients, is_leaf=lambda node: isinstance(node, dict)
+        objectives.clean_coefficients, coefficients, is_leaf=lambda node: isinstance(node, dict)
       )
       gradients, means = sam_jax.sharpness_aware(
-          lambda point: gradients_and_means(at(point, clean)),
-          perturbed_grad_fn=lambda point: perturbed(point, coefficients),
-          rho=settings["rho"], lamb=settings["lamb"],
-          adaptive=self._sharpness.adaptive, mode=self._sharpness.mode,
-          has_aux=True, direction=_sum_of_trees,
+        lambda point: gradients_and_means(at(point, clean)),
+        perturbed_grad_fn=lambda point: perturbed(point, coefficients),
+        rho=settings["rho"],
+        lamb=settings["lamb"],
+        adaptive=self._sharpness.adaptive,
+        mode=self._sharpness.mode,
+        has_aux=True,
+        direction=_sum_of_trees,
       )(params)
       gradients = iter(gradients)
-      return jax.tree.map(
-          lambda mean: mean._replace(gradient=next(gradients)), means, is_leaf=_is_means
-      )
+      return jax.tree.map(lambda mean: mean._replace(gradient=next(gradients)), means, is_leaf=_is_means)
 
     return sharp
 
@@ -426,9 +437,7 @@ def make_chunk(step):
       return step(state, frozen, data, step_feed, settings)
 
     _, shapes = jax.eval_shape(one, state, jnp.zeros([], jnp.int32))
-    buffers = jax.tree.map(
-        lambda leaf: jnp.zeros((CHUNK_CAPACITY, *leaf.shape), leaf.dtype), shapes
-    )
+    buffers = jax.tree.map(lambda leaf: jnp.zeros((CHUNK_CAPACITY, *leaf.shape), leaf.dtype), shapes)
 
     def running(carry):
       state, _, index = carry
@@ -446,14 +455,14 @@ def make_chunk(step):
 
 
 def compile_target(
-    chunk,
-    mesh: jax.sharding.Mesh | None,
-    roles: tuple[str, ...],
-    *,
-    members: int = 0,
-    own_rows: bool = False,
-    sharded_data: bool = False,
-    base_specs: Tree = jax.sharding.PartitionSpec(),
+  chunk,
+  mesh: jax.sharding.Mesh | None,
+  roles: tuple[str, ...],
+  *,
+  members: int = 0,
+  own_rows: bool = False,
+  sharded_data: bool = False,
+  base_specs: Tree = jax.sharding.PartitionSpec(),
 ):
   """The jitted chunk: as it is, over models that are trained together, or over the devices of a mesh.
 
@@ -485,15 +494,20 @@ def compile_target(
     return chunk(state, frozen, data, feed, count, settings)
 
   return jax.jit(
-      jax.shard_map(
-          device_chunk,
-          mesh=mesh,
-          in_specs=(
-              spec(), frozen_spec, data_spec, Feed(rows=sharded_rows, epoch=spec()), spec(), spec(),
-          ),
-          out_specs=spec(),
-          # The step's results are equal on every device by construction (each holds both reduced
-          # gradients), which the checker cannot see through `ppermute`.
-          check_vma=False,
-      )
+    jax.shard_map(
+      device_chunk,
+      mesh=mesh,
+      in_specs=(
+        spec(),
+        frozen_spec,
+        data_spec,
+        Feed(rows=sharded_rows, epoch=spec()),
+        spec(),
+        spec(),
+      ),
+      out_specs=spec(),
+      # The step's results are equal on every device by construction (each holds both reduced
+      # gradients), which the checker cannot see through `ppermute`.
+      check_vma=False,
+    )
   )

@@ -23,10 +23,10 @@ from hamu_jax.errors import UserError
 
 # What a stage's program takes as data. `epochs` also decides how many steps there are.
 _SETTINGS = frozenset(
-    f"{section}.{name}"
-    for section in ("train", "method")
-    for name in (*step_lib.TRACED, "optimizer.learning_rate")
-    if name != "epochs"
+  f"{section}.{name}"
+  for section in ("train", "method")
+  for name in (*step_lib.TRACED, "optimizer.learning_rate")
+  if name != "epochs"
 ) | {"sam.rho", "sam.lamb", "sam.train_rho"}
 _SEEDS = frozenset({"seed", "method.seed", "evaluate.seed"})
 # Of these, 0 switches something off.
@@ -85,9 +85,7 @@ def train(experiments: Sequence[experiment.Experiment]) -> dict[int, UserError]:
     # One alone goes on from where it was by itself.
     key = next(iter(lacking)) if len(lacking) == 1 else stages.fingerprint({"together": list(lacking)})
     owner = trained[0] if len(lacking) == 1 else lead
-    outcomes = lead.loop.run(
-        [each.member(name) for each in trained], owner.checkpoints(f"{name}-{key}")
-    )
+    outcomes = lead.loop.run([each.member(name) for each in trained], owner.checkpoints(f"{name}-{key}"))
     for each, numbers, outcome in zip(trained, lacking.values(), outcomes, strict=True):
       try:
         each.publish(name, outcome, together=len(trained))
@@ -97,7 +95,7 @@ def train(experiments: Sequence[experiment.Experiment]) -> dict[int, UserError]:
 
 
 def run_members(
-    members: Sequence[tuple[ml_collections.ConfigDict, pathlib.Path]], watch: preemption.Watch
+  members: Sequence[tuple[ml_collections.ConfigDict, pathlib.Path]], watch: preemption.Watch
 ) -> dict[int, UserError]:
   """Runs experiments together, each to its end.
 
@@ -139,8 +137,8 @@ def _run(arguments: Sequence[str]) -> None:
   for workdir, key in zip(workdirs, keys, strict=True):
     if key is None or key != keys[0]:
       raise UserError(
-          f"--workdir={workdir}: its configuration differs from that of {workdirs[0]} in more than settings "
-          "and seeds, or uses pmap, several processes or wandb; run it by hamu_jax.main"
+        f"--workdir={workdir}: its configuration differs from that of {workdirs[0]} in more than settings "
+        "and seeds, or uses pmap, several processes or wandb; run it by hamu_jax.main"
       )
   with preemption.Watch() as watch:
     failures = run_members([(values.config, pathlib.Path(values.workdir)) for values in members], watch)

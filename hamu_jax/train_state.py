@@ -46,10 +46,10 @@ def create_state(variables: dict[str, Tree], optimizers, seed: int) -> TrainStat
   """
   params = variables["params"]
   return TrainState(
-      step=jnp.zeros([], jnp.int32),
-      stop=jnp.asarray(Stop.NONE, jnp.int32),
-      params=params,
-      batch_stats=variables.get("batch_stats", {}),
-      opt_state=tuple(optimizer.init(params) for optimizer in optimizers),
-      rng=jax.random.key_data(jax.random.key(seed)),
+    step=jnp.zeros([], jnp.int32),
+    stop=jnp.asarray(Stop.NONE, jnp.int32),
+    params=params,
+    batch_stats=variables.get("batch_stats", {}),
+    opt_state=tuple(optimizer.init(params) for optimizer in optimizers),
+    rng=jax.random.key_data(jax.random.key(seed)),
   )

@@ -69,8 +69,12 @@ def make_forward(model, mean, std, axis_name: str | None):
     if not train:
       return Outputs(model.apply(variables, images, train=False)), variables["batch_stats"]
     logits, updated = model.apply(
-        variables, images, train=True, mask=batch["mask"], axis_name=axis_name,
-        mutable=["batch_stats"],
+      variables,
+      images,
+      train=True,
+      mask=batch["mask"],
+      axis_name=axis_name,
+      mutable=["batch_stats"],
     )
     # A model without batch norm updates nothing.
     return Outputs(logits), updated.get("batch_stats", variables["batch_stats"])
@@ -93,11 +97,11 @@ def make_fetch(augment: str):
 
 
 def evaluation_splits(
-    dataset: data_lib.Dataset,
-    split: Paired,
-    validation: np.ndarray,
-    classes: Sequence[int] = (),
-    levels: Mapping[str, np.ndarray] | None = None,
+  dataset: data_lib.Dataset,
+  split: Paired,
+  validation: np.ndarray,
+  classes: Sequence[int] = (),
+  levels: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Examples]:
   """Every set of examples that is evaluated.
 
@@ -118,9 +122,9 @@ def evaluation_splits(
     return Examples(test.images, test.labels, rows)
 
   splits = {
-      "retain": of_train(split.retain),
-      "forget": of_train(split.forget),
-      "test": of_test(np.arange(len(test.labels))),
+    "retain": of_train(split.retain),
+    "forget": of_train(split.forget),
+    "test": of_test(np.arange(len(test.labels))),
   }
   if len(validation):
     splits["validation"] = of_train(validation)
@@ -150,14 +154,16 @@ class Vision:
   """
 
   def __init__(
-      self, config: ml_collections.ConfigDict, problem: problem_lib.Problem | None = None,
-      platform: str | None = None,
+    self,
+    config: ml_collections.ConfigDict,
+    problem: problem_lib.Problem | None = None,
+    platform: str | None = None,
   ):
     self._config, self._platform = config, platform
     self.problem = problem or problem_lib.load(config.data)
     self._image_shape = self.problem.dataset.train.images.shape[1:]
     self._model = config_lib.build_model(
-        config.model, num_classes=len(self.problem.dataset.class_names), platform=platform
+      config.model, num_classes=len(self.problem.dataset.class_names), platform=platform
     )
     self.init = make_init(self._model, self._image_shape)
     self.template = jax.eval_shape(self.init, config.seed)
@@ -196,9 +202,7 @@ class Vision:
     """Images that are differentiated at a time; batch statistics need all of a batch."""
     if training_mode:
       return 0
-    return self._config.method.microbatch or models.microbatch_size(
-        *self._image_shape[:2], self._platform
-    )
+    return self._config.method.microbatch or models.microbatch_size(*self._image_shape[:2], self._platform)
 
   def forward(self, pairing: str):
     """See `make_forward`; the training statistics are over all devices of a role."""
@@ -220,7 +224,7 @@ class Vision:
     return {}
 
   def evaluator(
-      self, split: Paired, scores: np.ndarray | None, mesh: jax.sharding.Mesh | None
+    self, split: Paired, scores: np.ndarray | None, mesh: jax.sharding.Mesh | None
   ) -> evaluation.Evaluator:
     """Evaluates every split of the images.
 
@@ -230,18 +234,22 @@ class Vision:
       mesh: devices that share an evaluation, None for the default one.
     """
     data = self._config.data
-    return self.evaluator_of(mesh, evaluation_splits(
-        self.problem.dataset, split, self.problem.validation,
-        data.forget_class if data.forget == "class" else (), self.problem.levels(scores),
-    ))
+    return self.evaluator_of(
+      mesh,
+      evaluation_splits(
+        self.problem.dataset,
+        split,
+        self.problem.validation,
+        data.forget_class if data.forget == "class" else (),
+        self.problem.levels(scores),
+      ),
+    )
 
   def evaluator_of(
-      self, mesh: jax.sharding.Mesh | None, splits: Mapping[str, Examples]
+    self, mesh: jax.sharding.Mesh | None, splits: Mapping[str, Examples]
   ) -> evaluation.Evaluator:
     """Evaluates some splits; evaluation has no training statistics."""
-    return evaluation.Evaluator(
-        self.forward("sequential"), splits, self._config.evaluate.batch_size, mesh
-    )
+    return evaluation.Evaluator(self.forward("sequential"), splits, self._config.evaluate.batch_size, mesh)
 
   def extras(self, evaluator: evaluation.Evaluator) -> dict[str, Any]:
     """{kind: (JSON values it depends on, variables -> (values, examples))} of final evaluations."""
@@ -249,10 +257,10 @@ class Vision:
     if not self._config.evaluate.membership:
       return {}
     return {
-        "membership": (
-            {"size": size, "seed": seed},
-            lambda variables: (evaluator.membership(variables, size, seed), {}),
-        )
+      "membership": (
+        {"size": size, "seed": seed},
+        lambda variables: (evaluator.membership(variables, size, seed), {}),
+      )
     }
 
   def compare(self, results: dict[str, Any], examples: Mapping[str, Any]) -> None:

@@ -41,12 +41,12 @@ _CIFAR100 = Sizes("CIFAR-100", 50_000, (32, 32, 3), 100)
 _IMAGENET = Sizes("ImageNet-1k", 1_281_167, None, 1000)
 # By `config.data.name` at their sources.
 DATASETS = {
-    "uoft-cs/cifar10": _CIFAR10,
-    "cifar10": _CIFAR10,
-    "uoft-cs/cifar100": _CIFAR100,
-    "cifar100": _CIFAR100,
-    "ILSVRC/imagenet-1k": _IMAGENET,
-    "imagenet2012": _IMAGENET,
+  "uoft-cs/cifar10": _CIFAR10,
+  "cifar10": _CIFAR10,
+  "uoft-cs/cifar100": _CIFAR100,
+  "cifar100": _CIFAR100,
+  "ILSVRC/imagenet-1k": _IMAGENET,
+  "imagenet2012": _IMAGENET,
 }
 # By `config.data.source`, those that have but one dataset.
 _OF_SOURCES = {"cifar10_binary": _CIFAR10, "digits": Sizes("digits", 1438, (8, 8, 1), 10)}
@@ -61,15 +61,15 @@ def find_sizes(config: ml_collections.ConfigDict) -> Sizes:
   sizes = _OF_SOURCES.get(config.source) or DATASETS.get(config.name)
   if sizes is None:
     raise UserError(
-        f"config.data.name={config.name!r}: the sizes of this dataset are not known without it; plan with "
-        f"one of {', '.join(DATASETS)}"
+      f"config.data.name={config.name!r}: the sizes of this dataset are not known without it; plan with "
+      f"one of {', '.join(DATASETS)}"
     )
   if config.image_size:
     sizes = sizes._replace(shape=(config.image_size, config.image_size, 3))
   if sizes.shape is None:
     raise UserError(
-        f"config.data.image_size=0: the images of {sizes.name} have sizes of their own; set the one to which "
-        "they are brought"
+      f"config.data.image_size=0: the images of {sizes.name} have sizes of their own; set the one to which "
+      "they are brought"
     )
   return sizes
 
@@ -89,10 +89,19 @@ def make_problem(config: ml_collections.ConfigDict, sizes: Sizes) -> problem_lib
   # One black pixel, however large.
   images = np.broadcast_to(np.zeros((), np.uint8), (len(rows), *sizes.shape))
   split = data_lib.ImageSplit(images, labels[rows])
-  return problem_lib.hold_out(config, data_lib.Dataset(
-      sizes.name, split, split, tuple(map(str, range(sizes.classes))), fingerprint="",
-      train_rows=rows, train_total=sizes.rows, train_names=None,
-  ))
+  return problem_lib.hold_out(
+    config,
+    data_lib.Dataset(
+      sizes.name,
+      split,
+      split,
+      tuple(map(str, range(sizes.classes))),
+      fingerprint="",
+      train_rows=rows,
+      train_total=sizes.rows,
+      train_names=None,
+    ),
+  )
 
 
 class Outline(outline.Outline):
@@ -130,10 +139,13 @@ class Outline(outline.Outline):
       where = f"those of at most {self._source.most_steps(self.stage.plan)} steps on their devices"
     pieces = f", {self.stage.microbatch} at a time" if self.stage.microbatch else ""
     return [
-        *super().facts(),
-        ("images", f"{self._sizes.name}: {len(self._images.labels):,} of {shape}, {self._sizes.classes} "
-                   f"classes; {where}"),
-        ("batch", f"at most {self.share} a role on a device{pieces}"),
+      *super().facts(),
+      (
+        "images",
+        f"{self._sizes.name}: {len(self._images.labels):,} of {shape}, {self._sizes.classes} "
+        f"classes; {where}",
+      ),
+      ("batch", f"at most {self.share} a role on a device{pieces}"),
     ]
 
   @property
@@ -150,6 +162,9 @@ class Outline(outline.Outline):
         halves, devices = self._mesh.devices.shape[0], self._mesh.devices[0].size
         leading = halves, devices, steps * self._roles // halves * self.share
         spec = jax.sharding.PartitionSpec(pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
-    return self._placed(source_lib.ImageData(*(
-        jax.ShapeDtypeStruct((*leading, *leaf.shape[1:]), leaf.dtype) for leaf in self._images
-    )), spec)
+    return self._placed(
+      source_lib.ImageData(
+        *(jax.ShapeDtypeStruct((*leading, *leaf.shape[1:]), leaf.dtype) for leaf in self._images)
+      ),
+      spec,
+    )

@@ -42,8 +42,15 @@ Block = Mapping[str, Any]
 _KEYS = ("config", "words", "set", "grid")
 # Fields of `config.data` that decide only which rows are forgotten.
 _FORGET_FIELDS = (
-    "forget", "forget_class", "hard_probability", "forget_fraction", "forget_indices", "scores",
-    "memorization_level", "forget_size", "duplicates",
+  "forget",
+  "forget_class",
+  "hard_probability",
+  "forget_fraction",
+  "forget_indices",
+  "scores",
+  "memorization_level",
+  "forget_size",
+  "duplicates",
 )
 
 
@@ -82,16 +89,17 @@ def load_sweep(path: str) -> list[Block]:
   if not pathlib.Path(name).is_file():
     there = sorted(file.stem for file in pathlib.Path(name).parent.glob("*.py"))
     raise UserError(
-        f"--config={path}: no such sweep; "
-        + (f"in {pathlib.Path(name).parent} there are {', '.join(there)}" if there else
-           "give a file with a get_sweep(), such as configs/sweeps/cifar_constraint.py")
+      f"--config={path}: no such sweep; "
+      + (
+        f"in {pathlib.Path(name).parent} there are {', '.join(there)}"
+        if there
+        else "give a file with a get_sweep(), such as configs/sweeps/cifar_constraint.py"
+      )
     )
   try:
     get_sweep = runpy.run_path(name).get("get_sweep")
     if get_sweep is None:
-      raise UserError(
-          f"--config={path}: has no get_sweep(); one experiment runs by python -m hamu_jax.main"
-      )
+      raise UserError(f"--config={path}: has no get_sweep(); one experiment runs by python -m hamu_jax.main")
     sweep = get_sweep(variant) if variant else get_sweep()
   except UserError:
     raise
@@ -127,13 +135,14 @@ def expand(path: str, overrides: Sequence[str] = (), *, stage_cache: str) -> lis
     name = re.sub(r"[^\w.,=+()-]", "_", ",".join(draft.labels)) or "only"
     if name in names:
       raise UserError(
-          f"--config={path}: two members are called {name!r}; tell them apart by an axis of named choices"
+        f"--config={path}: two members are called {name!r}; tell them apart by an axis of named choices"
       )
     names.add(name)
     arguments = (
-        f"--config={draft.config}",
-        *(f"--config.{field}={_text(value)}" for field, value in draft.fields.items()),
-        *overrides, *cache,
+      f"--config={draft.config}",
+      *(f"--config.{field}={_text(value)}" for field, value in draft.fields.items()),
+      *overrides,
+      *cache,
     )
     config = resolve(arguments)
     try:
@@ -143,8 +152,8 @@ def expand(path: str, overrides: Sequence[str] = (), *, stage_cache: str) -> lis
     same = _fingerprint(config)
     if same in configs:
       raise UserError(
-          f"--config={path}: members {configs[same]!r} and {name!r} are the same experiment; leave one out, "
-          "or sweep a field that has an effect"
+        f"--config={path}: members {configs[same]!r} and {name!r} are the same experiment; leave one out, "
+        "or sweep a field that has an effect"
       )
     configs[same] = name
     members.append(Member(name, arguments, config))
@@ -163,7 +172,7 @@ def resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   path = pathlib.Path(arguments[0].removeprefix("--config=").partition(":")[0])
   if not path.is_file():
     raise UserError(
-        f"{arguments[0]}: no such configuration; paths count from the current directory, {path.cwd()}"
+      f"{arguments[0]}: no such configuration; paths count from the current directory, {path.cwd()}"
     )
   values = flags.FlagValues()
   command = ["launch.sweep", *arguments]
@@ -186,15 +195,15 @@ def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:
   data, sam = config.data.to_dict(), config.sam.to_dict()
   forget = {name: data.pop(name) for name in _FORGET_FIELDS}
   common = {
-      "data": data,
-      "text": config.text.to_dict(),
-      "language": config.language.to_dict(),
-      "model": config.model.to_dict(),
-      "seed": config.seed,
+    "data": data,
+    "text": config.text.to_dict(),
+    "language": config.language.to_dict(),
+    "model": config.model.to_dict(),
+    "seed": config.seed,
   }
   training = common | {
-      "train": config.train.to_dict(),
-      "sam": sam["train_rho"] and [sam[name] for name in ("train_rho", "adaptive", "lamb", "scope")],
+    "train": config.train.to_dict(),
+    "sam": sam["train_rho"] and [sam[name] for name in ("train_rho", "adaptive", "lamb", "scope")],
   }
   from_scratch = methods.METHODS[config.method.name].from_scratch
   stages = {}
@@ -235,8 +244,8 @@ def _check_block(path: str, block: Any) -> None:
     listed = isinstance(choices, Sequence) and not isinstance(choices, str)
     if not choices or not (named or listed):
       raise UserError(
-          f"--config={path}: axis {axis!r} needs a list of values, or fields by the name of each choice, not "
-          f"{choices!r}"
+        f"--config={path}: axis {axis!r} needs a list of values, or fields by the name of each choice, not "
+        f"{choices!r}"
       )
 
 
@@ -257,7 +266,7 @@ def _drafts(block: Block, overridden: Mapping[str, str]) -> Iterator[_Draft]:
       axes.append([(label.format(_text(value)), None, {axis: value}) for value in choices])
     for field in {name for *_, fields in axes[-1] for name in fields} & overridden.keys():
       raise UserError(
-          f"--config.{field}={overridden[field]}: the sweep varies {axis}; choose members with --filter"
+        f"--config.{field}={overridden[field]}: the sweep varies {axis}; choose members with --filter"
       )
   words_count = len(block.get("words", ()))
   for combination in itertools.product(*axes):
@@ -274,8 +283,8 @@ def _drafts(block: Block, overridden: Mapping[str, str]) -> Iterator[_Draft]:
 def _fields_of(arguments: Sequence[str]) -> dict[str, str]:
   """Values by field of `--config.FIELD=VALUE` arguments."""
   return {
-      name.lstrip("-").removeprefix("config."): value
-      for name, _, value in (argument.partition("=") for argument in arguments)
+    name.lstrip("-").removeprefix("config."): value
+    for name, _, value in (argument.partition("=") for argument in arguments)
   }
 
 

@@ -10,28 +10,35 @@ BASELINES = ("gdiff", "kl", "scrub", "gru", "pcgrad")
 
 # Base configurations of HAMU's experiments by the variant of a sweep.
 CIFAR = {
-    "": "configs/cifar_hamu.py",
-    "smoke": "configs/cifar_hamu.py:smoke",
-    "digits": "configs/digits_hamu.py",
+  "": "configs/cifar_hamu.py",
+  "smoke": "configs/cifar_hamu.py:smoke",
+  "digits": "configs/digits_hamu.py",
 }
 LANGUAGE = {
-    "": "configs/tofu_llama2_hamu.py",
-    "gpu": "configs/tofu_llama2_hamu.py:gpu",
-    "waterdrum": "configs/waterdrum_llama2_hamu.py",
-    "waterdrum_gpu": "configs/waterdrum_llama2_hamu.py:gpu",
-    "smollm2": "configs/tofu_smollm2_hamu.py",
-    "smoke": "configs/tofu_smollm2_hamu.py:smoke",
+  "": "configs/tofu_llama2_hamu.py",
+  "gpu": "configs/tofu_llama2_hamu.py:gpu",
+  "waterdrum": "configs/waterdrum_llama2_hamu.py",
+  "waterdrum_gpu": "configs/waterdrum_llama2_hamu.py:gpu",
+  "smollm2": "configs/tofu_smollm2_hamu.py",
+  "smoke": "configs/tofu_smollm2_hamu.py:smoke",
 }
 
 OPTIMIZERS = {
-    "sgd": {"method.optimizer.name": "sgd"},
-    "momentum": {"method.optimizer.name": "sgd", "method.optimizer.momentum": 0.9},
-    "adamw": {"method.optimizer.name": "adamw"},
+  "sgd": {"method.optimizer.name": "sgd"},
+  "momentum": {"method.optimizer.name": "sgd", "method.optimizer.momentum": 0.9},
+  "adamw": {"method.optimizer.name": "adamw"},
 }
 
 # The sharpness paper's, as words of its configurations; see `hamu_jax.sharp_config`.
 SHARP_METHODS = (
-    "ft", "ft_l1", "ga", "random_label", "salun", "neggrad", "scrub_distill", "sharp_minmax",
+  "ft",
+  "ft_l1",
+  "ga",
+  "random_label",
+  "salun",
+  "neggrad",
+  "scrub_distill",
+  "sharp_minmax",
 )
 LEVELS = ("high", "mid", "low")
 
@@ -52,12 +59,12 @@ def stopping_criterion(config: str) -> list[dict]:
   """HAMU's methods under each rule that ends a run, the baselines under those that they have."""
   losses = {"never": {}, "losses": {"method.stop_on_loss": True}}
   criteria = {
-      criterion: {"method.stop_on_criterion": True, "method.criterion": criterion}
-      for criterion in ("published", "descent")
+    criterion: {"method.stop_on_criterion": True, "method.criterion": criterion}
+    for criterion in ("published", "descent")
   }
   return [
-      {"config": config, "grid": {"method.name": HAMU, "stop": losses | criteria, "seed": SEEDS}},
-      {"config": config, "grid": {"method.name": BASELINES, "stop": losses, "seed": SEEDS}},
+    {"config": config, "grid": {"method.name": HAMU, "stop": losses | criteria, "seed": SEEDS}},
+    {"config": config, "grid": {"method.name": BASELINES, "stop": losses, "seed": SEEDS}},
   ]
 
 
@@ -71,7 +78,7 @@ def sharp(config: str, variant: str) -> list[dict]:
   config = choose({"": config, "smoke": f"{config}:smoke"}, variant)
   pretraining, grid = ["", "pretrain_sam"], {"seed": SEEDS}
   return [
-      {"config": config, "words": [SHARP_METHODS, LEVELS, ["", "sam"], pretraining], "grid": grid},
-      # Trains from scratch, so that sharpness in unlearning is nothing to it.
-      {"config": config, "words": [["retrain"], LEVELS, pretraining], "grid": grid},
+    {"config": config, "words": [SHARP_METHODS, LEVELS, ["", "sam"], pretraining], "grid": grid},
+    # Trains from scratch, so that sharpness in unlearning is nothing to it.
+    {"config": config, "words": [["retrain"], LEVELS, pretraining], "grid": grid},
   ]

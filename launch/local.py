@@ -64,9 +64,7 @@ def group(members: Sequence[Member], most: int) -> list[tuple[Member, ...]]:
     key = together.group_key(member.config)
     by_key.setdefault(member.name if key is None else key, []).append(member)
   return [
-      tuple(alike[first : first + most])
-      for alike in by_key.values()
-      for first in range(0, len(alike), most)
+    tuple(alike[first : first + most]) for alike in by_key.values() for first in range(0, len(alike), most)
   ]
 
 
@@ -78,7 +76,7 @@ def is_done(member: Member, workdir: pathlib.Path) -> bool:
   """
   # Looks only: as a process that is not the writer.
   rundir.RunDir.open(
-      workdir / member.name, member.config.to_dict(), ignore=config_lib.INCIDENTAL, writer=False
+    workdir / member.name, member.config.to_dict(), ignore=config_lib.INCIDENTAL, writer=False
   )
   # Written last, and in one piece.
   return (workdir / member.name / "summary.json").exists()
@@ -105,8 +103,8 @@ def share_devices(slot: int, jobs: int, devices: Sequence[str]) -> dict[str, str
     return {"CUDA_VISIBLE_DEVICES": ",".join(devices[slot::jobs])}
   sharing = -(-jobs // len(devices))
   return {
-      "CUDA_VISIBLE_DEVICES": devices[slot % len(devices)],
-      "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_MEMORY_FRACTION / sharing:.3f}",
+    "CUDA_VISIBLE_DEVICES": devices[slot % len(devices)],
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_MEMORY_FRACTION / sharing:.3f}",
   }
 
 
@@ -120,9 +118,7 @@ class Runner:
     watch: notices signals.
   """
 
-  def __init__(
-      self, members: Sequence[Member], workdir: pathlib.Path, jobs: int, watch: preemption.Watch
-  ):
+  def __init__(self, members: Sequence[Member], workdir: pathlib.Path, jobs: int, watch: preemption.Watch):
     self._members, self._workdir, self._jobs, self._watch = members, workdir, jobs, watch
     self._devices = find_devices()
     self._stages = {member.name: shared_stages(member.config) for member in members}
@@ -149,8 +145,11 @@ class Runner:
           raise preemption.Preempted
         pending = self._start(pending, jobs)
         if pending and not jobs and not waiting:
-          print(f"waiting for another process that is at work on {pending[0][0].name}, or on a stage that it "
-                "needs", flush=True)
+          print(
+            f"waiting for another process that is at work on {pending[0][0].name}, or on a stage that it "
+            "needs",
+            flush=True,
+          )
         waiting = bool(pending) and not jobs
         time.sleep(_POLL_SECONDS)
         for job in [job for job in jobs if job.process.poll() is not None]:
@@ -216,20 +215,20 @@ class Runner:
           return True
     return False
 
-  def _spawn(
-      self, members: Sequence[Member], slot: int, locks: list[io.FileIO]
-  ) -> subprocess.Popen:
+  def _spawn(self, members: Sequence[Member], slot: int, locks: list[io.FileIO]) -> subprocess.Popen:
     # What a group says is with its first member.
     folder = self._workdir / members[0].name
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / OUTPUT, "ab") as output:
       return subprocess.Popen(
-          command(members, self._workdir),
-          stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-          env=os.environ | share_devices(slot, self._jobs, self._devices),
-          pass_fds=[lock.fileno() for lock in locks],
-          # Ctrl-C reaches it through the runner, once.
-          start_new_session=True,
+        command(members, self._workdir),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=os.environ | share_devices(slot, self._jobs, self._devices),
+        pass_fds=[lock.fileno() for lock in locks],
+        # Ctrl-C reaches it through the runner, once.
+        start_new_session=True,
       )
 
   def _end(self, job: _Job) -> list[Failure]:
@@ -261,8 +260,9 @@ def describe(summary: Mapping) -> str:
   """How a run ended and what its model is worth, in a few words."""
   unlearned = summary["results"]["unlearned"]
   parts = [
-      f"{split} {100 * unlearned[split]['accuracy']:.1f} %" for split in ("retain", "forget", "test")
-      if "accuracy" in unlearned.get(split, {})
+    f"{split} {100 * unlearned[split]['accuracy']:.1f} %"
+    for split in ("retain", "forget", "test")
+    if "accuracy" in unlearned.get(split, {})
   ]
   if "tug_of_war" in unlearned:
     parts.append(f"tug of war {unlearned['tug_of_war']:.3f}")
@@ -284,8 +284,8 @@ def _try_lock(path: pathlib.Path) -> io.FileIO | None:
   except OSError as error:
     file.close()
     raise UserError(
-        f"cannot lock {path}: {error.strerror}; choose a --workdir and config.stage_cache on a file system "
-        "with locks"
+      f"cannot lock {path}: {error.strerror}; choose a --workdir and config.stage_cache on a file system "
+      "with locks"
     ) from error
   return file
 

@@ -43,7 +43,7 @@ def in_order(members: Sequence[Member]) -> list[Member]:
 
 
 def write_script(
-    path: pathlib.Path, members: Sequence[Member], *, name: str, jobs: int, arguments: Sequence[str]
+  path: pathlib.Path, members: Sequence[Member], *, name: str, jobs: int, arguments: Sequence[str]
 ) -> None:
   """Writes the script of the job array.
 
@@ -60,9 +60,13 @@ def write_script(
   command = [sys.executable, "-m", "launch.sweep", *arguments, "--engine=local", "--jobs=1"]
   filters = (shlex.quote(f"^{re.escape(member.name)}$") for member in in_order(members))
   script = _SCRIPT.format(
-      name=shlex.quote(name), last=len(members) - 1, limit=f"%{jobs}" if jobs else "",
-      output=shlex.quote(f"{path.parent.absolute()}/%A_%a.txt"), here=shlex.quote(str(pathlib.Path.cwd())),
-      members="\n".join(f"  {text}" for text in filters), command=shlex.join(command),
+    name=shlex.quote(name),
+    last=len(members) - 1,
+    limit=f"%{jobs}" if jobs else "",
+    output=shlex.quote(f"{path.parent.absolute()}/%A_%a.txt"),
+    here=shlex.quote(str(pathlib.Path.cwd())),
+    members="\n".join(f"  {text}" for text in filters),
+    command=shlex.join(command),
   )
   try:
     path.parent.mkdir(parents=True, exist_ok=True)

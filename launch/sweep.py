@@ -74,8 +74,7 @@ def _choose(members: Sequence[expand.Member], pattern: str) -> list[expand.Membe
     raise UserError(f"--filter={pattern}: not a regular expression ({error})") from error
   if not chosen:
     raise UserError(
-        f"--filter={pattern}: matches none of the {len(members)} members, of which one is "
-        f"{members[0].name}"
+      f"--filter={pattern}: matches none of the {len(members)} members, of which one is {members[0].name}"
     )
   return chosen
 
@@ -88,8 +87,11 @@ def _print_commands(left: Sequence[expand.Member], workdir: pathlib.Path) -> Non
 def _submit(options, overrides: Sequence[str], left: Sequence[expand.Member], workdir) -> None:
   script = workdir / "slurm" / "array.sbatch"
   slurm.write_script(
-      script, left, name=pathlib.Path(options.config.partition(":")[0]).stem, jobs=options.jobs or 0,
-      arguments=[f"--config={options.config}", f"--workdir={workdir}", *overrides],
+    script,
+    left,
+    name=pathlib.Path(options.config.partition(":")[0]).stem,
+    jobs=options.jobs or 0,
+    arguments=[f"--config={options.config}", f"--workdir={workdir}", *overrides],
   )
   print(f"{slurm.submit(script, shlex.split(options.sbatch))}: {len(left)} members, one a task; {script}")
 

@@ -4,12 +4,12 @@ from sam_jax.saliency import SELECTIONS, apply_mask, complement, saliency_mask
 from sam_jax.sharpness import MODES, perturbation, sam, sharpness_aware
 
 __all__ = [
-    "MODES",
-    "SELECTIONS",
-    "apply_mask",
-    "complement",
-    "perturbation",
-    "saliency_mask",
-    "sam",
-    "sharpness_aware",
+  "MODES",
+  "SELECTIONS",
+  "apply_mask",
+  "complement",
+  "perturbation",
+  "saliency_mask",
+  "sam",
+  "sharpness_aware",
 ]

@@ -25,12 +25,12 @@ _ROUNDING = 1e-14
 
 
 def variance_entanglement(
-    retain_features: ArrayLike,
-    forget_features: ArrayLike,
-    *,
-    retain_labels: ArrayLike | None = None,
-    forget_labels: ArrayLike | None = None,
-    normalizer: float | None = None,
+  retain_features: ArrayLike,
+  forget_features: ArrayLike,
+  *,
+  retain_labels: ArrayLike | None = None,
+  forget_labels: ArrayLike | None = None,
+  normalizer: float | None = None,
 ) -> float:
   r"""Spread within the sets over the distance between their means.
 
@@ -67,19 +67,18 @@ def variance_entanglement(
       between += 0.5 * np.square(own_mean_D - mean_D).sum()
     return within / between if between > _ROUNDING**2 else full
 
-  value = _measure(
-      ratio, 1, retain_features, forget_features, retain_labels, forget_labels)
+  value = _measure(ratio, 1, retain_features, forget_features, retain_labels, forget_labels)
   return value if normalizer is None else float(np.clip(value / normalizer, 0, 1))
 
 
 def wasserstein_entanglement(
-    retain_features: ArrayLike,
-    forget_features: ArrayLike,
-    *,
-    retain_labels: ArrayLike | None = None,
-    forget_labels: ArrayLike | None = None,
-    max_samples: int = 1000,
-    seed: int = 0,
+  retain_features: ArrayLike,
+  forget_features: ArrayLike,
+  *,
+  retain_labels: ArrayLike | None = None,
+  forget_labels: ArrayLike | None = None,
+  max_samples: int = 1000,
+  seed: int = 0,
 ) -> float:
   r"""One minus the exact optimal transport cost between the sets.
 
@@ -109,14 +108,13 @@ def wasserstein_entanglement(
     from scipy.spatial.distance import cdist
   except ImportError as error:
     raise ValueError(
-        "the Wasserstein entanglement needs POT, which is not installed; "
-        "pip install 'hamu-jax[analysis]'") from error
+      "the Wasserstein entanglement needs POT, which is not installed; pip install 'hamu-jax[analysis]'"
+    ) from error
 
   def similarity(retain_NxD, forget_NxD):
     rng = np.random.default_rng(seed)
     # Not from the scalar products, as POT would: half the digits of small distances are lost there.
-    cost_RxF = cdist(
-        _at_most(retain_NxD, max_samples, rng), _at_most(forget_NxD, max_samples, rng))
+    cost_RxF = cdist(_at_most(retain_NxD, max_samples, rng), _at_most(forget_NxD, max_samples, rng))
     largest = cost_RxF.max()
     if largest <= _ROUNDING:
       return 1.0
@@ -124,16 +122,21 @@ def wasserstein_entanglement(
     return max(0.0, 1 - ot.emd2([], [], cost_RxF / largest))
 
   return _measure(
-      similarity, 1 if retain_labels is None else 2,
-      retain_features, forget_features, retain_labels, forget_labels)
+    similarity,
+    1 if retain_labels is None else 2,
+    retain_features,
+    forget_features,
+    retain_labels,
+    forget_labels,
+  )
 
 
 def silhouette_entanglement(
-    retain_features: ArrayLike,
-    forget_features: ArrayLike,
-    *,
-    retain_labels: ArrayLike | None = None,
-    forget_labels: ArrayLike | None = None,
+  retain_features: ArrayLike,
+  forget_features: ArrayLike,
+  *,
+  retain_labels: ArrayLike | None = None,
+  forget_labels: ArrayLike | None = None,
 ) -> float:
   r"""The mean silhouette of the two sets as clusters, turned round: :math:`(1 - s) / 2`.
 
@@ -164,12 +167,12 @@ def silhouette_entanglement(
 
 
 def knn_entanglement(
-    retain_features: ArrayLike,
-    forget_features: ArrayLike,
-    *,
-    retain_labels: ArrayLike | None = None,
-    forget_labels: ArrayLike | None = None,
-    k: int = 10,
+  retain_features: ArrayLike,
+  forget_features: ArrayLike,
+  *,
+  retain_labels: ArrayLike | None = None,
+  forget_labels: ArrayLike | None = None,
+  k: int = 10,
 ) -> float:
   """Share of examples whose k nearest neighbours, by majority, are of the other set.
 
@@ -201,9 +204,7 @@ def knn_entanglement(
   return _measure(misplaced, k + 1, retain_features, forget_features, retain_labels, forget_labels)
 
 
-def shared_classes(
-    retain_labels: ArrayLike, forget_labels: ArrayLike, least: int = 1
-) -> list[int]:
+def shared_classes(retain_labels: ArrayLike, forget_labels: ArrayLike, least: int = 1) -> list[int]:
   """The classes that have at least `least` examples in each set, ascending.
 
   Args:
@@ -213,28 +214,30 @@ def shared_classes(
       and silhouette, k + 1 for the k nearest neighbours.
   """
   frequent = [
-      classes[counts >= least]
-      for classes, counts in (
-          np.unique(labels, return_counts=True) for labels in (retain_labels, forget_labels))
+    classes[counts >= least]
+    for classes, counts in (
+      np.unique(labels, return_counts=True) for labels in (retain_labels, forget_labels)
+    )
   ]
   return np.intersect1d(*frequent).tolist()
 
 
 def _measure(
-    score: Callable[[np.ndarray, np.ndarray], float],
-    least: int,
-    retain_features: ArrayLike,
-    forget_features: ArrayLike,
-    retain_labels: ArrayLike | None,
-    forget_labels: ArrayLike | None,
+  score: Callable[[np.ndarray, np.ndarray], float],
+  least: int,
+  retain_features: ArrayLike,
+  forget_features: ArrayLike,
+  retain_labels: ArrayLike | None,
+  forget_labels: ArrayLike | None,
 ) -> float:
   """`score` of the two sets or, given labels, its mean over the classes with `least` a side."""
   retain_NxD = _normalized("retain", retain_features, least)
   forget_NxD = _normalized("forget", forget_features, least)
   if retain_NxD.shape[1] != forget_NxD.shape[1]:
     raise ValueError(
-        f"entanglement: retain features have {retain_NxD.shape[1]} columns and forget features "
-        f"{forget_NxD.shape[1]}; give features of one model")
+      f"entanglement: retain features have {retain_NxD.shape[1]} columns and forget features "
+      f"{forget_NxD.shape[1]}; give features of one model"
+    )
   if retain_labels is None and forget_labels is None:
     return float(score(retain_NxD, forget_NxD))
   retain_labels_N = _checked_labels("retain", retain_labels, retain_NxD)
@@ -242,8 +245,9 @@ def _measure(
   classes = shared_classes(retain_labels_N, forget_labels_N, least)
   if not classes:
     raise ValueError(
-        f"entanglement: no class has {least} example(s) in both sets, so there is no class-wise "
-        "measure; leave out the labels for the global one")
+      f"entanglement: no class has {least} example(s) in both sets, so there is no class-wise "
+      "measure; leave out the labels for the global one"
+    )
   scores, sizes = [], []
   for label in classes:
     retain, forget = retain_NxD[retain_labels_N == label], forget_NxD[forget_labels_N == label]
@@ -257,8 +261,8 @@ def _normalized(name: str, features: ArrayLike, least: int) -> np.ndarray:
   features_NxD = np.asarray(features, np.float64)
   if features_NxD.ndim != 2 or len(features_NxD) < least:
     raise ValueError(
-        f"entanglement: {name} features have shape {features_NxD.shape}; "
-        f"give [N, D] with N at least {least}")
+      f"entanglement: {name} features have shape {features_NxD.shape}; give [N, D] with N at least {least}"
+    )
   if not np.isfinite(features_NxD).all():
     raise ValueError(f"entanglement: {name} features are not finite; has the model diverged?")
   norms_N = np.linalg.norm(features_NxD, axis=1)
@@ -269,8 +273,9 @@ def _checked_labels(name: str, labels: ArrayLike | None, features_NxD: np.ndarra
   shape = None if labels is None else np.shape(labels)
   if shape != features_NxD.shape[:1]:
     raise ValueError(
-        f"entanglement: {name}_labels have shape {shape} for {len(features_NxD)} examples; "
-        "give one label an example for both sets, or for neither")
+      f"entanglement: {name}_labels have shape {shape} for {len(features_NxD)} examples; "
+      "give one label an example for both sets, or for neither"
+    )
   return np.asarray(labels)
 
 

@@ -49,7 +49,7 @@ def directions(params: Tree, key: jax.Array, *, normalization: str = "filter") -
 
 
 def scale_draws(
-    params: Tree, first: Tree, second: Tree, *, normalization: str = "filter"
+  params: Tree, first: Tree, second: Tree, *, normalization: str = "filter"
 ) -> tuple[Tree, Tree]:
   r"""Makes two random draws comparable between models, whose weights may differ in scale.
 
@@ -89,11 +89,11 @@ def scale_draws(
 
 
 def loss_grid(
-    loss_fn: Callable[[Tree], jax.Array],
-    params: Tree,
-    plane: tuple[Tree, Tree],
-    alphas: ArrayLike,
-    betas: ArrayLike,
+  loss_fn: Callable[[Tree], jax.Array],
+  params: Tree,
+  plane: tuple[Tree, Tree],
+  alphas: ArrayLike,
+  betas: ArrayLike,
 ) -> jax.Array:
   r"""Losses :math:`L(w + \alpha_i d_1 + \beta_j d_2)`, all in one scanned program.
 
@@ -116,7 +116,8 @@ def loss_grid(
   def loss(point):
     alpha, beta = point
     moved = jax.tree.map(
-        lambda w, d, e: w + alpha.astype(w.dtype) * d + beta.astype(w.dtype) * e, params, *plane)
+      lambda w, d, e: w + alpha.astype(w.dtype) * d + beta.astype(w.dtype) * e, params, *plane
+    )
     return loss_fn(moved)
 
   points_BxA = jnp.meshgrid(alphas, betas)
@@ -143,8 +144,9 @@ def flatness(losses: ArrayLike) -> Flatness:
   losses_BxA = np.asarray(losses, np.float64)
   if losses_BxA.ndim != 2 or any(size < 3 or size % 2 == 0 for size in losses_BxA.shape):
     raise ValueError(
-        f"flatness: the grid has shape {losses_BxA.shape}; give two odd sizes of at least 3, "
-        "so that the model lies in the middle")
+      f"flatness: the grid has shape {losses_BxA.shape}; give two odd sizes of at least 3, "
+      "so that the model lies in the middle"
+    )
   middle = losses_BxA[losses_BxA.shape[0] // 2, losses_BxA.shape[1] // 2]
   away_BxA = np.abs(losses_BxA - middle)
   variability = losses_BxA.std()
@@ -153,10 +155,10 @@ def flatness(losses: ArrayLike) -> Flatness:
     return float(100 * np.mean(away_BxA <= distance))
 
   return Flatness(
-      variability=float(variability),
-      gradient=float(np.mean(np.hypot(*np.gradient(losses_BxA)))),
-      basin=percent_within(0.5 * variability),
-      profile=tuple(percent_within(share * middle) for share in PROFILE),
+    variability=float(variability),
+    gradient=float(np.mean(np.hypot(*np.gradient(losses_BxA)))),
+    basin=percent_within(0.5 * variability),
+    profile=tuple(percent_within(share * middle) for share in PROFILE),
   )
 
 

@@ -33,8 +33,8 @@ def select(scores: np.ndarray, size: int, level: str) -> np.ndarray:
     raise ValueError(f"memorization level {level!r}: choose from {', '.join(LEVELS)}")
   if scores_N.ndim != 1 or not np.isfinite(scores_N).all():
     raise ValueError(
-        f"memorization scores: needs one finite number a row, but has shape {scores_N.shape} with"
-        f" {np.sum(~np.isfinite(scores_N))} values that are none"
+      f"memorization scores: needs one finite number a row, but has shape {scores_N.shape} with"
+      f" {np.sum(~np.isfinite(scores_N))} values that are none"
     )
   if not 1 <= size <= len(scores_N):
     raise ValueError(f"{size} rows of {len(scores_N)} by memorization: choose 1..{len(scores_N)}")
@@ -75,8 +75,8 @@ def subsample(num_rows: int, num_models: int, fraction: float, seed: int) -> np.
   size = round(fraction * num_rows) if 0 < fraction < 1 else 0
   if not 0 < size < num_rows:
     raise ValueError(
-        f"subsets of {fraction} of {num_rows} rows: choose a fraction in (0, 1) that takes at least"
-        " one row and leaves one"
+      f"subsets of {fraction} of {num_rows} rows: choose a fraction in (0, 1) that takes at least"
+      " one row and leaves one"
     )
   included_KxN = np.zeros((num_models, num_rows), bool)
   for model, included_N in enumerate(included_KxN):
@@ -110,17 +110,17 @@ def memorization_scores(correct: np.ndarray, included: np.ndarray) -> np.ndarray
   correct_KxN, included_KxN = np.asarray(correct), np.asarray(included, bool)
   if correct_KxN.shape != included_KxN.shape or included_KxN.ndim != 2:
     raise ValueError(
-        f"memorization scores need two arrays of [models, rows], not of {correct_KxN.shape} and"
-        f" {included_KxN.shape}"
+      f"memorization scores need two arrays of [models, rows], not of {correct_KxN.shape} and"
+      f" {included_KxN.shape}"
     )
   ins_N = included_KxN.sum(0)
   outs_N = len(included_KxN) - ins_N
   never_in, never_out = np.sum(ins_N == 0), np.sum(outs_N == 0)
   if never_in or never_out:
     raise ValueError(
-        f"{never_in} of {len(ins_N)} rows are in no training subset and {never_out} in all of"
-        f" them, so their memorization is undefined: train more than {len(included_KxN)} models,"
-        " or on a fraction nearer to 0.5"
+      f"{never_in} of {len(ins_N)} rows are in no training subset and {never_out} in all of"
+      f" them, so their memorization is undefined: train more than {len(included_KxN)} models,"
+      " or on a fraction nearer to 0.5"
     )
   right_in_N = np.sum(correct_KxN, 0, np.float64, where=included_KxN)
   right_out_N = np.sum(correct_KxN, 0, np.float64, where=~included_KxN)

@@ -40,7 +40,7 @@ def saliency_mask(gradients: Tree, fraction: float, *, select: str = "largest") 
   count = int(vector.size * fraction)
   if not count:
     raise ValueError(
-        f"fraction={fraction!r} marks none of {vector.size} weights; choose at least {1 / vector.size:.3g}"
+      f"fraction={fraction!r} marks none of {vector.size} weights; choose at least {1 / vector.size:.3g}"
     )
   order = jnp.argsort(vector, descending=select == "largest", stable=True)
   marked = jnp.zeros(vector.shape, vector.dtype).at[order[:count]].set(1)

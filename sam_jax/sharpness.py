@@ -51,15 +51,15 @@ def perturbation(params: Tree, gradients: Tree, *, rho, adaptive: bool = False) 
 
 
 def sharpness_aware(
-    grad_fn: Callable[[Tree], Any],
-    *,
-    rho,
-    adaptive: bool = False,
-    lamb=1.0,
-    mode: str = "min",
-    has_aux: bool = False,
-    direction: Callable[[Any], Tree] | None = None,
-    perturbed_grad_fn: Callable[[Tree], Any] | None = None,
+  grad_fn: Callable[[Tree], Any],
+  *,
+  rho,
+  adaptive: bool = False,
+  lamb=1.0,
+  mode: str = "min",
+  has_aux: bool = False,
+  direction: Callable[[Any], Tree] | None = None,
+  perturbed_grad_fn: Callable[[Tree], Any] | None = None,
 ) -> Callable[[Tree], Any]:
   """The sharpness-aware form of a gradient function.
 
@@ -100,7 +100,7 @@ def sharpness_aware(
 
 
 def sam(
-    base: optax.GradientTransformation, *, rho, adaptive: bool = False, lamb=1.0, mode: str = "min"
+  base: optax.GradientTransformation, *, rho, adaptive: bool = False, lamb=1.0, mode: str = "min"
 ) -> optax.GradientTransformationExtraArgs:
   """An optimizer that steps along the sharpness-aware gradient.
 
@@ -133,12 +133,16 @@ def sam(
     if params is None or grad_fn is None:
       missing = "params" if params is None else "grad_fn"
       raise ValueError(
-          f"sam: update needs {missing}; call update(gradients, state, params, grad_fn=...) with a "
-          "function params -> gradients"
+        f"sam: update needs {missing}; call update(gradients, state, params, grad_fn=...) with a "
+        "function params -> gradients"
       )
     sharp = sharpness_aware(
-        lambda point: gradients, rho=rho, adaptive=adaptive, lamb=lamb, mode=mode,
-        perturbed_grad_fn=grad_fn,
+      lambda point: gradients,
+      rho=rho,
+      adaptive=adaptive,
+      lamb=lamb,
+      mode=mode,
+      perturbed_grad_fn=grad_fn,
     )
     return base.update(sharp(params), state, params, **extra_args)
 
@@ -157,9 +161,7 @@ def _mix(clean: Tree, perturbed: Tree, weight) -> Tree:
 
 def _norm(tree: Tree) -> jax.Array:
   """Euclidean norm over the whole tree, in at least float32; its squares neither over- nor underflow."""
-  leaves = [
-      leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(tree)
-  ]
+  leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(tree)]
   peak = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
   scale = jnp.where(peak == 0, 1, peak)
   return scale * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / scale)) for leaf in leaves))

@@ -7,12 +7,14 @@ import sys
 from typing import Any, NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join([
+os.environ["XLA_FLAGS"] = " ".join(
+  [
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=4",
     # The tests spend their time compiling tiny programs, not running them.
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
-]).strip()
+  ]
+).strip()
 # No test may reach a hub: a lookup that would need the network fails at once instead of hanging.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
@@ -91,16 +93,16 @@ def read_llama():
 
 # The whole experiment in seconds: a multilayer perceptron on the digits.
 SMALL = [
-    "hamu_jax.main",
-    "--config=configs/digits_hamu.py",
-    "--config.model.name=mlp",
-    "--config.train.epochs=3",
-    "--config.train.evaluate_epochs=1",
-    "--config.method.epochs=2",
-    "--config.method.batch_size=64",
-    "--config.method.evaluate_epochs=1",
-    "--config.method.on_infeasible=project",
-    "--config.method.optimizer.learning_rate=0.1",
+  "hamu_jax.main",
+  "--config=configs/digits_hamu.py",
+  "--config.model.name=mlp",
+  "--config.train.epochs=3",
+  "--config.train.evaluate_epochs=1",
+  "--config.method.epochs=2",
+  "--config.method.batch_size=64",
+  "--config.method.evaluate_epochs=1",
+  "--config.method.on_infeasible=project",
+  "--config.method.optimizer.learning_rate=0.1",
 ]
 
 
@@ -122,15 +124,15 @@ def launch():
 
   def start(arguments, devices=1, **environment):
     process = subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ
-        # Of a flag that is given twice the last counts.
-        | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
-        | environment,
+      [sys.executable, "-m", *arguments],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      env=os.environ
+      # Of a flag that is given twice the last counts.
+      | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
+      | environment,
     )
     processes.append(process)
     return process

@@ -43,8 +43,8 @@ def test_defaults_are_those_of_the_paper():
 
 
 @pytest.mark.parametrize(
-    ("name", "argument"),
-    [("cifar_hamu.py", ()), ("cifar_hamu.py", ("smoke",)), ("digits_hamu.py", ())],
+  ("name", "argument"),
+  [("cifar_hamu.py", ()), ("cifar_hamu.py", ("smoke",)), ("digits_hamu.py", ())],
 )
 def test_configs_are_valid(name, argument):
   config_lib.validate(load(name)(*argument))
@@ -53,24 +53,24 @@ def test_configs_are_valid(name, argument):
 OF_IMAGES = [name for name, row in methods.METHODS.items() if not row.for_language]
 # Experiments of the sharpness paper, by the model of their full and of their smoke form.
 SHARP = {
-    "cifar100_resnet50.py": ("resnet50", "resnet18"),
-    "cifar100_vit_s.py": ("vit_s", "vit_s"),
-    "cifar10_sharp.py": ("resnet18", "resnet8"),
-    "digits_sharp.py": ("resnet8", "resnet8"),
-    "imagenet_resnet50.py": ("resnet50_imagenet", "resnet18"),
+  "cifar100_resnet50.py": ("resnet50", "resnet18"),
+  "cifar100_vit_s.py": ("vit_s", "vit_s"),
+  "cifar10_sharp.py": ("resnet18", "resnet8"),
+  "digits_sharp.py": ("resnet8", "resnet8"),
+  "imagenet_resnet50.py": ("resnet50_imagenet", "resnet18"),
 }
 
 
 # Of language models, with the words of their variants.
 LANGUAGE = {
-    "tofu_smollm2_hamu.py": ("", "smoke"),
-    "tofu_llama2_hamu.py": ("", "gpu"),
-    "waterdrum_llama2_hamu.py": ("", "forget_01", "exact,gpu", "forget_10,semantic"),
+  "tofu_smollm2_hamu.py": ("", "smoke"),
+  "tofu_llama2_hamu.py": ("", "gpu"),
+  "waterdrum_llama2_hamu.py": ("", "forget_01", "exact,gpu", "forget_10,semantic"),
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "variant"), [(name, variant) for name, variants in LANGUAGE.items() for variant in variants]
+  ("name", "variant"), [(name, variant) for name, variants in LANGUAGE.items() for variant in variants]
 )
 def test_language_configs_are_valid_for_their_methods(name, variant):
   config = load(name)(variant)
@@ -85,9 +85,12 @@ def test_language_configs_are_valid_for_their_methods(name, variant):
 
 
 @pytest.mark.parametrize(
-    ("name", "variant"),
-    [("tofu_llama2_hamu.py", "tpu"), ("waterdrum_llama2_hamu.py", "forget_01,forget_05"),
-     ("tofu_smollm2_hamu.py", "smok")],
+  ("name", "variant"),
+  [
+    ("tofu_llama2_hamu.py", "tpu"),
+    ("waterdrum_llama2_hamu.py", "forget_01,forget_05"),
+    ("tofu_smollm2_hamu.py", "smok"),
+  ],
 )
 def test_unknown_variants_are_refused(name, variant):
   with pytest.raises(ValueError, match=name):
@@ -96,7 +99,10 @@ def test_unknown_variants_are_refused(name, variant):
 
 def test_no_config_is_left_out():
   assert {path.name for path in CONFIGS.glob("*.py")} == {
-      "cifar_hamu.py", "digits_hamu.py", *SHARP, *LANGUAGE
+    "cifar_hamu.py",
+    "digits_hamu.py",
+    *SHARP,
+    *LANGUAGE,
   }
 
 
@@ -108,7 +114,7 @@ def test_sharp_configs_are_valid_in_all_variants(name, smoke, tmp_path, monkeypa
   (tmp_path / "imagenet_index.npz").touch()
   get_config = load(name)
   for method, level, sam, adaptive in itertools.product(
-      OF_IMAGES, memorization.LEVELS, ("", "sam"), ("", "adaptive")
+    OF_IMAGES, memorization.LEVELS, ("", "sam"), ("", "adaptive")
   ):
     words = [method, level, sam, adaptive, "smoke" if smoke else ""]
     config = get_config(",".join(filter(None, words)))
@@ -146,17 +152,17 @@ def test_a_missing_field_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("constraint", 2e-4, "constraint=0.0002.*at most 0.0001"),
-        ("constraint_ratio", 1.01, "at most 1"),
-        ("radius", -1.0, "radius=-1.0"),
-        ("max_norm", 0.0, "max_norm=0.0: must be above 0"),
-        ("share", "eqal", "did you mean 'equal'"),
-        ("epochs", 0.0, "epochs=0.0: must be above 0"),
-        ("batch_size", 0, "batch_size=0"),
-        ("augment", "crop", "augment='crop'"),
-    ],
+  ("field", "value", "message"),
+  [
+    ("constraint", 2e-4, "constraint=0.0002.*at most 0.0001"),
+    ("constraint_ratio", 1.01, "at most 1"),
+    ("radius", -1.0, "radius=-1.0"),
+    ("max_norm", 0.0, "max_norm=0.0: must be above 0"),
+    ("share", "eqal", "did you mean 'equal'"),
+    ("epochs", 0.0, "epochs=0.0: must be above 0"),
+    ("batch_size", 0, "batch_size=0"),
+    ("augment", "crop", "augment='crop'"),
+  ],
 )
 def test_bad_method_values_are_refused(field, value, message):
   config = config_lib.default_config()
@@ -175,38 +181,54 @@ def test_a_constraint_no_global_radius_allows_is_refused():
 LOOSE = {"stop_on_loss": True, "min_forget_loss": 0.0, "max_retain_loss": 9.0}
 # For each field: the method to see it with, other settings it needs, and the value to change it to.
 EFFECTS = {
-    "clip_norm": ("ft", {}, 0.01),
-    "constraint": ("hamu-q", {}, 0.02),
-    "constraint_ratio": ("hamu-q", {}, 0.1),
-    "radius": ("hamu-q", {}, 0.5),
-    "share": ("hamu-q", {}, "equal"),
-    "normalize_share": ("hamu-q", {}, False),
-    "scope": ("hamu-q", {}, "global"),
-    "on_infeasible": ("hamu-q", {"constraint_ratio": 0.9}, "exceed"),
-    "stop_on_criterion": ("hamu-q", {"constraint_ratio": 0.9}, True),
-    "criterion": ("hamu-q", {"stop_on_criterion": True, "constraint_ratio": 0.075}, "descent"),
-    "stop_on_loss": ("gdiff", {"max_retain_loss": 0.001}, True),
-    "max_retain_loss": ("gdiff", LOOSE, 0.001),
-    "min_forget_loss": ("gdiff", LOOSE, 9.0),
-    "max_norm": ("gru", {}, 0.01),
-    "reference_sign": ("pcgrad", {}, True),
-    "alpha": ("scrub", {}, 0.5),
-    "gamma": ("scrub", {}, 0.1),
-    "beta": ("scrub_distill", {}, 0.9),
-    "temperature": ("scrub_distill", {}, 1.0),
-    "retain_weight": ("neggrad", {}, 0.5),
-    "l1_weight": ("ft_l1", {}, 0.1),
-    "l1_free_epochs": ("ft_l1", {"epochs": 2.0, "l1_weight": 0.1}, 2.0),
-    "retain_mode": ("sharp_minmax", {}, "max"),
-    "forget_mode": ("sharp_minmax", {}, "min"),
-    "optimizer": ("gdiff", {}, config_lib.optimizer_config("adamw", 0.1)),
+  "clip_norm": ("ft", {}, 0.01),
+  "constraint": ("hamu-q", {}, 0.02),
+  "constraint_ratio": ("hamu-q", {}, 0.1),
+  "radius": ("hamu-q", {}, 0.5),
+  "share": ("hamu-q", {}, "equal"),
+  "normalize_share": ("hamu-q", {}, False),
+  "scope": ("hamu-q", {}, "global"),
+  "on_infeasible": ("hamu-q", {"constraint_ratio": 0.9}, "exceed"),
+  "stop_on_criterion": ("hamu-q", {"constraint_ratio": 0.9}, True),
+  "criterion": ("hamu-q", {"stop_on_criterion": True, "constraint_ratio": 0.075}, "descent"),
+  "stop_on_loss": ("gdiff", {"max_retain_loss": 0.001}, True),
+  "max_retain_loss": ("gdiff", LOOSE, 0.001),
+  "min_forget_loss": ("gdiff", LOOSE, 9.0),
+  "max_norm": ("gru", {}, 0.01),
+  "reference_sign": ("pcgrad", {}, True),
+  "alpha": ("scrub", {}, 0.5),
+  "gamma": ("scrub", {}, 0.1),
+  "beta": ("scrub_distill", {}, 0.9),
+  "temperature": ("scrub_distill", {}, 1.0),
+  "retain_weight": ("neggrad", {}, 0.5),
+  "l1_weight": ("ft_l1", {}, 0.1),
+  "l1_free_epochs": ("ft_l1", {"epochs": 2.0, "l1_weight": 0.1}, 2.0),
+  "retain_mode": ("sharp_minmax", {}, "max"),
+  "forget_mode": ("sharp_minmax", {}, "min"),
+  "optimizer": ("gdiff", {}, config_lib.optimizer_config("adamw", 0.1)),
 }
 # Read by the data side and by the loop, where their own tests change them.
 ELSEWHERE = {
-    "name", "epochs", "max_steps", "repeats", "batch_size", "augment", "evaluate_epochs", "msteps",
-    "shuffle", "epoch", "batch_norm", "microbatch", "seed",
-    # Of language models, see test_language_terms.
-    "retain_coefficient", "forget_coefficient", "preference_beta", "margin", "layer", "steering",
+  "name",
+  "epochs",
+  "max_steps",
+  "repeats",
+  "batch_size",
+  "augment",
+  "evaluate_epochs",
+  "msteps",
+  "shuffle",
+  "epoch",
+  "batch_norm",
+  "microbatch",
+  "seed",
+  # Of language models, see test_language_terms.
+  "retain_coefficient",
+  "forget_coefficient",
+  "preference_beta",
+  "margin",
+  "layer",
+  "steering",
 }
 
 
@@ -234,9 +256,15 @@ def final_params(options, opposed=False):
 
   masked = methods.METHODS[options.name].needs_mask
   program = step_lib.make_step(
-      methods.METHODS[options.name], options, forward=forward, fetch=fetch, pairing="sequential",
-      train=False, schedule=optax.constant_schedule(1.0),
-      sharpness=step_lib.Sharpness() if masked else None, mask_scope="update" if masked else None,
+    methods.METHODS[options.name],
+    options,
+    forward=forward,
+    fetch=fetch,
+    pairing="sequential",
+    train=False,
+    schedule=optax.constant_schedule(1.0),
+    sharpness=step_lib.Sharpness() if masked else None,
+    mask_scope="update" if masked else None,
   )
   weights = (0.1 if opposed else 1.0) * jnp.asarray(rng.normal(size=(6, classes)))
   params = {"w": weights, "b": jnp.zeros(classes)}

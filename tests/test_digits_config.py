@@ -13,8 +13,15 @@ from hamu_jax.sharp_config import sharp_config
 def imagenet(variant):
   config, _ = sharp_config(variant)
   config.data.update(
-      name="ILSVRC/imagenet-1k", test_split="validation", image_size=224, stream=True, label_key="label",
-      subset="default", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), scores="imagenet_index.npz",
+    name="ILSVRC/imagenet-1k",
+    test_split="validation",
+    image_size=224,
+    stream=True,
+    label_key="label",
+    subset="default",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.2, 0.2, 0.2),
+    scores="imagenet_index.npz",
   )
   config.train.optimizer.warmup_epochs = 5.0
   config.method.augment = "random_resized_crop"

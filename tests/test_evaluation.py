@@ -21,13 +21,13 @@ def problem():
   rng = np.random.default_rng(0)
   sizes = {"retain": 23, "forget": 8, "test": 11}
   splits = {
-      # Every other row of a larger split.
-      name: evaluation.Examples(
-          rng.integers(0, 256, (2 * size, 2, 2, 1)).astype(np.uint8),
-          rng.integers(0, 3, 2 * size).astype(np.int32),
-          np.arange(0, 2 * size, 2),
-      )
-      for name, size in sizes.items()
+    # Every other row of a larger split.
+    name: evaluation.Examples(
+      rng.integers(0, 256, (2 * size, 2, 2, 1)).astype(np.uint8),
+      rng.integers(0, 3, 2 * size).astype(np.int32),
+      np.arange(0, 2 * size, 2),
+    )
+    for name, size in sizes.items()
   }
   return splits, rng.normal(size=(4, 3)).astype(np.float32)
 
@@ -45,10 +45,10 @@ def test_means_and_aucs_are_those_of_all_examples(problem, batch_size, devices):
     log_p = scipy.special.log_softmax(images.reshape(len(labels), -1) / 255 @ weights, axis=1)
     losses[name] = -log_p[np.arange(len(labels)), labels]
     wanted = {
-        "loss": losses[name].mean(),
-        "accuracy": (log_p.argmax(axis=1) == labels).mean(),
-        "entropy": scipy.special.entr(np.exp(log_p)).sum(axis=1).mean(),
-        "count": len(labels),
+      "loss": losses[name].mean(),
+      "accuracy": (log_p.argmax(axis=1) == labels).mean(),
+      "entropy": scipy.special.entr(np.exp(log_p)).sum(axis=1).mean(),
+      "count": len(labels),
     }
     assert summary[name].keys() == wanted.keys()
     for key, value in wanted.items():

@@ -59,9 +59,9 @@ def test_loops_count_as_often_as_they_run():
   assert cost.cycles == 6 * 100 + 7
   assert cost.open_loops == 0
   assert sorted(cost.collectives.values()) == [
-      hlo.Collective("all-gather", 32 * 64 * 2, 6, True),
-      hlo.Collective("all-reduce", 20, 1, False),
-      hlo.Collective("collective-permute", 20, 1, False),
+    hlo.Collective("all-gather", 32 * 64 * 2, 6, True),
+    hlo.Collective("all-reduce", 20, 1, False),
+    hlo.Collective("collective-permute", 20, 1, False),
   ]
   assert cost.moved == 6 * 4096 + 20 + 20
 
@@ -96,25 +96,35 @@ def compiled():
       index, carry = pair
       carry, _ = lax.scan(outer, carry, None, length=3)
       big = lax.cond(
-          lax.axis_index("d") == 0, lambda: lax.psum(carry * jnp.ones(11), "d")[0],
-          lambda: lax.psum(carry, "d"))
+        lax.axis_index("d") == 0, lambda: lax.psum(carry * jnp.ones(11), "d")[0], lambda: lax.psum(carry, "d")
+      )
       return index + 1, big
 
     _, y = lax.while_loop(lambda pair: pair[0] < count, body, (jnp.int32(0), x))
     return lax.ppermute(y, "d", [(0, 1), (1, 0)])
 
-  return jax.jit(jax.shard_map(
-      program, mesh=mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False,
-  )).lower(jnp.float32(1), jnp.int32(2)).compile()
+  return (
+    jax.jit(
+      jax.shard_map(
+        program,
+        mesh=mesh,
+        in_specs=(P(), P()),
+        out_specs=P(),
+        check_vma=False,
+      )
+    )
+    .lower(jnp.float32(1), jnp.int32(2))
+    .compile()
+  )
 
 
 def test_this_machines_compiler(compiled):
   cost = hlo.read(compiled.as_text())
   assert sorted(cost.collectives.values()) == [
-      hlo.Collective("all-gather", 16 * 4, 15, True),
-      # Of the two branches the dearer.
-      hlo.Collective("all-reduce", 11 * 4, 1, True),
-      hlo.Collective("collective-permute", 4, 1, False),
+    hlo.Collective("all-gather", 16 * 4, 15, True),
+    # Of the two branches the dearer.
+    hlo.Collective("all-reduce", 11 * 4, 1, True),
+    hlo.Collective("collective-permute", 4, 1, False),
   ]
   assert cost.open_loops == 1
 
@@ -131,9 +141,20 @@ def test_loops_that_end_on_data_count_as_often_as_they_are_said_to():
 
     return lax.fori_loop(0, count, outer, x)
 
-  text = jax.jit(jax.shard_map(
-      program, mesh=mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False,
-  )).lower(jnp.float32(1), jnp.int32(2)).compile().as_text()
+  text = (
+    jax.jit(
+      jax.shard_map(
+        program,
+        mesh=mesh,
+        in_specs=(P(), P()),
+        out_specs=P(),
+        check_vma=False,
+      )
+    )
+    .lower(jnp.float32(1), jnp.int32(2))
+    .compile()
+    .as_text()
+  )
 
   def times(trips):
     cost = hlo.read(text, trips)

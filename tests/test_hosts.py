@@ -22,7 +22,9 @@ def free_port():
 def test_two_processes_train_and_unlearn_as_one(small, launch, tmp_path):
   # 63 rows a role leave one device of each half with fewer; checkpoints are written by both processes.
   pmap = [
-      "--config.pairing=pmap", "--config.method.batch_size=63", "--config.checkpoint_seconds=0",
+    "--config.pairing=pmap",
+    "--config.method.batch_size=63",
+    "--config.checkpoint_seconds=0",
   ]
   single = launch(small("single", *pmap), devices=4)
   assert single.wait(300) == 0, single.stdout.read()
@@ -30,14 +32,17 @@ def test_two_processes_train_and_unlearn_as_one(small, launch, tmp_path):
   def several():
     address = f"localhost:{free_port()}"
     return [
-        launch(
-            small(
-                "several", *pmap, f"--config.distributed.coordinator={address}",
-                "--config.distributed.num_processes=2", f"--config.distributed.process_id={index}",
-            ),
-            devices=2,
-        )
-        for index in range(2)
+      launch(
+        small(
+          "several",
+          *pmap,
+          f"--config.distributed.coordinator={address}",
+          "--config.distributed.num_processes=2",
+          f"--config.distributed.process_id={index}",
+        ),
+        devices=2,
+      )
+      for index in range(2)
     ]
 
   processes = several()

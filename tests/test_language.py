@@ -33,8 +33,15 @@ from hamu_jax.paired import Paired
 from hamu_jax.train_state import create_state
 
 CONFIG = llama_config.LlamaConfig(
-    vocab_size=43, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=4, max_position_embeddings=64)
+  vocab_size=43,
+  hidden_size=16,
+  intermediate_size=24,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=4,
+  max_position_embeddings=64,
+)
 MODEL = llama.Llama(CONFIG)
 LORA = lora.LoraConfig(rank=2, alpha=3.0)
 BETA = 0.7
@@ -63,7 +70,8 @@ def problem():
   rng = np.random.default_rng(0)
   base = MODEL.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
   base = jax.tree_util.tree_map_with_path(
-      lambda path, leaf: leaf if path[-1].key == "scale" else 8 * leaf, base)
+    lambda path, leaf: leaf if path[-1].key == "scale" else 8 * leaf, base
+  )
 
   def adapter():
     new = lora.unstack(lora.init(jax.random.key(0), LORA, base))
@@ -83,9 +91,9 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = {
-    "a text and its alternative a row": Layout(23, 1),
-    "two rows a piece, in another order, with padding between": Layout(40, 2, reverse=True, gaps=True),
-    "all in one row, more than it needs": Layout(170, 0),
+  "a text and its alternative a row": Layout(23, 1),
+  "two rows a piece, in another order, with padding between": Layout(40, 2, reverse=True, gaps=True),
+  "all in one row, more than it needs": Layout(170, 0),
 }
 BATCH = np.array([6, 11, 8, 7, 10], np.int32)
 
@@ -93,10 +101,8 @@ BATCH = np.array([6, 11, 8, 7, 10], np.int32)
 @functools.cache
 def role_program(terms, dropout, piece):
   """`objectives.role_gradient` of these terms, compiled."""
-  forward = language.make_forward(
-      MODEL, lora.LoraConfig(LORA.rank, LORA.alpha, dropout), hidden_layer=0)
-  return jax.jit(objectives.role_gradient(
-      forward, language.fetch, terms, train=True, microbatch=piece))
+  forward = language.make_forward(MODEL, lora.LoraConfig(LORA.rank, LORA.alpha, dropout), hidden_layer=0)
+  return jax.jit(objectives.role_gradient(forward, language.fetch, terms, train=True, microbatch=piece))
 
 
 def role_sums(problem, layout, coefficients, *, dropout=0.0, key=0):
@@ -112,10 +118,11 @@ def role_sums(problem, layout, coefficients, *, dropout=0.0, key=0):
     places = np.stack([places, np.full_like(places, -1)], axis=1).reshape(-1)[::-1]
   key = jax.random.key(key)
   inputs = objectives.Inputs(
-      {"base": problem.base}, variables_of(problem.original), window, key, key, SETTINGS)
+    {"base": problem.base}, variables_of(problem.original), window, key, key, SETTINGS
+  )
   return role_program(tuple(sorted(coefficients)), dropout, layout.piece)(
-      variables_of(problem.adapter), inputs, jnp.asarray(places),
-      jax.tree.map(jnp.asarray, coefficients))
+    variables_of(problem.adapter), inputs, jnp.asarray(places), jax.tree.map(jnp.asarray, coefficients)
+  )
 
 
 def variables_of(adapter):
@@ -151,11 +158,13 @@ def unpacked(problem, coefficients):
     distance = jnp.mean((states - states0) ** 2, axis=-1)
     divergence = jnp.sum(jnp.exp(log_p0) * (log_p0 - log_p), axis=-1)
     all_terms = {
-        "kl": (jnp.sum(jnp.where(answer, divergence, 0)), answer.sum()),
-        "alternative": (-jnp.sum(other), np.sum(
-            [len(texts.alternatives.ids[row]) - texts.alternatives.answer_start[row] for row in BATCH])),
-        "hidden": (jnp.sum(jnp.where(answer, distance, 0)), answer.sum()),
-        "dpo": (jnp.sum(-2 / BETA * jax.nn.log_sigmoid(BETA * (win - lose))), len(BATCH)),
+      "kl": (jnp.sum(jnp.where(answer, divergence, 0)), answer.sum()),
+      "alternative": (
+        -jnp.sum(other),
+        np.sum([len(texts.alternatives.ids[row]) - texts.alternatives.answer_start[row] for row in BATCH]),
+      ),
+      "hidden": (jnp.sum(jnp.where(answer, distance, 0)), answer.sum()),
+      "dpo": (jnp.sum(-2 / BETA * jax.nn.log_sigmoid(BETA * (win - lose))), len(BATCH)),
     }
     chosen = {name: all_terms[name] for name in coefficients}
     return sum(coefficients[name] * total for name, (total, _) in chosen.items()), chosen
@@ -166,15 +175,19 @@ def unpacked(problem, coefficients):
 
 def assert_close(got, wanted, **tolerances):
   tolerances = {"rtol": 1e-5, "atol": 1e-5} | tolerances
-  for (path, leaf), other in zip(
-      jax.tree.leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
+  for (path, leaf), other in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
     np.testing.assert_allclose(leaf, other, err_msg=jax.tree_util.keystr(path), **tolerances)
 
 
-@pytest.mark.parametrize("coefficients", [
-    {"kl": 0.8, "hidden": -0.4}, {"dpo": 1.3},
+@pytest.mark.parametrize(
+  "coefficients",
+  [
+    {"kl": 0.8, "hidden": -0.4},
+    {"dpo": 1.3},
     pytest.param({"alternative": 1.0}, marks=pytest.mark.slow),
-], ids=lambda coefficients: "-".join(coefficients))
+  ],
+  ids=lambda coefficients: "-".join(coefficients),
+)
 def test_a_role_depends_on_its_texts_alone(problem, coefficients):
   gradient, wanted = unpacked(problem, coefficients)
   scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient))
@@ -189,13 +202,13 @@ def test_a_role_depends_on_its_texts_alone(problem, coefficients):
 
 def test_dropout_depends_on_the_text_and_the_step_alone(problem):
   layout, other_layout, _ = LAYOUTS.values()
-  first, other = (
-      role_sums(problem, each, {"dpo": 1.0}, dropout=0.4) for each in (layout, other_layout))
+  first, other = (role_sums(problem, each, {"dpo": 1.0}, dropout=0.4) for each in (layout, other_layout))
   assert_close(other.gradient, first.gradient, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(other.values["dpo"].total, first.values["dpo"].total, rtol=1e-5)
   for other in (
-      role_sums(problem, layout, {"dpo": 1.0}, dropout=0.4, key=1),
-      role_sums(problem, layout, {"dpo": 1.0})):
+    role_sums(problem, layout, {"dpo": 1.0}, dropout=0.4, key=1),
+    role_sums(problem, layout, {"dpo": 1.0}),
+  ):
     assert abs(other.values["dpo"].total / first.values["dpo"].total - 1) > 1e-3
 
 
@@ -227,17 +240,17 @@ def test_losses_and_gradients_are_pefts(golden, read_llama, shape, row_length, p
   batch = np.array([2, 0, 1], np.int32)
   window = packer.pack(batch, packer.shape([batch], row_length, 1))
   role = objectives.role_gradient(
-      language.make_forward(case.model, case.lora), language.fetch, ("ce",), train=True,
-      microbatch=piece)
+    language.make_forward(case.model, case.lora), language.fetch, ("ce",), train=True, microbatch=piece
+  )
   key = jax.random.key(0)
-  inputs = objectives.Inputs(
-      {"base": case.params}, {},
-      jax.tree.map(jnp.asarray, window), key, key, {})
+  inputs = objectives.Inputs({"base": case.params}, {}, jax.tree.map(jnp.asarray, window), key, key, {})
   sums = jax.jit(role)(
-      {"params": lora.unstack(case.adapter), "batch_stats": {}}, inputs,
-      jnp.arange(len(window.token)), {"ce": jnp.asarray(1.0)})
-  np.testing.assert_allclose(
-      sums.values["ce"].total / sums.count, expected["lora_loss"], rtol=0, atol=2e-4)
+    {"params": lora.unstack(case.adapter), "batch_stats": {}},
+    inputs,
+    jnp.arange(len(window.token)),
+    {"ce": jnp.asarray(1.0)},
+  )
+  np.testing.assert_allclose(sums.values["ce"].total / sums.count, expected["lora_loss"], rtol=0, atol=2e-4)
   gradient = lora.stack(sums.gradient)["layers"]
   names = [name for name in expected if name.startswith("grad/")]
   assert len(names) == 4
@@ -273,10 +286,15 @@ def run_steps(problem, name, kind, devices, *, dropout, count=2):
   if kind == "pmap":
     mesh = pairing.make_mesh(jax.devices()[:devices], method.device_groups)
   program = step_lib.make_step(
-      method, options,
-      forward=language.make_forward(MODEL, lora.LoraConfig(LORA.rank, LORA.alpha, dropout)),
-      fetch=language.fetch, pairing=kind, train=True, schedule=optax.constant_schedule(1.0),
-      microbatch=1)
+    method,
+    options,
+    forward=language.make_forward(MODEL, lora.LoraConfig(LORA.rank, LORA.alpha, dropout)),
+    fetch=language.fetch,
+    pairing=kind,
+    train=True,
+    schedule=optax.constant_schedule(1.0),
+    microbatch=1,
+  )
   settings = step_lib.settings_of(options)
   chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
   variables = variables_of(problem.adapter)
@@ -335,16 +353,16 @@ def authors_config(name):
 
 
 KEYS = {
-    # What changes nothing that is computed, or nothing that is learnt.
-    "rematerialization": ("dpo", {"language": {"rematerialization": "full"}}, set()),
-    "unseen texts": ("dpo", {"text": {"test_split": "test"}}, set()),
-    "refusals that are not read": ("npo", {"text": {"refusals": ("No.",)}}, set()),
-    "refusals": ("dpo", {"text": {"refusals": ("No.",)}}, {"unlearn"}),
-    "the method": ("dpo", {"method": {"preference_beta": 0.2}}, {"unlearn"}),
-    "the forget set": ("dpo", {"text": {"forget_size": 6}}, {"pretrain", "retrain", "unlearn"}),
-    "the adapter": ("dpo", {"language": {"lora": {"rank": 4}}}, {"pretrain", "retrain", "unlearn"}),
-    "the prompt": ("dpo", {"text": {"template": "llama2"}}, {"pretrain", "retrain", "unlearn"}),
-    "the seed": ("dpo", {"seed": 7}, {"pretrain", "retrain", "unlearn"}),
+  # What changes nothing that is computed, or nothing that is learnt.
+  "rematerialization": ("dpo", {"language": {"rematerialization": "full"}}, set()),
+  "unseen texts": ("dpo", {"text": {"test_split": "test"}}, set()),
+  "refusals that are not read": ("npo", {"text": {"refusals": ("No.",)}}, set()),
+  "refusals": ("dpo", {"text": {"refusals": ("No.",)}}, {"unlearn"}),
+  "the method": ("dpo", {"method": {"preference_beta": 0.2}}, {"unlearn"}),
+  "the forget set": ("dpo", {"text": {"forget_size": 6}}, {"pretrain", "retrain", "unlearn"}),
+  "the adapter": ("dpo", {"language": {"lora": {"rank": 4}}}, {"pretrain", "retrain", "unlearn"}),
+  "the prompt": ("dpo", {"text": {"template": "llama2"}}, {"pretrain", "retrain", "unlearn"}),
+  "the seed": ("dpo", {"seed": 7}, {"pretrain", "retrain", "unlearn"}),
 }
 
 
@@ -362,7 +380,8 @@ def test_a_stage_is_run_again_if_and_only_if_it_would_be_another(method, change,
   assert {name for name in before if before[name] != after[name]} - {"mask"} == expected
   # Evaluations go by all texts.
   assert (task.evaluation_inputs == changed.evaluation_inputs) == (
-      not {"test_split", "forget_size"} & set(change.get("text", ())))
+    not {"test_split", "forget_size"} & set(change.get("text", ()))
+  )
 
 
 def test_cut_texts_are_counted():
@@ -387,14 +406,24 @@ def run_stage(tmp_path, name, kind, **mesh):
   stages = stage_plan.make_plan(config, task, task.problem.split(None), devices=len(devices)).stages
   rng = np.random.default_rng(0)
   variables = jax.tree.map(
-      lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 8, leaf.dtype), task.template)
+    lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 8, leaf.dtype), task.template
+  )
   folder = tmp_path / kind
   folder.mkdir()
   with preemption.Watch() as watch:
     runner = loop.Loop(
-        forward=task.forward(kind), fetch=task.fetch, source=task.source(task.problem.rows),
-        evaluate=lambda variables: {}, pairing=kind, devices=devices, progress=silent, watch=watch,
-        checkpoint_seconds=1e9, base=task.base, weights=config.mesh.weights)
+      forward=task.forward(kind),
+      fetch=task.fetch,
+      source=task.source(task.problem.rows),
+      evaluate=lambda variables: {},
+      pairing=kind,
+      devices=devices,
+      progress=silent,
+      watch=watch,
+      checkpoint_seconds=1e9,
+      base=task.base,
+      weights=config.mesh.weights,
+    )
     frozen = step_lib.Frozen(variables)
     member = loop.Member(stages["unlearn"], variables, frozen, rundir.RunDir(folder))
     (outcome,) = runner.run([member], folder / "checkpoints")
@@ -408,7 +437,8 @@ def test_devices_that_share_weights_compute_the_same(tmp_path, name):
   _, before, wanted, rows = run_stage(tmp_path, name, "sequential")
   task, _, got, other = run_stage(tmp_path, name, "pmap", weights=2)
   moved = jax.tree.map(
-      lambda a, b: float(jnp.max(jnp.abs(a - b))), wanted.variables["params"], before["params"])
+    lambda a, b: float(jnp.max(jnp.abs(a - b))), wanted.variables["params"], before["params"]
+  )
   assert max(jax.tree.leaves(moved)) > 1e-4
   assert got.steps == wanted.steps == len(rows) == 2
   assert_close(jax.device_get(got.variables), jax.device_get(wanted.variables), rtol=1e-3)

@@ -18,8 +18,16 @@ from hamu_jax.metrics import tofu
 from hamu_jax.models import llama, llama_config, lora, sharding
 
 _CONFIG = llama_config.LlamaConfig(
-    vocab_size=67, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=8, max_position_embeddings=96, eos_token_ids=(2,))
+  vocab_size=67,
+  hidden_size=24,
+  intermediate_size=40,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=8,
+  max_position_embeddings=96,
+  eos_token_ids=(2,),
+)
 _WRONG = 3
 _SIZES = {"retain": 11, "forget": 6, "test": 7}
 
@@ -37,8 +45,9 @@ def _encoded(rng, prompts, longest):
   """The prompts with random answers of 1 to `longest` tokens and the end."""
   answers = [rng.integers(3, 67, rng.integers(1, longest + 1)) for _ in prompts]
   ids = tuple(
-      np.concatenate([prompt, answer, [2]]).astype(np.int32)
-      for prompt, answer in zip(prompts, answers, strict=True))
+    np.concatenate([prompt, answer, [2]]).astype(np.int32)
+    for prompt, answer in zip(prompts, answers, strict=True)
+  )
   starts = np.array([len(prompt) for prompt in prompts], np.int32)
   return Encoded(ids, starts, 0)
 
@@ -49,12 +58,15 @@ def _questions(rng, size, perturbed=_WRONG, paraphrased=True):
   answers = _encoded(rng, prompts, 25)
   decode = _Tokenizer().decode_batch
   texts = TextSplit(
-      decode(prompts), decode(ids[start:] for ids, start in zip(*answers[:2], strict=True)),
-      None, None, None)
+    decode(prompts), decode(ids[start:] for ids, start in zip(*answers[:2], strict=True)), None, None, None
+  )
   return evaluation.Questions(
-      texts, answers, np.arange(2 * size)[::-2],
-      _encoded(rng, prompts, 9) if paraphrased else None,
-      tuple(_encoded(rng, prompts, 9) for _ in range(perturbed)))
+    texts,
+    answers,
+    np.arange(2 * size)[::-2],
+    _encoded(rng, prompts, 9) if paraphrased else None,
+    tuple(_encoded(rng, prompts, 9) for _ in range(perturbed)),
+  )
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +78,9 @@ def problem():
   params = jax.tree.map(lambda leaf: 4 * leaf if leaf.ndim > 1 else leaf, params)
   spec = lora.LoraConfig(rank=3, alpha=6)
   adapter = jax.tree.map(
-      lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape) / 8,
-      lora.unstack(lora.init(jax.random.key(1), spec, params)))
+    lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape) / 8,
+    lora.unstack(lora.init(jax.random.key(1), spec, params)),
+  )
 
   def apply(variables, *args, **kwargs):
     merged = {"params": variables["base"]}
@@ -80,8 +93,8 @@ def problem():
 
   def logits(ids):
     padded = np.zeros((1, _CONFIG.max_position_embeddings), np.int32)
-    padded[0, :len(ids)] = ids
-    return np.asarray(plain(padded)[0, :len(ids)], np.float64)
+    padded[0, : len(ids)] = ids
+    return np.asarray(plain(padded)[0, : len(ids)], np.float64)
 
   rng = np.random.default_rng(0)
   splits = {name: _questions(rng, size) for name, size in _SIZES.items()}
@@ -106,20 +119,20 @@ def evaluator(problem):
 
 def _brute(logits, ids, start):
   """The numbers of one answer."""
-  log_p = scipy.special.log_softmax(logits(ids)[start - 1:-1], axis=1)
+  log_p = scipy.special.log_softmax(logits(ids)[start - 1 : -1], axis=1)
   tokens = ids[start:]
   picked = log_p[np.arange(len(tokens)), tokens]
   means = np.sum(np.exp(log_p) * log_p, axis=1)
   deviations = np.sqrt(np.sum(np.exp(log_p) * (log_p - means[:, None]) ** 2, axis=1))
   lowest = max(1, len(tokens) // 5)
   return {
-      "loss": -picked.mean(),
-      "probability": np.exp(picked.mean()),
-      "accuracy": np.mean(log_p.argmax(axis=1) == tokens),
-      "entropy": -means.mean(),
-      "tokens": len(tokens),
-      "min_k": np.sort(picked)[:lowest].mean(),
-      "min_k_plus_plus": np.sort((picked - means) / deviations)[:lowest].mean(),
+    "loss": -picked.mean(),
+    "probability": np.exp(picked.mean()),
+    "accuracy": np.mean(log_p.argmax(axis=1) == tokens),
+    "entropy": -means.mean(),
+    "tokens": len(tokens),
+    "min_k": np.sort(picked)[:lowest].mean(),
+    "min_k_plus_plus": np.sort((picked - means) / deviations)[:lowest].mean(),
   }
 
 
@@ -130,8 +143,8 @@ def expected(problem):
   result = {}
   for name, questions in splits.items():
     rows = [
-        _brute(logits, questions.answers.ids[row], questions.answers.answer_start[row])
-        for row in questions.rows
+      _brute(logits, questions.answers.ids[row], questions.answers.answer_start[row])
+      for row in questions.rows
     ]
     values = {key: np.array([row[key] for row in rows]) for key in rows[0]}
     sizes = [len(zlib.compress(questions.texts.answers[row].encode())) for row in questions.rows]
@@ -139,10 +152,12 @@ def expected(problem):
   return result
 
 
-@pytest.mark.parametrize("batch_tokens, devices, predictions", [
-    (1, None, 1024), (200, None, 1024), (512, None, 7), (600, 2, 16)])
+@pytest.mark.parametrize(
+  "batch_tokens, devices, predictions", [(1, None, 1024), (200, None, 1024), (512, None, 7), (600, 2, 16)]
+)
 def test_every_answer_whatever_the_batches(
-    problem, evaluator, expected, monkeypatch, batch_tokens, devices, predictions):
+  problem, evaluator, expected, monkeypatch, batch_tokens, devices, predictions
+):
   large = evaluator.per_example(problem[2])
   monkeypatch.setattr(evaluation, "_PREDICTIONS", predictions)
   found = _evaluator(problem, devices=devices, batch_tokens=batch_tokens).per_example(problem[2])
@@ -165,14 +180,18 @@ def test_means_and_aucs(problem, evaluator, expected):
   for name, value in aucs.items():
     first, second, *kind = name.removesuffix("_auc").split("_")
     low, high = (expected[split]["_".join(kind) or "loss"] for split in (first, second))
-    wanted = roc_auc_score(
-        np.repeat([0, 1], [len(low), len(high)]), np.concatenate([low, high]))
+    wanted = roc_auc_score(np.repeat([0, 1], [len(low), len(high)]), np.concatenate([low, high]))
     np.testing.assert_allclose(value, wanted, rtol=1e-6)
   # A model that knows an answer has lower losses and higher scores on it.
   assert set(aucs) == {
-      "retain_forget_auc", "forget_test_auc", "retain_forget_zlib_auc", "forget_test_zlib_auc",
-      "forget_retain_min_k_auc", "test_forget_min_k_auc",
-      "forget_retain_min_k_plus_plus_auc", "test_forget_min_k_plus_plus_auc",
+    "retain_forget_auc",
+    "forget_test_auc",
+    "retain_forget_zlib_auc",
+    "forget_test_zlib_auc",
+    "forget_retain_min_k_auc",
+    "test_forget_min_k_auc",
+    "forget_retain_min_k_plus_plus_auc",
+    "test_forget_min_k_plus_plus_auc",
   }
 
 
@@ -196,8 +215,7 @@ def test_one_compilation_a_width(problem):
   evaluator = _evaluator(problem, batch_tokens=300)
   for _ in range(2):
     evaluator.summary(problem[2])
-  lengths = [
-      len(split.answers.ids[row]) for split in problem[3].values() for row in split.rows]
+  lengths = [len(split.answers.ids[row]) for split in problem[3].values() for row in split.rows]
   widths = np.unique(np.searchsorted([16, 24, 32, 48], lengths))
   assert evaluator._predict._cache_size() == len(widths)
 
@@ -211,9 +229,12 @@ def test_losses_as_transformers_and_peft_compute_them(golden, read_llama, shape)
   starts = np.argmax(stored["labels"] >= 0, axis=1)
   texts = TextSplit(("",) * 3, ("a",) * 3, None, None, None)
   evaluator = evaluation.Evaluator(
-      lora.with_lora(case.model.apply, case.lora), case.config, {"params": case.params},
-      {"forget": evaluation.Questions(texts, Encoded(ids, starts, 0), np.arange(3))},
-      tokenizer=_Tokenizer())
+    lora.with_lora(case.model.apply, case.lora),
+    case.config,
+    {"params": case.params},
+    {"forget": evaluation.Questions(texts, Encoded(ids, starts, 0), np.arange(3))},
+    tokenizer=_Tokenizer(),
+  )
   for variables, key in (({}, "loss"), ({"lora": case.adapter}, "lora_loss")):
     values = evaluator.per_example(variables)["forget"]
     # Theirs weighs every token the same.
@@ -229,7 +250,7 @@ def _continue(logits, prompt, most):
     if token == 2:
       break
     ids.append(token)
-  return ids[len(prompt):]
+  return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("batch_tokens, devices", [(1, None), (120, None), (8192, 2)])
@@ -238,15 +259,15 @@ def test_generation_is_token_by_token(problem, batch_tokens, devices):
   evaluator = _evaluator(problem, devices=devices, batch_tokens=batch_tokens)
   answers = splits["forget"].answers
   wanted = _Tokenizer().decode_batch(
-      _continue(logits, answers.ids[row][:answers.answer_start[row]], 5)
-      for row in splits["forget"].rows)
+    _continue(logits, answers.ids[row][: answers.answer_start[row]], 5) for row in splits["forget"].rows
+  )
   assert evaluator.generate(variables, "forget") == wanted
 
 
 def test_the_end_of_an_answer_is_not_in_it(problem):
   *_, variables, splits, logits = problem
   answers, row = splits["forget"].answers, splits["forget"].rows[0]
-  first, second, *_ = _continue(logits, answers.ids[row][:answers.answer_start[row]], 5)
+  first, second, *_ = _continue(logits, answers.ids[row][: answers.answer_start[row]], 5)
   assert first != second
   generated = _evaluator(problem, eos_token_ids=(second,)).generate(variables, "forget")
   assert generated[0] == f"w{first}"
@@ -256,17 +277,17 @@ def test_the_end_of_an_answer_is_not_in_it(problem):
 def suite(problem):
   rng = np.random.default_rng(1)
   splits = {name: problem[3][name] for name in ("retain", "forget")} | {
-      "real_authors": _questions(rng, 3, paraphrased=False),
-      "world_facts": _questions(rng, 4, paraphrased=False),
-      "test": _questions(rng, 2, perturbed=0, paraphrased=False),
+    "real_authors": _questions(rng, 3, paraphrased=False),
+    "world_facts": _questions(rng, 4, paraphrased=False),
+    "test": _questions(rng, 2, perturbed=0, paraphrased=False),
   }
   return splits, *_evaluator(problem, splits).suite(problem[2])
 
 
 def _losses(logits, questions, encoded):
-  return np.array([
-      _brute(logits, encoded.ids[row], encoded.answer_start[row])["loss"] for row in questions.rows
-  ])
+  return np.array(
+    [_brute(logits, encoded.ids[row], encoded.answer_start[row])["loss"] for row in questions.rows]
+  )
 
 
 def test_scores_of_the_suite(problem, suite):
@@ -287,8 +308,7 @@ def test_scores_of_the_suite(problem, suite):
     if wrong:
       ratio = np.exp(reworded - np.mean(wrong, axis=0))
       np.testing.assert_allclose(record["truth_ratio"], ratio, rtol=1e-4)
-      scores["truth_ratio"] = (
-          np.minimum(ratio, 1 / ratio) if name == "forget" else np.maximum(0, 1 - ratio))
+      scores["truth_ratio"] = np.minimum(ratio, 1 / ratio) if name == "forget" else np.maximum(0, 1 - ratio)
     assert values[name].keys() == scores.keys()
     for key, score in scores.items():
       np.testing.assert_allclose(record[f"{key}_score"], score, rtol=1e-4, atol=1e-7)
@@ -317,9 +337,9 @@ def test_records_of_the_suite(problem, suite):
 def test_model_utility_needs_all_of_its_inputs(problem):
   rng = np.random.default_rng(2)
   splits = {
-      "retain": _questions(rng, 1, perturbed=0),
-      "real_authors": _questions(rng, 1),
-      "world_facts": _questions(rng, 1),
+    "retain": _questions(rng, 1, perturbed=0),
+    "real_authors": _questions(rng, 1),
+    "world_facts": _questions(rng, 1),
   }
   values, records = _evaluator(problem, splits).suite(problem[2])
   assert "model_utility" not in values
@@ -342,15 +362,20 @@ def _question(ids, start):
   return evaluation.Questions(texts, encoded, np.array([1]))
 
 
-@pytest.mark.parametrize("questions, message", [
+@pytest.mark.parametrize(
+  "questions, message",
+  [
     (_question([3, 4], 2), "split forget, row 1: its answer begins at token 2 of 2; a text needs"),
     (_question([3, 4], 0), "row 1: its answer begins at token 0 of 2"),
     (_question([3, 67], 1), "row 1: token 67 is none of the model's 67"),
     (_question([3] * 97, 1), "row 1: 97 tokens exceed the model's context of 96"),
     (_question([3, 4], 1)._replace(rows=np.array([], int)), "split forget has no questions"),
-    (_question([3, 4], 1)._replace(perturbed=(Encoded((), np.array([]), 0),)),
-     "split forget has 2 answers and 0 other ones"),
-])
+    (
+      _question([3, 4], 1)._replace(perturbed=(Encoded((), np.array([]), 0),)),
+      "split forget has 2 answers and 0 other ones",
+    ),
+  ],
+)
 def test_splits_that_cannot_be_evaluated(problem, questions, message):
   with pytest.raises(UserError, match=message):
     _evaluator(problem, {"forget": questions})

@@ -22,23 +22,37 @@ ROOT = pathlib.Path(__file__).parent.parent
 TARGETS = ("down_proj", "q_proj")
 # The smoke experiment on fewer and shorter texts; with fewer adapted layers it compiles faster.
 SMALL = [
-    "hamu_jax.main",
-    f"--config={ROOT / 'configs' / 'tofu_smollm2_hamu.py'}:smoke",
-    "--config.text.retain_size=8",
-    "--config.text.forget_size=4",
-    "--config.text.test_size=4",
-    "--config.text.template=question_answer",
-    f"--config.language.lora.targets={TARGETS}",
-    "--config.train.epochs=1",
-    "--config.train.batch_size=6",
-    "--config.train.optimizer.learning_rate=0.01",
-    "--config.method.epochs=1",
-    "--config.evaluate.new_tokens=3",
+  "hamu_jax.main",
+  f"--config={ROOT / 'configs' / 'tofu_smollm2_hamu.py'}:smoke",
+  "--config.text.retain_size=8",
+  "--config.text.forget_size=4",
+  "--config.text.test_size=4",
+  "--config.text.template=question_answer",
+  f"--config.language.lora.targets={TARGETS}",
+  "--config.train.epochs=1",
+  "--config.train.batch_size=6",
+  "--config.train.optimizer.learning_rate=0.01",
+  "--config.method.epochs=1",
+  "--config.evaluate.new_tokens=3",
 ]
 BRIEF = ["--config.evaluate.generate=False", "--config.retrain=False"]
 METHODS = (
-    "ft", "ga", "gdiff", "kl", "scrub", "gru", "pcgrad", "hamu-u", "npo", "simnpo", "dpo", "idk", "rmu",
-    "undial", "wga", "npo_kl",
+  "ft",
+  "ga",
+  "gdiff",
+  "kl",
+  "scrub",
+  "gru",
+  "pcgrad",
+  "hamu-u",
+  "npo",
+  "simnpo",
+  "dpo",
+  "idk",
+  "rmu",
+  "undial",
+  "wga",
+  "npo_kl",
 )
 
 
@@ -64,7 +78,10 @@ def small(finished, tmp_path):
 
   def arguments(name="run", *overrides):
     return [
-        *SMALL, f"--workdir={tmp_path / name}", f"--config.stage_cache={finished / 'stages'}", *overrides,
+      *SMALL,
+      f"--workdir={tmp_path / name}",
+      f"--config.stage_cache={finished / 'stages'}",
+      *overrides,
     ]
 
   return arguments
@@ -84,8 +101,13 @@ def test_one_command_runs_every_stage(finished):
       assert values["count"] == count
       assert 0 <= values["accuracy"] <= 1 and 0 < values["probability"] < 1 and values["loss"] > 0
       assert set(result["suite"][split]) == {"rouge", "probability", "truth_ratio"}
-    for key in ("retain_forget_auc", "forget_test_auc", "forget_retain_min_k_auc",
-                "test_forget_min_k_plus_plus_auc", "retain_forget_zlib_auc"):
+    for key in (
+      "retain_forget_auc",
+      "forget_test_auc",
+      "forget_retain_min_k_auc",
+      "test_forget_min_k_plus_plus_auc",
+      "retain_forget_zlib_auc",
+    ):
       assert 0 <= result[key] <= 1
     # What compares a model with the retrained one.
     assert ("forget_quality" in result["suite"]) == ("tug_of_war" in result) == (name != "retrained")
@@ -120,11 +142,12 @@ def test_each_model_is_left_as_an_adapter(finished):
     variables = {"params": lora.unstack(adapter), "batch_stats": {}}
     trained = cache.model(stage, keys[stage], variables)
     for (path, mine), theirs in zip(
-        jax.tree.leaves_with_path(variables), jax.tree.leaves(trained), strict=True):
+      jax.tree.leaves_with_path(variables), jax.tree.leaves(trained), strict=True
+    ):
       np.testing.assert_array_equal(mine, theirs, err_msg=str(path))
   moved = {
-      key: np.abs(value - adapter_of(finished, "original")[key]).max()
-      for key, value in adapter_of(finished).items()
+    key: np.abs(value - adapter_of(finished, "original")[key]).max()
+    for key, value in adapter_of(finished).items()
   }
   assert max(moved.values()) > 0
 
@@ -164,8 +187,8 @@ def test_every_method_runs(finished, small, tmp_path, name):
   assert any(np.any(value != original[key]) for key, value in unlearned.items())
   if name in ("ga", "npo", "npo_kl", "wga"):
     losses = [
-        results["forget"]["loss"] for results in (
-            summary_of(finished)["results"]["original"], summary["results"]["unlearned"])
+      results["forget"]["loss"]
+      for results in (summary_of(finished)["results"]["original"], summary["results"]["unlearned"])
     ]
     assert losses[0] < losses[1]
 
@@ -174,8 +197,11 @@ def test_every_method_runs(finished, small, tmp_path, name):
 def test_devices_that_share_weights(finished, tmp_path):
   """From the texts to the evaluation, on four devices; of the rest of the file on one."""
   arguments = [
-      *SMALL, f"--workdir={tmp_path}", "--config.pairing=pmap", "--config.mesh.weights=2",
-      "--config.language.rematerialization=full",
+    *SMALL,
+    f"--workdir={tmp_path}",
+    "--config.pairing=pmap",
+    "--config.mesh.weights=2",
+    "--config.language.rematerialization=full",
   ]
   assert main.run(arguments) == 0
   summary, wanted = summary_of(tmp_path), summary_of(finished)
@@ -183,8 +209,7 @@ def test_devices_that_share_weights(finished, tmp_path):
   for name, result in wanted["results"].items():
     for split in ("retain", "forget", "test"):
       for value in ("loss", "probability", "entropy"):
-        np.testing.assert_allclose(
-            summary["results"][name][split][value], result[split][value], rtol=1e-3)
+        np.testing.assert_allclose(summary["results"][name][split][value], result[split][value], rtol=1e-3)
   for name in ("original", "unlearned"):
     for key, value in adapter_of(finished, name).items():
       np.testing.assert_allclose(adapter_of(tmp_path, name)[key], value, atol=2e-3)
@@ -216,54 +241,78 @@ def test_it_ends_the_same_if_it_is_killed(finished, small, launch, tmp_path):
 
 
 BAD_INPUT = {
-    "images for a language model": (
-        ["--config.data.source=digits"], r"config.data.source='digits': choose from .*tofu"),
-    "texts for an image model": (
-        ["--config.model.name=resnet20"],
-        r"config.data.source='authors': these are texts; set config.model.name to 'llama'"),
-    "a language model's method for images": (
-        ["--config.model.name=resnet20", "--config.data.source=digits", "--config.method.name=npo"],
-        r"config.method.name='npo': is defined for language models only; choose from ft, ga"),
-    "an image model's method": (
-        ["--config.method.name=salun"], r"config.method.name='salun': is for image models"),
-    "unknown preset": (
-        ["--config.language.preset=huge"], r"config.language.preset='huge': choose from tiny, "),
-    "no such model": (
-        ["--config.language.path=/no/such/folder"], r"/no/such/folder"),
-    "shared weights of one device": (
-        ["--config.mesh.weights=2"], r"config.mesh.weights=2.*set config.pairing to"),
-    "shared weights that are kept whole": (
-        ["--config.mesh.weights=2", "--config.pairing=pmap"],
-        r"config.mesh.weights=2: without rematerialization.*'full' or 'dots'"),
-    "shared weights that do not divide": (
-        ["--config.mesh.weights=3", "--config.pairing=pmap", "--config.language.rematerialization=full"],
-        r"config.mesh.weights=3: 2 devices of a role cannot be split"),
-    "no such layer": (
-        ["--config.method.name=rmu"], r"config.method.layer=7: the model has layers 0..1; choose one"),
-    "an example that is too long": (
-        ["--config.text.max_length=60"],
-        r"\d+ of \d+ examples are longer than config.text.max_length=60 tokens, the longest, row \d+, has"),
-    "rows that are too short": (
-        ["--config.text.row_length=50"], r"config.text.row_length=50: the longest example has \d+ tokens"),
-    "a batch larger than its set": (
-        ["--config.method.batch_size=5"], r"config.method.batch_size=5: the forget set has 4 rows"),
-    "an unknown projection": (
-        ["--config.language.lora.targets=('q','k_proj')"], r"config.language.lora.targets='q'"),
-    "flash attention in 32 bits": (
-        ["--config.language.attention=cudnn"], r"config.language.attention='cudnn': computes in 16 bits"),
-    "a mask": (["--config.mask.fraction=0.1"], r"config.mask.fraction=0.1: is for image models"),
-    "selection by accuracy": (
-        ["--config.train.select=best"], r"config.train.select='best': is for image models"),
-    "no such split": (["--config.text.forget_split=forgot"], r"config.text.forget_split.*forgot"),
-    "more texts than there are": (
-        ["--config.text.forget_size=100000"], r"config.text.forget_size=100000"),
-    "an empty refusal": (
-        ["--config.text.refusals=('No.',' ')", "--config.method.name=dpo"], r"config.text.refusals"),
-    "an unknown template": (["--config.text.template=alpaca"], r"config.text.template='alpaca'"),
-    "no adapter": (["--config.model.weights=/no/such"], r"/no/such"),
-    "another adapter": (["--config.language.lora.rank=4"], r"the adapter has r=8, alpha=16"),
-    "a watermark of nobody's": (
-        ["--config.evaluate.watermark_tokenizer=gpt2"], r"config.evaluate.watermark_tokenizer"),
+  "images for a language model": (
+    ["--config.data.source=digits"],
+    r"config.data.source='digits': choose from .*tofu",
+  ),
+  "texts for an image model": (
+    ["--config.model.name=resnet20"],
+    r"config.data.source='authors': these are texts; set config.model.name to 'llama'",
+  ),
+  "a language model's method for images": (
+    ["--config.model.name=resnet20", "--config.data.source=digits", "--config.method.name=npo"],
+    r"config.method.name='npo': is defined for language models only; choose from ft, ga",
+  ),
+  "an image model's method": (
+    ["--config.method.name=salun"],
+    r"config.method.name='salun': is for image models",
+  ),
+  "unknown preset": (["--config.language.preset=huge"], r"config.language.preset='huge': choose from tiny, "),
+  "no such model": (["--config.language.path=/no/such/folder"], r"/no/such/folder"),
+  "shared weights of one device": (
+    ["--config.mesh.weights=2"],
+    r"config.mesh.weights=2.*set config.pairing to",
+  ),
+  "shared weights that are kept whole": (
+    ["--config.mesh.weights=2", "--config.pairing=pmap"],
+    r"config.mesh.weights=2: without rematerialization.*'full' or 'dots'",
+  ),
+  "shared weights that do not divide": (
+    ["--config.mesh.weights=3", "--config.pairing=pmap", "--config.language.rematerialization=full"],
+    r"config.mesh.weights=3: 2 devices of a role cannot be split",
+  ),
+  "no such layer": (
+    ["--config.method.name=rmu"],
+    r"config.method.layer=7: the model has layers 0..1; choose one",
+  ),
+  "an example that is too long": (
+    ["--config.text.max_length=60"],
+    r"\d+ of \d+ examples are longer than config.text.max_length=60 tokens, the longest, row \d+, has",
+  ),
+  "rows that are too short": (
+    ["--config.text.row_length=50"],
+    r"config.text.row_length=50: the longest example has \d+ tokens",
+  ),
+  "a batch larger than its set": (
+    ["--config.method.batch_size=5"],
+    r"config.method.batch_size=5: the forget set has 4 rows",
+  ),
+  "an unknown projection": (
+    ["--config.language.lora.targets=('q','k_proj')"],
+    r"config.language.lora.targets='q'",
+  ),
+  "flash attention in 32 bits": (
+    ["--config.language.attention=cudnn"],
+    r"config.language.attention='cudnn': computes in 16 bits",
+  ),
+  "a mask": (["--config.mask.fraction=0.1"], r"config.mask.fraction=0.1: is for image models"),
+  "selection by accuracy": (
+    ["--config.train.select=best"],
+    r"config.train.select='best': is for image models",
+  ),
+  "no such split": (["--config.text.forget_split=forgot"], r"config.text.forget_split.*forgot"),
+  "more texts than there are": (["--config.text.forget_size=100000"], r"config.text.forget_size=100000"),
+  "an empty refusal": (
+    ["--config.text.refusals=('No.',' ')", "--config.method.name=dpo"],
+    r"config.text.refusals",
+  ),
+  "an unknown template": (["--config.text.template=alpaca"], r"config.text.template='alpaca'"),
+  "no adapter": (["--config.model.weights=/no/such"], r"/no/such"),
+  "another adapter": (["--config.language.lora.rank=4"], r"the adapter has r=8, alpha=16"),
+  "a watermark of nobody's": (
+    ["--config.evaluate.watermark_tokenizer=gpt2"],
+    r"config.evaluate.watermark_tokenizer",
+  ),
 }
 
 

@@ -23,17 +23,25 @@ SIZES = {"predictions": 14, "slots": 4, "classes": 7, "hidden": 6, "inputs": 5}
 # None of them is what a method takes by itself.
 SETTINGS = {"preference_beta": 0.7, "margin": 0.3, "steering": 1.7}
 DEFAULT_BETA = {"npo": 0.1, "simnpo": 4.5, "dpo": 0.1, "undial": 10.0, "weighted_ce": 1.0}
-OVER = {"npo": "example_mask", "simnpo": "example_mask", "dpo": "example_mask",
-        "alternative": "alternative_mask"}
+OVER = {
+  "npo": "example_mask",
+  "simnpo": "example_mask",
+  "dpo": "example_mask",
+  "alternative": "alternative_mask",
+}
 # What each role of a method descends, of term and coefficient; NAME_kl has "kl" in place of "ce".
 FORGET = {
-    "npo": {"npo": 1.5}, "simnpo": {"simnpo": 1.5}, "dpo": {"dpo": 1.5}, "idk": {"alternative": 1.5},
-    "undial": {"undial": 1.5}, "wga": {"weighted_ce": -1.5},
+  "npo": {"npo": 1.5},
+  "simnpo": {"simnpo": 1.5},
+  "dpo": {"dpo": 1.5},
+  "idk": {"alternative": 1.5},
+  "undial": {"undial": 1.5},
+  "wga": {"weighted_ce": -1.5},
 }
 METHODS = {
-    **{name: ({"ce": 0.6}, forget) for name, forget in FORGET.items()},
-    **{f"{name}_kl": ({"kl": 0.6}, forget) for name, forget in FORGET.items()},
-    "rmu": ({"hidden": 0.6}, {"misdirection": 1.5}),
+  **{name: ({"ce": 0.6}, forget) for name, forget in FORGET.items()},
+  **{f"{name}_kl": ({"kl": 0.6}, forget) for name, forget in FORGET.items()},
+  "rmu": ({"hidden": 0.6}, {"misdirection": 1.5}),
 }
 
 
@@ -42,13 +50,13 @@ def packed_rows(*texts, rng):
   predictions, slots = SIZES["predictions"], SIZES["slots"]
   rows = len(texts)
   batch = {
-      "label": np.zeros((rows, predictions), np.int32),
-      "slot": np.zeros((rows, predictions), np.int32),
-      "mask": np.zeros((rows, predictions), bool),
-      "alternative_mask": np.zeros((rows, predictions), bool),
-      "example_mask": np.zeros((rows, slots), bool),
-      # Also where padded: no value there may count.
-      "x": rng.normal(size=(rows, predictions, SIZES["inputs"])),
+    "label": np.zeros((rows, predictions), np.int32),
+    "slot": np.zeros((rows, predictions), np.int32),
+    "mask": np.zeros((rows, predictions), bool),
+    "alternative_mask": np.zeros((rows, predictions), bool),
+    "example_mask": np.zeros((rows, slots), bool),
+    # Also where padded: no value there may count.
+    "x": rng.normal(size=(rows, predictions, SIZES["inputs"])),
   }
   for row, examples in enumerate(texts):
     place = 0
@@ -66,8 +74,7 @@ def packed_rows(*texts, rng):
 @pytest.fixture
 def batch():
   """Several examples a row with their alternatives, a row of padding, and one without alternatives."""
-  return packed_rows(
-      [(3, 2), (2, 3), (1, 1)], [(1, 4)], [], [(2, 0), (4, 0)], rng=np.random.default_rng(0))
+  return packed_rows([(3, 2), (2, 3), (1, 1)], [(1, 4)], [], [(2, 0), (4, 0)], rng=np.random.default_rng(0))
 
 
 @pytest.fixture
@@ -78,8 +85,8 @@ def outputs(x64, batch):
 
   def one():
     return Outputs(
-        jnp.asarray(2 * rng.normal(size=(*shape, SIZES["classes"]))),
-        jnp.asarray(rng.normal(size=(*shape, SIZES["hidden"]))),
+      jnp.asarray(2 * rng.normal(size=(*shape, SIZES["classes"]))),
+      jnp.asarray(rng.normal(size=(*shape, SIZES["hidden"]))),
     )
 
   return one(), one()
@@ -112,9 +119,7 @@ def closed_form(name, batch, outputs, reference, settings):
   if OVER.get(name) == "example_mask":
     values, slopes = np.zeros(batch["example_mask"].shape), {}
     for row, slot in np.ndindex(values.shape):
-      own, other = (
-          batch[mask][row] & (batch["slot"][row] == slot) for mask in ("mask", "alternative_mask")
-      )
+      own, other = (batch[mask][row] & (batch["slot"][row] == slot) for mask in ("mask", "alternative_mask"))
       lose, win = ((picked - picked0)[row, which].sum() for which in (own, other))
       slope = np.zeros(logits.shape)
       toward = label[row] - p[row]  # The gradient of log p by the logits.
@@ -137,17 +142,25 @@ def closed_form(name, batch, outputs, reference, settings):
   lowered = scipy.special.softmax(logits0 - (beta or 0) * label, axis=-1)
   nothing, still = np.zeros(logits.shape), np.zeros(hidden.shape)
   values, logit_slope, hidden_slope = {
-      "ce": lambda: (-picked, p - label, still),
-      "alternative": lambda: (-picked, p - label, still),
-      "kl": lambda: (scipy.special.rel_entr(p0, p).sum(-1), p - p0, still),
-      "undial": lambda: (-np.sum(lowered * log_p, axis=-1), p - lowered, still),
-      "weighted_ce": lambda: (
-          -np.exp(beta * picked) * picked, np.exp(beta * picked)[..., None] * (p - label), still),
-      "misdirection": lambda: (
-          np.mean((hidden - target) ** 2, axis=-1), nothing, 2 * (hidden - target) / hidden.shape[-1]),
-      "hidden": lambda: (
-          np.mean((hidden - hidden0) ** 2, axis=-1), nothing,
-          2 * (hidden - hidden0) / hidden.shape[-1]),
+    "ce": lambda: (-picked, p - label, still),
+    "alternative": lambda: (-picked, p - label, still),
+    "kl": lambda: (scipy.special.rel_entr(p0, p).sum(-1), p - p0, still),
+    "undial": lambda: (-np.sum(lowered * log_p, axis=-1), p - lowered, still),
+    "weighted_ce": lambda: (
+      -np.exp(beta * picked) * picked,
+      np.exp(beta * picked)[..., None] * (p - label),
+      still,
+    ),
+    "misdirection": lambda: (
+      np.mean((hidden - target) ** 2, axis=-1),
+      nothing,
+      2 * (hidden - target) / hidden.shape[-1],
+    ),
+    "hidden": lambda: (
+      np.mean((hidden - hidden0) ** 2, axis=-1),
+      nothing,
+      2 * (hidden - hidden0) / hidden.shape[-1],
+    ),
   }[name]()
   slopes = {}
   for row, at in itertools.product(range(rows), range(predictions)):
@@ -158,7 +171,16 @@ def closed_form(name, batch, outputs, reference, settings):
 
 
 TERMS = (
-    "ce", "kl", "alternative", "npo", "simnpo", "dpo", "misdirection", "hidden", "undial", "weighted_ce",
+  "ce",
+  "kl",
+  "alternative",
+  "npo",
+  "simnpo",
+  "dpo",
+  "misdirection",
+  "hidden",
+  "undial",
+  "weighted_ce",
 )
 
 
@@ -174,8 +196,7 @@ def test_values_and_gradients(batch, outputs, name, beta):
   term = objectives.TERMS[name]
   assert term.over == OVER.get(name, "mask")
   settings = SETTINGS | {"preference_beta": beta}
-  wanted, slopes = closed_form(
-      name, batch, jax.device_get(current), jax.device_get(reference), settings)
+  wanted, slopes = closed_form(name, batch, jax.device_get(current), jax.device_get(reference), settings)
   # Only what a term says that it needs.
   given = current if term.needs_hidden else current._replace(hidden=None)
   needed = reference if term.needs_reference else None
@@ -235,8 +256,11 @@ def test_no_gradient_goes_through_the_weight_of_wga(batch, outputs):
   """With it, that of p CE vanishes at p = 1 / e; without it, it never does."""
   logits = jnp.log(jnp.asarray([[[1 / np.e, 1 - 1 / np.e]]]))
   one = {name: values[:1, :1] for name, values in batch.items()} | {"label": np.zeros((1, 1), np.int32)}
-  gradient = jax.grad(lambda logits: objectives.weighted_cross_entropy(
-      Outputs(logits), context(one, None, preference_beta=None)).sum())(logits)
+  gradient = jax.grad(
+    lambda logits: objectives.weighted_cross_entropy(
+      Outputs(logits), context(one, None, preference_beta=None)
+    ).sum()
+  )(logits)
   p = 1 / np.e
   np.testing.assert_allclose(gradient, [[[p * (p - 1), p * (1 - p)]]], rtol=1e-12)
 
@@ -246,8 +270,9 @@ def test_undial_lowers_the_true_token_alone(batch, outputs):
   _, reference = outputs
   label = np.eye(SIZES["classes"])[batch["label"]]
   best = Outputs(jnp.asarray(np.asarray(reference.logits) - 3 * label))
-  gradient = jax.grad(lambda logits: objectives.undial(
-      Outputs(logits), context(batch, reference, preference_beta=3.0)).sum())(best.logits)
+  gradient = jax.grad(
+    lambda logits: objectives.undial(Outputs(logits), context(batch, reference, preference_beta=3.0)).sum()
+  )(best.logits)
   np.testing.assert_allclose(gradient, np.zeros(gradient.shape), atol=1e-12)
 
 
@@ -259,16 +284,17 @@ def test_rmu_steers_to_a_vector_of_one_length_and_direction(batch, outputs):
   # Not a step's own: neither its key nor its epoch changes it.
   other = context(batch, None)._replace(epoch_key=jax.random.key(9))
   np.testing.assert_array_equal(
-      objectives.misdirection(current, other), objectives.misdirection(current, context(batch, None)))
+    objectives.misdirection(current, other), objectives.misdirection(current, context(batch, None))
+  )
 
 
 @pytest.mark.parametrize("name", ["misdirection", "hidden"])
 def test_states_in_sixteen_bits_are_compared_in_more(batch, outputs, name):
   # Large beside their distance.
-  half, reference = (
-      each._replace(hidden=(8 + each.hidden).astype(jnp.bfloat16)) for each in outputs)
+  half, reference = (each._replace(hidden=(8 + each.hidden).astype(jnp.bfloat16)) for each in outputs)
   whole, whole_reference = (
-      each._replace(hidden=each.hidden.astype(jnp.float32)) for each in (half, reference))
+    each._replace(hidden=each.hidden.astype(jnp.float32)) for each in (half, reference)
+  )
   term = objectives.TERMS[name].values
   values = term(half, context(batch, reference))
   assert values.dtype == jnp.float32
@@ -300,9 +326,7 @@ def problem(x64):
 
   def variables():
     shapes = {"w": ("inputs", "classes"), "v": ("inputs", "hidden")}
-    params = {
-        name: rng.normal(size=[SIZES[axis] for axis in axes]) / 2 for name, axes in shapes.items()
-    }
+    params = {name: rng.normal(size=[SIZES[axis] for axis in axes]) / 2 for name, axes in shapes.items()}
     return {"params": params, "batch_stats": {}}
 
   return data, variables(), variables()
@@ -324,7 +348,8 @@ def summed(problem, rows, coefficients):
   for name, coefficient in coefficients.items():
     valid = batch[OVER.get(name, "mask")]
     each, slopes = closed_form(
-        name, batch, outputs(variables["params"]), outputs(reference["params"]), SETTINGS)
+      name, batch, outputs(variables["params"]), outputs(reference["params"]), SETTINGS
+    )
     values[name], counts[name] = each[valid].sum(), int(valid.sum())
     for at in zip(*np.nonzero(valid), strict=True):
       for leaf, slope in zip(("w", "v"), slopes[at], strict=True):
@@ -345,8 +370,7 @@ def step_inputs(problem):
 def test_a_role_sums_over_what_its_term_says(problem, name, microbatch):
   _, variables, _ = problem
   role = objectives.role_gradient(linear, fetch, (name,), train=True, microbatch=microbatch)
-  sums = jax.jit(role)(
-      variables, step_inputs(problem), jnp.asarray(ROWS.forget), {name: jnp.asarray(-0.8)})
+  sums = jax.jit(role)(variables, step_inputs(problem), jnp.asarray(ROWS.forget), {name: jnp.asarray(-0.8)})
   gradient, count, values = summed(problem, ROWS.forget, {name: -0.8})
   # Rows 6, 7, 10 and 11 have 3, 1, 3 and 2 examples.
   assert sums.count == count and (OVER.get(name) != "example_mask" or count == 9)
@@ -360,16 +384,18 @@ def test_a_role_sums_over_what_its_term_says(problem, name, microbatch):
   assert sums.values["ce"].count == sums.values["accuracy"].count == predictions
 
 
-@pytest.mark.parametrize("name", [
+@pytest.mark.parametrize(
+  "name",
+  [
     name if name in ("npo", "idk", "dpo_kl", "rmu") else pytest.param(name, marks=pytest.mark.slow)
     for name in METHODS
-])
+  ],
+)
 def test_one_step_of_each_method_whatever_the_pairing(problem, name):
   data, variables, reference = problem
   retain, forget = METHODS[name]
   options = config_lib.default_config().method
-  options.update(
-      name=name, clip_norm=0.0, retain_coefficient=0.6, forget_coefficient=1.5, **SETTINGS)
+  options.update(name=name, clip_norm=0.0, retain_coefficient=0.6, forget_coefficient=1.5, **SETTINGS)
   options.optimizer.learning_rate = 0.3
   method = methods.METHODS[name]
   wanted, losses = {**variables["params"]}, {}
@@ -382,20 +408,27 @@ def test_one_step_of_each_method_whatever_the_pairing(problem, name):
   for kind, devices in (("sequential", 1), ("vmap", 1), ("pmap", 4)):
     mesh = pairing.make_mesh(jax.devices()[:devices], 2) if kind == "pmap" else None
     program = step_lib.make_step(
-        method, options, forward=linear, fetch=fetch, pairing=kind, train=True,
-        schedule=optax.constant_schedule(1.0), microbatch=1)
+      method,
+      options,
+      forward=linear,
+      fetch=fetch,
+      pairing=kind,
+      train=True,
+      schedule=optax.constant_schedule(1.0),
+      microbatch=1,
+    )
     settings = step_lib.settings_of(options)
     chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
     state = create_state(variables, program.optimizers(settings), seed=0)
     state, frozen, window = source.place((state, step_lib.Frozen(reference), data), mesh)
     rows = Paired(*(role[None] for role in ROWS))
-    feed = source.place_feed(
-        pairing.shard_rows(rows, mesh) if mesh else rows, np.zeros(1, np.int32), mesh)
+    feed = source.place_feed(pairing.shard_rows(rows, mesh) if mesh else rows, np.zeros(1, np.int32), mesh)
     state, metrics, done = jax.device_get(chunk(state, frozen, window, feed, jnp.int32(1), settings))
     assert done == 1 and state.stop == 0
     for leaf, value in wanted.items():
       np.testing.assert_allclose(
-          state.params[leaf], value, rtol=1e-9, atol=1e-12, err_msg=f"{kind} {devices}")
+        state.params[leaf], value, rtol=1e-9, atol=1e-12, err_msg=f"{kind} {devices}"
+      )
     for metric, value in losses.items():
       np.testing.assert_allclose(metrics[metric][0], value, rtol=1e-9, err_msg=f"{kind} {metric}")
 

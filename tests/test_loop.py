@@ -44,8 +44,11 @@ class Scripted:
     self.seen.append(np.asarray(variables["params"]["w"]))
     accuracy = self.accuracies[len(self.seen) - 1]
     return {
-        "retain": {"accuracy": accuracy}, "forget": {"accuracy": 0.0}, "test": {"accuracy": 0.0},
-        "retain_forget_auc": 0.5, "forget_test_auc": 0.5,
+      "retain": {"accuracy": accuracy},
+      "forget": {"accuracy": 0.0},
+      "test": {"accuracy": 0.0},
+      "retain_forget_auc": 0.5,
+      "forget_test_auc": 0.5,
     }
 
 
@@ -62,8 +65,10 @@ def silent(stage, total, initial):
 def setup(tmp_path):
   rng = np.random.default_rng(0)
   arrays = source.ImageData(
-      rng.normal(size=(32, 4)).astype(np.float32), rng.integers(0, 3, 32).astype(np.int32),
-      np.zeros(32, bool), np.arange(32),
+    rng.normal(size=(32, 4)).astype(np.float32),
+    rng.integers(0, 3, 32).astype(np.int32),
+    np.zeros(32, bool),
+    np.arange(32),
   )
   options = config_lib.default_config().train
   options.update(batch_size=8, epochs=4, evaluate_epochs=1.0)
@@ -74,13 +79,20 @@ def setup(tmp_path):
     evaluator = Scripted(accuracies)
     with preemption.Watch() as watch:
       runner = loop.Loop(
-          forward=forward, fetch=fetch, source=source.Resident(arrays), evaluate=evaluator.summary,
-          pairing="sequential", devices=(), progress=silent, watch=watch, checkpoint_seconds=1e9,
+        forward=forward,
+        fetch=fetch,
+        source=source.Resident(arrays),
+        evaluate=evaluator.summary,
+        pairing="sequential",
+        devices=(),
+        progress=silent,
+        watch=watch,
+        checkpoint_seconds=1e9,
       )
       plan = data.training_plan(np.arange(32), batch_size=8, seed=0)
       best = evaluation.selection_score if options.select == "best" else None
       stage = loop.Stage(
-          "pretrain", methods.TRAINING, options, plan, 16, 0, train=True, training_mode=True, best=best
+        "pretrain", methods.TRAINING, options, plan, 16, 0, train=True, training_mode=True, best=best
       )
       variables = {"params": {"w": jnp.zeros((4, 3))}, "batch_stats": {}}
       member = loop.Member(stage, variables, step_lib.Frozen(), rundir.RunDir(tmp_path))
@@ -122,13 +134,17 @@ class Together:
     self._folder = folder
     rng = np.random.default_rng(1)
     features = rng.normal(size=(32, 4)).astype(np.float32)
-    self._source = source.Resident(source.ImageData(
-        features, (features @ rng.normal(size=(4, 3))).argmax(1).astype(np.int32),
-        np.arange(32) >= 24, np.arange(32),
-    ))
+    self._source = source.Resident(
+      source.ImageData(
+        features,
+        (features @ rng.normal(size=(4, 3))).argmax(1).astype(np.int32),
+        np.arange(32) >= 24,
+        np.arange(32),
+      )
+    )
     self._evaluate = lambda variables: {
-        "retain": {"accuracy": float(variables["params"]["w"].mean())},
-        "forget": {"loss": float(variables["params"]["w"].std())},
+      "retain": {"accuracy": float(variables["params"]["w"].mean())},
+      "forget": {"loss": float(variables["params"]["w"].std())},
     }
 
   def member(self, number):
@@ -144,7 +160,7 @@ class Together:
     path = self._folder / f"run{number}"
     path.mkdir(parents=True, exist_ok=True)
     return loop.Member(
-        stage, {"params": {"w": start}, "batch_stats": {}}, step_lib.Frozen(), rundir.RunDir(path)
+      stage, {"params": {"w": start}, "batch_stats": {}}, step_lib.Frozen(), rundir.RunDir(path)
     )
 
   def run(self, numbers, interrupt_at=None):
@@ -162,9 +178,15 @@ class Together:
     members = [self.member(number) for number in numbers]
     with preemption.Watch() as watch:
       runner = loop.Loop(
-          forward=forward, fetch=fetch, source=self._source, evaluate=self._evaluate,
-          pairing="sequential", devices=(), progress=progress, watch=watch,
-          checkpoint_seconds=1e9,
+        forward=forward,
+        fetch=fetch,
+        source=self._source,
+        evaluate=self._evaluate,
+        pairing="sequential",
+        devices=(),
+        progress=progress,
+        watch=watch,
+        checkpoint_seconds=1e9,
       )
       name = "-".join(map(str, numbers))
       outcomes = runner.run(members, self._folder / "checkpoints" / name)
@@ -225,8 +247,8 @@ def test_members_of_one_run_directory_log_their_means(tmp_path):
   member = Together(tmp_path).member(0)
   tracks = [loop._Track({}), loop._Track({})]
   metrics = {
-      "retain_loss": np.array([[1.0, 2.0, 9.0], [2.0, 4.0, 9.0]]),
-      "stop": np.array([[0, 0, 0], [0, Stop.NONFINITE, 0]]),
+    "retain_loss": np.array([[1.0, 2.0, 9.0], [2.0, 4.0, 9.0]]),
+    "stop": np.array([[0, 0, 0], [0, Stop.NONFINITE, 0]]),
   }
   loop._log([member, member], tracks, [4, 4], metrics, np.array([3, 2]))
   rows = rundir.read_metrics(member.rundir.path).rows

@@ -12,9 +12,7 @@ from hamu_jax import main, progress
 from hamu_jax import step as step_lib
 
 
-def test_one_command_runs_every_stage_and_a_second_reuses_them(
-  small, tmp_path, capsys, monkeypatch
-):
+def test_one_command_runs_every_stage_and_a_second_reuses_them(small, tmp_path, capsys, monkeypatch):
   programs, dispatched = [], []
   compile_target = step_lib.compile_target
 
@@ -31,9 +29,7 @@ def test_one_command_runs_every_stage_and_a_second_reuses_them(
   monkeypatch.setattr(step_lib, "compile_target", counted)
   chunks = []
   update = progress.Progress.update
-  monkeypatch.setattr(
-    progress.Progress, "update", lambda *args: (chunks.append(args[1]), update(*args))
-  )
+  monkeypatch.setattr(progress.Progress, "update", lambda *args: (chunks.append(args[1]), update(*args)))
   assert main.run(small()) == 0
   output = capsys.readouterr().out
   summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -108,8 +104,12 @@ def test_it_unlearns(small, tmp_path):
 
 
 def test_an_infeasible_run_says_by_how_much(small, tmp_path, capsys):
-  arguments = small("run", "--config.method.on_infeasible=stop", "--config.retrain=False",
-                    "--config.method.constraint_ratio=1.0")
+  arguments = small(
+    "run",
+    "--config.method.on_infeasible=stop",
+    "--config.retrain=False",
+    "--config.method.constraint_ratio=1.0",
+  )
   assert main.run(arguments) == 0
   summary = json.loads((tmp_path / "run" / "summary.json").read_text())
   assert summary["steps"] == 0

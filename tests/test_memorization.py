@@ -37,8 +37,10 @@ MODELS, PARALLEL, BATCH, EPOCHS, STEPS = 8, 3, 8, 4, 12
 GROUPS = [("memorization0", 0), ("memorization3", 0), ("memorization6", 0)]
 RNG = np.random.default_rng(0)
 DATA = source.ImageData(
-    RNG.integers(0, 256, (48, 2, 3, 1)).astype(np.uint8), RNG.integers(0, 3, 48).astype(np.int32),
-    np.zeros(48, bool), np.arange(48, dtype=np.int32),
+  RNG.integers(0, 256, (48, 2, 3, 1)).astype(np.uint8),
+  RNG.integers(0, 3, 48).astype(np.int32),
+  np.zeros(48, bool),
+  np.arange(48, dtype=np.int32),
 )
 
 
@@ -51,8 +53,8 @@ def linear(variables, batch, key, train):
 
 def init(seed):
   return {
-      "params": {"w": jax.random.normal(jax.random.key(seed), (6, 3)), "b": jnp.zeros(3)},
-      "batch_stats": {},
+    "params": {"w": jax.random.normal(jax.random.key(seed), (6, 3)), "b": jnp.zeros(3)},
+    "batch_stats": {},
   }
 
 
@@ -75,9 +77,15 @@ EVALUATOR = Recorder(linear, TRAIN, 16)
 def runner():
   with preemption.Watch() as watch:
     yield loop_lib.Loop(
-        forward=linear, fetch=vision.make_fetch, source=source.Resident(DATA), evaluate=None,
-        pairing="sequential", devices=(), progress=None, watch=watch,
-        checkpoint_seconds=1e9,
+      forward=linear,
+      fetch=vision.make_fetch,
+      source=source.Resident(DATA),
+      evaluate=None,
+      pairing="sequential",
+      devices=(),
+      progress=None,
+      watch=watch,
+      checkpoint_seconds=1e9,
     )
 
 
@@ -94,8 +102,12 @@ class Estimate:
     self.options = config_lib.default_config().memorization
     # Flips are drawn with each model's own key.
     self.options.update(
-        models=MODELS, parallel=PARALLEL, fraction=0.5, batch_size=BATCH, epochs=float(EPOCHS),
-        augment="flip",
+      models=MODELS,
+      parallel=PARALLEL,
+      fraction=0.5,
+      batch_size=BATCH,
+      epochs=float(EPOCHS),
+      augment="flip",
     )
     self.options.optimizer.update(name="sgd", learning_rate=0.3, momentum=0.9, schedule="cosine")
     self.inputs = {"model": "linear"}
@@ -120,16 +132,23 @@ class Estimate:
       yield Bar()
 
     return dataclasses.replace(
-        self._runner, progress=progress,
-        watch=watch or self._runner.watch,
+      self._runner,
+      progress=progress,
+      watch=watch or self._runner.watch,
     )
 
   def run(self, watch=None, evaluator=EVALUATOR):
     evaluator.seen = self.evaluated
     return memorization.estimate(
-        self.options, AVAILABLE, self.inputs, seed=SEED, init=init, loop=self.loop(watch),
-        evaluator=evaluator, cache=stages.StageCache(self.folder / "stages"),
-        rundir=rundir.RunDir(self.folder),
+      self.options,
+      AVAILABLE,
+      self.inputs,
+      seed=SEED,
+      init=init,
+      loop=self.loop(watch),
+      evaluator=evaluator,
+      cache=stages.StageCache(self.folder / "stages"),
+      rundir=rundir.RunDir(self.folder),
     )
 
   def interrupted(self, stage, step):
@@ -164,17 +183,22 @@ def test_models_trained_together_are_those_trained_one_by_one(whole, estimate):
   for k in range(MODELS):
     plan = data.training_plan(AVAILABLE[included[k]], batch_size=BATCH, seed=SEED + k)
     stage = loop_lib.Stage(
-        f"alone{k}", methods.TRAINING, estimate.options, plan, STEPS, SEED + k, train=True,
-        training_mode=True,
+      f"alone{k}",
+      methods.TRAINING,
+      estimate.options,
+      plan,
+      STEPS,
+      SEED + k,
+      train=True,
+      training_mode=True,
     )
-    member = loop_lib.Member(
-        stage, init(SEED + k), step_lib.Frozen(), rundir.RunDir(estimate.folder)
-    )
+    member = loop_lib.Member(stage, init(SEED + k), step_lib.Frozen(), rundir.RunDir(estimate.folder))
     (outcome,) = estimate.loop().run([member], estimate.folder / f"{k}")
     params = outcome.variables["params"]
     jax.tree.map(
-        lambda leaf, alone, k=k: np.testing.assert_allclose(leaf[k], alone, rtol=1e-5, atol=1e-5),
-        together.models, params,
+      lambda leaf, alone, k=k: np.testing.assert_allclose(leaf[k], alone, rtol=1e-5, atol=1e-5),
+      together.models,
+      params,
     )
     logits.append(pixels @ np.asarray(params["w"]) + np.asarray(params["b"]))
   logits = np.array(logits)
@@ -194,8 +218,9 @@ def test_scores_do_not_depend_on_how_many_models_are_trained_at_once(whole, esti
   np.testing.assert_array_equal(estimate.run().scores, result.scores)
   assert len(estimate.trained) == 4
   jax.tree.map(
-      lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5),
-      estimate.models, together.models,
+    lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5),
+    estimate.models,
+    together.models,
   )
 
 
@@ -222,12 +247,17 @@ def test_finished_models_are_reused_and_an_ensemble_can_grow(whole, estimate, un
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("epochs", 5.0), ("batch_size", 9), ("augment", "none"), ("fraction", 0.55), ("clip_norm", 1.0),
-        ("optimizer", config_lib.optimizer_config("sgd", 0.2)), ("model", "another"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
+  ("field", "value"),
+  [
+    ("epochs", 5.0),
+    ("batch_size", 9),
+    ("augment", "none"),
+    ("fraction", 0.55),
+    ("clip_norm", 1.0),
+    ("optimizer", config_lib.optimizer_config("sgd", 0.2)),
+    ("model", "another"),
+  ],
+  ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_model_is_keyed_by_what_it_depends_on(whole, estimate, untrainable, field, value):
   estimate.folder = whole[0].folder
@@ -248,8 +278,9 @@ def test_an_interrupted_estimate_goes_on_where_it_was(whole, estimate):
   # The first group is there, the second goes on from the last step, and nothing is lost or repeated.
   assert estimate.trained == [("memorization3", 2), ("memorization6", 0)]
   jax.tree.map(
-      lambda later, all_: np.testing.assert_array_equal(later, all_[PARALLEL:]),
-      estimate.models, together.models,
+    lambda later, all_: np.testing.assert_array_equal(later, all_[PARALLEL:]),
+    estimate.models,
+    together.models,
   )
   for stage, _ in GROUPS:
     rows = [row for row in rundir.read_metrics(estimate.folder).rows if row["stage"] == stage]
@@ -264,19 +295,20 @@ def test_groups_of_another_size_go_on_with_the_models_that_are_not_finished(whol
   # Models 3 to 7; nothing of the abandoned group is used.
   assert estimate.trained == [("memorization3", 0), ("memorization5", 0), ("memorization7", 0)]
   jax.tree.map(
-      lambda later, all_: np.testing.assert_allclose(later, all_[PARALLEL:], rtol=1e-5, atol=1e-5),
-      estimate.models, together.models,
+    lambda later, all_: np.testing.assert_allclose(later, all_[PARALLEL:], rtol=1e-5, atol=1e-5),
+    estimate.models,
+    together.models,
   )
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("models", 3, r"models=3: \d+ of 42 rows are in no training subset .* train more than 3 models"),
-        ("fraction", 0.01, r"fraction=0.01: subsets of 0.01 of 42 rows: .* takes at least one row"),
-        ("fraction", 0.999, r"fraction=0.999: .* and leaves one$"),
-        ("batch_size", 22, r"batch_size=22: a model sees 21 of 42 rows, so choose 1\.\.21$"),
-    ],
+  ("field", "value", "message"),
+  [
+    ("models", 3, r"models=3: \d+ of 42 rows are in no training subset .* train more than 3 models"),
+    ("fraction", 0.01, r"fraction=0.01: subsets of 0.01 of 42 rows: .* takes at least one row"),
+    ("fraction", 0.999, r"fraction=0.999: .* and leaves one$"),
+    ("batch_size", 22, r"batch_size=22: a model sees 21 of 42 rows, so choose 1\.\.21$"),
+  ],
 )
 def test_what_cannot_give_scores_is_refused_before_anything_is_trained(estimate, field, value, message):
   estimate.options[field] = value
@@ -299,10 +331,12 @@ def test_streamed_windows_hold_the_rows_of_all_models():
   count = 4000
   images = (np.arange(count) % 251).astype(np.uint8).reshape(count, 1, 1, 1)
   rows = np.arange(count, dtype=np.int32)
-  plan, _ = data.join_plans([
+  plan, _ = data.join_plans(
+    [
       data.training_plan(rows[included], batch_size=100, seed=SEED)
       for included in subsample(count, 2, 0.5, SEED)
-  ])
+    ]
+  )
   streamed = source.Streamed(source.ImageData(images, rows, np.zeros(count, bool), rows))
   arrays, feed = streamed.chunk(plan, 0, 10, None)
   wanted = plan.rows(0, 10).retain

@@ -131,13 +131,16 @@ def test_a_base_that_is_not_there(prepare, tmp_path, capsys):
   assert "'no/such-model'" in _refused(capsys, *arguments, "--base=no/such-model")
 
 
-@pytest.mark.parametrize("arguments, part", [
+@pytest.mark.parametrize(
+  "arguments, part",
+  [
     (["--out=merged"], "--adapter"),
     (["--adapter=runs/unlearned"], "--out"),
     (["--adapter=no-such-folder", "--out=merged"], "give the folder of an adapter"),
     (["--adapter=a", "--out=b", "--dtype=int8"], "--dtype='int8': choose from float32"),
     (["--adapter=a", "--out=b", "--rank=8"], "--rank=8"),
-])
+  ],
+)
 def test_command_lines_that_say_too_little(capsys, arguments, part):
   assert part in _refused(capsys, *arguments)
 

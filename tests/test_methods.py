@@ -13,22 +13,22 @@ SETTINGS = step_lib.settings_of(config_lib.default_config().method)
 
 
 @pytest.mark.parametrize(
-    ("name", "retain", "forget"),
-    [
-        ("ft", {"ce": 1.0}, None),
-        ("ga", None, {"ce": -1.0}),
-        ("gdiff", {"ce": 1.0}, {"ce": -1.0}),
-        ("kl", {"kl": 1.0}, {"ce": -1.0}),
-        ("scrub", {"ce": 0.99, "kl": 0.001}, {"kl": -1.0}),
-        ("gru", {"ce": 1.0}, {"ce": 1.0}),
-        ("pcgrad", {"ce": 1.0}, {"ce": 1.0}),
-        ("hamu-q", {"ce": 1.0}, {"ce": 1.0}),
-        ("hamu-u", {"ce": 1.0}, {"ce": 1.0}),
-        ("retrain", {"ce": 1.0}, None),
-        ("random_label", {"random_label": 1.0}, None),
-        ("salun", {"random_label": 1.0}, None),
-        ("neggrad", {"ce": 0.99}, {"ce": -0.01}),
-    ],
+  ("name", "retain", "forget"),
+  [
+    ("ft", {"ce": 1.0}, None),
+    ("ga", None, {"ce": -1.0}),
+    ("gdiff", {"ce": 1.0}, {"ce": -1.0}),
+    ("kl", {"kl": 1.0}, {"ce": -1.0}),
+    ("scrub", {"ce": 0.99, "kl": 0.001}, {"kl": -1.0}),
+    ("gru", {"ce": 1.0}, {"ce": 1.0}),
+    ("pcgrad", {"ce": 1.0}, {"ce": 1.0}),
+    ("hamu-q", {"ce": 1.0}, {"ce": 1.0}),
+    ("hamu-u", {"ce": 1.0}, {"ce": 1.0}),
+    ("retrain", {"ce": 1.0}, None),
+    ("random_label", {"random_label": 1.0}, None),
+    ("salun", {"random_label": 1.0}, None),
+    ("neggrad", {"ce": 0.99}, {"ce": -0.01}),
+  ],
 )
 def test_objectives_of_a_method(name, retain, forget):
   (substep,) = methods.METHODS[name].substeps
@@ -65,9 +65,23 @@ def test_the_table_holds_the_methods_of_both_papers_and_those_of_language_models
   of_language = {"npo", "simnpo", "dpo", "idk", "undial", "wga"}
   of_language |= {f"{name}_kl" for name in of_language} | {"rmu"}
   assert set(methods.METHODS) == {
-      "ft", "ga", "gdiff", "kl", "scrub", "gru", "pcgrad", "hamu-q", "hamu-u",
-      "retrain", "ft_l1", "random_label", "salun", "neggrad", "scrub_distill", "sharp_minmax",
-      *of_language,
+    "ft",
+    "ga",
+    "gdiff",
+    "kl",
+    "scrub",
+    "gru",
+    "pcgrad",
+    "hamu-q",
+    "hamu-u",
+    "retrain",
+    "ft_l1",
+    "random_label",
+    "salun",
+    "neggrad",
+    "scrub_distill",
+    "sharp_minmax",
+    *of_language,
   }
   assert {name for name, row in methods.METHODS.items() if row.for_language} == of_language
 
@@ -80,17 +94,17 @@ def test_terms_of_a_role_are_averaged_over_the_same():
 
 
 @pytest.mark.parametrize(
-    ("name", "roles", "reference"),
-    [
-        ("ft", ("retain",), False),
-        ("ga", ("forget",), False),
-        ("scrub", ("retain", "forget"), True),
-        ("kl", ("retain", "forget"), True),
-        ("hamu-q", ("retain", "forget"), False),
-        ("random_label", ("retain",), False),
-        ("scrub_distill", ("retain", "forget"), True),
-        ("sharp_minmax", ("retain", "forget"), False),
-    ],
+  ("name", "roles", "reference"),
+  [
+    ("ft", ("retain",), False),
+    ("ga", ("forget",), False),
+    ("scrub", ("retain", "forget"), True),
+    ("kl", ("retain", "forget"), True),
+    ("hamu-q", ("retain", "forget"), False),
+    ("random_label", ("retain",), False),
+    ("scrub_distill", ("retain", "forget"), True),
+    ("sharp_minmax", ("retain", "forget"), False),
+  ],
 )
 def test_what_a_method_reads(name, roles, reference):
   method = methods.METHODS[name]

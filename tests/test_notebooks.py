@@ -36,10 +36,17 @@ def _execute(tmp_path, sources, cwd):
   """-> the lines that are printed."""
   (tmp_path / "cells.json").write_text(json.dumps(sources))
   finished = subprocess.run(
-      [sys.executable, "-c", _RUN, str(tmp_path / "cells.json")], cwd=cwd, text=True, capture_output=True,
-      env=os.environ | {
-          "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "TMPDIR": str(tmp_path), "XLA_FLAGS": "",
-      },
+    [sys.executable, "-c", _RUN, str(tmp_path / "cells.json")],
+    cwd=cwd,
+    text=True,
+    capture_output=True,
+    env=os.environ
+    | {
+      "PYTHONPATH": str(ROOT),
+      "MPLBACKEND": "Agg",
+      "TMPDIR": str(tmp_path),
+      "XLA_FLAGS": "",
+    },
   )
   assert finished.returncode == 0, finished.stderr
   return finished.stdout.splitlines()

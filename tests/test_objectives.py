@@ -53,7 +53,7 @@ def test_kl_is_the_relative_entropy_from_the_original(problem):
   p0 = scipy.special.softmax(np.asarray(images @ reference["params"]), axis=1)
   p = scipy.special.softmax(np.asarray(images @ variables["params"]), axis=1)
   got = objectives.kl_to_reference(
-      Outputs(images @ variables["params"]), context({}, images @ reference["params"])
+    Outputs(images @ variables["params"]), context({}, images @ reference["params"])
   )
   np.testing.assert_allclose(got, scipy.special.rel_entr(p0, p).sum(axis=1), rtol=1e-9)
 
@@ -63,8 +63,8 @@ def test_distillation_is_the_relative_entropy_at_a_temperature(problem):
   p0 = scipy.special.softmax(np.asarray(images @ reference["params"]) / 4, axis=1)
   p = scipy.special.softmax(np.asarray(images @ variables["params"]) / 4, axis=1)
   got = objectives.distillation(
-      Outputs(images @ variables["params"]),
-      context({}, images @ reference["params"], temperature=4.0),
+    Outputs(images @ variables["params"]),
+    context({}, images @ reference["params"], temperature=4.0),
   )
   np.testing.assert_allclose(got, 16 * scipy.special.rel_entr(p0, p).sum(axis=1), rtol=1e-9)
 
@@ -108,15 +108,13 @@ def test_gradient_is_that_of_the_sum_over_valid_rows(problem, microbatch, terms)
     log_p = jax.nn.log_softmax(images @ params)
     log_p0 = jax.nn.log_softmax(images @ reference["params"])
     parts = {
-        "ce": -log_p[jnp.arange(10), labels],
-        "kl": jnp.sum(jnp.exp(log_p0) * (log_p0 - log_p), axis=1),
+      "ce": -log_p[jnp.arange(10), labels],
+      "kl": jnp.sum(jnp.exp(log_p0) * (log_p0 - log_p), axis=1),
     }
     return sum(coefficients[name] * parts[name].sum() for name in terms)
 
   role = objectives.role_gradient(linear, fetch, terms, train=False, microbatch=microbatch)
-  sums = role(
-      variables, inputs(data, reference), rows, {name: coefficients[name] for name in terms}
-  )
+  sums = role(variables, inputs(data, reference), rows, {name: coefficients[name] for name in terms})
   np.testing.assert_allclose(sums.gradient, jax.grad(objective)(variables["params"]), rtol=1e-10)
   assert sums.count == 10
   correct = np.argmax(data[0][valid] @ variables["params"], axis=1) == data[1][valid]

@@ -44,8 +44,9 @@ def gathered(window, places):
 def expected(texts, batch):
   # The joined copies of a set can bring an example into a batch twice.
   return sorted(
-      (int(row), texts.examples.ids[row][texts.examples.answer_start[row] :].tolist())
-      for row in batch if row >= 0
+    (int(row), texts.examples.ids[row][texts.examples.answer_start[row] :].tolist())
+    for row in batch
+    if row >= 0
   )
 
 
@@ -119,9 +120,7 @@ def test_as_many_steps_as_fit_a_window(monkeypatch):
 
 def test_padding_by_hand():
   # Texts of 6 tokens, rows of 8: a text a row, in pieces of two rows.
-  texts = packing.TextData(
-      Encoded((np.ones(6, np.int32),) * 5, np.full(5, 3), 0), None, np.zeros(5, bool)
-  )
+  texts = packing.TextData(Encoded((np.ones(6, np.int32),) * 5, np.full(5, 3), 0), None, np.zeros(5, bool))
   plan = data.training_plan(np.arange(5), batch_size=3, seed=0)
   packed_source = packed.Packed(texts, 8, 2)
   # Steps of 3 and 2 examples: 4 and 2 rows are computed.

@@ -21,8 +21,8 @@ from hamu_jax.vision import make_fetch, make_forward
 CLASSES = 4
 # Short batches: 11 and 7 valid rows out of 12, which no number of devices divides.
 ROWS = Paired(
-    retain=np.array([[*range(11), -1], [*range(12, 24)]], np.int32),
-    forget=np.array([[*range(30, 37), *[-1] * 5], [*range(37, 49)]], np.int32),
+  retain=np.array([[*range(11), -1], [*range(12, 24)]], np.int32),
+  forget=np.array([[*range(30, 37), *[-1] * 5], [*range(37, 49)]], np.int32),
 )
 
 
@@ -39,8 +39,10 @@ class Net(nn.Module):
 def problem():
   rng = np.random.default_rng(3)
   data = source.ImageData(
-      rng.integers(0, 256, (50, 8, 8, 1)).astype(np.uint8),
-      rng.integers(0, CLASSES, 50).astype(np.int32), np.arange(50) >= 30, np.arange(50, dtype=np.int32),
+    rng.integers(0, 256, (50, 8, 8, 1)).astype(np.uint8),
+    rng.integers(0, CLASSES, 50).astype(np.int32),
+    np.arange(50) >= 30,
+    np.arange(50, dtype=np.int32),
   )
   model = Net()
   variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 1)), train=False)
@@ -62,16 +64,23 @@ def prepare(problem, name, kind, devices, *, microbatch=0, train=False, augment=
     mesh = pairing.make_mesh(jax.devices()[:devices], method.device_groups)
   axis = pairing.DATA_AXIS if kind == "pmap" else None
   program = step_lib.make_step(
-      method, options, forward=make_forward(model, (0.5,), (0.5,), axis),
-      fetch=make_fetch(augment), pairing=kind, train=train, schedule=optax.constant_schedule(1.0),
-      microbatch=microbatch,
+    method,
+    options,
+    forward=make_forward(model, (0.5,), (0.5,), axis),
+    fetch=make_fetch(augment),
+    pairing=kind,
+    train=train,
+    schedule=optax.constant_schedule(1.0),
+    microbatch=microbatch,
   )
   settings = step_lib.settings_of(options)
   state = create_state(variables, program.optimizers(settings), seed=0)
-  rows = Paired(*(
+  rows = Paired(
+    *(
       role_rows if role in method.roles else None
       for role, role_rows in zip(Paired._fields, ROWS, strict=True)
-  ))
+    )
+  )
   chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
   frozen = step_lib.Frozen(reference)
   state, frozen, data = source.place((state, frozen, data), mesh)
@@ -90,7 +99,7 @@ def run(*args, **kwargs):
 
 def assert_same(got, wanted):
   for (path, leaf), other in zip(
-      jax.tree.leaves_with_path(got.variables), jax.tree.leaves(wanted.variables), strict=True
+    jax.tree.leaves_with_path(got.variables), jax.tree.leaves(wanted.variables), strict=True
   ):
     np.testing.assert_allclose(leaf, other, rtol=2e-4, atol=2e-6, err_msg=jax.tree_util.keystr(path))
 
@@ -125,9 +134,7 @@ def test_batch_statistics_are_synchronised(problem):
   """Training on three devices, one of which gets fewer rows, is training on one."""
   wanted, _ = run(problem, "ft", "sequential", 1, train=True)
   got, _ = run(problem, "ft", "pmap", 3, train=True)
-  changed = jax.tree.map(
-      lambda a, b: np.abs(a - b).max(), wanted.batch_stats, problem[2]["batch_stats"]
-  )
+  changed = jax.tree.map(lambda a, b: np.abs(a - b).max(), wanted.batch_stats, problem[2]["batch_stats"])
   assert min(jax.tree.leaves(changed)) > 1e-6
   assert_same(got, wanted)
 
@@ -143,7 +150,7 @@ def test_augmentation_does_not_depend_on_the_layout(problem):
 
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "f64": 8}
 _COLLECTIVE = re.compile(
-    r"= (.*?) (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(-start)?\("
+  r"= (.*?) (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(-start)?\("
 )
 
 
@@ -173,7 +180,7 @@ def test_device_program_never_calls_the_host(problem):
 
 
 @pytest.mark.parametrize(
-    ("devices", "roles", "shape"), [(4, 2, (2, 2, 1)), (3, 1, (1, 3, 1)), (2, 2, (2, 1, 1))]
+  ("devices", "roles", "shape"), [(4, 2, (2, 2, 1)), (3, 1, (1, 3, 1)), (2, 2, (2, 1, 1))]
 )
 def test_mesh_gives_each_role_an_equal_share(devices, roles, shape):
   assert pairing.make_mesh(jax.devices()[:devices], roles).devices.shape == shape

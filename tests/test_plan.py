@@ -22,8 +22,12 @@ from hamu_jax.models import llama_config
 
 TINY = llama_config.PRESETS["tiny"]
 SMOKE = [
-    "hamu_jax.plan", "--config=configs/tofu_smollm2_hamu.py:smoke", "--topology=v5e:2x2",
-    "--config.pairing=pmap", "--config.mesh.weights=2", "--config.language.rematerialization=full",
+  "hamu_jax.plan",
+  "--config=configs/tofu_smollm2_hamu.py:smoke",
+  "--topology=v5e:2x2",
+  "--config.pairing=pmap",
+  "--config.mesh.weights=2",
+  "--config.language.rematerialization=full",
 ]
 
 
@@ -42,8 +46,7 @@ def test_analyse(target):
   def program(x, y):
     return y + 1, jax.lax.psum(jnp.sum(x), "d")
 
-  jitted = jax.jit(
-      jax.shard_map(program, mesh=mesh, in_specs=(P("d"), P()), out_specs=P()), donate_argnums=1)
+  jitted = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=(P("d"), P()), out_specs=P()), donate_argnums=1)
   found = plan.analyse(jitted.lower(split, kept), target)
   # A quarter of the first argument, the second one, and two scalars and pointers of outputs.
   assert found.arguments == 4096 * 64 * 4 // 4 + 4000
@@ -53,25 +56,29 @@ def test_analyse(target):
 
 
 def test_description(target):
-  cost = hlo.Cost(3 * 10**9, {
+  cost = hlo.Cost(
+    3 * 10**9,
+    {
       "a": hlo.Collective("all-gather", 2**28, 6, True),
       "b": hlo.Collective("all-gather", 2**27, 4, True),
       "c": hlo.Collective("all-reduce", 2**20),
-  }, 0)
+    },
+    0,
+  )
   gib = 2**30
   text = plan.describe(plan.Plan(3 * gib, gib // 4, gib // 2, gib // 4, cost), target)
   assert text.splitlines() == [
-      "4 devices of v5e:2x2, an estimate, from simulated CPU devices",
-      "arguments              3 GiB",
-      "outputs in new places  0.25 GiB",
-      "temporaries            0.5 GiB",
-      "program                0.25 GiB",
-      "memory of a device     4 GiB of 16 GiB, 25%",
-      "fits                   yes",
-      "computing              2 s a step, the compiler's estimate",
-      "exchanging             0.0215 s a step at the links' rate, partly at the same time",
-      "all-gather             10 a step, in loops, 2 GiB",
-      "all-reduce             1 a step, 1 MiB",
+    "4 devices of v5e:2x2, an estimate, from simulated CPU devices",
+    "arguments              3 GiB",
+    "outputs in new places  0.25 GiB",
+    "temporaries            0.5 GiB",
+    "program                0.25 GiB",
+    "memory of a device     4 GiB of 16 GiB, 25%",
+    "fits                   yes",
+    "computing              2 s a step, the compiler's estimate",
+    "exchanging             0.0215 s a step at the links' rate, partly at the same time",
+    "all-gather             10 a step, in loops, 2 GiB",
+    "all-reduce             1 a step, 1 MiB",
   ]
   text = plan.describe(plan.Plan(gib, 0, 0, 0, None), target._replace(devices=target.devices[:1]))
   assert text.startswith("1 device of v5e:2x2")
@@ -83,7 +90,10 @@ def test_description(target):
 
 def test_table():
   assert plan.format_table(("name", "s"), [("a", 1), ("longer", 22.5)]).splitlines() == [
-      "name       s", "a          1", "longer  22.5"]
+    "name       s",
+    "a          1",
+    "longer  22.5",
+  ]
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v9:2x2", "v5e:8", "v5e:2x4 "])
@@ -109,9 +119,10 @@ class _Lowered:
 
 def test_what_does_not_fit(target):
   refused = _Lowered(
-      "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
-      "required for HLO temporaries (20.30G) exceeds available HBM (15.75G). HLO module: jit_step.\n"
-      "See https://openxla.org/xla/errors/error_1000 for more details.")
+    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+    "required for HLO temporaries (20.30G) exceeds available HBM (15.75G). HLO module: jit_step.\n"
+    "See https://openxla.org/xla/errors/error_1000 for more details."
+  )
   with pytest.raises(UserError, match=r"v5e:2x2: .*\(20.30G\) exceeds available HBM \(15.75G\); tak"):
     plan.analyse(refused, target)
   with pytest.raises(jax.errors.JaxRuntimeError, match="another reason"):
@@ -166,7 +177,8 @@ def test_every_kind_of_step_is_traced(language, method, pairing):
     state, *_ = lowered.out_info
     params = lowered.args_info[0][0].params
     assert jax.tree.map(lambda leaf: leaf.shape, state.params) == jax.tree.map(
-        lambda leaf: leaf.shape, params)
+      lambda leaf: leaf.shape, params
+    )
 
 
 def test_plan_of_an_experiment(tmp_path, monkeypatch, capsys):
@@ -194,12 +206,24 @@ def test_plan_of_an_experiment(tmp_path, monkeypatch, capsys):
 
 def test_plan_of_training_on_images(monkeypatch, capsys):
   monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
-  assert plan.run([
-      "hamu_jax.plan", "--config=configs/digits_hamu.py", "--topology=v5e:2x2", "--simulate",
-      "--config.pairing=pmap", "--config.model.name=mlp", "--stage=pretrain",
-      "--config.data.forget=memorization", "--config.data.forget_size=150", "--config.data.scores=absent.npz",
-      "--config.train.batch_size=130",
-  ]) == 0
+  assert (
+    plan.run(
+      [
+        "hamu_jax.plan",
+        "--config=configs/digits_hamu.py",
+        "--topology=v5e:2x2",
+        "--simulate",
+        "--config.pairing=pmap",
+        "--config.model.name=mlp",
+        "--stage=pretrain",
+        "--config.data.forget=memorization",
+        "--config.data.forget_size=150",
+        "--config.data.scores=absent.npz",
+        "--config.train.batch_size=130",
+      ]
+    )
+    == 0
+  )
   out = capsys.readouterr().out
   # A hidden layer of 64, and biases.
   trained = 65 * 64 + 65 * 10
@@ -227,12 +251,16 @@ def test_exit_status_of_what_does_not_fit(answer, monkeypatch, capsys):
   assert "106%" in captured.out or captured.err == "error: too large\n"
 
 
-@pytest.mark.parametrize("replaced, error", [
+@pytest.mark.parametrize(
+  "replaced, error",
+  [
     ({2: "--simulate"}, "--topology is missing"),
     ({2: "--topology=v5e"}, "--topology=v5e: give a generation"),
     ({1: "--config=configs/cifar_hamu.py"}, "config.mesh.weights=2"),
-    ({1: "--config=configs/cifar_hamu.py", 4: "--config.data.name=svhn", 5: "--stage=pretrain"},
-     "config.data.name='svhn': the sizes"),
+    (
+      {1: "--config=configs/cifar_hamu.py", 4: "--config.data.name=svhn", 5: "--stage=pretrain"},
+      "config.data.name='svhn': the sizes",
+    ),
     ({3: "--stage=retrain"}, "--stage='retrain': choose from pretrain, unlearn"),
     ({4: "--config.text.row_length=99"}, "config.text.row_length=99: the longest example has 150 tokens"),
     ({5: "--config.language.rematerialisation=full"}, "the nearest is config.language.rematerialization"),
@@ -245,7 +273,8 @@ def test_exit_status_of_what_does_not_fit(answer, monkeypatch, capsys):
     ({4: "--config.language.path=gpt2"}, "config.language.path='gpt2': no local folder"),
     ({4: "--compare"}, "--compare: there are no estimates of time"),
     ({4: "--config.method.batch_size=0"}, "config.method.batch_size=0"),
-])
+  ],
+)
 def test_bad_input_ends_in_one_line(replaced, error, monkeypatch, capsys):
   monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
   arguments = [replaced.get(index, argument) for index, argument in enumerate(SMOKE)]
@@ -265,8 +294,12 @@ def test_help(capsys):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_plan_for_tpus():
   process = subprocess.run(
-      [sys.executable, "-m", *SMOKE, "--compare"], capture_output=True, text=True,
-      cwd=os.path.dirname(os.path.dirname(__file__)), env=os.environ | {"XLA_FLAGS": ""})
+    [sys.executable, "-m", *SMOKE, "--compare"],
+    capture_output=True,
+    text=True,
+    cwd=os.path.dirname(os.path.dirname(__file__)),
+    env=os.environ | {"XLA_FLAGS": ""},
+  )
   assert process.returncode == 0, process.stderr
   assert "4 devices of v5e:2x2, as compiled by libtpu\n" in process.stdout
   assert re.search(r"^computing +\S+ s a step", process.stdout, re.MULTILINE)

@@ -42,9 +42,7 @@ def test_listed_rows_count_among_all_of_them(tmp_path):
 def test_scores_of_the_original_rows_reach_the_available_ones(tmp_path):
   scores = np.random.default_rng(0).uniform(size=ROWS)
   np.save(tmp_path / "scores.npy", scores)
-  loaded = load(
-      forget="memorization", scores=str(tmp_path / "scores.npy"), forget_size=7, train_size=500
-  )
+  loaded = load(forget="memorization", scores=str(tmp_path / "scores.npy"), forget_size=7, train_size=500)
   own = loaded.read_scores()
   np.testing.assert_array_equal(own, scores[loaded.available_rows])
   forget = loaded.split(own).forget

@@ -26,8 +26,8 @@ def test_off_a_terminal_lines_are_plain_and_rare():
   assert len(lines) == 2
   assert lines[0].startswith("unlearn: 0/100 steps")
   assert re.fullmatch(
-      r"unlearn: 100/100 steps, .* step/s, ETA 00:00, retain_loss 0.2500, forget_loss 1e\+09",
-      lines[1])
+    r"unlearn: 100/100 steps, .* step/s, ETA 00:00, retain_loss 0.2500, forget_loss 1e\+09", lines[1]
+  )
 
 
 def test_off_a_terminal_every_update_may_be_a_line():
@@ -73,14 +73,17 @@ def _model(accuracy, loss, **more):
 
 
 def _summary(**results):
-  return {"method": "hamu-q", "results": results,
-          "seconds": {"pretrain": 123.44, "retrain": 99.0, "unlearn": 1.25}}
+  return {
+    "method": "hamu-q",
+    "results": results,
+    "seconds": {"pretrain": 123.44, "retrain": 99.0, "unlearn": 1.25},
+  }
 
 
 FULL = _summary(
-    original=_model(0.9, 0.5, tug_of_war=0.25),
-    retrained=_model(0.8, 1.5),
-    unlearned=_model(1.0, 123456.789, tug_of_war=1.0),
+  original=_model(0.9, 0.5, tug_of_war=0.25),
+  retrained=_model(0.8, 1.5),
+  unlearned=_model(1.0, 123456.789, tug_of_war=1.0),
 )
 
 
@@ -90,26 +93,36 @@ def _cells(line):
 
 def test_values_and_rows():
   *_, original, retrained, unlearned = results_table(FULL).splitlines()
-  assert _cells(original) == [
-      "original", *3 * ["90.00", "0.5000"], "0.7500", "0.2500", "123.4"]
+  assert _cells(original) == ["original", *3 * ["90.00", "0.5000"], "0.7500", "0.2500", "123.4"]
   assert _cells(retrained)[-3:] == ["0.7500", "-", "99.0"]
   assert _cells(unlearned)[:3] == ["unlearned", "100.00", "1.235e+05"]
 
 
-@pytest.mark.parametrize("summary", (
+@pytest.mark.parametrize(
+  "summary",
+  (
     FULL,
     _summary(original=_model(0.9, 0.5), unlearned=_model(0.1, 2.0)),
     _summary(unlearned={}),
     _summary(unlearned=_model(None, None, tug_of_war=None)),
     _summary(original=_model(1e-9, 1e300), unlearned=_model(1.0, -1e-300)),
     _summary(original=_model(0.9, 0.5, test_retain={"accuracy": 0.5}), retrained=_model(1, 2)),
-    _summary(**{
-        name: _model(1, 2, tug_of_war=0.5, membership={"confidence": 0.5}, test_retain={"accuracy": 1.0},
-                     test_forget={"accuracy": 1.0})
+    _summary(
+      **{
+        name: _model(
+          1,
+          2,
+          tug_of_war=0.5,
+          membership={"confidence": 0.5},
+          test_retain={"accuracy": 1.0},
+          test_forget={"accuracy": 1.0},
+        )
         for name in ("original", "retrained", "unlearned")
-    }),
+      }
+    ),
     {"results": {}},
-))
+  ),
+)
 def test_columns_line_up_within_120(summary):
   lines = results_table(summary).splitlines()
   assert len(lines) == 3 + len(summary["results"])
@@ -139,9 +152,9 @@ def test_classes_that_are_kept_and_forgotten_have_their_own_columns():
 def test_membership_has_a_column_where_it_was_inferred():
   """The share of the forget set that the attack by confidence takes for rows the model never saw."""
   attacks = {"correctness": 0.1, "confidence": 0.375, "entropy": 0.2, "modified_entropy": 0.3, "prob": 0.4}
-  lines = results_table(_summary(
-      original=_model(0.9, 0.5), unlearned=_model(0.9, 0.5, membership=attacks, tug_of_war=0.5)
-  )).splitlines()
+  lines = results_table(
+    _summary(original=_model(0.9, 0.5), unlearned=_model(0.9, 0.5, membership=attacks, tug_of_war=0.5))
+  ).splitlines()
   assert _cells(lines[0])[-3:] == ["forget/test", "unseen", "tug of"]
   assert _cells(lines[1])[-4:] == ["loss AUC", "% MIA", "war", "seconds"]
   original, unlearned = lines[-2:]

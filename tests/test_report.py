@@ -17,8 +17,20 @@ from hamu_jax.analysis import gather
 SPLITS = ("retain", "forget", "test")
 
 
-def _write(path, *, values=(1.0, 0.5, 0.75), method="hamu-q", seed=1, ratio=0.5, data="d" * 64,
-           finished=True, torn="", suite=None, source="digits", unlearning_seed=None):
+def _write(
+  path,
+  *,
+  values=(1.0, 0.5, 0.75),
+  method="hamu-q",
+  seed=1,
+  ratio=0.5,
+  data="d" * 64,
+  finished=True,
+  torn="",
+  suite=None,
+  source="digits",
+  unlearning_seed=None,
+):
   """A run directory whose unlearned model has the given accuracies."""
   path.mkdir(parents=True)
   config = config_lib.default_config()
@@ -28,18 +40,26 @@ def _write(path, *, values=(1.0, 0.5, 0.75), method="hamu-q", seed=1, ratio=0.5,
   row = {"stage": "unlearn", "step": 3, "split": "step", "angle": [80.0, 100.0], "branch": [0, 1]}
   (path / "metrics.jsonl").write_text(json.dumps(row) + "\n" + torn)
   if finished:
+
     def result(accuracies):
       return {split: {"accuracy": value, "loss": 1e-6} for split, value in zip(SPLITS, accuracies)}
 
     unlearned = result(values) | {"tug_of_war": values[2], "membership": {"confidence": 0.25}}
-    rundir.write_json(path / "summary.json", {
-        "method": method, "steps": 4, "stop_reason": "finished | <b>after</b> 100% & more",
+    rundir.write_json(
+      path / "summary.json",
+      {
+        "method": method,
+        "steps": 4,
+        "stop_reason": "finished | <b>after</b> 100% & more",
         "results": {
-            "original": result((1, 1, 1)), "retrained": result((1, 0, 1)),
-            "unlearned": unlearned | ({"suite": suite} if suite else {})},
+          "original": result((1, 1, 1)),
+          "retrained": result((1, 0, 1)),
+          "unlearned": unlearned | ({"suite": suite} if suite else {}),
+        },
         "seconds": {"pretrain": 3.0, "unlearn": 2.0},
         "provenance": {"device": "cpu", "devices": 1, "data_fingerprint": data},
-    })
+      },
+    )
   return path
 
 
@@ -101,7 +121,14 @@ class _Page(html.parser.HTMLParser):
 def test_results_are_means_and_deviations_in_percent(runs):
   table = _tables(runs)["results"]
   assert table.header == (
-      "method", "seeds", "retain acc %", "forget acc %", "test acc %", "unseen % MIA", "tug of war")
+    "method",
+    "seeds",
+    "retain acc %",
+    "forget acc %",
+    "test acc %",
+    "unseen % MIA",
+    "tug of war",
+  )
   assert [row[0] for row in table.rows] == ["original", "retrained", "ft", "hamu-q"]
   cell = table.rows[3][3]
   values = np.array([50, 60, 90])
@@ -113,16 +140,25 @@ def test_results_are_means_and_deviations_in_percent(runs):
 
 def test_language_models_have_their_own_columns(tmp_path):
   suite = {
-      "retain": {"rouge": 0.5, "probability": 0.25}, "forget": {"rouge": 0.125, "truth_ratio": 0.75},
-      "real_authors": {"rouge": 0.375}, "model_utility": 0.5, "forget_quality": 1e-9,
-      "watermark": {"forget_retain_auc": 0.625}}
+    "retain": {"rouge": 0.5, "probability": 0.25},
+    "forget": {"rouge": 0.125, "truth_ratio": 0.75},
+    "real_authors": {"rouge": 0.375},
+    "model_utility": 0.5,
+    "forget_quality": 1e-9,
+    "watermark": {"forget_retain_auc": 0.625},
+  }
   found = _tables(_write(tmp_path / "run", suite=suite))
   cells = dict(zip(found["results"].header, found["results"].rows[-1]))
   assert cells["retain ROUGE %"].text() == "50.00" and cells["model utility"].text() == "0.5000"
   assert cells["forget quality"].text() == "1.00e-09" and cells["watermark AUC"].text() == "0.6250"
   assert found["language"].header[2:] == (
-      "retain ROUGE %", "forget ROUGE %", "real authors ROUGE %", "retain probability",
-      "forget truth ratio", "watermark forget retain auc")
+    "retain ROUGE %",
+    "forget ROUGE %",
+    "real authors ROUGE %",
+    "retain probability",
+    "forget truth ratio",
+    "watermark forget retain auc",
+  )
   assert len(found["language"].rows) == 1  # only the unlearned model has such scores
   assert "language" not in _tables(_write(tmp_path / "other"))
 
@@ -132,13 +168,12 @@ def test_deviations_are_there_where_several_seeds_change(runs, tmp_path):
   for seed in (41, 42):
     for unlearning in (1, 2):
       values = (0.9, 0.1 * seed - 4 + 0.3 * (unlearning == 2), 0.5)
-      _write(
-          tmp_path / f"{seed}-{unlearning}", values=values, seed=seed, unlearning_seed=unlearning
-      )
+      _write(tmp_path / f"{seed}-{unlearning}", values=values, seed=seed, unlearning_seed=unlearning)
   table = _tables(tmp_path)["deviations"]
   assert table.header[:4] == ("method", "seed", "retain acc %", "forget acc %")
   assert [(row[0], row[1], row[3].text()) for row in table.rows] == [
-      ("hamu-q", "method.seed", "21.21"), ("hamu-q", "seed", "7.07")
+    ("hamu-q", "method.seed", "21.21"),
+    ("hamu-q", "seed", "7.07"),
   ]
 
 
@@ -168,8 +203,12 @@ def test_every_run_is_listed_with_its_status(runs):
   table = _tables(runs)["runs"]
   status = {row[0].rsplit("/", 1)[-1]: row[table.header.index("status")] for row in table.rows}
   assert status == {
-      "ft": "finished", "half": "unfinished: unlearn step 3", "q1": "finished", "q2": "finished",
-      "q3": "finished"}
+    "ft": "finished",
+    "half": "unfinished: unlearn step 3",
+    "q1": "finished",
+    "q2": "finished",
+    "q3": "finished",
+  }
 
 
 def test_what_else_differs_is_under_settings(tmp_path):
@@ -244,9 +283,12 @@ def test_the_folder_has_every_format(out):
   tables = {"results", "losses", "timing", "runs"}
   figures = {"tradeoff", "tug_of_war", "angle", "branch", "timing"}
   assert names == {
-      "index.html", "report.md", "values.csv",
-      *(f"{name}.{kind}" for name in tables for kind in ("csv", "tex")),
-      *(f"{name}.{kind}" for name in figures for kind in ("png", "pdf"))}
+    "index.html",
+    "report.md",
+    "values.csv",
+    *(f"{name}.{kind}" for name in tables for kind in ("csv", "tex")),
+    *(f"{name}.{kind}" for name in figures for kind in ("png", "pdf")),
+  }
   text = (out / "report.md").read_text()
   assert {name for name in re.findall(r"!\[.*\]\((.*)\)", text)} == {f"{name}.png" for name in figures}
 
@@ -277,13 +319,16 @@ def test_a_truncated_file_is_reported_and_the_rest_used(runs, out, tmp_path, cap
   assert note in (out / "index.html").read_text() and note in (out / "report.md").read_text()
 
 
-@pytest.mark.parametrize("arguments, said", (
+@pytest.mark.parametrize(
+  "arguments, said",
+  (
     (("RUNS",), "required: --out"),
     (("--out=OUT",), "required: runs"),
     (("RUNS/missing", "--out=OUT"), "missing: no such folder"),
     (("RUNS", "--out=RUNS/ft/config.json/x"), "config.json/x: Not a directory; choose another folder"),
     (("RUNS", "--out=OUT", "--by-data"), "--by-data"),
-))
+  ),
+)
 def test_bad_input_is_one_line(runs, tmp_path, capsys, arguments, said):
   names = {"RUNS": str(runs), "OUT": str(tmp_path / "out")}
   arguments = [re.sub("RUNS|OUT", lambda match: names[match[0]], argument) for argument in arguments]
@@ -295,14 +340,22 @@ def test_bad_input_is_one_line(runs, tmp_path, capsys, arguments, said):
 @pytest.mark.slow
 def test_a_real_run_is_reported(small, tmp_path):
   from hamu_jax import main
+
   for seed in (1, 2):
     assert main.run(small(f"run{seed}", f"--config.seed={seed}")) == 0
   assert _run(*(tmp_path / f"run{seed}" for seed in (1, 2)), f"--out={tmp_path / 'out'}") == 0
   (row,) = [
-      row for row in csv.DictReader((tmp_path / "out" / "values.csv").open()) if row["method"] == "hamu-q"]
+    row for row in csv.DictReader((tmp_path / "out" / "values.csv").open()) if row["method"] == "hamu-q"
+  ]
   accuracies = [
-      rundir.read_json(tmp_path / f"run{seed}" / "summary.json")["results"]["unlearned"]["test"]["accuracy"]
-      for seed in (1, 2)]
+    rundir.read_json(tmp_path / f"run{seed}" / "summary.json")["results"]["unlearned"]["test"]["accuracy"]
+    for seed in (1, 2)
+  ]
   assert row["seeds"] == "2" and float(row["test.accuracy mean"]) == pytest.approx(np.mean(accuracies))
   assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
-      "tradeoff.png", "tug_of_war.png", "angle.png", "branch.png", "timing.png"}
+    "tradeoff.png",
+    "tug_of_war.png",
+    "angle.png",
+    "branch.png",
+    "timing.png",
+  }

@@ -47,15 +47,11 @@ def wait_for(condition, process, seconds=120):
 
 
 def stage_has_checkpoint(workdir, stage):
-  return lambda: any(
-      path.name.isdigit() for path in (workdir / "checkpoints").glob(f"{stage}-*/*")
-  )
+  return lambda: any(path.name.isdigit() for path in (workdir / "checkpoints").glob(f"{stage}-*/*"))
 
 
 def checkpoint_in_the_making(workdir, stage):
-  return lambda: any(
-      "tmp" in path.name for path in (workdir / "checkpoints").glob(f"{stage}-*/*")
-  )
+  return lambda: any("tmp" in path.name for path in (workdir / "checkpoints").glob(f"{stage}-*/*"))
 
 
 @pytest.mark.slow
@@ -67,10 +63,10 @@ def test_killed_at_any_point_and_rerun_ends_the_same(small, launch, tmp_path, un
   rng = np.random.default_rng(seed)
   # While a checkpoint is written, then at moments that nothing but chance has chosen.
   moments = [
-      (checkpoint_in_the_making(workdir, "pretrain"), 0.0),
-      (checkpoint_in_the_making(workdir, "unlearn"), 0.0),
-      (stage_has_checkpoint(workdir, "unlearn"), rng.uniform(0, 0.5)),
-      (lambda: workdir.exists(), rng.uniform(0, 10)),
+    (checkpoint_in_the_making(workdir, "pretrain"), 0.0),
+    (checkpoint_in_the_making(workdir, "unlearn"), 0.0),
+    (stage_has_checkpoint(workdir, "unlearn"), rng.uniform(0, 0.5)),
+    (lambda: workdir.exists(), rng.uniform(0, 10)),
   ]
   kills = 0
   for moment, delay in moments:

@@ -24,8 +24,10 @@ def run(tmp_path):
 
 def _strict(text):
   """Parses JSON as the standard has it: NaN and Infinity are errors."""
+
   def refuse(token):
     raise AssertionError(f"{token} is not JSON")
+
   return json.loads(text, parse_constant=refuse)
 
 
@@ -34,19 +36,38 @@ def _strict(text):
 
 def test_values_of_every_kind_become_plain_json():
   value = {
-      "numpy": np.float32(0.5), "count": np.int64(3), "flag": np.bool_(True), "none": None,
-      "jax": jnp.arange(3), "matrix": np.eye(2), "bfloat16": jnp.array([1.5], jnp.bfloat16),
-      "tuple": (1, "a"), "path": pathlib.Path("a/b"), 7: "key",
+    "numpy": np.float32(0.5),
+    "count": np.int64(3),
+    "flag": np.bool_(True),
+    "none": None,
+    "jax": jnp.arange(3),
+    "matrix": np.eye(2),
+    "bfloat16": jnp.array([1.5], jnp.bfloat16),
+    "tuple": (1, "a"),
+    "path": pathlib.Path("a/b"),
+    7: "key",
   }
   assert _strict(json.dumps(jsonable(value))) == {
-      "numpy": 0.5, "count": 3, "flag": True, "none": None, "jax": [0, 1, 2],
-      "matrix": [[1.0, 0.0], [0.0, 1.0]], "bfloat16": [1.5], "tuple": [1, "a"], "path": "a/b",
-      "7": "key"}
+    "numpy": 0.5,
+    "count": 3,
+    "flag": True,
+    "none": None,
+    "jax": [0, 1, 2],
+    "matrix": [[1.0, 0.0], [0.0, 1.0]],
+    "bfloat16": [1.5],
+    "tuple": [1, "a"],
+    "path": "a/b",
+    "7": "key",
+  }
 
 
 def test_what_is_not_a_number_is_null(run):
-  run.write("unlearn", 1, "step", {
-      "loss": float("nan"), "angle": np.array([1.0, np.inf]), "norm": jnp.float32(-np.inf)})
+  run.write(
+    "unlearn",
+    1,
+    "step",
+    {"loss": float("nan"), "angle": np.array([1.0, np.inf]), "norm": jnp.float32(-np.inf)},
+  )
   row = _strict((run.path / "metrics.jsonl").read_text())
   assert (row["loss"], row["angle"], row["norm"]) == (None, [1.0, None], None)
   run.write_json("summary.json", {"results": {"loss": np.float64("nan")}})
@@ -64,10 +85,13 @@ def test_unknown_kinds_are_refused():
 def test_rows_come_back_in_order(run):
   run.write("pretrain", 10, "test", {"accuracy": 0.5, "loss": np.float32(0.25)})
   run.write("unlearn", np.int32(1), "step", {"angle": [90.0, 45.0], "branch": np.array([0, 4])})
-  assert read_metrics(run.path) == ([
+  assert read_metrics(run.path) == (
+    [
       {"stage": "pretrain", "step": 10, "split": "test", "accuracy": 0.5, "loss": 0.25},
       {"stage": "unlearn", "step": 1, "split": "step", "angle": [90.0, 45.0], "branch": [0, 4]},
-  ], False)
+    ],
+    False,
+  )
 
 
 def test_every_row_is_on_disk_at_once(run):
@@ -121,16 +145,26 @@ def test_garbage_in_the_middle_is_an_error(run):
 
 def test_truncate_drops_only_the_stage_beyond_the_step(run):
   for stage, step, split in (
-      ("pretrain", 90, "test"), ("unlearn", 5, "step"), ("unlearn", 10, "step"),
-      ("unlearn", 10, "retain"), ("unlearn", 11, "step"), ("retrain", 50, "test")):
+    ("pretrain", 90, "test"),
+    ("unlearn", 5, "step"),
+    ("unlearn", 10, "step"),
+    ("unlearn", 10, "retain"),
+    ("unlearn", 11, "step"),
+    ("retrain", 50, "test"),
+  ):
     run.write(stage, step, split, {"loss": 1.0})
   run.truncate("unlearn", 10)
   # The append handle of before must not write into the replaced file.
   run.write("unlearn", 11, "step", {"loss": 2.0})
   rows = [(row["stage"], row["step"], row["loss"]) for row in read_metrics(run.path).rows]
   assert rows == [
-      ("pretrain", 90, 1.0), ("unlearn", 5, 1.0), ("unlearn", 10, 1.0), ("unlearn", 10, 1.0),
-      ("retrain", 50, 1.0), ("unlearn", 11, 2.0)]
+    ("pretrain", 90, 1.0),
+    ("unlearn", 5, 1.0),
+    ("unlearn", 10, 1.0),
+    ("unlearn", 10, 1.0),
+    ("retrain", 50, 1.0),
+    ("unlearn", 11, 2.0),
+  ]
   run.truncate("unlearn", -1)
   assert {row["stage"] for row in read_metrics(run.path).rows} == {"pretrain", "retrain"}
 
@@ -203,9 +237,9 @@ def test_another_experiment_is_refused_with_both_values(run):
 
 
 def test_fields_that_exist_on_one_side_only_differ(run):
-  with pytest.raises(UserError, match='config.method.ratio is 0.5 there and absent here'):
+  with pytest.raises(UserError, match="config.method.ratio is 0.5 there and absent here"):
     RunDir.open(run.path, {**CONFIG, "method": {"name": "hamu-q"}})
-  with pytest.raises(UserError, match='config.new is absent there and null here'):
+  with pytest.raises(UserError, match="config.new is absent there and null here"):
     RunDir.open(run.path, {**CONFIG, "new": None})
 
 

@@ -33,8 +33,13 @@ class Runs:
     config.retrain = False
     config.model.name = "mlp"
     config.data.update(
-        source="digits", mean=(MEAN,), std=(STD,), train_size=SIZE, test_size=100, forget="random",
-        forget_fraction=0.2,
+      source="digits",
+      mean=(MEAN,),
+      std=(STD,),
+      train_size=SIZE,
+      test_size=100,
+      forget="random",
+      forget_fraction=0.2,
     )
     config.train.update(epochs=2, batch_size=100, evaluate_epochs=0.0)
     config.train.optimizer.learning_rate = 0.01
@@ -117,7 +122,7 @@ def test_the_stage_says_what_its_masks_hold(tenth, runs, magnitude):
 
 def test_other_weights_stay_exactly_where_they_are(tenth):
   mask, before, after = (
-      flat(load_file(tenth / f"{name}.safetensors")) for name in ("mask", "original", "unlearned")
+    flat(load_file(tenth / f"{name}.safetensors")) for name in ("mask", "original", "unlearned")
   )
   np.testing.assert_array_equal(after[mask == 0], before[mask == 0])
   assert (after != before)[mask == 1].mean() > 0.9
@@ -129,7 +134,7 @@ def test_another_fraction_is_there_already(tenth, runs, magnitude, monkeypatch):
 
   monkeypatch.setattr(saliency, "forget_gradient", unexpected)
   smaller, larger = (
-      flat(load_file(folder / "mask.safetensors")) for folder in (tenth, runs("half", fraction=0.5))
+    flat(load_file(folder / "mask.safetensors")) for folder in (tenth, runs("half", fraction=0.5))
   )
   assert larger.sum() == larger.size // 2
   assert (larger[smaller == 1] == 1).all()
@@ -155,24 +160,23 @@ def test_the_smallest_gradients_are_marked_on_request(tenth, runs, magnitude):
   assert ranked[mask == 1].max() <= ranked[mask == 0].min() * (1 + 1e-4)
 
 
-
 DAMAGED = {
-    "another value": (
-        lambda mask: mask | {"hidden.0.bias": np.full(64, 2, np.int8)},
-        "config.mask.path='.*': a mask holds zeros and ones only; give a mask.safetensors",
-    ),
-    "another shape": (
-        lambda mask: mask | {"classifier.bias": np.zeros(7, np.int8)},
-        r"config.mask.path: .*'classifier.bias' has shape \(7,\), this model's has \(10,\)",
-    ),
-    "another model": (
-        lambda mask: {"fc.weight": np.zeros((10, 512), np.int8)},
-        r"config.mask.path: .*tensor '.*' is missing \(4 in all\); is it another model\?",
-    ),
-    "more tensors": (
-        lambda mask: mask | {"hidden.1.bias": np.zeros(64, np.int8)},
-        "config.mask.path: .*tensor 'hidden.1.bias' is unknown",
-    ),
+  "another value": (
+    lambda mask: mask | {"hidden.0.bias": np.full(64, 2, np.int8)},
+    "config.mask.path='.*': a mask holds zeros and ones only; give a mask.safetensors",
+  ),
+  "another shape": (
+    lambda mask: mask | {"classifier.bias": np.zeros(7, np.int8)},
+    r"config.mask.path: .*'classifier.bias' has shape \(7,\), this model's has \(10,\)",
+  ),
+  "another model": (
+    lambda mask: {"fc.weight": np.zeros((10, 512), np.int8)},
+    r"config.mask.path: .*tensor '.*' is missing \(4 in all\); is it another model\?",
+  ),
+  "more tensors": (
+    lambda mask: mask | {"hidden.1.bias": np.zeros(64, np.int8)},
+    "config.mask.path: .*tensor 'hidden.1.bias' is unknown",
+  ),
 }
 
 
@@ -217,7 +221,7 @@ def test_a_forget_set_without_any_gradient_has_a_mask(tmp_path):
   config.update(fraction=0.5, fractions=(0.5,))
   cache = stages.StageCache(tmp_path)
   mask, record = saliency.cached_mask(
-      config, {"w": jnp.zeros(4)}, lambda: {"w": jnp.zeros(4)}, cache=cache, key="k", provenance={}
+    config, {"w": jnp.zeros(4)}, lambda: {"w": jnp.zeros(4)}, cache=cache, key="k", provenance={}
   )
   assert mask["w"].sum() == 2
   assert record == cache.outcome("mask", "k")

@@ -18,7 +18,9 @@ def test_training_is_the_papers():
   train = config.train
   assert (train.epochs, train.batch_size, train.augment, train.select) == (200, 256, "crop_flip", "best")
   assert (train.optimizer.name, train.optimizer.learning_rate, train.optimizer.schedule) == (
-      "sgd", 0.1, "cosine"
+    "sgd",
+    0.1,
+    "cosine",
   )
   assert (train.optimizer.momentum, train.optimizer.weight_decay) == (0.9, 5e-4)
   assert (config.data.validation_fraction, config.data.forget_size) == (0.1, 3000)
@@ -28,8 +30,14 @@ def test_training_is_the_papers():
 
 # Learning rate and epochs.
 SCHEDULES = {
-    "ft": (0.01, 10), "ft_l1": (0.01, 10), "ga": (1e-4, 5), "neggrad": (0.01, 5),
-    "scrub_distill": (5e-3, 5), "random_label": (0.1, 10), "salun": (0.1, 10), "sharp_minmax": (0.01, 5),
+  "ft": (0.01, 10),
+  "ft_l1": (0.01, 10),
+  "ga": (1e-4, 5),
+  "neggrad": (0.01, 5),
+  "scrub_distill": (5e-3, 5),
+  "random_label": (0.1, 10),
+  "salun": (0.1, 10),
+  "sharp_minmax": (0.01, 5),
 }
 
 
@@ -61,14 +69,14 @@ def test_hamu_keeps_the_optimizer_that_applies_its_step_as_it_is(name, more):
 
 
 @pytest.mark.parametrize(
-    ("variant", "rho", "train_rho", "adaptive"),
-    [
-        ("", 0, 0, False),
-        ("sam", 0.1, 0, False),
-        ("pretrain_sam", 0, 0.1, False),
-        ("sam,adaptive", 1, 0, True),
-        ("sam,pretrain_sam,adaptive", 1, 1, True),
-    ],
+  ("variant", "rho", "train_rho", "adaptive"),
+  [
+    ("", 0, 0, False),
+    ("sam", 0.1, 0, False),
+    ("pretrain_sam", 0, 0.1, False),
+    ("sam,adaptive", 1, 0, True),
+    ("sam,pretrain_sam,adaptive", 1, 1, True),
+  ],
 )
 def test_sharpness_is_chosen_by_words(variant, rho, train_rho, adaptive):
   sam = config_of(variant).sam
@@ -90,13 +98,13 @@ def test_the_order_of_words_does_not_matter():
 
 
 @pytest.mark.parametrize(
-    ("variant", "message"),
-    [
-        ("sharp_minmx", "variant word 'sharp_minmx' is unknown; choose from ft, .*; high, .*; sam, .*smoke$"),
-        ("ft,sam,ga", "variant word 'ga' is the second method; give one$"),
-        ("low,high", "variant word 'high' is the second level; give one$"),
-        ("neggrad,high ", "variant word 'high ' is unknown"),
-    ],
+  ("variant", "message"),
+  [
+    ("sharp_minmx", "variant word 'sharp_minmx' is unknown; choose from ft, .*; high, .*; sam, .*smoke$"),
+    ("ft,sam,ga", "variant word 'ga' is the second method; give one$"),
+    ("low,high", "variant word 'high' is the second level; give one$"),
+    ("neggrad,high ", "variant word 'high ' is unknown"),
+  ],
 )
 def test_words_that_cannot_be_meant_are_refused(variant, message):
   with pytest.raises(ValueError, match=f"^{message}"):

@@ -23,11 +23,20 @@ SPLITS = ("retain", "forget", "test", "validation", "high", "mid", "low")
 RESULTS = ("original", "retrained", "unlearned")
 # Every stage in a second: 360 of 400 digits are learnt from.
 SMALL = [
-    "--config.model.name=mlp", "--config.data.train_size=400", "--config.data.test_size=150",
-    "--config.data.forget_size=40", "--config.train.epochs=3", "--config.train.batch_size=64",
-    "--config.train.evaluate_epochs=1", "--config.method.epochs=2", "--config.method.batch_size=32",
-    "--config.memorization.models=16", "--config.memorization.parallel=8",
-    "--config.memorization.epochs=3", "--config.memorization.batch_size=60", "--config.mask.batch_size=32",
+  "--config.model.name=mlp",
+  "--config.data.train_size=400",
+  "--config.data.test_size=150",
+  "--config.data.forget_size=40",
+  "--config.train.epochs=3",
+  "--config.train.batch_size=64",
+  "--config.train.evaluate_epochs=1",
+  "--config.method.epochs=2",
+  "--config.method.batch_size=32",
+  "--config.memorization.models=16",
+  "--config.memorization.parallel=8",
+  "--config.memorization.epochs=3",
+  "--config.memorization.batch_size=60",
+  "--config.mask.batch_size=32",
 ]
 FULL = "sharp_minmax,high,sam,pretrain_sam"
 
@@ -40,8 +49,12 @@ class CommandLine:
 
   def arguments(self, name, variant=FULL, *overrides):
     return [
-        "hamu_jax.main", f"--config=configs/digits_sharp.py:{variant}", f"--workdir={self.folder / name}",
-        f"--config.stage_cache={self.cache}", *SMALL, *overrides,
+      "hamu_jax.main",
+      f"--config=configs/digits_sharp.py:{variant}",
+      f"--workdir={self.folder / name}",
+      f"--config.stage_cache={self.cache}",
+      *SMALL,
+      *overrides,
     ]
 
   def __call__(self, name, variant=FULL, *overrides):
@@ -125,15 +138,13 @@ def test_accuracies_are_those_of_the_exported_models(whole):
   assert len({accuracies["original", name] for name in SPLITS}) > 4
   for model in ("original", "unlearned"):
     retain, forget, test = (
-        summary[model][name]["accuracy"] - summary["retrained"][name]["accuracy"]
-        for name in ("retain", "forget", "test")
+      summary[model][name]["accuracy"] - summary["retrained"][name]["accuracy"]
+      for name in ("retain", "forget", "test")
     )
     np.testing.assert_allclose(
-        summary[model]["tug_of_war"], (1 - abs(retain)) * (1 - abs(forget)) * (1 - abs(test))
+      summary[model]["tug_of_war"], (1 - abs(retain)) * (1 - abs(forget)) * (1 - abs(test))
     )
-    np.testing.assert_allclose(
-        summary[model]["tug_of_war_signed"], (1 + retain) * (1 - forget) * (1 + test)
-    )
+    np.testing.assert_allclose(summary[model]["tug_of_war_signed"], (1 + retain) * (1 - forget) * (1 + test))
   assert "tug_of_war" not in summary["retrained"]
 
 
@@ -219,11 +230,21 @@ class Pictures(CommandLine):
 
   def arguments(self, name, *overrides):
     return super().arguments(
-        name, FULL, "--config.data.source=parquet", f"--config.data.path={self._pictures}",
-        "--config.data.image_size=8", "--config.data.mean=(.3,.3,.3)", "--config.data.std=(.4,.4,.4)",
-        "--config.data.train_size=0", "--config.data.test_size=0", "--config.data.forget=random",
-        "--config.data.forget_fraction=0.2", "--config.retrain=False",
-        "--config.train.augment=flip", "--config.method.augment=flip", *overrides,
+      name,
+      FULL,
+      "--config.data.source=parquet",
+      f"--config.data.path={self._pictures}",
+      "--config.data.image_size=8",
+      "--config.data.mean=(.3,.3,.3)",
+      "--config.data.std=(.4,.4,.4)",
+      "--config.data.train_size=0",
+      "--config.data.test_size=0",
+      "--config.data.forget=random",
+      "--config.data.forget_fraction=0.2",
+      "--config.retrain=False",
+      "--config.train.augment=flip",
+      "--config.method.augment=flip",
+      *overrides,
     )
 
   def __call__(self, name, *overrides):
@@ -266,9 +287,12 @@ def test_streamed_images_give_the_same_models(in_memory, streamed):
     for split in ("retain", "forget", "test", "validation"):
       assert results(streamed)[model][split] == pytest.approx(wanted[split], rel=1e-4)
   losses = [
-      [row["retain_loss"] for row in map(json.loads, (folder / "metrics.jsonl").open())
-       if row["split"] == "step"]
-      for folder in (in_memory, streamed)
+    [
+      row["retain_loss"]
+      for row in map(json.loads, (folder / "metrics.jsonl").open())
+      if row["split"] == "step"
+    ]
+    for folder in (in_memory, streamed)
   ]
   assert len(losses[0]) == 19
   np.testing.assert_allclose(*losses, rtol=1e-4)
@@ -282,8 +306,10 @@ def test_devices_unlearn_as_one(request, on_pictures, tmp_path, origin, devices)
   several = Pictures(tmp_path, on_pictures._pictures)
   copy_original(on_pictures.cache, several.cache)
   workdir = several(
-      "several", f"--config.data.stream={origin == 'streamed'}", "--config.pairing=pmap",
-      f"--config.devices={devices}",
+    "several",
+    f"--config.data.stream={origin == 'streamed'}",
+    "--config.pairing=pmap",
+    f"--config.devices={devices}",
   )
   assert json.loads((workdir / "summary.json").read_text())["provenance"]["devices"] == devices
   assert_close(workdir, alone, ("original", "mask"), rtol=0, atol=0)
@@ -312,9 +338,13 @@ def test_killed_and_rerun_ends_the_same(launch, tmp_path):
   """scrub_distill with SAM, whose two sub-steps take turns; it is killed while it writes a checkpoint."""
   lines = CommandLine(tmp_path)
   eager = [
-      "--config.checkpoint_seconds=0", "--config.method.epochs=16", "--config.method.msteps=10",
-      "--config.method.batch_size=16", "--config.data.forget=random", "--config.retrain=False",
-      "--config.method.evaluate_epochs=5",
+    "--config.checkpoint_seconds=0",
+    "--config.method.epochs=16",
+    "--config.method.msteps=10",
+    "--config.method.batch_size=16",
+    "--config.data.forget=random",
+    "--config.retrain=False",
+    "--config.method.evaluate_epochs=5",
   ]
 
   def start(name):
@@ -339,115 +369,131 @@ def test_killed_and_rerun_ends_the_same(launch, tmp_path):
 
 # Words of the variant, fields with their values, and what the line must say.
 BAD_INPUT = {
-    "no such score file": (
-        "", "data.scores=/no/such.npz", r"scores='/no/such.npz': no such file; .*'estimate'"
-    ),
-    "scores of another dataset": (
-        "", "data.scores=short.npy",
-        r"config.data.scores='short.npy': 7 scores for 1438 training rows; it was",
-    ),
-    "no scores": (
-        "", "data.scores=", r"config.data.scores='': forget sets by memorization need a score file"
-    ),
-    "mask fraction above 1": (
-        "", "mask.fraction=1.2", r"config.mask.fraction=1.2: must be at least 0 and at most 1"
-    ),
-    "negative mask fraction": (
-        "", "mask.fraction=-0.1", r"config.mask.fraction=-0.1: must be at least 0"
-    ),
-    "mask fraction is no number": (
-        "", "mask.fraction=nan", r"config.mask.fraction=nan: must be at least 0"
-    ),
-    "mask fraction that is not made": (
-        "", "mask.fraction=0.2",
-        r"mask.fraction=0.2: choose from config.mask.fractions=\(0.1, 0.3, 0.5\), or add it",
-    ),
-    "mask fractions": (
-        "", "mask.fractions=(0.1,1.2)", r"config.mask.fractions=1.2: must be above 0 and at most 1"
-    ),
-    "salun without a mask": (
-        "salun", "mask.fraction=0.0", r"salun needs a mask; choose from config.mask.fractions="
-    ),
-    "sharp_minmax without a mask": (
-        "sharp_minmax", "mask.fraction=0.0",
-        r"sharp_minmax needs a mask; choose from config.mask.fractions=",
-    ),
-    "no such mask": (
-        "sharp_minmax", "mask.path=/no/mask.safetensors",
-        r"path='/no/mask.safetensors': no such file; give a mask",
-    ),
-    "negative radius": ("", "sam.rho=-0.1", r"config.sam.rho=-0.1: must be at least 0"),
-    "negative radius of training": (
-        "", "sam.train_rho=-1.0", r"config.sam.train_rho=-1.0: must be at least 0"
-    ),
-    "infinite radius": ("", "sam.rho=inf", r"config.sam.rho=inf: must be at least 0 and finite"),
-    "infinite weight": ("", "sam.lamb=inf", r"config.sam.lamb=inf: must be finite"),
-    "radius is no number": ("", "sam.rho=nan", r"config.sam.rho=nan: must be at least 0"),
-    "one perturbation of two losses": (
-        "hamu-q,sam", "sam.scope=step",
-        r"config.sam.scope='step': hamu-q has no joint loss .*; set it to 'role'",
-    ),
-    "unknown sharpness mode": ("", "sam.mode=mim", r"config.sam.mode='mim': choose from min, max"),
-    "unknown retain mode": (
-        "", "method.retain_mode=no", r"config.method.retain_mode='no': choose from min, max"
-    ),
-    "unknown level": (
-        "", "data.memorization_level=hihg", r"level='hihg': choose from high, .*mean 'high'"
-    ),
-    "unknown shuffle": (
-        "", "method.shuffle=no", r"config.method.shuffle='no': choose from each_epoch, once"
-    ),
-    "unknown epoch": (
-        "", "method.epoch=no", r"config.method.epoch='no': choose from matched, pass"
-    ),
-    "unknown batch norm": (
-        "", "method.batch_norm=no", r"config.method.batch_norm='no': choose from frozen, batch"
-    ),
-    "unknown mask scope": (
-        "", "mask.scope=no", r"config.mask.scope='no': choose from update, gradient, perturbed"
-    ),
-    "unknown mask selection": (
-        "", "mask.select=large", r"select='large': choose from .*mean 'largest'"
-    ),
-    "batch statistics of a part": (
-        "", "method.microbatch=10",
-        r"config.method.microbatch=10: .*set it to 0 or config.method.batch_norm to",
-    ),
-    "streamed images of any size": (
-        "", "data.stream=True", r"config.data.stream=True: .*set config.data.image_size"
-    ),
-    "streamed digits": (
-        "", "data.stream=True data.image_size=8",
-        r"config.data.stream=True: .*choose config.data.source huggingface",
-    ),
-    "nothing but validation": (
-        "", "data.validation_fraction=1.0", r"config.data.validation_fraction=1.0: must be"
-    ),
-    "more to forget than there is": (
-        "", "data.forget_size=5000",
-        r"forget_size=5000: there are 1295 training rows, so choose 1..1294",
-    ),
-    "forgetting what is held out": (
-        "", "data.forget=indices data.forget_indices=held_out.txt",
-        r"row \d+ is held out for validation \(3 such rows\); .*config.data.validation_fraction=0",
-    ),
-    "too few models": (
-        "", "memorization.models=3", r"config.memorization.models=3: .* train more than 3 models"
-    ),
-    "subsets without rows": (
-        "", "memorization.fraction=0.0001", r"config.memorization.fraction=0.0001: .*at least one"
-    ),
-    "batch larger than a subset": (
-        "", "memorization.batch_size=900",
-        r"config.memorization.batch_size=900: a model sees 648 of 1295 rows",
-    ),
-    "unknown word": (
-        "sharp_minmx", "", r"variant word 'sharp_minmx' is unknown; choose from ft, .*sharp_minmax"
-    ),
-    "two methods": ("ft,ga", "", r"variant word 'ga' is the second method; give one"),
-    "an option of another model": (
-        "", "model.depth=20", r"config.model: model 'mlp' has no option 'depth'"
-    ),
+  "no such score file": (
+    "",
+    "data.scores=/no/such.npz",
+    r"scores='/no/such.npz': no such file; .*'estimate'",
+  ),
+  "scores of another dataset": (
+    "",
+    "data.scores=short.npy",
+    r"config.data.scores='short.npy': 7 scores for 1438 training rows; it was",
+  ),
+  "no scores": ("", "data.scores=", r"config.data.scores='': forget sets by memorization need a score file"),
+  "mask fraction above 1": (
+    "",
+    "mask.fraction=1.2",
+    r"config.mask.fraction=1.2: must be at least 0 and at most 1",
+  ),
+  "negative mask fraction": ("", "mask.fraction=-0.1", r"config.mask.fraction=-0.1: must be at least 0"),
+  "mask fraction is no number": ("", "mask.fraction=nan", r"config.mask.fraction=nan: must be at least 0"),
+  "mask fraction that is not made": (
+    "",
+    "mask.fraction=0.2",
+    r"mask.fraction=0.2: choose from config.mask.fractions=\(0.1, 0.3, 0.5\), or add it",
+  ),
+  "mask fractions": (
+    "",
+    "mask.fractions=(0.1,1.2)",
+    r"config.mask.fractions=1.2: must be above 0 and at most 1",
+  ),
+  "salun without a mask": (
+    "salun",
+    "mask.fraction=0.0",
+    r"salun needs a mask; choose from config.mask.fractions=",
+  ),
+  "sharp_minmax without a mask": (
+    "sharp_minmax",
+    "mask.fraction=0.0",
+    r"sharp_minmax needs a mask; choose from config.mask.fractions=",
+  ),
+  "no such mask": (
+    "sharp_minmax",
+    "mask.path=/no/mask.safetensors",
+    r"path='/no/mask.safetensors': no such file; give a mask",
+  ),
+  "negative radius": ("", "sam.rho=-0.1", r"config.sam.rho=-0.1: must be at least 0"),
+  "negative radius of training": ("", "sam.train_rho=-1.0", r"config.sam.train_rho=-1.0: must be at least 0"),
+  "infinite radius": ("", "sam.rho=inf", r"config.sam.rho=inf: must be at least 0 and finite"),
+  "infinite weight": ("", "sam.lamb=inf", r"config.sam.lamb=inf: must be finite"),
+  "radius is no number": ("", "sam.rho=nan", r"config.sam.rho=nan: must be at least 0"),
+  "one perturbation of two losses": (
+    "hamu-q,sam",
+    "sam.scope=step",
+    r"config.sam.scope='step': hamu-q has no joint loss .*; set it to 'role'",
+  ),
+  "unknown sharpness mode": ("", "sam.mode=mim", r"config.sam.mode='mim': choose from min, max"),
+  "unknown retain mode": (
+    "",
+    "method.retain_mode=no",
+    r"config.method.retain_mode='no': choose from min, max",
+  ),
+  "unknown level": ("", "data.memorization_level=hihg", r"level='hihg': choose from high, .*mean 'high'"),
+  "unknown shuffle": ("", "method.shuffle=no", r"config.method.shuffle='no': choose from each_epoch, once"),
+  "unknown epoch": ("", "method.epoch=no", r"config.method.epoch='no': choose from matched, pass"),
+  "unknown batch norm": (
+    "",
+    "method.batch_norm=no",
+    r"config.method.batch_norm='no': choose from frozen, batch",
+  ),
+  "unknown mask scope": (
+    "",
+    "mask.scope=no",
+    r"config.mask.scope='no': choose from update, gradient, perturbed",
+  ),
+  "unknown mask selection": ("", "mask.select=large", r"select='large': choose from .*mean 'largest'"),
+  "batch statistics of a part": (
+    "",
+    "method.microbatch=10",
+    r"config.method.microbatch=10: .*set it to 0 or config.method.batch_norm to",
+  ),
+  "streamed images of any size": (
+    "",
+    "data.stream=True",
+    r"config.data.stream=True: .*set config.data.image_size",
+  ),
+  "streamed digits": (
+    "",
+    "data.stream=True data.image_size=8",
+    r"config.data.stream=True: .*choose config.data.source huggingface",
+  ),
+  "nothing but validation": (
+    "",
+    "data.validation_fraction=1.0",
+    r"config.data.validation_fraction=1.0: must be",
+  ),
+  "more to forget than there is": (
+    "",
+    "data.forget_size=5000",
+    r"forget_size=5000: there are 1295 training rows, so choose 1..1294",
+  ),
+  "forgetting what is held out": (
+    "",
+    "data.forget=indices data.forget_indices=held_out.txt",
+    r"row \d+ is held out for validation \(3 such rows\); .*config.data.validation_fraction=0",
+  ),
+  "too few models": (
+    "",
+    "memorization.models=3",
+    r"config.memorization.models=3: .* train more than 3 models",
+  ),
+  "subsets without rows": (
+    "",
+    "memorization.fraction=0.0001",
+    r"config.memorization.fraction=0.0001: .*at least one",
+  ),
+  "batch larger than a subset": (
+    "",
+    "memorization.batch_size=900",
+    r"config.memorization.batch_size=900: a model sees 648 of 1295 rows",
+  ),
+  "unknown word": (
+    "sharp_minmx",
+    "",
+    r"variant word 'sharp_minmx' is unknown; choose from ft, .*sharp_minmax",
+  ),
+  "two methods": ("ft,ga", "", r"variant word 'ga' is the second method; give one"),
+  "an option of another model": ("", "model.depth=20", r"config.model: model 'mlp' has no option 'depth'"),
 }
 
 

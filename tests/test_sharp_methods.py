@@ -29,8 +29,14 @@ CLASSES = 10
 BATCH = 8
 # Method of a golden run, by the first part of its name.
 NAMES = {
-    "FT": "ft", "GA": "ga", "NG": "neggrad", "NG_sep": "sharp_minmax", "SCRUB": "scrub_distill",
-    "FT_l1": "ft_l1", "RL": "salun", "RL_og": "random_label",
+  "FT": "ft",
+  "GA": "ga",
+  "NG": "neggrad",
+  "NG_sep": "sharp_minmax",
+  "SCRUB": "scrub_distill",
+  "FT_l1": "ft_l1",
+  "RL": "salun",
+  "RL_og": "random_label",
 }
 
 
@@ -75,7 +81,7 @@ def golden_options(run, base, method):
 def golden_data(arrays, net):
   """All examples, first those to be retained."""
   images, labels = (
-      np.concatenate([arrays[f"{net}/{role}_{part}"] for role in Paired._fields]) for part in "xy"
+    np.concatenate([arrays[f"{net}/{role}_{part}"] for role in Paired._fields]) for part in "xy"
   )
   rows = np.arange(len(labels), dtype=np.int32)
   forget = rows >= len(arrays[f"{net}/retain_y"])
@@ -92,15 +98,19 @@ def golden_plan(run, arrays, method):
 
   if method == "scrub_distill":
     return data, batching.PassPlan(
-        BATCH, Paired(stream(retain), stream(forget)), order=("forget", "retain"),
-        active=(run["msteps"] + 1, None),
+      BATCH,
+      Paired(stream(retain), stream(forget)),
+      order=("forget", "retain"),
+      active=(run["msteps"] + 1, None),
     )
   if method not in ("random_label", "salun"):
     used = METHODS[method].roles
-    return data, batching.BatchPlan(BATCH, Paired(*(
-        stream(rows) if role in used else None
-        for role, rows in zip(Paired._fields, (retain, forget))
-    )))
+    return data, batching.BatchPlan(
+      BATCH,
+      Paired(
+        *(stream(rows) if role in used else None for role, rows in zip(Paired._fields, (retain, forget)))
+      ),
+    )
   # Each epoch has its own copy of the data, with the labels drawn in it.
   orders, drawn = arrays[f"{run['name']}/order"], arrays[f"{run['name']}/random_labels"]
   copies = jax.tree.map(lambda leaf: np.concatenate([leaf] * len(orders)), data)
@@ -114,8 +124,8 @@ def golden_plan(run, arrays, method):
 
 def golden_variables(arrays, net, params="init_params"):
   return {
-      "params": nets.params(net, CLASSES, arrays[f"{net}/{params}"]),
-      "batch_stats": nets.batch_stats(net, arrays[f"{net}/init_buffers"]),
+    "params": nets.params(net, CLASSES, arrays[f"{net}/{params}"]),
+    "batch_stats": nets.batch_stats(net, arrays[f"{net}/init_buffers"]),
   }
 
 
@@ -141,11 +151,15 @@ def golden_program(run, options, plan):
       (substep,) = method.substeps
       method = method._replace(substeps=(substep._replace(retain={"ce": 1.0}),))
     program = step_lib.make_step(
-        method, options, forward=nets.forward(nets.make(net, CLASSES)), fetch=make_fetch("none"),
-        pairing="sequential", train=True,
-        schedule=optimizers.schedule_shape(options.optimizer, plan.position, run["steps"][-1]),
-        sharpness=mode and step_lib.Sharpness(run["adaptive"], mode),
-        mask_scope=scope,
+      method,
+      options,
+      forward=nets.forward(nets.make(net, CLASSES)),
+      fetch=make_fetch("none"),
+      pairing="sequential",
+      train=True,
+      schedule=optimizers.schedule_shape(options.optimizer, plan.position, run["steps"][-1]),
+      sharpness=mode and step_lib.Sharpness(run["adaptive"], mode),
+      mask_scope=scope,
     )
     _PROGRAMS[key] = program, jax.jit(program.step)
   return _PROGRAMS[key]
@@ -159,7 +173,7 @@ def check_run(arrays, run):
   settings = step_lib.settings_of(options, run if "sam" in run else None)
   state = create_state(golden_variables(arrays, net), program.optimizers(settings), seed=0)
   teacher = golden_variables(
-      arrays, net, "scrub_teacher_params" if key == "SCRUB" and net == "mlp" else "init_params"
+    arrays, net, "scrub_teacher_params" if key == "SCRUB" and net == "mlp" else "init_params"
   )
   frozen = step_lib.Frozen(teacher, nets.params(net, CLASSES, arrays[f"{net}/mask"]))
   rows, epochs = plan.rows(0, run["steps"][-1]), plan.epochs(0, run["steps"][-1])
@@ -203,25 +217,44 @@ def test_reproduces_the_reference_run_of_other_networks_and_optimizers(x64, arra
 SHARP = step_lib.Sharpness(adaptive=True, mode="min")
 # Two steps of uneven batches: 11 and 12 retain examples, 7 and 12 to be forgotten.
 ROWS = Paired(
-    retain=np.array([[*range(11), -1], [*range(12, 24)]], np.int32),
-    forget=np.array([[*range(61, 68), *[-1] * 5], [*range(70, 82)]], np.int32),
+  retain=np.array([[*range(11), -1], [*range(12, 24)]], np.int32),
+  forget=np.array([[*range(61, 68), *[-1] * 5], [*range(70, 82)]], np.int32),
 )
 FIRST = jax.tree.map(lambda rows: rows[:1], ROWS)
 
 
 def own_options(name, **settings):
   options = config_lib.default_config().method
-  options.update({
-      "name": name, "epochs": 2.0, "on_infeasible": "project", "constraint_ratio": 0.05,
-      "retain_weight": 0.6, "msteps": 1, "l1_weight": 1e-2, "clip_norm": 0.5, **settings,
-  })
+  options.update(
+    {
+      "name": name,
+      "epochs": 2.0,
+      "on_infeasible": "project",
+      "constraint_ratio": 0.05,
+      "retain_weight": 0.6,
+      "msteps": 1,
+      "l1_weight": 1e-2,
+      "clip_norm": 0.5,
+      **settings,
+    }
+  )
   options.optimizer.update({"learning_rate": 0.1, "weight_decay": 0.05})
   return options
 
 
 def run_steps(
-    arrays, method, options, rows, epochs, *, net="conv", kind="sequential", train=False,
-    sharpness=SHARP, mask_scope=None, variables=None,
+  arrays,
+  method,
+  options,
+  rows,
+  epochs,
+  *,
+  net="conv",
+  kind="sequential",
+  train=False,
+  sharpness=SHARP,
+  mask_scope=None,
+  variables=None,
 ):
   """-> state after the steps, metrics of each."""
   mesh = axis = None
@@ -229,9 +262,15 @@ def run_steps(
     mesh = pairing.make_mesh(jax.devices()[:4], method.device_groups)
     axis = pairing.DATA_AXIS
   program = step_lib.make_step(
-      method, options, forward=nets.forward(nets.make(net, CLASSES), axis),
-      fetch=make_fetch("none"), pairing=kind, train=train,
-      schedule=optax.constant_schedule(1.0), sharpness=sharpness, mask_scope=mask_scope,
+    method,
+    options,
+    forward=nets.forward(nets.make(net, CLASSES), axis),
+    fetch=make_fetch("none"),
+    pairing=kind,
+    train=train,
+    schedule=optax.constant_schedule(1.0),
+    sharpness=sharpness,
+    mask_scope=mask_scope,
   )
   settings = step_lib.settings_of(options, {"rho": 0.5, "lamb": 0.7})
   variables = variables or golden_variables(arrays, net)
@@ -239,15 +278,11 @@ def run_steps(
   teacher = {**variables, "params": jax.tree.map(lambda leaf: 1.1 * leaf, variables["params"])}
   frozen = step_lib.Frozen(teacher, nets.params(net, CLASSES, arrays[f"{net}/mask"]))
   state, frozen, data = place((state, frozen, golden_data(arrays, net)), mesh)
-  rows = Paired(*(
-      role_rows if role in method.roles else None for role, role_rows in rows._asdict().items()
-  ))
+  rows = Paired(*(role_rows if role in method.roles else None for role, role_rows in rows._asdict().items()))
   epochs = np.asarray(epochs, np.int32)
   if mesh is None:
     metrics = []
-    for state, step_metrics in one_by_one(
-        jax.jit(program.step), state, frozen, data, rows, epochs, settings
-    ):
+    for state, step_metrics in one_by_one(jax.jit(program.step), state, frozen, data, rows, epochs, settings):
       metrics.append(step_metrics)
     metrics = jax.tree.map(lambda *leaves: np.stack(leaves), *metrics)
   else:
@@ -261,24 +296,31 @@ def run_steps(
 
 
 @pytest.mark.parametrize(
-    ("name", "scope", "net", "train"),
-    [
-        # With batch norm the halves of the devices exchange statistics as well.
-        ("hamu-q", "role", "conv", True),
-        ("neggrad", "step", "conv", True),
-        # Each half computes its own terms alone.
-        ("scrub", "role", "mlp", False),
-        pytest.param("hamu-q", "role", "conv", False, marks=pytest.mark.slow),
-        pytest.param("neggrad", "step", "conv", False, marks=pytest.mark.slow),
-    ],
+  ("name", "scope", "net", "train"),
+  [
+    # With batch norm the halves of the devices exchange statistics as well.
+    ("hamu-q", "role", "conv", True),
+    ("neggrad", "step", "conv", True),
+    # Each half computes its own terms alone.
+    ("scrub", "role", "mlp", False),
+    pytest.param("hamu-q", "role", "conv", False, marks=pytest.mark.slow),
+    pytest.param("neggrad", "step", "conv", False, marks=pytest.mark.slow),
+  ],
 )
 def test_pairings_agree_on_sharpness_aware_gradients(x64, arrays, name, scope, net, train):
   wanted, *others = (
-      run_steps(
-          arrays, METHODS[name], own_options(name), ROWS, [0, 0], net=net, kind=kind, train=train,
-          sharpness=SHARP._replace(scope=scope),
-      )
-      for kind in ("sequential", "vmap", "pmap")
+    run_steps(
+      arrays,
+      METHODS[name],
+      own_options(name),
+      ROWS,
+      [0, 0],
+      net=net,
+      kind=kind,
+      train=train,
+      sharpness=SHARP._replace(scope=scope),
+    )
+    for kind in ("sequential", "vmap", "pmap")
   )
   for got in others:
     jax.tree.map(close, got, wanted)
@@ -287,21 +329,24 @@ def test_pairings_agree_on_sharpness_aware_gradients(x64, arrays, name, scope, n
 def passes():
   """Both sets in turn, forget in the first of two epochs only; a pass ends with a short batch."""
   plan = data_lib.pass_plan(
-      Paired(np.arange(20), np.arange(61, 76)), ("forget", "retain"), (1, None),
-      batch_size=12, seed=0,
+    Paired(np.arange(20), np.arange(61, 76)),
+    ("forget", "retain"),
+    (1, None),
+    batch_size=12,
+    seed=0,
   )
   assert plan.num_steps(2) == 6
   return plan.rows(0, 6), plan.epochs(0, 6)
 
 
 @pytest.mark.parametrize(
-    ("name", "net", "scope"),
-    [
-        ("sharp_minmax", "conv", "update"),
-        ("scrub_distill", "conv", None),
-        pytest.param("ft_l1", "mlp", None, marks=pytest.mark.slow),
-        ("salun", "mlp", "perturbed"),
-    ],
+  ("name", "net", "scope"),
+  [
+    ("sharp_minmax", "conv", "update"),
+    ("scrub_distill", "conv", None),
+    pytest.param("ft_l1", "mlp", None, marks=pytest.mark.slow),
+    ("salun", "mlp", "perturbed"),
+  ],
 )
 def test_devices_agree_for_methods_without_pairs(x64, arrays, name, net, scope):
   """All of them work on one batch; the random labels are those of the rows, not of the devices."""
@@ -309,11 +354,18 @@ def test_devices_agree_for_methods_without_pairs(x64, arrays, name, net, scope):
   if name == "salun":
     rows = Paired(np.concatenate(ROWS, axis=1), None)
   wanted, got = (
-      run_steps(
-          arrays, METHODS[name], own_options(name), rows, epochs, net=net, kind=kind, train=True,
-          mask_scope=scope,
-      )
-      for kind in ("sequential", "pmap")
+    run_steps(
+      arrays,
+      METHODS[name],
+      own_options(name),
+      rows,
+      epochs,
+      net=net,
+      kind=kind,
+      train=True,
+      mask_scope=scope,
+    )
+    for kind in ("sequential", "pmap")
   )
   jax.tree.map(close, got, wanted)
 
@@ -345,23 +397,20 @@ def test_a_pair_of_sharpness_aware_gradients_is_clipped_and_then_transformed(x64
   options.optimizer.weight_decay = 0.0
   state, metrics = run_steps(arrays, METHODS[name], options, FIRST, [0], net="mlp")
   params, data = golden_variables(arrays, "mlp")["params"], golden_data(arrays, "mlp")
-  sharp = Paired(*(
-      sharp_by_hand(partial(mean_cross_entropy, data, rows[0]), params) for rows in ROWS
-  ))
+  sharp = Paired(*(sharp_by_hand(partial(mean_cross_entropy, data, rows[0]), params) for rows in ROWS))
   norms = Paired(*(optax.tree.norm(gradient) for gradient in sharp))
   assert min(norms) > 1.1 * most
   close(metrics["retain_grad_norm"][0], norms.retain)
   close(metrics["forget_grad_norm"][0], norms.forget)
-  clipped = Paired(*(
-      jax.tree.map(lambda leaf: leaf * most / (norm + 1e-6), gradient)
-      for gradient, norm in zip(sharp, norms)
-  ))
+  clipped = Paired(
+    *(
+      jax.tree.map(lambda leaf: leaf * most / (norm + 1e-6), gradient) for gradient, norm in zip(sharp, norms)
+    )
+  )
   transform = transforms.gru()
   if name == "hamu-q":
     transform = transforms.hamu(rate, rate * options.constraint_ratio, on_infeasible="project")
-  update, _ = jax.jit(transform.update)(
-      clipped.retain, transform.init(params), forget_grads=clipped.forget
-  )
+  update, _ = jax.jit(transform.update)(clipped.retain, transform.init(params), forget_grads=clipped.forget)
   jax.tree.map(lambda got, w, g: close(got, w - rate * g), state.params, params, update)
 
 
@@ -371,16 +420,19 @@ def test_each_half_of_a_joint_loss_may_be_perturbed_by_its_own_gradient(x64, arr
   options.optimizer.weight_decay = 0.0
   params, data = golden_variables(arrays, "mlp")["params"], golden_data(arrays, "mlp")
   retain, forget = (
-      sharp_by_hand(partial(mean_cross_entropy, data, rows[0], weight=weight), params)
-      for rows, weight in zip(ROWS, (0.6, -0.4))
+    sharp_by_hand(partial(mean_cross_entropy, data, rows[0], weight=weight), params)
+    for rows, weight in zip(ROWS, (0.6, -0.4))
   )
   state, _ = run_steps(
-      arrays, METHODS["neggrad"], options, FIRST, [0], net="mlp",
-      sharpness=SHARP._replace(scope="role"),
+    arrays,
+    METHODS["neggrad"],
+    options,
+    FIRST,
+    [0],
+    net="mlp",
+    sharpness=SHARP._replace(scope="role"),
   )
-  jax.tree.map(
-      lambda got, w, r, f: close(got, w - 0.1 * (r + f)), state.params, params, retain, forget
-  )
+  jax.tree.map(lambda got, w, r, f: close(got, w - 0.1 * (r + f)), state.params, params, retain, forget)
 
 
 @pytest.mark.parametrize("base", ["sgd", "adamw"])
@@ -393,7 +445,7 @@ def test_sharp_minmax_moves_each_weight_by_one_of_its_halves(x64, arrays, base):
 
   def moved_by(method, variables):
     state, _ = run_steps(
-        arrays, method, options, FIRST, [0], net="mlp", mask_scope="update", variables=variables
+      arrays, method, options, FIRST, [0], net="mlp", mask_scope="update", variables=variables
     )
     return state.params
 
@@ -419,7 +471,7 @@ def drawn_labels(epoch_key, rows, forget):
   logits = -jnp.broadcast_to(jnp.arange(CLASSES, dtype=jnp.float32), (len(rows), CLASSES))
   batch = {"row": rows, "forget": forget, "label": jnp.full(len(rows), 3)}
   values = objectives.random_label_cross_entropy(
-      objectives.Outputs(logits), objectives.Context(batch, None, None, epoch_key, {})
+    objectives.Outputs(logits), objectives.Context(batch, None, None, epoch_key, {})
   )
   return jnp.rint(values - jax.nn.logsumexp(logits[0])).astype(int)
 
@@ -427,9 +479,7 @@ def drawn_labels(epoch_key, rows, forget):
 def test_random_labels_are_uniform_and_of_the_forget_rows_only():
   rows = np.arange(6000)
   forget = rows % 6 != 0
-  first, second = (
-      np.asarray(drawn_labels(jax.random.key(seed), rows, forget)) for seed in range(2)
-  )
+  first, second = (np.asarray(drawn_labels(jax.random.key(seed), rows, forget)) for seed in range(2))
   np.testing.assert_array_equal(first[~forget], 3)
   for labels in (first[forget], second[forget]):
     counts = np.bincount(labels, minlength=CLASSES)
@@ -454,7 +504,7 @@ def test_random_labels_are_redrawn_each_epoch_and_last_for_it(x64, arrays):
   rows = np.arange(61, 73, dtype=np.int32)
   rows = Paired(np.stack([rows, rows[::-1], rows, rows]), None)
   _, metrics = run_steps(
-      arrays, METHODS["random_label"], options, rows, [0, 0, 0, 1], net="mlp", sharpness=None
+    arrays, METHODS["random_label"], options, rows, [0, 0, 0, 1], net="mlp", sharpness=None
   )
   same, reversed_, later, redrawn = metrics["retain_random_label"]
   close([reversed_, later], same, 1e-12)

@@ -22,6 +22,7 @@ def run(tmp_path):
 def _events(folder):
   """The events of one TensorBoard run, read by the TFRecord layout alone."""
   from tensorboardX.proto.event_pb2 import Event
+
   events = []
   for path in sorted(folder.iterdir(), key=lambda p: p.name.rsplit(".", 1)[-1]):
     data = path.read_bytes()
@@ -33,9 +34,12 @@ def _events(folder):
 
 
 def test_tensorboard_scalars_and_histograms(run):
-  run.write("unlearn", 3, "step", {
-      "loss": 0.25, "angle": [0.0, 90.0, None], "none": None, "text": "x", "empty": [],
-      "met": True})
+  run.write(
+    "unlearn",
+    3,
+    "step",
+    {"loss": 0.25, "angle": [0.0, 90.0, None], "none": None, "text": "x", "empty": [], "met": True},
+  )
   run.write("retrain", 3, "test", {"accuracy": 0.5})
   events = _events(run.path / "tb" / "unlearn")
   values = {value.tag: value for event in events for value in event.summary.value}
@@ -44,8 +48,9 @@ def test_tensorboard_scalars_and_histograms(run):
   histogram = values["step/angle"].histo
   assert (histogram.num, histogram.min, histogram.max) == (2, 0.0, 90.0)
   assert [event.step for event in events if event.summary.value] == [3]
-  assert [value.tag for event in _events(run.path / "tb" / "retrain")
-          for value in event.summary.value] == ["test/accuracy"]
+  assert [value.tag for event in _events(run.path / "tb" / "retrain") for value in event.summary.value] == [
+    "test/accuracy"
+  ]
 
 
 def test_tensorboard_purges_what_a_resumed_stage_repeats(run):
@@ -66,8 +71,8 @@ def test_tensorboard_purges_what_a_resumed_stage_repeats(run):
 def test_full_disk_under_tensorboard_is_one_line_and_no_hang(run, monkeypatch):
   """The library's own asynchronous writer would block for ever here."""
   import tensorboardX.record_writer
-  monkeypatch.setattr(
-      tensorboardX.record_writer, "open_file", lambda path: open("/dev/full", "wb"))
+
+  monkeypatch.setattr(tensorboardX.record_writer, "open_file", lambda path: open("/dev/full", "wb"))
   with pytest.raises(UserError, match="No space left on device"):
     for step in range(50):
       run.write("unlearn", step, "step", {"loss": 1.0})
@@ -119,7 +124,10 @@ def test_wandb_receives_the_rows_and_resumes_under_one_id(tmp_path, monkeypatch)
   assert (first["project"], first["name"], first["entity"]) == ("p", "run", None)
   assert first["config"]["seed"] == 41
   assert wandb.rows[0] == {
-      "unlearn/step": 2, "unlearn/step/loss": 0.5, "unlearn/step/angle": ("histogram", [1.0])}
+    "unlearn/step": 2,
+    "unlearn/step/loss": 0.5,
+    "unlearn/step/angle": ("histogram", [1.0]),
+  }
   assert ("unlearn/*", "unlearn/step") in wandb.defined and wandb.finished == 2
 
 

@@ -33,7 +33,7 @@ def images():
 
 def image_data(images):
   return source.ImageData(
-      images, np.arange(40, dtype=np.int32), np.arange(40) >= 30, np.arange(40, dtype=np.int32)
+    images, np.arange(40, dtype=np.int32), np.arange(40) >= 30, np.arange(40, dtype=np.int32)
   )
 
 
@@ -60,7 +60,7 @@ def test_a_window_gathers_what_the_whole_split_does(images, plan, start):
     np.testing.assert_array_equal(ids, wanted_ids)
     np.testing.assert_array_equal(pictures[ids >= 0], wanted[ids >= 0])
   np.testing.assert_array_equal(
-      np.asarray(streamed.forget)[np.asarray(window_feed.rows.forget[0])], np.ones(7, bool)
+    np.asarray(streamed.forget)[np.asarray(window_feed.rows.forget[0])], np.ones(7, bool)
   )
 
 

@@ -27,27 +27,27 @@ EVERY = {"pretrain", "retrain", "mask", "unlearn"}
 
 
 @pytest.mark.parametrize(
-    ("override", "changed"),
-    [
-        ({"method__alpha": 0.5}, {"unlearn"}),
-        ({"pairing": "vmap"}, {"unlearn"}),
-        ({"train__epochs": 3}, EVERY),
-        ({"data__forget_class": (1,)}, EVERY),
-        ({"data__train_size": 1000}, EVERY),
-        ({"data__validation_fraction": 0.1}, EVERY),
-        ({"data__std": (0.4,)}, EVERY),
-        ({"seed": 1}, EVERY),
-        ({"method__seed": 1}, {"unlearn"}),
-        ({"method__seed": 41}, set()),
-        ({"evaluate__seed": 1}, set()),
-        ({"sam__rho": 0.1}, {"unlearn"}),
-        # Its values matter only where sharpness-aware gradients are on.
-        ({"sam__lamb": 0.5}, set()),
-        ({"sam__train_rho": 0.1}, EVERY),
-        ({"mask__fraction": 0.3}, {"unlearn"}),
-        ({"mask__select": "smallest"}, {"mask"}),
-        ({"checkpoint_seconds": 5.0}, set()),
-    ],
+  ("override", "changed"),
+  [
+    ({"method__alpha": 0.5}, {"unlearn"}),
+    ({"pairing": "vmap"}, {"unlearn"}),
+    ({"train__epochs": 3}, EVERY),
+    ({"data__forget_class": (1,)}, EVERY),
+    ({"data__train_size": 1000}, EVERY),
+    ({"data__validation_fraction": 0.1}, EVERY),
+    ({"data__std": (0.4,)}, EVERY),
+    ({"seed": 1}, EVERY),
+    ({"method__seed": 1}, {"unlearn"}),
+    ({"method__seed": 41}, set()),
+    ({"evaluate__seed": 1}, set()),
+    ({"sam__rho": 0.1}, {"unlearn"}),
+    # Its values matter only where sharpness-aware gradients are on.
+    ({"sam__lamb": 0.5}, set()),
+    ({"sam__train_rho": 0.1}, EVERY),
+    ({"mask__fraction": 0.3}, {"unlearn"}),
+    ({"mask__select": "smallest"}, {"mask"}),
+    ({"checkpoint_seconds": 5.0}, set()),
+  ],
 )
 def test_a_stage_is_keyed_by_what_it_depends_on(override, changed):
   assert differing(keys(), keys(**override)) == changed

@@ -22,9 +22,7 @@ def test_what_is_published_is_found(tmp_path):
   assert cache.outcome("pretrain", "k") is None
   cache.publish("pretrain", "k", {"steps": 3}, MODEL)
   assert cache.outcome("pretrain", "k") == {"steps": 3}
-  np.testing.assert_array_equal(
-      cache.model("pretrain", "k", LIKE)["params"]["w"], MODEL["params"]["w"]
-  )
+  np.testing.assert_array_equal(cache.model("pretrain", "k", LIKE)["params"]["w"], MODEL["params"]["w"])
   assert cache.outcome("pretrain", "other") is None
   assert [path.name for path in (tmp_path / "deep" / "cache").iterdir()] == ["pretrain-k"]
 

@@ -37,8 +37,11 @@ def fetch(data, rows, key):
   images, labels = data
   safe = jnp.maximum(rows, 0)
   return {
-      "image": images[safe], "label": labels[safe], "mask": rows >= 0, "row": rows,
-      "forget": rows >= len(labels) // 2,
+    "image": images[safe],
+    "label": labels[safe],
+    "mask": rows >= 0,
+    "row": rows,
+    "forget": rows >= len(labels) // 2,
   }
 
 
@@ -110,10 +113,8 @@ def golden_rows(arrays, name, steps):
 
 def feed(rows):
   rows = jax.tree.map(
-      lambda leaf: np.pad(
-          leaf, ((0, step_lib.CHUNK_CAPACITY - len(leaf)), (0, 0)), constant_values=-1
-      ),
-      rows,
+    lambda leaf: np.pad(leaf, ((0, step_lib.CHUNK_CAPACITY - len(leaf)), (0, 0)), constant_values=-1),
+    rows,
   )
   return step_lib.Feed(rows, jnp.zeros(step_lib.CHUNK_CAPACITY, jnp.int32))
 
@@ -134,9 +135,14 @@ def run(options, params, data, rows, *, schedule=optax.constant_schedule(1.0), c
   key = json.dumps([static, jax.config.jax_enable_x64, id(schedule)], default=str)
   if key not in _CHUNKS:
     program = step_lib.make_step(
-        methods.METHODS[options.name], options, forward=forward, fetch=fetch,
-        pairing="sequential", train=False, schedule=schedule,
-        mask_scope="update" if methods.METHODS[options.name].needs_mask else None,
+      methods.METHODS[options.name],
+      options,
+      forward=forward,
+      fetch=fetch,
+      pairing="sequential",
+      train=False,
+      schedule=schedule,
+      mask_scope="update" if methods.METHODS[options.name].needs_mask else None,
     )
     _CHUNKS[key] = program, jax.jit(step_lib.make_chunk(program.step)), schedule
   program, chunk, _ = _CHUNKS[key]
@@ -145,8 +151,7 @@ def run(options, params, data, rows, *, schedule=optax.constant_schedule(1.0), c
   mask = jax.tree.map(lambda leaf: (jnp.arange(leaf.size) % 2).reshape(leaf.shape), params)
   frozen = step_lib.Frozen(state.variables, mask)
   return state, [
-      chunk(state, frozen, data, feed(rows), jnp.int32(count), settings)
-      for count in (counts or [length])
+    chunk(state, frozen, data, feed(rows), jnp.int32(count), settings) for count in (counts or [length])
   ]
 
 
@@ -156,8 +161,11 @@ def test_reproduces_the_reference_trajectory(x64, arrays, case):
   wanted = dict(zip(case["param_rows"], arrays[f"{name}/params"], strict=True))
   steps = [step for step in sorted(wanted) if step]
   _, results = run(
-      golden_options(case), unflatten(arrays["data/init_params"]), golden_data(arrays),
-      golden_rows(arrays, name, max(steps)), counts=steps,
+    golden_options(case),
+    unflatten(arrays["data/init_params"]),
+    golden_data(arrays),
+    golden_rows(arrays, name, max(steps)),
+    counts=steps,
   )
   for step, (final, metrics, done) in zip(steps, results, strict=True):
     np.testing.assert_allclose(flatten(final.params), wanted[step], rtol=0, atol=1e-6)
@@ -171,9 +179,7 @@ def test_reproduces_the_reference_trajectory(x64, arrays, case):
     assert int(final.step) == case["stop_step"]
   for role in Paired._fields:
     if f"{name}/{role}_loss" in arrays:
-      np.testing.assert_allclose(
-          metrics[f"{role}_loss"][:done], arrays[f"{name}/{role}_loss"], rtol=1e-6
-      )
+      np.testing.assert_allclose(metrics[f"{role}_loss"][:done], arrays[f"{name}/{role}_loss"], rtol=1e-6)
 
 
 def simple_problem(seed=0):
@@ -181,7 +187,7 @@ def simple_problem(seed=0):
   data = jnp.asarray(rng.normal(size=(40, 8)), jnp.float32), jnp.asarray(rng.integers(0, 4, 40))
   params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in SHAPES.items()}
   rows = Paired(
-      np.arange(20, dtype=np.int32).reshape(2, 10), np.arange(20, 40, dtype=np.int32).reshape(2, 10)
+    np.arange(20, dtype=np.int32).reshape(2, 10), np.arange(20, 40, dtype=np.int32).reshape(2, 10)
   )
   return data, params, rows
 
@@ -189,7 +195,7 @@ def simple_problem(seed=0):
 def assert_nothing_changed(before, after, stop):
   """Everything but the stop code is the old state, bit for bit."""
   for old, new in zip(
-      jax.tree.leaves(before.replace(stop=0)), jax.tree.leaves(after.replace(stop=0)), strict=True
+    jax.tree.leaves(before.replace(stop=0)), jax.tree.leaves(after.replace(stop=0)), strict=True
   ):
     np.testing.assert_array_equal(old, new)
   assert int(after.stop) == stop
@@ -201,10 +207,11 @@ def test_a_step_that_is_not_finite_changes_nothing(name, optimizer):
   data, params, rows = simple_problem()
   options = options_of(name, on_infeasible="project", constraint_ratio=0.01)
   options.optimizer.name = optimizer
-  used = Paired(*(
-      role_rows if role in methods.METHODS[name].roles else None
-      for role, role_rows in rows._asdict().items()
-  ))
+  used = Paired(
+    *(
+      role_rows if role in methods.METHODS[name].roles else None for role, role_rows in rows._asdict().items()
+    )
+  )
   # The second step reads a broken image.
   broken = data[0].at[np.r_[15, 35]].set(jnp.nan), data[1]
   before, ((first, _, _), (last, metrics, done)) = run(options, params, broken, used, counts=[1, 2])
@@ -227,8 +234,8 @@ def test_an_infeasible_step_changes_nothing(optimizer):
 
 
 @pytest.mark.parametrize(
-    ("threshold", "stop"),
-    [({"max_retain_loss": 1e-3}, Stop.RETAIN_LOSS), ({"min_forget_loss": 1e3}, Stop.FORGET_LOSS)],
+  ("threshold", "stop"),
+  [({"max_retain_loss": 1e-3}, Stop.RETAIN_LOSS), ({"min_forget_loss": 1e3}, Stop.FORGET_LOSS)],
 )
 def test_a_crossed_loss_threshold_changes_nothing(threshold, stop):
   data, params, rows = simple_problem()
@@ -256,6 +263,8 @@ def test_clipping_is_by_the_whole_norm():
   clipped = step_lib.clip(gradient, jnp.asarray(5.0), 1.0)
   np.testing.assert_allclose(clipped["a"], [0.6, 0], rtol=1e-6)
   np.testing.assert_allclose(clipped["b"], [0.8], rtol=1e-6)
-  for untouched in (step_lib.clip(gradient, jnp.asarray(5.0), 9.0),
-                    step_lib.clip(gradient, jnp.asarray(5.0), None)):
+  for untouched in (
+    step_lib.clip(gradient, jnp.asarray(5.0), 9.0),
+    step_lib.clip(gradient, jnp.asarray(5.0), None),
+  ):
     np.testing.assert_array_equal(untouched["a"], gradient["a"])

@@ -14,10 +14,10 @@ from hamu_jax import main, progress, rundir, together
 
 # Steps enough for the members to part, and a pretraining that differs where the seed does.
 MEMBERS = {
-    "small": ["--config.method.constraint_ratio=0.02"],
-    "large": ["--config.method.constraint_ratio=0.2", "--config.method.optimizer.learning_rate=0.05"],
-    "shuffled": ["--config.method.seed=7", "--config.evaluate.seed=3"],
-    "seeded": ["--config.seed=5"],
+  "small": ["--config.method.constraint_ratio=0.02"],
+  "large": ["--config.method.constraint_ratio=0.2", "--config.method.optimizer.learning_rate=0.05"],
+  "shuffled": ["--config.method.seed=7", "--config.evaluate.seed=3"],
+  "seeded": ["--config.seed=5"],
 }
 
 
@@ -56,7 +56,7 @@ def assert_close(found, wanted):
     assert found == wanted
   else:
     np.testing.assert_allclose(
-        np.asarray(found, np.float64), np.asarray(wanted, np.float64), rtol=2e-3, atol=2e-4
+      np.asarray(found, np.float64), np.asarray(wanted, np.float64), rtol=2e-3, atol=2e-4
     )
 
 
@@ -67,7 +67,7 @@ def test_each_ends_as_it_does_alone(small, tmp_path):
     cache = f"--config.stage_cache={tmp_path / 'alone' / 'stages'}"
     assert main.run(small(f"alone/{name}", cache, *overrides)) == 0
     (found, weights, summary), (wanted, others, _) = (
-        results(tmp_path / folder / name) for folder in ("together", "alone")
+      results(tmp_path / folder / name) for folder in ("together", "alone")
     )
     assert_close(found, wanted)
     assert_close(weights, others)
@@ -133,25 +133,25 @@ def test_one_that_diverges_leaves_the_others(small, tmp_path, capsys):
 
 
 ALIKE = {
-    "constraint": {"method__constraint_ratio": 0.9},
-    "rate": {"method__optimizer__learning_rate": 1.0},
-    "training": {"train__optimizer__learning_rate": 1.0},
-    "clipping": {"method__clip_norm": 9.0},
-    "seeds": {"seed": 1, "method__seed": 2, "evaluate__seed": 3},
-    "incidental": {"checkpoint_seconds": 9.0},
+  "constraint": {"method__constraint_ratio": 0.9},
+  "rate": {"method__optimizer__learning_rate": 1.0},
+  "training": {"train__optimizer__learning_rate": 1.0},
+  "clipping": {"method__clip_norm": 9.0},
+  "seeds": {"seed": 1, "method__seed": 2, "evaluate__seed": 3},
+  "incidental": {"checkpoint_seconds": 9.0},
 }
 APART = {
-    "method": {"method__name": "gdiff"},
-    "batch": {"method__batch_size": 7},
-    "steps": {"method__epochs": 3.0},
-    "no clipping": {"method__clip_norm": 0.0},
-    "absolute": {"method__constraint": 0.1},
-    "sharpness": {"sam__rho": 0.1},
-    "split": {"data__seed": 1},
-    "optimizer": {"method__optimizer__momentum": 0.9},
-    "devices": {"pairing": "pmap"},
-    "processes": {"distributed__coordinator": "auto"},
-    "wandb": {"wandb__project": "unlearning"},
+  "method": {"method__name": "gdiff"},
+  "batch": {"method__batch_size": 7},
+  "steps": {"method__epochs": 3.0},
+  "no clipping": {"method__clip_norm": 0.0},
+  "absolute": {"method__constraint": 0.1},
+  "sharpness": {"sam__rho": 0.1},
+  "split": {"data__seed": 1},
+  "optimizer": {"method__optimizer__momentum": 0.9},
+  "devices": {"pairing": "pmap"},
+  "processes": {"distributed__coordinator": "auto"},
+  "wandb": {"wandb__project": "unlearning"},
 }
 
 
@@ -176,9 +176,9 @@ def test_seeds_part_where_data_depend_on_them():
 
 
 BAD_INPUT = {
-    "another method": (["small", "large"], ["--config.method.name=gdiff"], "differs from that of .*/small"),
-    "a workdir twice": (["small", "small"], [], "two experiments have it"),
-    "several devices": (["small", "large"], ["--config.pairing=pmap"], "run it by hamu_jax.main"),
+  "another method": (["small", "large"], ["--config.method.name=gdiff"], "differs from that of .*/small"),
+  "a workdir twice": (["small", "small"], [], "two experiments have it"),
+  "several devices": (["small", "large"], ["--config.pairing=pmap"], "run it by hamu_jax.main"),
 }
 
 

@@ -30,8 +30,10 @@ def images(stream):
   """The source of such a training split."""
   rng = np.random.default_rng(0)
   data = source_lib.ImageData(
-      rng.integers(0, 256, (ROWS, 8, 8, 3)).astype(np.uint8), rng.integers(0, 10, ROWS).astype(np.int32),
-      np.arange(ROWS) % 2 == 0, np.arange(ROWS, dtype=np.int32),
+    rng.integers(0, 256, (ROWS, 8, 8, 3)).astype(np.uint8),
+    rng.integers(0, 10, ROWS).astype(np.int32),
+    np.arange(ROWS) % 2 == 0,
+    np.arange(ROWS, dtype=np.int32),
   )
   return (source_lib.Streamed if stream else source_lib.Resident)(data)
 
@@ -41,7 +43,9 @@ def filled(shapes):
   return jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01).astype(leaf.dtype), shapes)
 
 
-@pytest.mark.parametrize("method, pairing, stream, stage", [
+@pytest.mark.parametrize(
+  "method, pairing, stream, stage",
+  [
     ("hamu-q", "pmap", True, "unlearn"),
     ("kl", "sequential", False, "unlearn"),
     ("random_label", "sequential", True, "unlearn"),
@@ -49,7 +53,8 @@ def filled(shapes):
     ("sharp_minmax", "pmap", True, "unlearn"),
     ("hamu-q", "pmap", True, "pretrain"),
     ("retrain", "vmap", False, "unlearn"),
-])
+  ],
+)
 def test_the_planned_program_runs_on_what_the_loop_feeds(method, pairing, stream, stage, config):
   config.method.name, config.pairing, config.data.stream = method, pairing, stream
   config.mask.fraction = 0.5 if methods.METHODS[method].needs_mask else 0.0
@@ -70,7 +75,7 @@ def test_the_planned_program_runs_on_what_the_loop_feeds(method, pairing, stream
   # A compiled program takes no other shapes, types or places than it is compiled for.
   settings = step.settings_of(outline.stage.options, outline.stage.sam)
   state, _, done = lowered.compile()(
-      state, frozen, data, feed, source_lib.place(jnp.int32(2), mesh), settings
+    state, frozen, data, feed, source_lib.place(jnp.int32(2), mesh), settings
   )
   assert (int(state.step), int(state.stop), int(done)) == (2, 0, 2)
 
@@ -105,12 +110,15 @@ def test_pieces_are_those_of_accelerators(config):
   assert vision_plan.Outline(config, jax.devices(), "pretrain").trips == (1, 1)
 
 
-@pytest.mark.parametrize("source, name, size, expected", [
+@pytest.mark.parametrize(
+  "source, name, size, expected",
+  [
     ("huggingface", "uoft-cs/cifar10", 0, ("CIFAR-10", 50_000, (32, 32, 3), 10)),
     ("cifar10_binary", "", 0, ("CIFAR-10", 50_000, (32, 32, 3), 10)),
     ("tfds", "cifar100", 16, ("CIFAR-100", 50_000, (16, 16, 3), 100)),
     ("huggingface", "ILSVRC/imagenet-1k", 224, ("ImageNet-1k", 1_281_167, (224, 224, 3), 1000)),
-])
+  ],
+)
 def test_named_datasets(source, name, size, expected, config):
   config.data.update(source=source, name=name, image_size=size)
   assert vision_plan.find_sizes(config.data) == expected
@@ -124,27 +132,31 @@ def test_what_is_planned_is_told(config):
   assert outline.parameters == (0, 25_557_032)
   # 512 MiB hold 198 steps of 18 images, but a program runs no more than 64.
   assert dict(outline.facts()) == {
-      "step": "hamu-q, pmap, 9 images a role",
-      "images": "ImageNet-1k: 2,000 of 224x224x3, 1000 classes; those of at most 64 steps on their devices",
-      "batch": "at most 5 a role on a device, 1024 at a time",
+    "step": "hamu-q, pmap, 9 images a role",
+    "images": "ImageNet-1k: 2,000 of 224x224x3, 1000 classes; those of at most 64 steps on their devices",
+    "batch": "at most 5 a role on a device, 1024 at a time",
   }
   outline = vision_plan.Outline(config, jax.devices(), "pretrain")
   assert dict(outline.facts())["step"] == "pretrain, pmap, 21 images"
 
 
 def test_memorized_rows_need_no_scores(config):
-  config.data.update(train_size=0, forget="memorization", forget_size=3000, scores="estimate",
-                     validation_fraction=0.1)
+  config.data.update(
+    train_size=0, forget="memorization", forget_size=3000, scores="estimate", validation_fraction=0.1
+  )
   streams = vision_plan.Outline(config, jax.devices()).stage.plan.streams
   assert [len(stream.rows) for stream in streams] == [42_000, 3000]
 
 
-@pytest.mark.parametrize("changes, error", [
+@pytest.mark.parametrize(
+  "changes, error",
+  [
     ({"name": "ufldl-stanford/svhn"}, "config.data.name=.*with one of uoft-cs/cifar10"),
     ({"name": "ILSVRC/imagenet-1k", "image_size": 0}, "config.data.image_size=0: .*ImageNet-1k"),
     ({"source": "digits", "image_size": 0}, "config.data.mean=.*1 channel"),
     ({"train_size": 60_000}, "config.data.train_size=60000: choose 1..50000"),
-])
+  ],
+)
 def test_what_is_not_known_is_said(changes, error, config):
   config.data.update(changes)
   with pytest.raises(UserError, match=error):

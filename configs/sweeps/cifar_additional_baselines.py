@@ -14,10 +14,10 @@ def get_sweep(variant: str = ""):
   config = experiments.choose(experiments.CIFAR, variant)
   plain = ["ft", "ga", "ft_l1", "neggrad", "random_label", "scrub_distill"]
   return [
-      {"config": config, "grid": {"method.name": plain, "seed": experiments.SEEDS}},
-      {
-          "config": config,
-          "set": {"mask.fraction": 0.5},
-          "grid": {"method.name": ["salun", "sharp_minmax"], "seed": experiments.SEEDS},
-      },
+    {"config": config, "grid": {"method.name": plain, "seed": experiments.SEEDS}},
+    {
+      "config": config,
+      "set": {"mask.fraction": 0.5},
+      "grid": {"method.name": ["salun", "sharp_minmax"], "seed": experiments.SEEDS},
+    },
   ]

@@ -8,19 +8,19 @@ The largest is the whole forget class. `:smoke` runs on 10,000 images, `:digits`
 from launch import experiments
 
 SIZES = {
-    "": [500, 1000, 2500, 5000],
-    "smoke": [100, 250, 500, 1000],
-    "digits": [16, 32, 64, 128],
+  "": [500, 1000, 2500, 5000],
+  "smoke": [100, 250, 500, 1000],
+  "digits": [16, 32, 64, 128],
 }
 
 
 def get_sweep(variant: str = ""):
   """See the module."""
   return {
-      "config": experiments.choose(experiments.CIFAR, variant),
-      "grid": {
-          "method.name": [*experiments.HAMU, *experiments.BASELINES],
-          "method.batch_size": SIZES[variant],
-          "seed": experiments.SEEDS,
-      },
+    "config": experiments.choose(experiments.CIFAR, variant),
+    "grid": {
+      "method.name": [*experiments.HAMU, *experiments.BASELINES],
+      "method.batch_size": SIZES[variant],
+      "seed": experiments.SEEDS,
+    },
   }

@@ -13,8 +13,13 @@ def get_sweep(variant: str = ""):
   config = experiments.choose(experiments.CIFAR, variant)
   ratios = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
   return [
-      {"config": config, "grid": {
-          "method.name": experiments.HAMU, "method.constraint_ratio": ratios, "seed": experiments.SEEDS,
-      }},
-      {"config": config, "grid": {"method.name": experiments.BASELINES, "seed": experiments.SEEDS}},
+    {
+      "config": config,
+      "grid": {
+        "method.name": experiments.HAMU,
+        "method.constraint_ratio": ratios,
+        "seed": experiments.SEEDS,
+      },
+    },
+    {"config": config, "grid": {"method.name": experiments.BASELINES, "seed": experiments.SEEDS}},
   ]

@@ -11,10 +11,10 @@ from launch import experiments
 def get_sweep(variant: str = ""):
   """See the module."""
   return {
-      "config": experiments.choose(experiments.CIFAR, variant),
-      "grid": {
-          "method.name": [*experiments.HAMU, *experiments.BASELINES],
-          "optimizer": experiments.OPTIMIZERS,
-          "seed": experiments.SEEDS,
-      },
+    "config": experiments.choose(experiments.CIFAR, variant),
+    "grid": {
+      "method.name": [*experiments.HAMU, *experiments.BASELINES],
+      "optimizer": experiments.OPTIMIZERS,
+      "seed": experiments.SEEDS,
+    },
   }

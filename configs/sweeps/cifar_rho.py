@@ -13,12 +13,12 @@ from launch import experiments
 def get_sweep(variant: str = ""):
   """See the module."""
   return {
-      "config": experiments.choose(experiments.CIFAR, variant),
-      "set": {"data.forget": "hard_probability"},
-      "grid": {
-          "method.name": [*experiments.HAMU, *experiments.BASELINES],
-          "data.hard_probability": [0.0, 0.25, 0.5, 0.75, 1.0],
-          # The seed also draws the rows.
-          "seed": {str(seed): {"seed": seed, "data.seed": seed} for seed in experiments.SEEDS},
-      },
+    "config": experiments.choose(experiments.CIFAR, variant),
+    "set": {"data.forget": "hard_probability"},
+    "grid": {
+      "method.name": [*experiments.HAMU, *experiments.BASELINES],
+      "data.hard_probability": [0.0, 0.25, 0.5, 0.75, 1.0],
+      # The seed also draws the rows.
+      "seed": {str(seed): {"seed": seed, "data.seed": seed} for seed in experiments.SEEDS},
+    },
   }

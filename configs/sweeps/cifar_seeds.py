@@ -12,10 +12,10 @@ from launch import experiments
 def get_sweep(variant: str = ""):
   """See the module."""
   return {
-      "config": experiments.choose(experiments.CIFAR, variant),
-      "grid": {
-          "method.name": [*experiments.BASELINES, *experiments.HAMU],
-          "seed": experiments.SEEDS,
-          "method.seed": [1, 2, 3],
-      },
+    "config": experiments.choose(experiments.CIFAR, variant),
+    "grid": {
+      "method.name": [*experiments.BASELINES, *experiments.HAMU],
+      "seed": experiments.SEEDS,
+      "method.seed": [1, 2, 3],
+    },
   }

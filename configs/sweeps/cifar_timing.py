@@ -12,10 +12,10 @@ from launch import experiments
 def get_sweep(variant: str = ""):
   """See the module."""
   return {
-      "config": experiments.choose(experiments.CIFAR, variant),
-      "set": {"retrain": False, "method.evaluate_epochs": 0.0},
-      "grid": {
-          "method.name": ["ft", "ga", *experiments.BASELINES, *experiments.HAMU],
-          "seed": experiments.SEEDS,
-      },
+    "config": experiments.choose(experiments.CIFAR, variant),
+    "set": {"retrain": False, "method.evaluate_epochs": 0.0},
+    "grid": {
+      "method.name": ["ft", "ga", *experiments.BASELINES, *experiments.HAMU],
+      "seed": experiments.SEEDS,
+    },
   }

@@ -17,6 +17,6 @@ def get_sweep(variant: str = ""):
   # The tiny model has two layers.
   layer = {"method.layer": 1} if variant == "smoke" else {}
   return [
-      {"config": config, "grid": {"method.name": names, "seed": experiments.SEEDS}},
-      {"config": config, "set": layer, "grid": {"method.name": ["rmu"], "seed": experiments.SEEDS}},
+    {"config": config, "grid": {"method.name": names, "seed": experiments.SEEDS}},
+    {"config": config, "set": layer, "grid": {"method.name": ["rmu"], "seed": experiments.SEEDS}},
   ]

@@ -15,10 +15,10 @@ SIZES = {"smollm2": [4, 8, 16, 32], "smoke": [2, 4, 8]}
 def get_sweep(variant: str = ""):
   """See the module."""
   return {
-      "config": experiments.choose(experiments.LANGUAGE, variant),
-      "grid": {
-          "method.name": [*experiments.HAMU, *experiments.BASELINES],
-          "method.batch_size": SIZES.get(variant, PAPER),
-          "seed": experiments.SEEDS,
-      },
+    "config": experiments.choose(experiments.LANGUAGE, variant),
+    "grid": {
+      "method.name": [*experiments.HAMU, *experiments.BASELINES],
+      "method.batch_size": SIZES.get(variant, PAPER),
+      "seed": experiments.SEEDS,
+    },
   }

@@ -12,10 +12,10 @@ from launch import experiments
 def get_sweep(variant: str = ""):
   """See the module."""
   return {
-      "config": experiments.choose(experiments.LANGUAGE, variant),
-      "grid": {
-          "method.name": experiments.HAMU,
-          "method.scope": ["tensor", "global"],
-          "seed": experiments.SEEDS,
-      },
+    "config": experiments.choose(experiments.LANGUAGE, variant),
+    "grid": {
+      "method.name": experiments.HAMU,
+      "method.scope": ["tensor", "global"],
+      "seed": experiments.SEEDS,
+    },
   }

@@ -9,19 +9,19 @@
 from launch import experiments
 
 CONFIGS = {
-    "": "configs/waterdrum_llama2_hamu.py",
-    "gpu": "configs/waterdrum_llama2_hamu.py:gpu",
-    "smoke": "configs/tofu_smollm2_hamu.py:smoke",
+  "": "configs/waterdrum_llama2_hamu.py",
+  "gpu": "configs/waterdrum_llama2_hamu.py:gpu",
+  "smoke": "configs/tofu_smollm2_hamu.py:smoke",
 }
 
 
 def get_sweep(variant: str = ""):
   """See the module."""
   return {
-      "config": experiments.choose(CONFIGS, variant),
-      "grid": {
-          "method.name": [*experiments.HAMU, *experiments.BASELINES],
-          "text.duplicates": ["none", "semantic", "exact"],
-          "seed": experiments.SEEDS,
-      },
+    "config": experiments.choose(CONFIGS, variant),
+    "grid": {
+      "method.name": [*experiments.HAMU, *experiments.BASELINES],
+      "text.duplicates": ["none", "semantic", "exact"],
+      "seed": experiments.SEEDS,
+    },
   }

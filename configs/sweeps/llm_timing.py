@@ -14,10 +14,10 @@ from launch import experiments
 def get_sweep(variant: str = ""):
   """See the module."""
   return {
-      "config": experiments.choose(experiments.LANGUAGE, variant),
-      "set": {"retrain": False, "evaluate.generate": False},
-      "grid": {
-          "method.name": ["ft", "ga", *experiments.BASELINES, *experiments.HAMU],
-          "seed": experiments.SEEDS,
-      },
+    "config": experiments.choose(experiments.LANGUAGE, variant),
+    "set": {"retrain": False, "evaluate.generate": False},
+    "grid": {
+      "method.name": ["ft", "ga", *experiments.BASELINES, *experiments.HAMU],
+      "seed": experiments.SEEDS,
+    },
   }

@@ -13,7 +13,7 @@ def get_sweep(variant: str = ""):
   """See the module."""
   config = "configs/cifar100_resnet50.py"
   return {
-      "config": experiments.choose({"": config, "smoke": f"{config}:smoke"}, variant),
-      "words": [["salun", "sharp_minmax"], experiments.LEVELS, ["", "sam"]],
-      "grid": {"mask.fraction": [0.1, 0.3, 0.5], "seed": experiments.SEEDS},
+    "config": experiments.choose({"": config, "smoke": f"{config}:smoke"}, variant),
+    "words": [["salun", "sharp_minmax"], experiments.LEVELS, ["", "sam"]],
+    "grid": {"mask.fraction": [0.1, 0.3, 0.5], "seed": experiments.SEEDS},
   }

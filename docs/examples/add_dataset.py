@@ -29,12 +29,12 @@ def read_npz(request):
       arrays = {field: file[field] for field in FIELDS}
   except (OSError, ValueError, KeyError) as error:
     raise UserError(
-        f"config.data.path={request.path!r}: {error}; give an .npz file with {', '.join(FIELDS)}"
+      f"config.data.path={request.path!r}: {error}; give an .npz file with {', '.join(FIELDS)}"
     ) from error
   return Contents(
-      data.ImageSplit(arrays["train_images"], arrays["train_labels"]),
-      data.ImageSplit(arrays["test_images"], arrays["test_labels"]),
-      tuple(str(name) for name in arrays["class_names"]),
+    data.ImageSplit(arrays["train_images"], arrays["train_labels"]),
+    data.ImageSplit(arrays["test_images"], arrays["test_labels"]),
+    tuple(str(name) for name in arrays["class_names"]),
   )
 
 
@@ -56,8 +56,12 @@ def write_digits(path):
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   np.savez(
-      path, train_images=digits.train.images, train_labels=digits.train.labels,
-      test_images=digits.test.images, test_labels=digits.test.labels, class_names=digits.class_names,
+    path,
+    train_images=digits.train.images,
+    train_labels=digits.train.labels,
+    test_images=digits.test.images,
+    test_labels=digits.test.labels,
+    class_names=digits.class_names,
   )
 
 

@@ -39,7 +39,7 @@ def sum_of_both(options, learning_rate, settings):
 
 
 methods.METHODS["uniform"] = methods.Method(
-    (methods.SubStep({"ce": "retain_weight"}, {"uniform": forget_weight}, sum_of_both),)
+  (methods.SubStep({"ce": "retain_weight"}, {"uniform": forget_weight}, sum_of_both),)
 )
 # --8<-- [end:row]
 

@@ -1,6 +1,6 @@
 """A new model: pixels in rows, mixed by an MLP-Mixer.
 
-  python -m hamu_jax.main --config=docs/examples/add_model.py --workdir=runs/mixer
+python -m hamu_jax.main --config=docs/examples/add_model.py --workdir=runs/mixer
 """
 
 from typing import Any
@@ -51,17 +51,19 @@ class Mixer(nn.Module):
 
   def _dense(self, name, features):
     return nn.Dense(features, dtype=self.dtype, name=name)
+
+
 # --8<-- [end:model]
 
 
 # --8<-- [start:row]
 # The path of each submodule, as a regular expression, and the PyTorch module with the same weights.
 TORCH_NAMES = (
-    ("embed", "embed"),
-    (r"norm(\d+)", r"blocks.\1.norm"),
-    (r"mix(\d+)", r"blocks.\1.mix"),
-    (r"channels(\d+)", r"blocks.\1.channels"),
-    ("head", "head"),
+  ("embed", "embed"),
+  (r"norm(\d+)", r"blocks.\1.norm"),
+  (r"mix(\d+)", r"blocks.\1.mix"),
+  (r"channels(\d+)", r"blocks.\1.channels"),
+  ("head", "head"),
 )
 models.MODELS["mixer"] = models.Architecture(Mixer, {}, TORCH_NAMES)
 models.MODELS["mixer_deep"] = models.Architecture(Mixer, {"depth": 8}, TORCH_NAMES)

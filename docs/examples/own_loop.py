@@ -23,6 +23,8 @@ def step(params, state, retain, forget):
   forget_gradients = jax.grad(loss)(params, *forget)
   updates, state = optimizer.update(retain_gradients, state, params, forget_grads=forget_gradients)
   return optax.apply_updates(params, updates), state
+
+
 # --8<-- [end:loop]
 
 
@@ -30,7 +32,7 @@ def main(steps=5):
   """Prints both losses by step, and what HAMU did with each tensor."""
   rng = np.random.default_rng(0)
   retain, forget = (
-      (jnp.asarray(rng.normal(size=(32, 8))), jnp.asarray(rng.integers(3, size=32))) for _ in range(2)
+    (jnp.asarray(rng.normal(size=(32, 8))), jnp.asarray(rng.integers(3, size=32))) for _ in range(2)
   )
   params = {"kernel": jnp.zeros((8, 3)), "bias": jnp.zeros(3)}
   state = optimizer.init(params)

@@ -1,6 +1,6 @@
 """Reads a run directory.
 
-  python docs/examples/read_results.py runs/digits
+python docs/examples/read_results.py runs/digits
 """
 
 import pathlib
@@ -19,12 +19,11 @@ def read_run(path):
   path = pathlib.Path(path)
   summary = rundir.read_json(path / "summary.json")
   accuracies = {
-      model: {split: result[split]["accuracy"] for split in ("retain", "forget", "test")}
-      for model, result in summary["results"].items()
+    model: {split: result[split]["accuracy"] for split in ("retain", "forget", "test")}
+    for model, result in summary["results"].items()
   }
   steps = [
-      row for row in rundir.read_metrics(path).rows
-      if row["stage"] == "unlearn" and row["split"] == "step"
+    row for row in rundir.read_metrics(path).rows if row["stage"] == "unlearn" and row["split"] == "step"
   ]
   forget_loss = np.array([row["forget_loss"] for row in steps])
   return summary, accuracies, forget_loss
@@ -37,6 +36,8 @@ def read_weights(path):
   with np.load(path / "split.npz", allow_pickle=False) as split:
     forgotten = split["forget"]
   return tensors, forgotten
+
+
 # --8<-- [end:one]
 
 
@@ -48,6 +49,8 @@ def read_many(*paths):
     for group in study.groups:
       means.append((group.settings, group.columns["test.accuracy"]))
   return means
+
+
 # --8<-- [end:many]
 
 

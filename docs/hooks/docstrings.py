@@ -10,7 +10,7 @@ import textwrap
 import griffe
 
 _DISPLAYED = re.compile(
-    r"^(?P<indent> *)\.\. math::(?P<tex>.*(?:\n+(?P=indent) +\S.*(?:\n(?P=indent) +\S.*)*)?)", re.MULTILINE
+  r"^(?P<indent> *)\.\. math::(?P<tex>.*(?:\n+(?P=indent) +\S.*(?:\n(?P=indent) +\S.*)*)?)", re.MULTILINE
 )
 # In a module's docstring: commands and lists, which Markdown takes for code where they are indented by 4.
 _INDENTED = re.compile(r"(?<=\n\n)  (?=\S)(?:.*\n?)(?:  .*\n?)*")

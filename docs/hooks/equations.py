@@ -13,7 +13,7 @@ from mkdocs.exceptions import PluginError
 _NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 # What pymdownx.arithmatex makes of an equation.
 _EQUATION = re.compile(
-    r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
+  r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
 # Names of operators, whose letters the converter would set as a product of variables.
 _OPERATOR = re.compile(r"\\operatorname\{([^{}]*)\}|\\(arg)(?![a-z])")
@@ -34,7 +34,7 @@ def mathml(tex: str, *, display: bool) -> str:
     PluginError: it has a command that the converter does not know.
   """
   tex = _OPERATOR.sub(
-      lambda found: rf"\text{{{(found[1] or found[2]).replace(chr(92) + ',', ' ')}}}\,", " ".join(tex.split())
+    lambda found: rf"\text{{{(found[1] or found[2]).replace(chr(92) + ',', ' ')}}}\,", " ".join(tex.split())
   )
   text = convert(tex, display="block" if display else "inline")
   if "\\" in text:
@@ -67,5 +67,5 @@ def on_page_content(content: str, **unused) -> str:
   """Replaces the equations of a page."""
   del unused
   return _EQUATION.sub(
-      lambda found: mathml(html.unescape(found["tex"]), display=found["tag"] == "div"), content
+    lambda found: mathml(html.unescape(found["tex"]), display=found["tag"] == "div"), content
   )

@@ -37,8 +37,9 @@ def tables() -> str:
     about = (function or explained["default_config"]).get("" if function else name, "")
     parts += [f"## `config.{name}`", about, _table(f"config.{name}", values, comments)]
   parts += [
-      "## Optimizers", explained["optimizer_config"][""],
-      _table("optimizer", defaults["method"][_OPTIMIZER], explained["optimizer_config"]),
+    "## Optimizers",
+    explained["optimizer_config"][""],
+    _table("optimizer", defaults["method"][_OPTIMIZER], explained["optimizer_config"]),
   ]
   return "\n\n".join(parts)
 

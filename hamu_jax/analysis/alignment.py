@@ -31,8 +31,8 @@ def angles(retain_grads: Any, forget_grads: Any) -> Angles:
   retain_vector, _ = ravel_pytree(retain_grads)
   forget_vector, _ = ravel_pytree(forget_grads)
   return Angles(
-      tensor=alignment.align(retain_grads, forget_grads).angle,
-      model=alignment.align(retain_vector, forget_vector).angle[0],
+    tensor=alignment.align(retain_grads, forget_grads).angle,
+    model=alignment.align(retain_vector, forget_vector).angle[0],
   )
 
 

@@ -42,18 +42,18 @@ class Hardness(NamedTuple):
 
 
 def hardness(
-    retain_grads: Tree,
-    forget_grads: Tree,
-    *,
-    learning_rate,
-    constraint,
-    variant: str = "hamu-q",
-    radius=None,
-    share: str = "grad_norm",
-    scope: str = "tensor",
-    normalize_share: bool = True,
-    on_infeasible: str = "stop",
-    criterion: str = "published",
+  retain_grads: Tree,
+  forget_grads: Tree,
+  *,
+  learning_rate,
+  constraint,
+  variant: str = "hamu-q",
+  radius=None,
+  share: str = "grad_norm",
+  scope: str = "tensor",
+  normalize_share: bool = True,
+  on_infeasible: str = "stop",
+  criterion: str = "published",
 ) -> Hardness:
   r"""Measures how hard the constraint is for two gradients, block by block, without taking a step.
 
@@ -94,12 +94,18 @@ def hardness(
   """
   # The parts of a constraint of 1 are the shares.
   transform = transforms.hamu(
-      learning_rate, 1.0, variant=variant, radius=radius, share=share, scope=scope,
-      normalize_share=normalize_share, on_infeasible=on_infeasible, criterion=criterion, eps=_EPS,
+    learning_rate,
+    1.0,
+    variant=variant,
+    radius=radius,
+    share=share,
+    scope=scope,
+    normalize_share=normalize_share,
+    on_infeasible=on_infeasible,
+    criterion=criterion,
+    eps=_EPS,
   )
-  _, state = transform.update(
-      retain_grads, transform.init(retain_grads), forget_grads=forget_grads
-  )
+  _, state = transform.update(retain_grads, transform.init(retain_grads), forget_grads=forget_grads)
   seen = state.diagnostics
   share_T, radius_T = seen.constraint, seen.radius
 
@@ -107,7 +113,7 @@ def hardness(
   effective = effective_pair(blocks_of(retain_grads), blocks_of(forget_grads), variant)
   geometry, _ = alignment.measure_blocks(*effective)
   solution = solve(
-      geometry, radius=radius_T, constraint=constraint * share_T, on_infeasible=on_infeasible, eps=_EPS
+    geometry, radius=radius_T, constraint=constraint * share_T, on_infeasible=on_infeasible, eps=_EPS
   )
 
   reach_T = jnp.where(is_zero_forget(geometry.forget_norm, _EPS), 0, radius_T * geometry.forget_norm)
@@ -122,24 +128,22 @@ def hardness(
   step = solution.step
   ahead_T = step.retain + step.forget * geometry.cosine + step.orthogonal * geometry.sine**2
   weights = (
-      _divide(-(step.retain + step.orthogonal), geometry.retain_norm * learning_rate, 0),
-      _divide(
-          step.forget - step.orthogonal * geometry.cosine, geometry.forget_norm * learning_rate, 0
-      ),
+    _divide(-(step.retain + step.orthogonal), geometry.retain_norm * learning_rate, 0),
+    _divide(step.forget - step.orthogonal * geometry.cosine, geometry.forget_norm * learning_rate, 0),
   )
   retain_weight_T, forget_weight_T = weights[::-1] if variant == "hamu-u" else weights
   return Hardness(
-      angle=seen.angle,
-      retain_norm=seen.retain_norm,
-      forget_norm=seen.forget_norm,
-      feasible_ratio=as_ratio(reach_T),
-      free_ratio=as_ratio(reach_T * free_T),
-      infeasible=solution.infeasible,
-      branch=solution.branch,
-      progress=_divide(-ahead_T, radius_T, 0),
-      retain_weight=retain_weight_T,
-      forget_weight=forget_weight_T,
-      stopping_ratio=_divide(seen.stopping_rhs, seen.stopping_constraint * learning_rate, jnp.inf),
+    angle=seen.angle,
+    retain_norm=seen.retain_norm,
+    forget_norm=seen.forget_norm,
+    feasible_ratio=as_ratio(reach_T),
+    free_ratio=as_ratio(reach_T * free_T),
+    infeasible=solution.infeasible,
+    branch=solution.branch,
+    progress=_divide(-ahead_T, radius_T, 0),
+    retain_weight=retain_weight_T,
+    forget_weight=forget_weight_T,
+    stopping_ratio=_divide(seen.stopping_rhs, seen.stopping_constraint * learning_rate, jnp.inf),
   )
 
 
@@ -152,8 +156,8 @@ def first_order_change(gradient: Tree, update: Tree) -> jax.Array:
   """
   dtype = alignment.compute_dtype(gradient)
   dots = [
-      jnp.sum(g.astype(dtype) * u.astype(dtype))
-      for g, u in zip(jax.tree.leaves(gradient), jax.tree.leaves(update), strict=True)
+    jnp.sum(g.astype(dtype) * u.astype(dtype))
+    for g, u in zip(jax.tree.leaves(gradient), jax.tree.leaves(update), strict=True)
   ]
   return jnp.stack(dots)
 

@@ -25,8 +25,15 @@ METHOD = "method.name"
 _UNLEARNING_SEED = "method.seed"
 # What identifies a dataset where the fingerprints of its contents are unknown or differ by a draw of rows.
 _DATASET = (
-    "data.source", "data.name", "data.subset", "data.test_split", "data.train_size", "data.test_size",
-    "data.image_size", "data.label_key")
+  "data.source",
+  "data.name",
+  "data.subset",
+  "data.test_split",
+  "data.train_size",
+  "data.test_size",
+  "data.image_size",
+  "data.label_key",
+)
 # Says where things are, not what they are.
 _PLACES = ("data.path", *_DATASET)
 # Sections of what happens after the original and the retrained model are there.
@@ -143,15 +150,12 @@ def deviations(group: Group) -> dict[str, dict[str, Estimate]]:
   for field in seeds:
     others = [name for name in seeds if name != field]
     cells = [
-        cell for cell in grouped(group.runs, lambda run: key_of(run.config, others)).values()
-        if len(cell) > 1
+      cell for cell in grouped(group.runs, lambda run: key_of(run.config, others)).values() if len(cell) > 1
     ]
     columns = [estimates(run.values(group.model) for run in cell) for cell in cells]
     names = dict.fromkeys(name for column in columns for name in column)
     if names:
-      found[field] = {
-          name: _pooled([column[name] for column in columns if name in column]) for name in names
-      }
+      found[field] = {name: _pooled([column[name] for column in columns if name in column]) for name in names}
   return found
 
 
@@ -184,17 +188,19 @@ class Study(NamedTuple):
   def title(self, settings: Mapping[str, Any], fields: Iterable[str]) -> str:
     """Values in words, e.g. ``hamu-q, constraint_ratio 0.5``; the method goes without its name."""
     return ", ".join(
-        text(settings[name]) if name == METHOD else f"{self.short(name)} {text(settings[name])}"
-        for name in fields
-        if name in settings
+      text(settings[name]) if name == METHOD else f"{self.short(name)} {text(settings[name])}"
+      for name in fields
+      if name in settings
     )
 
   def options(self, method: str) -> tuple[str, ...]:
     """The shown fields, problems aside, in which a method's own groups differ."""
     own = [group for group in self.groups if group.settings[METHOD] == method]
     return tuple(
-        name for name in self.shown
-        if not is_problem(name) and len({key_of(group.settings, [name]) for group in own}) > 1)
+      name
+      for name in self.shown
+      if not is_problem(name) and len({key_of(group.settings, [name]) for group in own}) > 1
+    )
 
   def short(self, field: str) -> str:
     """The name without ``data.`` or ``method.``, unless both sections have a field of that name."""
@@ -232,8 +238,9 @@ def gather(paths: Sequence[os.PathLike | str]) -> Gathered:
       runs.append(run)
   if not runs:
     raise UserError(
-        f"{', '.join(map(str, paths))}: no run directory there (a folder with the config.json of a run)"
-        + "".join(f"; {note}" for note in notes[:1]))
+      f"{', '.join(map(str, paths))}: no run directory there (a folder with the config.json of a run)"
+      + "".join(f"; {note}" for note in notes[:1])
+    )
   return Gathered(_without_repeats(runs, notes), notes)
 
 
@@ -255,18 +262,23 @@ def datasets(runs: Sequence[Run]) -> dict[str, list[Run]]:
   def keys(section, run):
     """The dataset of a run as nodes of a graph: its fingerprint, and its section if that is one dataset."""
     known = run.fingerprint or next(
-        (other.fingerprint for other in by_section[section]
-         if other.fingerprint and other.config["data.path"] == run.config["data.path"]), None)
+      (
+        other.fingerprint
+        for other in by_section[section]
+        if other.fingerprint and other.config["data.path"] == run.config["data.path"]
+      ),
+      None,
+    )
     several = any(len(set(found)) > 1 for found in drawn[section].values())
     nodes = [("fingerprint", known)] if known else []
     return nodes if several and nodes else [*nodes, ("section", *section)]
 
   drawn = {
-      section: {
-          draw: [run.fingerprint for run in same if run.fingerprint]
-          for draw, same in grouped(members, _draw).items()
-      }
-      for section, members in by_section.items()
+    section: {
+      draw: [run.fingerprint for run in same if run.fingerprint]
+      for draw, same in grouped(members, _draw).items()
+    }
+    for section, members in by_section.items()
   }
   for section, members in by_section.items():
     for run in members:
@@ -278,8 +290,8 @@ def datasets(runs: Sequence[Run]) -> dict[str, list[Run]]:
     found.setdefault(find(keys(key_of(run.config, _DATASET), run)[0]), []).append(run)
   labels = [_label(members[0]) for members in found.values()]
   return {
-      label if labels.count(label) == 1 else f"{label}, data {_short_fingerprint(members[0])}": members
-      for label, members in zip(labels, found.values())
+    label if labels.count(label) == 1 else f"{label}, data {_short_fingerprint(members[0])}": members
+    for label, members in zip(labels, found.values())
   }
 
 
@@ -297,8 +309,9 @@ def studies(runs: Sequence[Run], *, by_dataset: bool = False) -> list[Study]:
   if len(found) > 1 and not by_dataset:
     first, second = (members[0] for members in list(found.values())[:2])
     raise UserError(
-        f"{first.path} and {second.path} are on different data: {_difference(first, second)}; means over "
-        f"them would say nothing: report the {len(found)} datasets apart, or pass --by-dataset")
+      f"{first.path} and {second.path} are on different data: {_difference(first, second)}; means over "
+      f"them would say nothing: report the {len(found)} datasets apart, or pass --by-dataset"
+    )
   return [_study(label, members) for label, members in found.items()]
 
 
@@ -312,10 +325,10 @@ def estimates(values: Iterable[Mapping[str, float]]) -> dict[str, Estimate]:
     for name, value in mapping.items():
       found.setdefault(name, []).append(value)
   return {
-      name: Estimate(
-          float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else math.nan,
-          len(numbers))
-      for name, numbers in found.items()
+    name: Estimate(
+      float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else math.nan, len(numbers)
+    )
+    for name, numbers in found.items()
   }
 
 
@@ -354,9 +367,13 @@ def sweeps(study: Study) -> dict[str, list[Series]]:
     for members in grouped(numeric, lambda group: key_of(group.settings, others)).values():
       members = sorted(members, key=lambda group: group.settings[field])
       if len(members) > 1:
-        series.append(Series(
+        series.append(
+          Series(
             {name: members[0].settings[name] for name in others},
-            tuple(group.settings[field] for group in members), tuple(members)))
+            tuple(group.settings[field] for group in members),
+            tuple(members),
+          )
+        )
     if series:
       found[field] = series
   return found
@@ -400,8 +417,9 @@ def text(value: Any) -> str:
 def key_of(config: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
   """Values as JSON, which can be compared and hashed; 1 and 1.0 are the same, an absent field is null."""
   return tuple(
-      json.dumps(float(value) if _is_number(value) else value, sort_keys=True)
-      for value in (config.get(name) for name in names))
+    json.dumps(float(value) if _is_number(value) else value, sort_keys=True)
+    for value in (config.get(name) for name in names)
+  )
 
 
 def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
@@ -449,9 +467,12 @@ def _read(folder: pathlib.Path, notes: list[str]) -> Run | None:
     # They have no name; what is there is another source's, left as it was.
     fields["data.name"] = ""
   return Run(
-      folder, fields, summary,
-      (rows[-1]["stage"], rows[-1]["step"]) if rows else None,
-      {name: column for name, column in columns.items() if column is not None})
+    folder,
+    fields,
+    summary,
+    (rows[-1]["stage"], rows[-1]["step"]) if rows else None,
+    {name: column for name, column in columns.items() if column is not None},
+  )
 
 
 def _rows(folder: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -464,9 +485,7 @@ def _rows(folder: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
     return []
   if torn:
     notes.append(f"{path} is truncated: its {len(rows)} whole lines are used, the torn last one is not")
-  whole = [
-      row for row in rows if isinstance(row, dict) and row.keys() >= {"stage", "step", "split"}
-  ]
+  whole = [row for row in rows if isinstance(row, dict) and row.keys() >= {"stage", "step", "split"}]
   if len(whole) < len(rows):
     notes.append(f"{path}: {len(rows) - len(whole)} lines are not rows of a run - left out")
   return whole
@@ -489,10 +508,12 @@ def _without_repeats(runs: list[Run], notes: list[str]) -> list[Run]:
       if first.summary is None and run.summary is not None:
         first, run = run, first
       differs = run.summary is not None and any(
-          str(run.values(model)) != str(first.values(model)) for model in _MODELS)
+        str(run.values(model)) != str(first.values(model)) for model in _MODELS
+      )
       notes.append(
-          f"{run.path} has the configuration and seeds of {first.path}"
-          f"{', though other results' if differs else ''} - left out")
+        f"{run.path} has the configuration and seeds of {first.path}"
+        f"{', though other results' if differs else ''} - left out"
+      )
     kept.append(first)
   return [run for run in runs if any(run is other for other in kept)]
 
@@ -513,21 +534,33 @@ def _study(label: str, runs: Sequence[Run]) -> Study:
   fields = _differing(finished or runs)
   by_settings = grouped(finished, lambda run: key_of(run.config, fields))
   groups = sorted(
-      (Group({name: members[0].config[name] for name in fields}, tuple(members))
-       for members in by_settings.values()),
-      key=lambda group: [_order(group.settings[name]) for name in _preferred(fields)])
+    (
+      Group({name: members[0].config[name] for name in fields}, tuple(members))
+      for members in by_settings.values()
+    ),
+    key=lambda group: [_order(group.settings[name]) for name in _preferred(fields)],
+  )
   return Study(
-      label, tuple(runs), fields, _telling_apart(fields, finished or runs), tuple(groups),
-      tuple(_references(finished, [name for name in fields if is_problem(name)])))
+    label,
+    tuple(runs),
+    fields,
+    _telling_apart(fields, finished or runs),
+    tuple(groups),
+    tuple(_references(finished, [name for name in fields if is_problem(name)])),
+  )
 
 
 def _differing(runs: Sequence[Run]) -> tuple[str, ...]:
   """The method, then all fields that differ between the runs and may change results, seeds aside."""
   names = dict.fromkeys(name for run in runs for name in run.config)
   differing = [
-      name for name in names
-      if name != METHOD and name not in _PLACES and not _is_seed(name) and not config_lib.is_incidental(name)
-      and len({key_of(run.config, [name]) for run in runs}) > 1
+    name
+    for name in names
+    if name != METHOD
+    and name not in _PLACES
+    and not _is_seed(name)
+    and not config_lib.is_incidental(name)
+    and len({key_of(run.config, [name]) for run in runs}) > 1
   ]
   return (METHOD, *_preferred(differing))
 
@@ -535,13 +568,19 @@ def _differing(runs: Sequence[Run]) -> tuple[str, ...]:
 def _preferred(fields: Sequence[str]) -> list[str]:
   """What is forgotten first, then the method and its constraint, then all other options."""
   first = (METHOD, "method.constraint_ratio", "method.constraint")
-  return sorted(fields, key=lambda name: (
-      not is_problem(name), first.index(name) if name in first else len(first),
-      name.startswith("method")))
+  return sorted(
+    fields,
+    key=lambda name: (
+      not is_problem(name),
+      first.index(name) if name in first else len(first),
+      name.startswith("method"),
+    ),
+  )
 
 
 def _telling_apart(fields: Sequence[str], runs: Sequence[Run]) -> tuple[str, ...]:
   """The method and as few other fields as tell all settings apart, dropping the least preferred first."""
+
   def counts(names):
     """Of all settings, and of problems, which the comparison of methods must not mix."""
     problems = [name for name in names if is_problem(name)]

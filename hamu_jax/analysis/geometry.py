@@ -49,15 +49,14 @@ _KNN = 10
 _LEAST_EXAMPLES = 5
 # Measures of entanglement, and how many examples of a class each set must have for them.
 _MEASURES = {
-    "variance_ratio": (entanglement.variance_entanglement, 1),
-    "variance": (
-        functools.partial(
-            entanglement.variance_entanglement, normalizer=entanglement.REFERENCE_NORMALIZER),
-        1,
-    ),
-    "wasserstein": (entanglement.wasserstein_entanglement, 2),
-    "silhouette": (entanglement.silhouette_entanglement, 2),
-    "knn": (functools.partial(entanglement.knn_entanglement, k=_KNN), _KNN + 1),
+  "variance_ratio": (entanglement.variance_entanglement, 1),
+  "variance": (
+    functools.partial(entanglement.variance_entanglement, normalizer=entanglement.REFERENCE_NORMALIZER),
+    1,
+  ),
+  "wasserstein": (entanglement.wasserstein_entanglement, 2),
+  "silhouette": (entanglement.silhouette_entanglement, 2),
+  "knn": (functools.partial(entanglement.knn_entanglement, k=_KNN), _KNN + 1),
 }
 
 
@@ -98,7 +97,7 @@ def load_run(path: pathlib.Path, max_examples: int, seed: int) -> Run:
     model = config_lib.build_model(config.model, num_classes=classes)
   except AttributeError as error:
     raise UserError(
-        f"{path / 'config.json'}: {first_line(error)}; run the experiment again with this version"
+      f"{path / 'config.json'}: {first_line(error)}; run the experiment again with this version"
     ) from error
   images, labels = dataset.train
   rng = np.random.default_rng(seed)
@@ -106,12 +105,14 @@ def load_run(path: pathlib.Path, max_examples: int, seed: int) -> Run:
   for role, chosen in rows._asdict().items():
     if len(chosen) < _LEAST_EXAMPLES:
       raise UserError(
-          f"{path / 'split.npz'}: the {role} set has {len(chosen)} rows, too few to compare; "
-          f"choose a run with {_LEAST_EXAMPLES} at least")
+        f"{path / 'split.npz'}: the {role} set has {len(chosen)} rows, too few to compare; "
+        f"choose a run with {_LEAST_EXAMPLES} at least"
+      )
     if chosen.min() < 0 or chosen.max() >= len(labels):
       raise UserError(
-          f"{path / 'split.npz'}: {role} rows {chosen.min()}..{chosen.max()} are not all among the "
-          f"{len(labels)} training rows of config.data; has the data changed since the run?")
+        f"{path / 'split.npz'}: {role} rows {chosen.min()}..{chosen.max()} are not all among the "
+        f"{len(labels)} training rows of config.data; has the data changed since the run?"
+      )
     if len(chosen) > max_examples:
       chosen = np.sort(rng.choice(chosen, max_examples, replace=False))
     sets.append(Examples(np.asarray(images[chosen]), labels[chosen]))
@@ -134,19 +135,20 @@ def extract_features(run: Run, variables: Mapping[str, Tree]) -> dict[str, Paire
   batches = Paired(*(_microbatches(examples, len(examples.labels))[0] for examples in run.examples))
   collected = {name: Paired([], []) for name in variables}
   jobs = [
-      (name, role, batch)
-      for name in variables for role in Paired._fields for batch in getattr(batches, role)
+    (name, role, batch) for name in variables for role in Paired._fields for batch in getattr(batches, role)
   ]
   with progress.Progress("features", len(jobs)) as bar:
     for step, (name, role, batch) in enumerate(jobs, start=1):
       getattr(collected[name], role).append(np.asarray(forward(variables[name], batch)))
       bar.update(step)
   features = {
-      name: Paired(*(
-          np.concatenate(parts)[: len(examples.labels)].reshape(len(examples.labels), -1)
-          for parts, examples in zip(sets, run.examples)
-      ))
-      for name, sets in collected.items()
+    name: Paired(
+      *(
+        np.concatenate(parts)[: len(examples.labels)].reshape(len(examples.labels), -1)
+        for parts, examples in zip(sets, run.examples)
+      )
+    )
+    for name, sets in collected.items()
   }
   for name, sets in features.items():
     if not all(np.isfinite(features_NxD).all() for features_NxD in sets):
@@ -166,8 +168,7 @@ def measure(features: Paired, examples: Paired, seed: int) -> dict[str, dict[str
     ``{"global" | "class_wise": {measure: value}}``; None where no class has enough examples in both
     sets for a class-wise value, as when whole classes are forgotten.
   """
-  labels = {
-      "retain_labels": examples.retain.labels, "forget_labels": examples.forget.labels}
+  labels = {"retain_labels": examples.retain.labels, "forget_labels": examples.forget.labels}
   sizes = [len(features_NxD) for features_NxD in features]
   report = {"global": {}, "class_wise": {}}
   for name, (function, least) in _MEASURES.items():
@@ -176,8 +177,7 @@ def measure(features: Paired, examples: Paired, seed: int) -> dict[str, dict[str
       report["global"][name] = function(*features, **options)
     if entanglement.shared_classes(*labels.values(), least):
       report["class_wise"][name] = function(*features, **labels, **options)
-  return {
-      kind: {name: values.get(name) for name in _MEASURES} for kind, values in report.items()}
+  return {kind: {name: values.get(name) for name in _MEASURES} for kind, values in report.items()}
 
 
 def project(features: Mapping[str, Paired], seed: int) -> dict[str, Paired]:
@@ -199,20 +199,23 @@ def project(features: Mapping[str, Paired], seed: int) -> dict[str, Paired]:
   arrays = [features_NxD for sets in features.values() for features_NxD in sets]
   together = np.concatenate(arrays)
   embedding = UMAP(
-      n_neighbors=min(15, len(together) - 1), metric="cosine", random_state=seed, n_jobs=1,
+    n_neighbors=min(15, len(together) - 1),
+    metric="cosine",
+    random_state=seed,
+    n_jobs=1,
   ).fit_transform(together)
   places = iter(np.split(embedding, np.cumsum([len(array) for array in arrays])[:-1]))
   return {name: Paired(*(next(places) for _ in sets)) for name, sets in features.items()}
 
 
 def compute_landscapes(
-    run: Run,
-    variables: Mapping[str, Tree],
-    *,
-    points: int,
-    max_examples: int,
-    normalization: str,
-    seed: int,
+  run: Run,
+  variables: Mapping[str, Tree],
+  *,
+  points: int,
+  max_examples: int,
+  normalization: str,
+  seed: int,
 ) -> tuple[np.ndarray, dict[str, Paired]]:
   """Mean losses of retain and forget examples on a plane around each model.
 
@@ -248,22 +251,23 @@ def compute_landscapes(
   coordinates = np.linspace(-1, 1, points, dtype=np.float32)
   # Of one shape, so that one program serves both sets.
   size = min(max_examples, max(len(examples.labels) for examples in run.examples))
-  batches = Paired(*(
+  batches = Paired(
+    *(
       jax.device_put(_microbatches(Examples(*(array[:size] for array in examples)), size))
       for examples in run.examples
-  ))
+    )
+  )
   planes = {
-      name: landscape.directions(
-          model["params"], jax.random.key(seed), normalization=normalization)
-      for name, model in variables.items()
+    name: landscape.directions(model["params"], jax.random.key(seed), normalization=normalization)
+    for name, model in variables.items()
   }
-  grids = {
-      name: Paired(np.zeros((points, points)), np.zeros((points, points))) for name in variables}
+  grids = {name: Paired(np.zeros((points, points)), np.zeros((points, points))) for name in variables}
   jobs = list(itertools.product(variables, Paired._fields, range(points)))
   with progress.Progress("landscape", len(jobs)) as bar:
     for step, (name, role, index) in enumerate(jobs, start=1):
       getattr(grids[name], role)[index] = row(
-          variables[name], planes[name], getattr(batches, role), coordinates, coordinates[index])
+        variables[name], planes[name], getattr(batches, role), coordinates, coordinates[index]
+      )
       bar.update(step)
   return coordinates, grids
 
@@ -274,9 +278,9 @@ def tables(report: Mapping[str, Any]) -> str:
   Args:
     report: The content of geometry.json.
   """
-  measures = [[
-      "", "entanglement", "variance ratio", "variance / 1300", "wasserstein", "silhouette",
-      f"{_KNN}-nn"]]
+  measures = [
+    ["", "entanglement", "variance ratio", "variance / 1300", "wasserstein", "silhouette", f"{_KNN}-nn"]
+  ]
   for name, kinds in report["entanglement"].items():
     for kind, values in kinds.items():
       measures.append([name, kind.replace("_", "-"), *map(_cell, values.values())])
@@ -298,11 +302,13 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
   """Rows as lines, the first one above a rule; two columns to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows)]
   lines = [
-      "  ".join([
-          cell.ljust(width) if column < 2 else cell.rjust(width)
-          for column, (cell, width) in enumerate(zip(row, widths))
-      ])
-      for row in rows
+    "  ".join(
+      [
+        cell.ljust(width) if column < 2 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths))
+      ]
+    )
+    for row in rows
   ]
   return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
@@ -316,13 +322,14 @@ def _read_split(path: pathlib.Path) -> Paired:
     raise UserError(f"{path} does not exist; choose the directory of a finished run") from error
   except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
     raise UserError(
-        f"{path} holds no retain and forget rows ({first_line(error)}); run the experiment again"
+      f"{path} holds no retain and forget rows ({first_line(error)}); run the experiment again"
     ) from error
   for role, chosen in rows._asdict().items():
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
       raise UserError(
-          f"{path}: {role} is {chosen.dtype} of shape {chosen.shape}, not one vector of integers; "
-          "run the experiment again")
+        f"{path}: {role} is {chosen.dtype} of shape {chosen.shape}, not one vector of integers; "
+        "run the experiment again"
+      )
   return rows
 
 
@@ -360,20 +367,26 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser.add_argument("--after", default="unlearned", help=f"second model: {model}")
   parser.add_argument("--out", type=pathlib.Path, help="folder to write to; default RUN/geometry")
   parser.add_argument(
-      "--max_examples", type=_whole(_LEAST_EXAMPLES), default=2000,
-      help="examples of each set for features")
+    "--max_examples", type=_whole(_LEAST_EXAMPLES), default=2000, help="examples of each set for features"
+  )
   parser.add_argument(
-      "--landscape_points", type=_whole(3, odd=True), default=25,
-      help="points along each direction, odd so that the model itself is one")
+    "--landscape_points",
+    type=_whole(3, odd=True),
+    default=25,
+    help="points along each direction, odd so that the model itself is one",
+  )
   parser.add_argument(
-      "--landscape_examples", type=_whole(1), default=256,
-      help="examples of each set for landscapes")
+    "--landscape_examples", type=_whole(1), default=256, help="examples of each set for landscapes"
+  )
   parser.add_argument(
-      "--normalization", choices=landscape.NORMALIZATIONS, default="filter",
-      help="of directions; tensor is the sharpness paper's")
+    "--normalization",
+    choices=landscape.NORMALIZATIONS,
+    default="filter",
+    help="of directions; tensor is the sharpness paper's",
+  )
   parser.add_argument(
-      "--seed", type=_whole(0), default=0,
-      help="of examples, directions, UMAP and transport samples")
+    "--seed", type=_whole(0), default=0, help="of examples, directions, UMAP and transport samples"
+  )
   return parser.parse_args(arguments)
 
 
@@ -383,21 +396,20 @@ def _weights_file(options: argparse.Namespace, flag: str) -> pathlib.Path:
   file = options.run / f"{name}.safetensors" if name in _MODELS else pathlib.Path(name)
   if not file.exists():
     raise UserError(
-        f"--{flag}={name}: {file} does not exist; choose one of {', '.join(_MODELS)} that the run "
-        "has, or a safetensors file")
+      f"--{flag}={name}: {file} does not exist; choose one of {', '.join(_MODELS)} that the run "
+      "has, or a safetensors file"
+    )
   return file
 
 
 def _analyse(options: argparse.Namespace) -> None:
   if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
-    raise UserError(
-        f"{_PACKAGES[missing[0]]} is not installed; pip install 'hamu-jax[analysis]'")
+    raise UserError(f"{_PACKAGES[missing[0]]} is not installed; pip install 'hamu-jax[analysis]'")
   run = load_run(options.run, options.max_examples, options.seed)
   files = {flag: _weights_file(options, flag) for flag in ("before", "after")}
   # Of a model without batch norm the file has no statistics at all.
   variables = {
-      name: {"batch_stats": {}} | models.load_weights(file, run.template)
-      for name, file in files.items()
+    name: {"batch_stats": {}} | models.load_weights(file, run.template) for name, file in files.items()
   }
   out = options.out or options.run / "geometry"
   try:
@@ -408,29 +420,37 @@ def _analyse(options: argparse.Namespace) -> None:
   features = extract_features(run, variables)
   print("entanglement", file=sys.stderr)
   entangled = {name: measure(sets, run.examples, options.seed) for name, sets in features.items()}
-  print(f"UMAP of {sum(len(array) for sets in features.values() for array in sets)} features",
-        file=sys.stderr)
+  print(
+    f"UMAP of {sum(len(array) for sets in features.values() for array in sets)} features", file=sys.stderr
+  )
   titles = {name: f"{name}: {file.stem}" for name, file in files.items()}
   geometry_plots.umap(
-      {titles[name]: sets for name, sets in project(features, options.seed).items()}, out / "umap")
+    {titles[name]: sets for name, sets in project(features, options.seed).items()}, out / "umap"
+  )
   coordinates, grids = compute_landscapes(
-      run, variables, points=options.landscape_points, max_examples=options.landscape_examples,
-      normalization=options.normalization, seed=options.seed)
+    run,
+    variables,
+    points=options.landscape_points,
+    max_examples=options.landscape_examples,
+    normalization=options.normalization,
+    seed=options.seed,
+  )
   geometry_plots.landscapes(
-      coordinates, {titles[name]: losses for name, losses in grids.items()}, out / "landscape")
+    coordinates, {titles[name]: losses for name, losses in grids.items()}, out / "landscape"
+  )
   middle = options.landscape_points // 2
   report = {
-      "models": files,
-      "options": {name: value for name, value in vars(options).items() if name not in files},
-      "examples": {role: len(set_.labels) for role, set_ in run.examples._asdict().items()},
-      "entanglement": entangled,
-      "landscape": {
-          name: {
-              role: {"loss": losses[middle, middle]} | landscape.flatness(losses)._asdict()
-              for role, losses in sets._asdict().items()
-          }
-          for name, sets in grids.items()
-      },
+    "models": files,
+    "options": {name: value for name, value in vars(options).items() if name not in files},
+    "examples": {role: len(set_.labels) for role, set_ in run.examples._asdict().items()},
+    "entanglement": entangled,
+    "landscape": {
+      name: {
+        role: {"loss": losses[middle, middle]} | landscape.flatness(losses)._asdict()
+        for role, losses in sets._asdict().items()
+      }
+      for name, sets in grids.items()
+    },
   }
   rundir.write_json(out / "geometry.json", report)
   print(tables(report))

@@ -42,19 +42,18 @@ def umap(places: Mapping[str, Paired], path: os.PathLike | str) -> None:
     size = float(np.clip(8000 / sum(map(len, sets)), 4, 40))
     axis.scatter(*sets.retain.T, s=size, color=_RETAIN, alpha=0.5, linewidths=0, label="retain")
     axis.scatter(
-        *sets.forget.T, s=1.6 * size, color=_FORGET, alpha=0.8, linewidths=0, marker="X",
-        label="forget")
+      *sets.forget.T, s=1.6 * size, color=_FORGET, alpha=0.8, linewidths=0, marker="X", label="forget"
+    )
     axis.set(title=title, xticks=(), yticks=())
   legend = figure.legend(
-      *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
+  )
   for handle in legend.legend_handles:
     handle.set(sizes=[60], alpha=1)
   _save(figure, path)
 
 
-def landscapes(
-    coordinates: np.ndarray, grids: Mapping[str, Paired], path: os.PathLike | str
-) -> None:
+def landscapes(coordinates: np.ndarray, grids: Mapping[str, Paired], path: os.PathLike | str) -> None:
   """Draws the loss around several models as surfaces and as contours.
 
   A row for each set, in which all models share one scale, logarithmic where losses differ much; a
@@ -75,12 +74,19 @@ def landscapes(
   figure.suptitle("Loss on a plane through the parameters of each model (cross)", fontsize=13)
   # Placed by hand: the automatic layouts do not see how far the labels of a 3-D axis reach.
   layout = figure.add_gridspec(
-      2, 2 * len(grids) + 1, width_ratios=[1.15, 1] * len(grids) + [0.06], left=0.01,
-      right=1 - 0.9 / width, bottom=0.07, top=0.91, wspace=0.3, hspace=0.25)
+    2,
+    2 * len(grids) + 1,
+    width_ratios=[1.15, 1] * len(grids) + [0.06],
+    left=0.01,
+    right=1 - 0.9 / width,
+    bottom=0.07,
+    top=0.91,
+    wspace=0.3,
+    hspace=0.25,
+  )
   for row, role in enumerate(Paired._fields):
     losses = {
-        f"{role} loss, {title}": np.ma.masked_invalid(getattr(sets, role))
-        for title, sets in grids.items()
+      f"{role} loss, {title}": np.ma.masked_invalid(getattr(sets, role)) for title, sets in grids.items()
     }
     scale = _Scale.of(losses.values())
     for column, (title, grid) in enumerate(losses.items()):
@@ -134,8 +140,16 @@ def _surface(axis, coordinates: np.ndarray, grid: np.ma.MaskedArray, scale: _Sca
 
   low, high = scale.limits
   axis.plot_surface(
-      *np.meshgrid(coordinates, coordinates), scale.heights(grid).filled(np.nan), cmap="viridis",
-      vmin=low, vmax=high, rcount=len(grid), ccount=len(grid), linewidth=0.2, edgecolor="black")
+    *np.meshgrid(coordinates, coordinates),
+    scale.heights(grid).filled(np.nan),
+    cmap="viridis",
+    vmin=low,
+    vmax=high,
+    rcount=len(grid),
+    ccount=len(grid),
+    linewidth=0.2,
+    edgecolor="black",
+  )
   axis.set_zlim(low, high)
   axis.zaxis.set_major_locator(MaxNLocator(5, integer=scale.logarithmic))
   axis.zaxis.set_major_formatter("$10^{{{x:.0f}}}$" if scale.logarithmic else "{x:.3g}")
@@ -145,11 +159,10 @@ def _contours(axis, coordinates: np.ndarray, grid: np.ma.MaskedArray, scale: _Sc
   heights = scale.heights(grid)
   low, high = scale.limits
   levels = np.linspace(low, high, _LEVELS + 1)
-  axis.contourf(
-      coordinates, coordinates, heights, levels=levels, cmap="viridis", vmin=low, vmax=high)
+  axis.contourf(coordinates, coordinates, heights, levels=levels, cmap="viridis", vmin=low, vmax=high)
   axis.contour(
-      coordinates, coordinates, heights, levels=levels, colors="white", linewidths=0.5,
-      linestyles="solid")
+    coordinates, coordinates, heights, levels=levels, colors="white", linewidths=0.5, linestyles="solid"
+  )
   axis.plot(0, 0, "x", color="white", markersize=9, markeredgewidth=2)
   axis.set_aspect("equal")
 

@@ -49,8 +49,11 @@ _OPTIONS = ("radius", "share", "normalize_share", "on_infeasible", "criterion")
 
 
 def analyse(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, *, batches: int = 8,
-    watch: preemption.Watch | None = None,
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  *,
+  batches: int = 8,
+  watch: preemption.Watch | None = None,
 ) -> dict[str, Any]:
   """Looks at an experiment's first steps without taking them.
 
@@ -70,8 +73,8 @@ def analyse(
   """
   if config.distributed.num_processes != 1 or config.distributed.coordinator:
     raise UserError(
-        f"config.distributed.num_processes={config.distributed.num_processes}: the preview is one process; "
-        "set it to 1 and config.distributed.coordinator to ''"
+      f"config.distributed.num_processes={config.distributed.num_processes}: the preview is one process; "
+      "set it to 1 and config.distributed.coordinator to ''"
     )
   watch = watch or preemption.Watch()
   _make_folder(workdir)
@@ -79,12 +82,17 @@ def analyse(
   names = [name for name in dict.fromkeys((config.method.name, *COMPARED)) if look.takes(name)]
   options = _options(config)
   measures = {
-      scope: jax.jit(functools.partial(
-          forecast.hardness, scope=scope, learning_rate=options["learning_rate"],
-          constraint=options["constraint"], variant=options["variant"],
-          **{name: options[name] for name in _OPTIONS},
-      ))
-      for scope in ("tensor", "global")
+    scope: jax.jit(
+      functools.partial(
+        forecast.hardness,
+        scope=scope,
+        learning_rate=options["learning_rate"],
+        constraint=options["constraint"],
+        variant=options["variant"],
+        **{name: options[name] for name in _OPTIONS},
+      )
+    )
+    for scope in ("tensor", "global")
   }
   count = min(batches, look.most_pairs)
   seen = []
@@ -96,21 +104,21 @@ def analyse(
       bar.update(number + 1)
   values = jax.tree.map(lambda *arrays: np.stack(arrays), *seen)
   report = {
-      "method": config.method.name,
-      "pairs": count,
-      "weights": sum(look.sizes),
-      "options": options,
-      "losses": values["losses"],
-      "gradients": values["gradients"],
-      "limits": _limits(values[options["scope"]]),
-      "whole": {field: of_K[:, 0] for field, of_K in values["global"].items() if of_K.ndim == 2},
-      "blocks": [
-          {"name": name, "weights": size}
-          | {field: of_KxT[:, t] for field, of_KxT in values["tensor"].items() if of_KxT.ndim == 2}
-          for t, (name, size) in enumerate(zip(look.names, look.sizes, strict=True))
-      ],
-      # JAX sorts what it maps over.
-      "steps": {name: values["steps"][name] for name in names},
+    "method": config.method.name,
+    "pairs": count,
+    "weights": sum(look.sizes),
+    "options": options,
+    "losses": values["losses"],
+    "gradients": values["gradients"],
+    "limits": _limits(values[options["scope"]]),
+    "whole": {field: of_K[:, 0] for field, of_K in values["global"].items() if of_K.ndim == 2},
+    "blocks": [
+      {"name": name, "weights": size}
+      | {field: of_KxT[:, t] for field, of_KxT in values["tensor"].items() if of_KxT.ndim == 2}
+      for t, (name, size) in enumerate(zip(look.names, look.sizes, strict=True))
+    ],
+    # JAX sorts what it maps over.
+    "steps": {name: values["steps"][name] for name in names},
   }
   report = _reported(report)
   report["notes"] = _notes(config, look, report, batches)
@@ -123,16 +131,16 @@ def _options(config: ml_collections.ConfigDict) -> dict[str, Any]:
   options = config.method
   rate, constraint = options.optimizer.learning_rate, options.constraint
   return {
-      "learning_rate": rate,
-      "optimizer": options.optimizer.name,
-      "constraint": options.constraint_ratio * rate if constraint is None else constraint,
-      # `preview` refuses a rate of 0.
-      "constraint_ratio": options.constraint_ratio if constraint is None else constraint / (rate or 1),
-      "is_absolute": constraint is not None,
-      "variant": "hamu-u" if options.name == "hamu-u" else "hamu-q",
-      "scope": options.scope,
-      "stop_on_criterion": options.stop_on_criterion,
-      **{name: options[name] for name in _OPTIONS},
+    "learning_rate": rate,
+    "optimizer": options.optimizer.name,
+    "constraint": options.constraint_ratio * rate if constraint is None else constraint,
+    # `preview` refuses a rate of 0.
+    "constraint_ratio": options.constraint_ratio if constraint is None else constraint / (rate or 1),
+    "is_absolute": constraint is not None,
+    "variant": "hamu-u" if options.name == "hamu-u" else "hamu-q",
+    "scope": options.scope,
+    "stop_on_criterion": options.stop_on_criterion,
+    **{name: options[name] for name in _OPTIONS},
   }
 
 
@@ -142,8 +150,8 @@ def _look_at(look: preview.Preview, pair: preview.Pair, names: Sequence[str], me
   for blocks in found.values():
     blocks["branch"] = np.array(BRANCHES)[blocks["branch"]]
   plain, seen = (
-      Paired(*(np.asarray(optax.tree.norm(gradient)) for gradient in gradients))
-      for gradients in (pair.gradients, pair.seen)
+    Paired(*(np.asarray(optax.tree.norm(gradient)) for gradient in gradients))
+    for gradients in (pair.gradients, pair.seen)
   )
   steps = {}
   for name in names:
@@ -151,36 +159,36 @@ def _look_at(look: preview.Preview, pair: preview.Pair, names: Sequence[str], me
     after = look.losses(pair, step.update)
     changes = Paired(*(np.asarray(forecast.first_order_change(g, step.update)) for g in pair.gradients))
     steps[name] = {
-        "stop": np.array(step.stop.name.lower()),
-        "length": np.asarray(optax.tree.norm(step.update)),
+      "stop": np.array(step.stop.name.lower()),
+      "length": np.asarray(optax.tree.norm(step.update)),
     }
     for role, change_T in changes._asdict().items():
       norm = getattr(step.norms, role)
       steps[name][role] = {
-          "predicted": change_T.sum(),
-          "happened": np.asarray(getattr(after, role) - getattr(pair.losses, role)),
-          "is_zero": np.asarray(norm is not None and norm <= _NEGLIGIBLE * getattr(seen, role)),
+        "predicted": change_T.sum(),
+        "happened": np.asarray(getattr(after, role) - getattr(pair.losses, role)),
+        "is_zero": np.asarray(norm is not None and norm <= _NEGLIGIBLE * getattr(seen, role)),
       }
       if name == names[0]:
         found["tensor"][f"{role}_change"] = change_T
         found["global"][f"{role}_change"] = change_T.sum()[None]
   return found | {
-      "losses": {role: np.asarray(loss) for role, loss in pair.losses._asdict().items()},
-      "gradients": {
-          role: {"norm": getattr(plain, role), "seen": getattr(seen, role)} for role in Paired._fields
-      },
-      "steps": steps,
+    "losses": {role: np.asarray(loss) for role, loss in pair.losses._asdict().items()},
+    "gradients": {
+      role: {"norm": getattr(plain, role), "seen": getattr(seen, role)} for role in Paired._fields
+    },
+    "steps": steps,
   }
 
 
 def _limits(blocks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """What all blocks allow together, of each pair."""
   return {
-      "feasible_ratio": blocks["feasible_ratio"].min(1),
-      "free_ratio": blocks["free_ratio"].min(1),
-      "infeasible": blocks["infeasible"].sum(1).astype(float),
-      "losing": (blocks["progress"] < 0).sum(1).astype(float),
-      "stopping_ratio": blocks["stopping_ratio"],
+    "feasible_ratio": blocks["feasible_ratio"].min(1),
+    "free_ratio": blocks["free_ratio"].min(1),
+    "infeasible": blocks["infeasible"].sum(1).astype(float),
+    "losing": (blocks["progress"] < 0).sum(1).astype(float),
+    "stopping_ratio": blocks["stopping_ratio"],
   }
 
 
@@ -202,9 +210,9 @@ def _spread(values_K: np.ndarray) -> dict[str, Any]:
     return {"first": first, "share": float(values_K.mean())}
   has_spread = len(values_K) > 1 and np.isfinite(values_K).all()
   return {
-      "first": first,
-      "mean": float(values_K.mean()),
-      "std": float(values_K.std(ddof=1)) if has_spread else None,
+    "first": first,
+    "mean": float(values_K.mean()),
+    "std": float(values_K.std(ddof=1)) if has_spread else None,
   }
 
 
@@ -215,8 +223,9 @@ def _notes(config, look: preview.Preview, report: Mapping[str, Any], batches: in
   if method.from_scratch:
     notes.append(f"{name} trains a new model and takes no step from this one; only others' steps are shown")
   elif len(method.substeps) > 1:
-    notes.append(f"a step of {name} is several updates, each of which changes the gradients of the next; it "
-                 "is not shown")
+    notes.append(
+      f"a step of {name} is several updates, each of which changes the gradients of the next; it is not shown"
+    )
   elif method.layout != "paired":
     notes.append(f"{name} reads one stream of both sets, not batch pairs; its step is not shown")
   elif len(method.roles) == 1:
@@ -230,8 +239,10 @@ def _notes(config, look: preview.Preview, report: Mapping[str, Any], batches: in
     notes.append(f"--batches={batches}: an epoch has {report['pairs']} pairs")
   for role in Paired._fields:
     if name in report["steps"] and report["steps"][name][role]["is_zero"]["first"]:
-      notes.append(f"the {role} gradient of {name} is zero at the original model, against which it is "
-                   "measured; its first step is the other role's")
+      notes.append(
+        f"the {role} gradient of {name} is zero at the original model, against which it is "
+        "measured; its first step is the other role's"
+      )
   options, losses = config.method, report["losses"]
   if options.stop_on_loss:
     if losses["retain"]["first"] > options.max_retain_loss:
@@ -259,9 +270,9 @@ def _of_angles(report) -> str:
   easy = share(lambda block: block["angle"]["mean"] >= forecast.EASY)
   word = "hard" if hard >= 0.5 else "easy" if easy >= 0.5 else "moderate"
   return (
-      f"{word}: {100 * hard:.0f} % of the weights lie in blocks with an angle under {forecast.HARD} degrees, "
-      f"{100 * easy:.0f} % in blocks of {forecast.EASY} or more; the gradients of the whole model are "
-      f"{_with_spread(report['whole']['angle'], '.0f')} degrees apart."
+    f"{word}: {100 * hard:.0f} % of the weights lie in blocks with an angle under {forecast.HARD} degrees, "
+    f"{100 * easy:.0f} % in blocks of {forecast.EASY} or more; the gradients of the whole model are "
+    f"{_with_spread(report['whole']['angle'], '.0f')} degrees apart."
   )
 
 
@@ -277,18 +288,20 @@ def _of_constraint(report) -> str:
     text = f"The {field} {asked} is {'not ' * bool(failing)}feasible; the largest that is: {most}."
   else:
     count = len(report["blocks"])
-    text = (f"The {field} {asked} is feasible in {count - failing} of {count} blocks; the largest feasible "
-            f"everywhere: {most}.")
+    text = (
+      f"The {field} {asked} is feasible in {count - failing} of {count} blocks; the largest feasible "
+      f"everywhere: {most}."
+    )
   if not failing:
     return text
   first, second = _roles(method)
   consequence = {
-      "stop": f"{method} would stop before its first step: {remedy}, or set "
-              "config.method.on_infeasible=project.",
-      "project": f"Where it is not, {method} goes as far for the {second} loss as the radius allows, "
-                 f"whatever the {first} loss does (on_infeasible=project); to weigh both, {remedy}.",
-      "exceed": f"Where it is not, the step of {method} is longer than the radius (on_infeasible=exceed); to "
-                f"stay within it, {remedy}.",
+    "stop": f"{method} would stop before its first step: {remedy}, or set "
+    "config.method.on_infeasible=project.",
+    "project": f"Where it is not, {method} goes as far for the {second} loss as the radius allows, "
+    f"whatever the {first} loss does (on_infeasible=project); to weigh both, {remedy}.",
+    "exceed": f"Where it is not, the step of {method} is longer than the radius (on_infeasible=exceed); to "
+    f"stay within it, {remedy}.",
   }
   return f"{text} {consequence[options['on_infeasible']]}"
 
@@ -306,8 +319,10 @@ def _of_price(report) -> str:
   text += "."
   asked, stopping = options["constraint_ratio"], limits["stopping_ratio"]["first"]
   if stopping is not None and asked > stopping:
-    text += (f" HAMU's aggregate criterion is met above {stopping * unit:.3g}, so at once"
-             f"{', and would stop the run' if options['stop_on_criterion'] else ''}.")
+    text += (
+      f" HAMU's aggregate criterion is met above {stopping * unit:.3g}, so at once"
+      f"{', and would stop the run' if options['stop_on_criterion'] else ''}."
+    )
   return text
 
 
@@ -321,16 +336,21 @@ def _of_step(report) -> str:
     retain, forget = (step[role][kind]["first"] for role in Paired._fields)
     return f"the retain loss by {retain:+.2g} and the forget loss by {forget:+.2g}"
 
-  text = (f"The first step of {name} should change {changes('predicted')} nats; taken, it changes "
-          f"{changes('happened')}.")
+  text = (
+    f"The first step of {name} should change {changes('predicted')} nats; taken, it changes "
+    f"{changes('happened')}."
+  )
   missed = [
-      role for role in Paired._fields
-      if abs(step[role]["happened"]["first"] - step[role]["predicted"]["first"])
-      > _MISSED * abs(step[role]["predicted"]["first"])
+    role
+    for role in Paired._fields
+    if abs(step[role]["happened"]["first"] - step[role]["predicted"]["first"])
+    > _MISSED * abs(step[role]["predicted"]["first"])
   ]
   if missed:
-    text += (f" For the {' and the '.join(missed)} loss first order does not hold at this length; "
-             "a lower config.method.optimizer.learning_rate keeps closer to it.")
+    text += (
+      f" For the {' and the '.join(missed)} loss first order does not hold at this length; "
+      "a lower config.method.optimizer.learning_rate keeps closer to it."
+    )
   return text
 
 
@@ -360,30 +380,49 @@ def _block_table(report) -> str:
   names = hardness_plots.short_names([block["name"] for block in blocks])
   first, _ = _roles(report["options"]["variant"])
   header = (
-      "block", "weights", "angle", "mean", "|g_r|", "|g_f|", "f/r", "feasible", "free", "branch", "a", "b",
-      f"{first} %", "d retain", "d forget",
+    "block",
+    "weights",
+    "angle",
+    "mean",
+    "|g_r|",
+    "|g_f|",
+    "f/r",
+    "feasible",
+    "free",
+    "branch",
+    "a",
+    "b",
+    f"{first} %",
+    "d retain",
+    "d forget",
   )
 
   def row(name, weights, block, *, has_constraint):
     angle = block["angle"]
     retain, forget = block["retain_norm"]["first"], block["forget_norm"]["first"]
-    cells = [name, f"{weights:,}", f"{angle['first']:.0f}", _with_spread(angle, ".0f", first=False),
-             f"{retain:.3g}", f"{forget:.3g}", f"{forget / retain:.3g}" if retain else "-"]
+    cells = [
+      name,
+      f"{weights:,}",
+      f"{angle['first']:.0f}",
+      _with_spread(angle, ".0f", first=False),
+      f"{retain:.3g}",
+      f"{forget:.3g}",
+      f"{forget / retain:.3g}" if retain else "-",
+    ]
     if has_constraint:
       cells += [
-          _cell(block["feasible_ratio"]["first"]), _cell(block["free_ratio"]["first"]),
-          block["branch"]["first"],
-          *(f"{block[f'{role}_weight']['first'] + 0:.2f}" for role in Paired._fields),
-          f"{100 * block['progress']['first']:.0f}",
+        _cell(block["feasible_ratio"]["first"]),
+        _cell(block["free_ratio"]["first"]),
+        block["branch"]["first"],
+        *(f"{block[f'{role}_weight']['first'] + 0:.2f}" for role in Paired._fields),
+        f"{100 * block['progress']['first']:.0f}",
       ]
     else:
       cells += ["-"] * 6
     return [*cells, *(f"{block[f'{role}_change']['first']:+.1e}" for role in Paired._fields)]
 
   by_tensor = report["options"]["scope"] == "tensor"
-  rows = [
-      row(names[t], blocks[t]["weights"], blocks[t], has_constraint=by_tensor) for t in shown
-  ]
+  rows = [row(names[t], blocks[t]["weights"], blocks[t], has_constraint=by_tensor) for t in shown]
   if len(blocks) > len(shown):
     rows.append([f"and {len(blocks) - len(shown)} more", *[""] * (len(header) - 1)])
   rows.append(row("whole model", report["weights"], report["whole"], has_constraint=True))
@@ -396,17 +435,24 @@ def _step_table(report) -> str:
   for name, step in report["steps"].items():
     of_pairs = [step[role][kind] for role in Paired._fields for kind in ("predicted", "happened")]
     stop = step["stop"]["first"]
-    rows.append([
-        name, f"{step['length']['first']:.3g}", *(f"{value['first']:+.3g}" for value in of_pairs),
+    rows.append(
+      [
+        name,
+        f"{step['length']['first']:.3g}",
+        *(f"{value['first']:+.3g}" for value in of_pairs),
         "" if stop == "none" else f"stops: {stop}",
-    ])
+      ]
+    )
     if report["pairs"] > 1:
       stopped = report["pairs"] - step["stop"]["counts"].get("none", 0)
-      rows.append([
-          f"  mean of {report['pairs']}", _with_spread(step["length"], ".2g", first=False),
+      rows.append(
+        [
+          f"  mean of {report['pairs']}",
+          _with_spread(step["length"], ".2g", first=False),
           *(_with_spread(value, "+.2g", first=False) for value in of_pairs),
           f"{stopped} of {report['pairs']} stop" if stopped else "",
-      ])
+        ]
+      )
   return format_table(header, rows)
 
 

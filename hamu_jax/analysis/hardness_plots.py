@@ -17,8 +17,8 @@ _METHODS = (plots._BLUE, plots._SKY, plots._GREEN, plots._ORANGE, plots._PURPLE,
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 # Largest constraints: that a block can meet, and that costs the other role nothing.
 _LIMITS = {
-    "feasible_ratio": ("feasible", plots._VERMILLION, "s"),
-    "free_ratio": ("without a loss", plots._GREEN, "^"),
+  "feasible_ratio": ("feasible", plots._VERMILLION, "s"),
+  "free_ratio": ("without a loss", plots._GREEN, "^"),
 }
 
 
@@ -61,7 +61,7 @@ def draw(report: Mapping[str, Any], path: os.PathLike | str) -> None:
 
 
 def over(
-    values: Sequence[float], reports: Sequence[Mapping[str, Any]], path: os.PathLike | str, *, field: str
+  values: Sequence[float], reports: Sequence[Mapping[str, Any]], path: os.PathLike | str, *, field: str
 ) -> None:
   """Draws how hardness goes with one setting, e.g. rho.
 
@@ -82,7 +82,8 @@ def over(
   _curve(angle, values, [report["whole"]["angle"] for report in reports], plots._PURPLE, "o", "whole model")
   angle.axhline(90, color=plots._GREY, linewidth=0.8)
   angle.set(
-      title="Angle between the gradients", ylabel="degrees", ylim=(0, 180), yticks=(0, 45, 90, 135, 180))
+    title="Angle between the gradients", ylabel="degrees", ylim=(0, 180), yticks=(0, 45, 90, 135, 180)
+  )
   for name, (label, colour, marker) in _LIMITS.items():
     _curve(ratio, values, [report["limits"][name] for report in reports], colour, marker, label)
   asked = reports[0]["options"]["constraint_ratio"]
@@ -101,9 +102,7 @@ def over(
   geometry_plots._save(figure, path)
 
 
-def calibration(
-    titles: Sequence[str], reports: Sequence[Mapping[str, Any]], path: os.PathLike | str
-) -> None:
+def calibration(titles: Sequence[str], reports: Sequence[Mapping[str, Any]], path: os.PathLike | str) -> None:
   """Draws what first steps should change against what they do change, a panel a report.
 
   Args:
@@ -125,8 +124,17 @@ def calibration(
         x, y = (step[role][kind]["mean"] for kind in ("predicted", "happened"))
         values += [x, y]
         axis.errorbar(
-            x, y, xerr=step[role]["predicted"]["std"], yerr=step[role]["happened"]["std"], color=colour,
-            marker=marker, markersize=7, linestyle="none", elinewidth=1, label=f"{role}, {name}")
+          x,
+          y,
+          xerr=step[role]["predicted"]["std"],
+          yerr=step[role]["happened"]["std"],
+          color=colour,
+          marker=marker,
+          markersize=7,
+          linestyle="none",
+          elinewidth=1,
+          label=f"{role}, {name}",
+        )
     reach = [min(values), max(values)]
     axis.plot(reach, reach, color=plots._GREY, linewidth=1, zorder=0, label="as predicted")
     axis.set(title=title, xlabel="predicted", ylabel="happened")
@@ -149,15 +157,12 @@ def _angles(axis, blocks, whole) -> None:
   axis.axvspan(0, forecast.HARD, color=plots._VERMILLION, alpha=0.1, linewidth=0)
   axis.axvspan(forecast.EASY, 180, color=plots._GREEN, alpha=0.1, linewidth=0)
   means, _, spreads = _means([block["angle"] for block in blocks], places)
-  axis.errorbar(
-      means, places, xerr=spreads, linestyle="none", color=plots._GREY, elinewidth=2.5, alpha=0.6)
+  axis.errorbar(means, places, xerr=spreads, linestyle="none", color=plots._GREY, elinewidth=2.5, alpha=0.6)
   first = [block["angle"]["first"] for block in blocks]
   axis.plot(first, places, "o", color=plots._BLUE, markersize=4, label="first pair")
   axis.axvline(whole["angle"]["first"], color="black", linestyle="--", linewidth=1.2, label="whole model")
   axis.set_title("Angle between retain and forget gradient", pad=22)
-  axis.set(
-      xlim=(0, 180), xticks=(0, 30, 60, 90, 120, 150, 180),
-      xlabel="degrees: red hard, green easy")
+  axis.set(xlim=(0, 180), xticks=(0, 30, 60, 90, 120, 150, 180), xlabel="degrees: red hard, green easy")
   axis.grid(axis="x", alpha=0.3)
   _legend_above(axis)
 
@@ -177,8 +182,15 @@ def _ratios(axis, blocks, asked: float) -> None:
 
 def _legend_above(axis) -> None:
   axis.legend(
-      loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize=9, handlelength=1.5,
-      columnspacing=1.2, borderaxespad=0.2)
+    loc="lower center",
+    bbox_to_anchor=(0.5, 1),
+    ncols=3,
+    frameon=False,
+    fontsize=9,
+    handlelength=1.5,
+    columnspacing=1.2,
+    borderaxespad=0.2,
+  )
 
 
 def _changes(axis, report, role: str) -> None:
@@ -187,14 +199,18 @@ def _changes(axis, report, role: str) -> None:
     of_steps = [report["steps"][name][role][kind] for name in names]
     means, places, spreads = _means(of_steps, np.arange(len(names)) + offset)
     axis.bar(
-        places, means, 0.38, yerr=spreads, color=colour, label=kind,
-        error_kw={"elinewidth": 1.2, "capsize": 3})
+      places, means, 0.38, yerr=spreads, color=colour, label=kind, error_kw={"elinewidth": 1.2, "capsize": 3}
+    )
   axis.axhline(0, color="black", linewidth=0.8)
-  axis.set_xticks(range(len(names)), [
-      name if report["steps"][name]["stop"]["first"] == "none"
+  axis.set_xticks(
+    range(len(names)),
+    [
+      name
+      if report["steps"][name]["stop"]["first"] == "none"
       else f"{name}\nstops: {report['steps'][name]['stop']['first']}"
       for name in names
-  ])
+    ],
+  )
   axis.set(title=f"Change of the {role} loss by a first step, mean of {report['pairs']} pairs", ylabel="nats")
   axis.grid(axis="y", alpha=0.3)
   axis.legend(loc="best", fontsize=9)
@@ -210,8 +226,17 @@ def _means(values, places):
 def _curve(axis, x, values, colour, marker, label) -> None:
   means, places, spreads = _means(values, x)
   axis.errorbar(
-      places, means, yerr=spreads, color=colour, marker=marker, markersize=5, linewidth=1.6, elinewidth=1,
-      capsize=2, label=label)
+    places,
+    means,
+    yerr=spreads,
+    color=colour,
+    marker=marker,
+    markersize=5,
+    linewidth=1.6,
+    elinewidth=1,
+    capsize=2,
+    label=label,
+  )
 
 
 def _price(step) -> float:

@@ -19,9 +19,9 @@ _BLUE, _VERMILLION, _GREEN, _ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 _SKY, _PURPLE, _GREY = "#56B4E9", "#CC79A7", "#7F7F7F"
 # Colour, marker and line style of each split.
 _SPLITS = {
-    "retain": (_BLUE, "o", "-"),
-    "forget": (_VERMILLION, "s", "--"),
-    "test": (_GREEN, "^", "-."),
+  "retain": (_BLUE, "o", "-"),
+  "forget": (_VERMILLION, "s", "--"),
+  "test": (_GREEN, "^", "-."),
 }
 _BRANCH_COLOURS = (_GREEN, _BLUE, _SKY, _ORANGE, _VERMILLION, "black")
 _REFERENCES = {"original": ("*", _ORANGE, 260), "retrained": ("D", _PURPLE, 90)}
@@ -30,12 +30,12 @@ _MAX_LABELS = 70
 
 
 def tradeoff(
-    rows: Sequence[Mapping[str, Any]],
-    path: os.PathLike | str,
-    *,
-    references: Mapping[str, Mapping[str, Any]] | None = None,
-    stage: str = "unlearn",
-    title: str = "",
+  rows: Sequence[Mapping[str, Any]],
+  path: os.PathLike | str,
+  *,
+  references: Mapping[str, Mapping[str, Any]] | None = None,
+  stage: str = "unlearn",
+  title: str = "",
 ) -> None:
   """Draws what unlearning cost: retain against forget accuracy, and both with the loss over steps.
 
@@ -69,12 +69,12 @@ def tradeoff(
 
 
 def alignment(
-    rows: Sequence[Mapping[str, Any]],
-    path: os.PathLike | str,
-    *,
-    names: Sequence[str] = (),
-    stage: str = "unlearn",
-    title: str = "",
+  rows: Sequence[Mapping[str, Any]],
+  path: os.PathLike | str,
+  *,
+  names: Sequence[str] = (),
+  stage: str = "unlearn",
+  title: str = "",
 ) -> None:
   """Draws a run's per-step diagnostics: angles, branches, feasibility and the stopping margin.
 
@@ -117,9 +117,7 @@ def alignment(
   _save(figure, path)
 
 
-def _evaluations(
-    rows: Sequence[Mapping[str, Any]], stage: str, split: str
-) -> dict[int, Mapping[str, Any]]:
+def _evaluations(rows: Sequence[Mapping[str, Any]], stage: str, split: str) -> dict[int, Mapping[str, Any]]:
   """The evaluations of a split by step."""
   return {row["step"]: row for row in rows if (row["stage"], row["split"]) == (stage, split)}
 
@@ -135,29 +133,41 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, n
 
 def _plane(axis, series, references) -> None:
   axis.set(
-      title="Retain against forget",
-      xlabel="forget accuracy (%), lower is better",
-      ylabel="retain accuracy (%), higher is better",
+    title="Retain against forget",
+    xlabel="forget accuracy (%), lower is better",
+    ylabel="retain accuracy (%), higher is better",
   )
   steps = sorted(series["retain"].keys() & series["forget"].keys())
   if steps:
     x, y = (
-        [100 * _value(series[split][step], "accuracy") for step in steps]
-        for split in ("forget", "retain")
+      [100 * _value(series[split][step], "accuracy") for step in steps] for split in ("forget", "retain")
     )
     axis.plot(x, y, color=_GREY, linewidth=1, zorder=1)
     points = axis.scatter(x, y, c=steps, cmap="viridis", s=34, zorder=3, label="during the run")
     if len(steps) > 1:
       axis.figure.colorbar(points, ax=axis, pad=0.02).ax.set_title("step", fontsize=9)
     axis.scatter(
-        x[-1:], y[-1:], s=200, facecolors="none", edgecolors="black", linewidths=1.6, zorder=4,
-        label=f"end (step {steps[-1]})")
+      x[-1:],
+      y[-1:],
+      s=200,
+      facecolors="none",
+      edgecolors="black",
+      linewidths=1.6,
+      zorder=4,
+      label=f"end (step {steps[-1]})",
+    )
   for name, result in references.items():
     marker, colour, size = _REFERENCES[name]
     axis.scatter(
-        *(100 * _value(result[split], "accuracy") for split in ("forget", "retain")),
-        marker=marker, color=colour, s=size, edgecolors="black", linewidths=0.8, zorder=2,
-        label=name)
+      *(100 * _value(result[split], "accuracy") for split in ("forget", "retain")),
+      marker=marker,
+      color=colour,
+      s=size,
+      edgecolors="black",
+      linewidths=0.8,
+      zorder=2,
+      label=name,
+    )
   _percent_limits(axis.get_xlim, axis.set_xlim, 10)
   _percent_limits(axis.get_ylim, axis.set_ylim, 5)
   axis.grid(alpha=0.3)
@@ -173,12 +183,18 @@ def _over_steps(axis, series, references, metric: str, scale: float) -> None:
     steps, evaluations = zip(*sorted(series[split].items()))
     values = [scale * _value(evaluation, metric) for evaluation in evaluations]
     axis.plot(
-        steps, values, color=colour, linestyle=line, label=split, linewidth=1.8, markersize=5,
-        marker=_marker(steps, marker))
+      steps,
+      values,
+      color=colour,
+      linestyle=line,
+      label=split,
+      linewidth=1.8,
+      markersize=5,
+      marker=_marker(steps, marker),
+    )
   for split, result in references.get("retrained", {}).items():
     if split in _SPLITS:
-      axis.axhline(
-          scale * _value(result, metric), color=_SPLITS[split][0], linestyle=":", linewidth=1.2)
+      axis.axhline(scale * _value(result, metric), color=_SPLITS[split][0], linestyle=":", linewidth=1.2)
   if "retrained" in references:
     axis.plot([], [], color="black", linestyle=":", linewidth=1.2, label="retrained")
   axis.grid(alpha=0.3)
@@ -190,8 +206,8 @@ def _heat_map(figure, axis, steps, angles_SxT, names) -> None:
   count = angles_SxT.shape[1]
   names = _short(names) if len(names) == count else [f"tensor {t}" for t in range(count)]
   colours = axis.pcolormesh(
-      _edges(steps), np.arange(count + 1), angles_SxT.T, cmap="PuOr", vmin=0, vmax=180,
-      rasterized=True)
+    _edges(steps), np.arange(count + 1), angles_SxT.T, cmap="PuOr", vmin=0, vmax=180, rasterized=True
+  )
   axis.set_facecolor("lightgrey")
   every = -(-count // _MAX_LABELS)
   size = float(np.clip(450 * every / count, 6, 9))
@@ -213,7 +229,8 @@ def _mean_angle(axis, steps, angles_SxT) -> None:
     spread = finite.std(axis=1).filled(np.nan)
     low, high = np.clip(mean - spread, 0, 180), np.clip(mean + spread, 0, 180)
     axis.fill_between(
-        _edges(steps), _held(low), _held(high), step="post", color=_BLUE, alpha=0.25, linewidth=0)
+      _edges(steps), _held(low), _held(high), step="post", color=_BLUE, alpha=0.25, linewidth=0
+    )
   axis.plot(steps, mean, color=_BLUE, marker=_marker(steps), markersize=4)
   axis.axhline(90, color=_GREY, linewidth=0.8)
   axis.set(title=title, ylabel="degrees", ylim=(0, 180), yticks=(0, 45, 90, 135, 180))
@@ -224,14 +241,25 @@ def _branches(axis, steps, codes_SxT) -> None:
   shares = [np.mean(codes_SxT == code, axis=1) for code in range(len(BRANCHES))]
   shown = [code for code, share in enumerate(shares) if share.any()]
   axis.stackplot(
-      _edges(steps), *[100 * _held(shares[code]) for code in shown], step="post", linewidth=0,
-      colors=[_BRANCH_COLOURS[code] for code in shown],
-      labels=[BRANCHES[code].replace("_", " ") for code in shown])
+    _edges(steps),
+    *[100 * _held(shares[code]) for code in shown],
+    step="post",
+    linewidth=0,
+    colors=[_BRANCH_COLOURS[code] for code in shown],
+    labels=[BRANCHES[code].replace("_", " ") for code in shown],
+  )
   axis.set_title("Branch of the update", pad=22)
   axis.set(ylabel="% of tensors", ylim=(0, 100))
   axis.legend(
-      loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shown), frameon=False, fontsize=9,
-      handlelength=1, columnspacing=1.2, borderaxespad=0.2)
+    loc="lower center",
+    bbox_to_anchor=(0.5, 1),
+    ncols=len(shown),
+    frameon=False,
+    fontsize=9,
+    handlelength=1,
+    columnspacing=1.2,
+    borderaxespad=0.2,
+  )
 
 
 def _feasibility(axis, steps, values_SxT) -> None:
@@ -239,15 +267,19 @@ def _feasibility(axis, steps, values_SxT) -> None:
   largest = np.where(np.isnan(values_SxT), np.inf, values_SxT).max(axis=1)
   finite = np.isfinite(largest)
   title = "Largest feasibility ratio (infeasible above 1"
-  axis.plot(
-      steps, np.where(finite, largest, np.nan), color=_BLUE, marker=_marker(steps), markersize=4)
+  axis.plot(steps, np.where(finite, largest, np.nan), color=_BLUE, marker=_marker(steps), markersize=4)
   axis.axhline(1, color=_VERMILLION, linestyle="--", linewidth=1.2)
   _log_if_wide(axis)
   if not finite.all():
     title += "; ▲ infinite"
     axis.plot(
-        steps[~finite], np.full((~finite).sum(), 0.95), "^", color=_VERMILLION, markersize=5,
-        transform=axis.get_xaxis_transform())
+      steps[~finite],
+      np.full((~finite).sum(), 0.95),
+      "^",
+      color=_VERMILLION,
+      markersize=5,
+      transform=axis.get_xaxis_transform(),
+    )
   axis.margins(y=0.15)
   axis.set(title=title + ")", ylabel=r"$c\,/\,(|g_f|\,R)$")
   axis.grid(alpha=0.3)
@@ -264,10 +296,10 @@ def _stopping(axis, steps, values_SxT) -> None:
 
 # What draws each diagnostic, top to bottom.
 _PANELS = {
-    "angle": _mean_angle,
-    "branch": _branches,
-    "feasibility": _feasibility,
-    "stopping_margin": _stopping,
+  "angle": _mean_angle,
+  "branch": _branches,
+  "feasibility": _feasibility,
+  "stopping_margin": _stopping,
 }
 
 
@@ -327,6 +359,7 @@ def _log_if_wide(axis) -> None:
 def _whole_steps(axis, steps: Sequence[int]) -> None:
   """Ticks at whole steps, also where there are few of them."""
   from matplotlib.ticker import MaxNLocator
+
   if steps[-1] - steps[0] < 8:
     axis.set_xticks(np.arange(steps[0], steps[-1] + 1))
   else:
@@ -335,8 +368,7 @@ def _whole_steps(axis, steps: Sequence[int]) -> None:
 
 def _legend(axis, columns: int) -> None:
   """Below the axes, where it hides nothing."""
-  axis.legend(
-      loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize=9)
+  axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize=9)
 
 
 def _message(axis, text: str) -> None:

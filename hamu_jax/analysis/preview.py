@@ -118,9 +118,7 @@ class Preview:
     if not reads_pairs:
       config.method.name = _PAIRED
     if not config.method.optimizer.learning_rate:
-      raise UserError(
-          "config.method.optimizer.learning_rate=0.0: no step would move; give a rate above 0"
-      )
+      raise UserError("config.method.optimizer.learning_rate=0.0: no step would move; give a rate above 0")
     self._watch = watch
     start = experiment.Experiment(config, workdir, watch, record=False).start()
     self._loop, self._frozen = start.loop, start.frozen
@@ -139,10 +137,12 @@ class Preview:
     plain = self._stage._replace(options=options.copy_and_resolve_references(), sam=None, mask_scope=None)
     plain.options.clip_norm = 0.0
     self._plain = _Gradients(self._loop, plain, _ONE)
-    self._batches = Paired(*(
+    self._batches = Paired(
+      *(
         _Batches(self._loop.source, dataclasses.replace(plain.plan, streams=Paired(stream, None)), plain)
         for stream in plain.plan.streams
-    ))
+      )
+    )
     self._pairs = _Batches(self._loop.source, plain.plan, plain)
     self._captured, self._appliers = {}, {}
 
@@ -153,8 +153,8 @@ class Preview:
       UserError: a gradient is not finite.
     """
     found = [
-        self._watch.run(lambda of=of: self._plain(self._variables, self._frozen, of, number))
-        for of in self._batches
+      self._watch.run(lambda of=of: self._plain(self._variables, self._frozen, of, number))
+      for of in self._batches
     ]
     gradients, losses = (Paired(*(one.retain for one in both)) for both in zip(*found, strict=True))
     pair = Pair(number, gradients, gradients, losses)
@@ -180,7 +180,7 @@ class Preview:
     if name not in self._appliers:
       self._appliers[name] = self._applier(substep)
     update, stop = self._watch.run(
-        lambda: jax.device_get(self._appliers[name](seen, self._variables["params"], self._frozen.mask))
+      lambda: jax.device_get(self._appliers[name](seen, self._variables["params"], self._frozen.mask))
     )
     norms = Paired(*(None if gradient is None else float(optax.tree.norm(gradient)) for gradient in seen))
     return Step(update, Stop(int(stop)), norms)
@@ -190,10 +190,12 @@ class Preview:
     variables = self._variables
     if update is not None:
       variables = variables | {"params": optax.apply_updates(variables["params"], update)}
-    return Paired(*(
+    return Paired(
+      *(
         self._watch.run(lambda of=of: self._plain.losses(variables, self._frozen, of, pair.number)).retain
         for of in self._batches
-    ))
+      )
+    )
 
   def _seen(self, substep: methods.SubStep, pair: Pair) -> Paired:
     """The gradients that a sub-step's transform is given."""
@@ -210,7 +212,7 @@ class Preview:
         stage.sam.scope = "auto"
       self._captured[key] = _Gradients(self._loop, stage, substep)
     gradients, _ = self._watch.run(
-        lambda: self._captured[key](self._variables, self._frozen, self._pairs, pair.number)
+      lambda: self._captured[key](self._variables, self._frozen, self._pairs, pair.number)
     )
     return gradients
 
@@ -236,9 +238,7 @@ class Preview:
 
     @jax.jit
     def apply(seen, params, mask):
-      updates, state = optimizer.update(
-          seen.retain, optimizer.init(params), params, forget_grads=seen.forget
-      )
+      updates, state = optimizer.update(seen.retain, optimizer.init(params), params, forget_grads=seen.forget)
       if stage.mask_scope == "update":
         updates = sam_jax.apply_mask(updates, mask)
       return updates, getattr(state[0], "stop", jnp.asarray(Stop.NONE, jnp.int32))
@@ -298,29 +298,30 @@ class _Gradients:
     self._evaluate = self._compile(lambda *arguments: step(*arguments)[1])
 
   def __call__(
-      self, variables: Tree, frozen: step_lib.Frozen, batches: _Batches, number: int
+    self, variables: Tree, frozen: step_lib.Frozen, batches: _Batches, number: int
   ) -> tuple[Paired, Paired]:
     """-> gradients, losses of a step on the host; None for a role without."""
     found = self._compute(*self._arguments(variables, frozen, batches, number))
     gradients, losses, stop = jax.device_get(found)
     if stop != Stop.NONE:
       raise UserError(
-          f"a loss or gradient of the original model is not finite on batch pair {number}; train it again "
-          "with a lower config.train.optimizer.learning_rate"
+        f"a loss or gradient of the original model is not finite on batch pair {number}; train it again "
+        "with a lower config.train.optimizer.learning_rate"
       )
     return gradients, jax.tree.map(float, losses)
 
-  def losses(
-      self, variables: Tree, frozen: step_lib.Frozen, batches: _Batches, number: int
-  ) -> Paired:
+  def losses(self, variables: Tree, frozen: step_lib.Frozen, batches: _Batches, number: int) -> Paired:
     """The losses alone, without their gradients."""
     losses = self._evaluate(*self._arguments(variables, frozen, batches, number))
     return jax.tree.map(float, jax.device_get(losses))
 
   def _compile(self, function):
     return step_lib.compile_target(
-        function, self._mesh, self._stage.method.roles, sharded_data=self._loop.source.sharded,
-        base_specs=loop_lib.specs(self._loop.base(self._mesh)),
+      function,
+      self._mesh,
+      self._stage.method.roles,
+      sharded_data=self._loop.source.sharded,
+      base_specs=loop_lib.specs(self._loop.base(self._mesh)),
     )
 
   def _arguments(self, variables, frozen, batches, number):

@@ -18,16 +18,28 @@ from hamu_jax.analysis import gather, geometry_plots, plots
 
 # Without the orange and the purple of the original and the retrained model.
 _COLOURS = (
-    "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#882255", "#999933", "#332288", "#F0E442", "#44AA99",
-    "#661100", "#7F7F7F", "#AA4499")
+  "#0072B2",
+  "#D55E00",
+  "#009E73",
+  "#56B4E9",
+  "#882255",
+  "#999933",
+  "#332288",
+  "#F0E442",
+  "#44AA99",
+  "#661100",
+  "#7F7F7F",
+  "#AA4499",
+)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "d")
 _LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 _SEEDS = "Means over seeds; error bars are their standard deviations."
 _FRONTS = " Circled: what no other setting beats; thin lines are each method's own front."
 _DOTS = " Dots are single seeds."
 _ANGLES = (
-    "Means over tensors and seeds, of the two gradients as the method combines them: where it descends the "
-    "negative forget loss, 180 degrees minus the angle between the gradients of the losses.")
+  "Means over tensors and seeds, of the two gradients as the method combines them: where it descends the "
+  "negative forget loss, 180 degrees minus the angle between the gradients of the losses."
+)
 _BRANCHES = "Of HAMU's update: shares among the tensors of all seeds."
 _LEGEND_CHARACTERS = 13.5  # that fit in an inch of a legend
 
@@ -81,10 +93,10 @@ def draw(study: gather.Study, folder: pathlib.Path) -> list[Picture]:
     name = study.short(field)
     figures[f"curve-{name.replace('.', '-')}"] = (f"Results over {name}", _SEEDS, curve(study, field))
   figures |= {
-      "tug_of_war": ("Tug of war", _SEEDS + _DOTS, tug_of_war(study)),
-      "angle": ("Angle between the gradients", _ANGLES, angle(study)),
-      "branch": ("Branches of the update", _BRANCHES, branch(study)),
-      "timing": ("Time to unlearn", _SEEDS + _DOTS, timing(study)),
+    "tug_of_war": ("Tug of war", _SEEDS + _DOTS, tug_of_war(study)),
+    "angle": ("Angle between the gradients", _ANGLES, angle(study)),
+    "branch": ("Branches of the update", _BRANCHES, branch(study)),
+    "timing": ("Time to unlearn", _SEEDS + _DOTS, timing(study)),
   }
   pictures = []
   for name, (title, caption, figure) in figures.items():
@@ -101,8 +113,10 @@ def tradeoff(study: gather.Study):
   """
   planes = _chosen(study, _PLANES, _LANGUAGE_PLANES, lambda plane: plane)
   panels = [
-      (groups, x, y) for groups in study.problems().values() for x, y in planes
-      if any(_shows(group, x, y) for group in groups)
+    (groups, x, y)
+    for groups in study.problems().values()
+    for x, y in planes
+    if any(_shows(group, x, y) for group in groups)
   ]
   if not panels:
     return None
@@ -116,14 +130,32 @@ def tradeoff(study: gather.Study):
     for group in groups:
       if _shows(group, x, y):
         style = styles.of(group.settings)
-        _point(axis, group, x, y, color=style.colour, marker=style.marker, markersize=7, zorder=4,
-               label=style.label)
+        _point(
+          axis,
+          group,
+          x,
+          y,
+          color=style.colour,
+          marker=style.marker,
+          markersize=7,
+          zorder=4,
+          label=style.label,
+        )
     for reference in _references_of(study, groups):
       if _shows(reference, x, y):
         marker, colour, size = plots._REFERENCES[reference.model]
         # Larger, and below: a method that changes nothing lies on the original.
-        _point(axis, reference, x, y, color=colour, marker=marker, markersize=size**0.5, zorder=3,
-               label=reference.model)
+        _point(
+          axis,
+          reference,
+          x,
+          y,
+          color=colour,
+          marker=marker,
+          markersize=size**0.5,
+          zorder=3,
+          label=reference.model,
+        )
     _finish_plane(axis, x, y)
   return sheet.finish()
 
@@ -135,22 +167,33 @@ def curve(study: gather.Study, field: str):
   """
   series = gather.sweeps(study).get(field, ())
   metrics = [
-      metric for metric in _chosen(study, _CURVES, _LANGUAGE_CURVES, lambda metric: (metric,))
-      if any(_shows(group, metric) for one in series for group in one.groups)
+    metric
+    for metric in _chosen(study, _CURVES, _LANGUAGE_CURVES, lambda metric: (metric,))
+    if any(_shows(group, metric) for one in series for group in one.groups)
   ]
   if not series or not metrics:
     return None
   rest = [name for name in study.problem_fields if name != field]
   rows = gather.grouped(series, lambda one: gather.key_of(one.settings, rest))
   sheet = _Sheet(
-      study, f"Results over {study.short(field)}", len(rows) * len(metrics), len(metrics), (4.2, 3.4))
+    study, f"Results over {study.short(field)}", len(rows) * len(metrics), len(metrics), (4.2, 3.4)
+  )
   styles = _Styles(study, without=(field,))
   for row, members in enumerate(rows.values()):
     for axis, metric in zip(sheet.axes[row * len(metrics) :], metrics):
       for one in members:
         style = styles.of(one.settings)
-        _curve(axis, one.x, one.groups, metric, color=style.colour, marker=style.marker, markersize=5,
-               linestyle=style.line, label=style.label)
+        _curve(
+          axis,
+          one.x,
+          one.groups,
+          metric,
+          color=style.colour,
+          marker=style.marker,
+          markersize=5,
+          linestyle=style.line,
+          label=style.label,
+        )
       _retrained_curve(axis, study, field, members, metric)
       axis.set(xlabel=study.short(field), ylabel=metric.title)
       sheet.name(axis, study.title(members[0].settings, rest))
@@ -174,21 +217,33 @@ def angle(study: gather.Study):
   if not panels:
     return None
   sheet = _Sheet(
-      study, "Angle between the gradients that a method combines", len(panels),
-      min(2, len(panels)), (6.4, 3.8))
+    study, "Angle between the gradients that a method combines", len(panels), min(2, len(panels)), (6.4, 3.8)
+  )
   styles = _Styles(study)
   for axis, members in zip(sheet.axes, panels):
     for group, (steps, angles_SxT) in members:
       style = styles.of(group.settings)
       mean = np.ma.masked_invalid(angles_SxT).mean(axis=1).filled(np.nan)
-      axis.plot(steps, mean, color=style.colour, linestyle=style.line, label=style.label,
-                marker=plots._marker(steps, style.marker), markersize=4, linewidth=1.6)
+      axis.plot(
+        steps,
+        mean,
+        color=style.colour,
+        linestyle=style.line,
+        label=style.label,
+        marker=plots._marker(steps, style.marker),
+        markersize=4,
+        linewidth=1.6,
+      )
     axis.axhline(90, color=plots._GREY, linewidth=0.8)
     sheet.name(axis, _problem(study, [group for group, _ in members]))
     every = functools.reduce(np.union1d, [steps for _, (steps, _) in members])
     axis.set(
-        xlabel="step", ylabel="degrees", ylim=(0, 180), yticks=(0, 45, 90, 135, 180),
-        xlim=plots._edges(every)[[0, -1]])
+      xlabel="step",
+      ylabel="degrees",
+      ylim=(0, 180),
+      yticks=(0, 45, 90, 135, 180),
+      xlim=plots._edges(every)[[0, -1]],
+    )
     axis.grid(alpha=0.3)
     plots._whole_steps(axis, every)
   return sheet.finish()
@@ -200,8 +255,12 @@ def branch(study: gather.Study):
   if not panels:
     return None
   sheet = _Sheet(
-      study, "Branches of the update, % of the tensors of all seeds", len(panels), min(3, len(panels)),
-      (5.0, 2.9))
+    study,
+    "Branches of the update, % of the tensors of all seeds",
+    len(panels),
+    min(3, len(panels)),
+    (5.0, 2.9),
+  )
   styles = _Styles(study)
   for axis, (group, (steps, codes_SxT)) in zip(sheet.axes, panels):
     plots._branches(axis, steps, codes_SxT)
@@ -214,15 +273,23 @@ def branch(study: gather.Study):
 
 def tug_of_war(study: gather.Study):
   """Closeness to the retrained model, a bar a setting; dots are the seeds."""
-  return _bars(study, "Tug of war: closeness to the retrained model, 1 is best", (
-      ("tug of war", lambda run: run.values("unlearned").get("tug_of_war", np.nan)),))
+  return _bars(
+    study,
+    "Tug of war: closeness to the retrained model, 1 is best",
+    (("tug of war", lambda run: run.values("unlearned").get("tug_of_war", np.nan)),),
+  )
 
 
 def timing(study: gather.Study):
   """Seconds of unlearning, compiling included, and seconds a step; dots are the seeds."""
-  return _bars(study, "Time to unlearn, compiling included", (
+  return _bars(
+    study,
+    "Time to unlearn, compiling included",
+    (
       ("seconds", lambda run: run.timing.get("seconds", np.nan)),
-      ("seconds a step", lambda run: run.timing.get("seconds_per_step", np.nan))))
+      ("seconds a step", lambda run: run.timing.get("seconds_per_step", np.nan)),
+    ),
+  )
 
 
 class _Style(NamedTuple):
@@ -238,12 +305,14 @@ class _Styles:
   def __init__(self, study: gather.Study, without: Sequence[str] = ()):
     self._study = study
     self._rest = [
-        name for name in study.shown
-        if name not in without and name != gather.METHOD and not gather.is_problem(name)
+      name
+      for name in study.shown
+      if name not in without and name != gather.METHOD and not gather.is_problem(name)
     ]
     self._methods = list(dict.fromkeys(group.settings[gather.METHOD] for group in study.groups))
-    self._combinations = list(gather.grouped(
-        study.groups, lambda group: gather.key_of(group.settings, self._rest)))
+    self._combinations = list(
+      gather.grouped(study.groups, lambda group: gather.key_of(group.settings, self._rest))
+    )
 
   def colour(self, settings: Mapping[str, Any]) -> str:
     return _COLOURS[self._methods.index(settings[gather.METHOD]) % len(_COLOURS)]
@@ -251,8 +320,11 @@ class _Styles:
   def of(self, settings: Mapping[str, Any]) -> _Style:
     place = self._combinations.index(gather.key_of(settings, self._rest))
     return _Style(
-        self.colour(settings), _MARKERS[place % len(_MARKERS)], _LINES[place % len(_LINES)],
-        self.label(settings))
+      self.colour(settings),
+      _MARKERS[place % len(_MARKERS)],
+      _LINES[place % len(_LINES)],
+      self.label(settings),
+    )
 
   def label(self, settings: Mapping[str, Any]) -> str:
     """The method, with what tells its settings apart."""
@@ -264,8 +336,7 @@ class _Styles:
 class _Sheet:
   """A figure of equal panels with one legend below."""
 
-  def __init__(self, study: gather.Study, title: str, panels: int, columns: int,
-               size: tuple[float, float]):
+  def __init__(self, study: gather.Study, title: str, panels: int, columns: int, size: tuple[float, float]):
     from matplotlib.figure import Figure
 
     rows = -(-panels // columns)
@@ -273,7 +344,8 @@ class _Sheet:
     self._width, self._height = max(size[0] * columns, 6.4), size[1] * rows + 0.7
     self.figure = Figure(figsize=(self._width, self._height), layout="constrained", dpi=120)
     self.figure.suptitle(
-        "\n".join(_wrapped(line, self._width, 13) for line in (title, study.label)), fontsize=13)
+      "\n".join(_wrapped(line, self._width, 13) for line in (title, study.label)), fontsize=13
+    )
     axes = np.ravel(self.figure.subplots(rows, columns, squeeze=False))
     for axis in axes[panels:]:
       axis.remove()
@@ -281,8 +353,7 @@ class _Sheet:
 
   def name(self, axis, *lines: str) -> None:
     """Gives a panel a title; empty lines are left out."""
-    axis.set_title(
-        "\n".join(_wrapped(line, self._panel, 11) for line in lines if line), fontsize=11)
+    axis.set_title("\n".join(_wrapped(line, self._panel, 11) for line in lines if line), fontsize=11)
 
   def finish(self):
     """The figure, with a legend of what its panels show together."""
@@ -295,7 +366,8 @@ class _Sheet:
       columns = int(np.clip(self._width * _LEGEND_CHARACTERS / longest, 1, len(handles)))
       self.figure.set_size_inches(self._width, self._height + 0.2 * -(-len(handles) // columns))
       self.figure.legend(
-          handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+        handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+      )
     return self.figure
 
 
@@ -336,16 +408,24 @@ def _mean(group: gather.Group, metric: _Metric) -> float:
 def _spread(groups: Sequence[gather.Group], metric: _Metric) -> list[float] | None:
   """Standard deviations, 0 for single seeds; None where there is none at all."""
   spreads = [
-      metric.scale * group.columns[metric.name].std if metric.name in group.columns else np.nan
-      for group in groups
+    metric.scale * group.columns[metric.name].std if metric.name in group.columns else np.nan
+    for group in groups
   ]
   return None if np.isnan(spreads).all() else np.nan_to_num(spreads).tolist()
 
 
 def _point(axis, group: gather.Group, x: _Metric, y: _Metric, **style) -> None:
   axis.errorbar(
-      [_mean(group, x)], [_mean(group, y)], xerr=_spread([group], x), yerr=_spread([group], y),
-      linestyle="none", elinewidth=1, markeredgecolor="black", markeredgewidth=0.6, **style)
+    [_mean(group, x)],
+    [_mean(group, y)],
+    xerr=_spread([group], x),
+    yerr=_spread([group], y),
+    linestyle="none",
+    elinewidth=1,
+    markeredgecolor="black",
+    markeredgewidth=0.6,
+    **style,
+  )
 
 
 def _fronts(axis, groups: Sequence[gather.Group], x: _Metric, y: _Metric, styles: _Styles) -> None:
@@ -357,17 +437,34 @@ def _fronts(axis, groups: Sequence[gather.Group], x: _Metric, y: _Metric, styles
     points = np.array([[_mean(group, x), _mean(group, y)] for group in members])
     front = points[gather.pareto(points, larger=(x.larger, y.larger))]
     if members is groups and len(by_method) > 1:
-      axis.plot(*front.T, drawstyle=stairs, color="black", linestyle="--", linewidth=1.2, zorder=2,
-                marker="o", markersize=13, markerfacecolor="none", label="Pareto front of all")
+      axis.plot(
+        *front.T,
+        drawstyle=stairs,
+        color="black",
+        linestyle="--",
+        linewidth=1.2,
+        zorder=2,
+        marker="o",
+        markersize=13,
+        markerfacecolor="none",
+        label="Pareto front of all",
+      )
     elif len(front) > 1:
-      axis.plot(*front.T, drawstyle=stairs, color=styles.colour(members[0].settings), linewidth=1.2,
-                alpha=0.6, zorder=1)
+      axis.plot(
+        *front.T,
+        drawstyle=stairs,
+        color=styles.colour(members[0].settings),
+        linewidth=1.2,
+        alpha=0.6,
+        zorder=1,
+      )
 
 
 def _finish_plane(axis, x: _Metric, y: _Metric) -> None:
   for metric, get, set_, scale, least in (
-      (x, axis.get_xlim, axis.set_xlim, axis.set_xscale, 10),
-      (y, axis.get_ylim, axis.set_ylim, axis.set_yscale, 5)):
+    (x, axis.get_xlim, axis.set_xlim, axis.set_xscale, 10),
+    (y, axis.get_ylim, axis.set_ylim, axis.set_yscale, 5),
+  ):
     if metric.scale == 100:
       plots._percent_limits(get, set_, least)
       low, high = get()
@@ -381,8 +478,7 @@ def _finish_plane(axis, x: _Metric, y: _Metric) -> None:
 
 def _curve(axis, x: Sequence[float], groups: Sequence[gather.Group], metric: _Metric, **style) -> None:
   means = [_mean(group, metric) for group in groups]
-  axis.errorbar(
-      x, means, yerr=_spread(groups, metric), linewidth=1.6, elinewidth=1, capsize=2, **style)
+  axis.errorbar(x, means, yerr=_spread(groups, metric), linewidth=1.6, elinewidth=1, capsize=2, **style)
 
 
 def _retrained_curve(axis, study, field: str, members: Sequence[gather.Series], metric: _Metric) -> None:
@@ -391,9 +487,9 @@ def _retrained_curve(axis, study, field: str, members: Sequence[gather.Series], 
   fields = [name for name in study.fields if gather.is_problem(name)]
   wanted = {gather.key_of(group.settings, fields) for group in groups}
   found = [
-      one for one in study.references
-      if one.model == "retrained" and _shows(one, metric)
-      and gather.key_of(one.settings, fields) in wanted
+    one
+    for one in study.references
+    if one.model == "retrained" and _shows(one, metric) and gather.key_of(one.settings, fields) in wanted
   ]
   style = {"color": "black", "linestyle": ":", "linewidth": 1.4, "label": "retrained"}
   if gather.is_problem(field):
@@ -407,8 +503,8 @@ def _retrained_curve(axis, study, field: str, members: Sequence[gather.Series], 
 def _with_diagnostic(study: gather.Study, name: str) -> list[list[tuple[gather.Group, Any]]]:
   """By problem: groups that have a diagnostic, with it."""
   problems = [
-      [(group, found) for group in groups if (found := gather.over_steps(group, name)) is not None]
-      for groups in study.problems().values()
+    [(group, found) for group in groups if (found := gather.over_steps(group, name)) is not None]
+    for groups in study.problems().values()
   ]
   return [members for members in problems if members]
 
@@ -416,16 +512,16 @@ def _with_diagnostic(study: gather.Study, name: str) -> list[list[tuple[gather.G
 def _bars(study: gather.Study, title: str, measures: Sequence[tuple[str, Callable]]):
   """A panel a problem and measure, a bar a group."""
   problems = [
-      groups for groups in study.problems().values()
-      if any(np.isfinite(measure(run)) for group in groups for run in group.runs for _, measure in measures)
+    groups
+    for groups in study.problems().values()
+    if any(np.isfinite(measure(run)) for group in groups for run in group.runs for _, measure in measures)
   ]
   if not problems:
     return None
   longest = max(map(len, problems))
   several = len(measures) > 1
   columns = len(measures) if several else min(2, len(problems))
-  sheet = _Sheet(
-      study, title, len(problems) * len(measures), columns, (6.2, 0.26 * longest + 1.2))
+  sheet = _Sheet(study, title, len(problems) * len(measures), columns, (6.2, 0.26 * longest + 1.2))
   styles = _Styles(study)
   panels = [(groups, *measure) for groups in problems for measure in measures]
   for axis, (groups, name, measure) in zip(sheet.axes, panels):
@@ -434,8 +530,14 @@ def _bars(study: gather.Study, title: str, measures: Sequence[tuple[str, Callabl
       values = [measure(run) for run in group.runs]
       estimate = gather.estimates({name: value} for value in values)[name]
       axis.barh(
-          place, estimate.mean, height=0.7, color=styles.colour(group.settings), alpha=0.85,
-          xerr=None if np.isnan(estimate.std) else estimate.std, error_kw={"elinewidth": 1.2, "capsize": 3})
+        place,
+        estimate.mean,
+        height=0.7,
+        color=styles.colour(group.settings),
+        alpha=0.85,
+        xerr=None if np.isnan(estimate.std) else estimate.std,
+        error_kw={"elinewidth": 1.2, "capsize": 3},
+      )
       if len(values) > 1:
         axis.plot(values, [place] * len(values), "o", color="black", markersize=3, alpha=0.7)
     axis.set(xlabel=name, ylim=(longest - 0.4, -0.6))

@@ -112,9 +112,7 @@ class BatchPlan:
       Paired [stop - start, B] int32 rows of the training split, -1 for padding; None for a role
       that no step reads.
     """
-    return Paired(
-        *(None if stream is None else stream.batches(start, stop) for stream in self.streams)
-    )
+    return Paired(*(None if stream is None else stream.batches(start, stop) for stream in self.streams))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,9 +139,7 @@ class PassPlan:
   def _passes(self, epoch: int) -> list[str]:
     """The roles of an epoch's passes."""
     return [
-        role
-        for role, limit in zip(self.order, self.active, strict=True)
-        if limit is None or epoch < limit
+      role for role, limit in zip(self.order, self.active, strict=True) if limit is None or epoch < limit
     ]
 
   def _length(self, epoch: int) -> int:
@@ -164,9 +160,7 @@ class PassPlan:
 
   def rows(self, start: int, stop: int) -> Paired:
     """As `BatchPlan.rows`."""
-    out = Paired(*(
-        np.full((stop - start, self.batch_size), PADDING, np.int32) for _ in self.streams
-    ))
+    out = Paired(*(np.full((stop - start, self.batch_size), PADDING, np.int32) for _ in self.streams))
     passes = {}
     for step, (epoch, role, index) in enumerate(self._steps(start, stop)):
       if (epoch, role) not in passes:
@@ -209,13 +203,13 @@ class JointPlan:
   def rows(self, start: int, stop: int) -> Paired:
     """As `BatchPlan.rows`, but [stop - start, models, B]."""
     own = [plan.rows(start, stop) for plan in self.plans]
-    return Paired(*(
-        None if roles[0] is None else np.stack(roles, axis=1) for roles in zip(*own, strict=True)
-    ))
+    return Paired(
+      *(None if roles[0] is None else np.stack(roles, axis=1) for roles in zip(*own, strict=True))
+    )
 
 
 def join_plans(
-    plans: Sequence[BatchPlan | PassPlan],
+  plans: Sequence[BatchPlan | PassPlan],
 ) -> tuple[BatchPlan | PassPlan | JointPlan, bool]:
   """Returns one plan for all models, and whether each has rows of its own in it or all the same."""
   if all(_equal(plan, plans[0]) for plan in plans[1:]):
@@ -228,7 +222,7 @@ def _equal(one, other) -> bool:
   if dataclasses.is_dataclass(one):
     fields = [field.name for field in dataclasses.fields(one)]
     return type(one) is type(other) and all(
-        _equal(getattr(one, name), getattr(other, name)) for name in fields
+      _equal(getattr(one, name), getattr(other, name)) for name in fields
     )
   if isinstance(one, Paired):
     return all(map(_equal, one, other))
@@ -260,21 +254,20 @@ def _check_fits(field: str, batch_size: int, **sets: np.ndarray) -> None:
   for role, rows in sets.items():
     if not 1 <= batch_size <= len(rows):
       raise UserError(
-          f"{field}={batch_size}: the {role} set has {len(rows)} rows, so choose 1..{len(rows)} or"
-          " more data"
+        f"{field}={batch_size}: the {role} set has {len(rows)} rows, so choose 1..{len(rows)} or more data"
       )
 
 
 def unlearning_plan(
-    split: Paired,
-    roles: str,
-    *,
-    batch_size: int,
-    seed: int,
-    repeats: int = 1,
-    shuffle: str = "once",
-    epoch: str = "matched",
-    allow_oversized_batch: bool = False,
+  split: Paired,
+  roles: str,
+  *,
+  batch_size: int,
+  seed: int,
+  repeats: int = 1,
+  shuffle: str = "once",
+  epoch: str = "matched",
+  allow_oversized_batch: bool = False,
 ) -> BatchPlan:
   """Plans the batches of an unlearning method.
 
@@ -305,7 +298,9 @@ def unlearning_plan(
   github.com/HaoranTang/sharp-unlearn for "each_epoch" and "pass".
   """
   for field, value, choices in (
-      ("roles", roles, ROLES), ("shuffle", shuffle, SHUFFLES), ("epoch", epoch, EPOCHS)
+    ("roles", roles, ROLES),
+    ("shuffle", shuffle, SHUFFLES),
+    ("epoch", epoch, EPOCHS),
   ):
     if value not in choices:
       raise UserError(f"{field}={value!r}: choose from {', '.join(choices)}")
@@ -322,9 +317,7 @@ def unlearning_plan(
 
   def stream(rows, key, copies=1, period=None):
     reshuffle = (seed, *key) if shuffle == "each_epoch" else None
-    return Stream(
-        np.tile(rows, copies * repeats), batch_size, reshuffle, period if reshuffle else None
-    )
+    return Stream(np.tile(rows, copies * repeats), batch_size, reshuffle, period if reshuffle else None)
 
   matched = epoch == "matched"
   if roles == "forget":
@@ -342,13 +335,13 @@ def unlearning_plan(
 
 
 def pass_plan(
-    split: Paired,
-    order: Sequence[str],
-    active: Sequence[int | None],
-    *,
-    batch_size: int,
-    seed: int,
-    shuffle: str = "each_epoch",
+  split: Paired,
+  order: Sequence[str],
+  active: Sequence[int | None],
+  *,
+  batch_size: int,
+  seed: int,
+  shuffle: str = "each_epoch",
 ) -> PassPlan:
   """Plans the batches of a method that goes through the sets one after the other.
 
@@ -371,15 +364,13 @@ def pass_plan(
     rows, seeds = Paired(*_shuffled(*split, seed=seed)), Paired(None, None)
   else:
     rows, seeds = split, Paired((seed,), (seed, 1))
-  streams = Paired(*(
-      Stream(np.asarray(role, np.int32), batch_size, key) for role, key in zip(rows, seeds, strict=True)
-  ))
+  streams = Paired(
+    *(Stream(np.asarray(role, np.int32), batch_size, key) for role, key in zip(rows, seeds, strict=True))
+  )
   return PassPlan(batch_size, streams, tuple(order), tuple(active))
 
 
-def training_plan(
-    rows: np.ndarray, *, batch_size: int, seed: int, reshuffle: bool = True
-) -> BatchPlan:
+def training_plan(rows: np.ndarray, *, batch_size: int, seed: int, reshuffle: bool = True) -> BatchPlan:
   """Plans the batches of plain training, as the retain role.
 
   Args:

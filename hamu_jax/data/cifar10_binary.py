@@ -21,16 +21,16 @@ TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILE = "test_batch.bin"
 # In the order of the published batches.meta.txt.
 CLASS_NAMES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
+  "airplane",
+  "automobile",
+  "bird",
+  "cat",
+  "deer",
+  "dog",
+  "frog",
+  "horse",
+  "ship",
+  "truck",
 )
 RECORD_BYTES = 1 + 3 * 32 * 32
 
@@ -50,8 +50,7 @@ def read(request: Request) -> Contents:
   path = pathlib.Path(request.path)
   if not request.path or not path.exists():
     raise UserError(
-        f"config.data.path={request.path!r} does not exist: give {ARCHIVE} or the folder it unpacks"
-        " to"
+      f"config.data.path={request.path!r} does not exist: give {ARCHIVE} or the folder it unpacks to"
     )
   batches = _read_files(path)
   train = [_decode(batches, name) for name in TRAIN_FILES]
@@ -59,8 +58,8 @@ def read(request: Request) -> Contents:
   lengths = {name: len(batches[name]) // RECORD_BYTES for name in (*TRAIN_FILES, TEST_FILE)}
   if len(set(lengths.values())) > 1:
     raise UserError(
-        f"config.data.path={request.path!r} is truncated: its batches differ in length ({lengths});"
-        f" download {ARCHIVE} again"
+      f"config.data.path={request.path!r} is truncated: its batches differ in length ({lengths});"
+      f" download {ARCHIVE} again"
     )
   images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
   return Contents(ImageSplit(images, labels), test, CLASS_NAMES)
@@ -92,8 +91,8 @@ def _read_archive(path: pathlib.Path) -> dict[str, bytes]:
           batches[name] = archive.extractfile(member).read()
   except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
     raise UserError(
-        f"config.data.path='{path}' is no archive or a corrupt one ({first_line(error)});"
-        f" download {ARCHIVE} again"
+      f"config.data.path='{path}' is no archive or a corrupt one ({first_line(error)});"
+      f" download {ARCHIVE} again"
     ) from None
   return batches
 
@@ -102,8 +101,8 @@ def _refuse_pickle(names, path: pathlib.Path) -> None:
   """Refuses the archive's python version by its file names, before reading any of it."""
   if "data_batch_1" in names:
     raise UserError(
-        f"config.data.path='{path}' is the python version of CIFAR-10: a pickle, which can run any"
-        f" code when it is loaded, so it is refused; use the binary version, {ARCHIVE}"
+      f"config.data.path='{path}' is the python version of CIFAR-10: a pickle, which can run any"
+      f" code when it is loaded, so it is refused; use the binary version, {ARCHIVE}"
     )
 
 

@@ -117,8 +117,8 @@ def checked_labels(split: ImageSplit, classes: int, name: str) -> ImageSplit:
   wrong = np.flatnonzero((split.labels < 0) | (split.labels >= classes))
   if len(wrong):
     raise UserError(
-        f"{name}: row {wrong[0]} has label {split.labels[wrong[0]]}, outside the {classes} classes"
-        f" 0..{classes - 1} ({len(wrong)} such rows)"
+      f"{name}: row {wrong[0]} has label {split.labels[wrong[0]]}, outside the {classes} classes"
+      f" 0..{classes - 1} ({len(wrong)} such rows)"
     )
   return split._replace(labels=split.labels.astype(np.int32))
 

@@ -30,16 +30,14 @@ def take(images: jax.Array, labels: jax.Array, rows: jax.Array) -> dict[str, jax
   mask = rows >= 0
   present = jnp.where(mask, rows, 0)
   return {
-      "image": jnp.take(images, present, axis=0),
-      "label": jnp.take(labels, present, axis=0),
-      "mask": mask,
-      "row": rows,
+    "image": jnp.take(images, present, axis=0),
+    "label": jnp.take(labels, present, axis=0),
+    "mask": mask,
+    "row": rows,
   }
 
 
-def normalize(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype=jnp.float32
-) -> jax.Array:
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype=jnp.float32) -> jax.Array:
   """Scales images to (image / 255 - mean) / std.
 
   Args:
@@ -58,8 +56,8 @@ def normalize(
   for field, values in (("mean", mean), ("std", std)):
     if len(values) != channels:
       raise UserError(
-          f"config.data.{field}={tuple(values)} has {len(values)} values, but the images have"
-          f" {channels} channel(s)"
+        f"config.data.{field}={tuple(values)} has {len(values)} values, but the images have"
+        f" {channels} channel(s)"
       )
   shape = (1,) * (images.ndim - 1) + (channels,)
   mean, std = (jnp.asarray(values, dtype).reshape(shape) for values in (mean, std))
@@ -143,12 +141,12 @@ def resize_box(image_HxWxC: jax.Array, corner: jax.Array, size: jax.Array) -> ja
   """
   scale = jnp.array(image_HxWxC.shape[:2], jnp.float32) / size
   result = jax.image.scale_and_translate(
-      image_HxWxC.astype(jnp.float32),
-      image_HxWxC.shape,
-      (0, 1),
-      scale,
-      -corner * scale,
-      method="linear",
+    image_HxWxC.astype(jnp.float32),
+    image_HxWxC.shape,
+    (0, 1),
+    scale,
+    -corner * scale,
+    method="linear",
   )
   if jnp.issubdtype(image_HxWxC.dtype, jnp.integer):
     result = jnp.round(result)
@@ -163,10 +161,10 @@ def _random_resized_crop(image_HxWxC: jax.Array, key: jax.Array) -> jax.Array:
 
 
 AUGMENTATIONS = {
-    "none": None,
-    "flip": _flip,
-    "crop_flip": _crop_flip,
-    "random_resized_crop": _random_resized_crop,
+  "none": None,
+  "flip": _flip,
+  "crop_flip": _crop_flip,
+  "random_resized_crop": _random_resized_crop,
 }
 
 

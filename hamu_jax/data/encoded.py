@@ -71,9 +71,7 @@ class EncodedImages:
 
   dtype = np.dtype(np.uint8)
 
-  def __init__(
-      self, read: Callable[[int], bytes], rows: np.ndarray, what: str, image_size: int = 0
-  ):
+  def __init__(self, read: Callable[[int], bytes], rows: np.ndarray, what: str, image_size: int = 0):
     """Opens some rows of a source.
 
     Args:
@@ -134,8 +132,8 @@ class EncodedImages:
     shapes = sorted({image.shape for image in images})
     if len(shapes) > 1:
       raise UserError(
-          f"{self._what}s have {len(shapes)} shapes, one is needed: {shapes[:3]}; bring them to"
-          " one with config.data.image_size"
+        f"{self._what}s have {len(shapes)} shapes, one is needed: {shapes[:3]}; bring them to"
+        " one with config.data.image_size"
       )
     return np.stack(images)
 

@@ -32,14 +32,14 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    answers: Sequence[str],
-    *,
-    template: str,
-    system: str | None = None,
-    max_length: int,
-    on_long: str = "error",
+  tokenizer: Tokenizer,
+  prompts: Sequence[str],
+  answers: Sequence[str],
+  *,
+  template: str,
+  system: str | None = None,
+  max_length: int,
+  on_long: str = "error",
 ) -> Encoded:
   """Encodes questions and their answers.
 
@@ -83,32 +83,31 @@ def encode(
   if template == "none" and any(prompts):
     row = next(row for row, prompt in enumerate(prompts) if prompt)
     raise UserError(
-        f"config.text.template='none': takes plain texts, but row {row} has a prompt; choose one of"
-        f" {', '.join(TEMPLATES[:-1])}")
+      f"config.text.template='none': takes plain texts, but row {row} has a prompt; choose one of"
+      f" {', '.join(TEMPLATES[:-1])}"
+    )
   heads = [_prompt(tokenizer, prompt, template, system) for prompt in prompts]
-  texts = [
-      _text(tokenizer, *row, template, system) for row in zip(prompts, heads, answers, strict=True)]
+  texts = [_text(tokenizer, *row, template, system) for row in zip(prompts, heads, answers, strict=True)]
   start = _start(tokenizer, template)
   ids, answer_start = [], []
   encoded = zip(tokenizer.encode_batch(heads), tokenizer.encode_batch(texts), strict=True)
   for row, (head, whole) in enumerate(encoded):
-    if whole[:len(head)] == head:
-      tail = whole[len(head):]
+    if whole[: len(head)] == head:
+      tail = whole[len(head) :]
     else:
-      tail = _continuation(tokenizer, texts[row][len(heads[row]):])
+      tail = _continuation(tokenizer, texts[row][len(heads[row]) :])
     ids.append(np.array([*start, *head, *_ended(tokenizer, tail, template)], np.int32))
     answer_start.append(max(1, len(start) + len(head)))
   truncated = _check_lengths(ids, answer_start, max_length, on_long)
-  return Encoded(
-      tuple(each[:max_length] for each in ids), np.array(answer_start, np.int32), truncated)
+  return Encoded(tuple(each[:max_length] for each in ids), np.array(answer_start, np.int32), truncated)
 
 
 def encode_prompts(
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    *,
-    template: str,
-    system: str | None = None,
+  tokenizer: Tokenizer,
+  prompts: Sequence[str],
+  *,
+  template: str,
+  system: str | None = None,
 ) -> tuple[np.ndarray, ...]:
   """Encodes what a model continues when it answers.
 
@@ -127,14 +126,14 @@ def encode_prompts(
   """
   _check(template, system)
   start = _start(tokenizer, template)
-  heads = tokenizer.encode_batch(
-      [_prompt(tokenizer, prompt, template, system) for prompt in prompts])
+  heads = tokenizer.encode_batch([_prompt(tokenizer, prompt, template, system) for prompt in prompts])
   ids = tuple(np.array([*start, *head], np.int32) for head in heads)
   for row, each in enumerate(ids):
     if not len(each):
       raise UserError(
-          f"row {row} of {len(ids)}: config.text.template={template!r} leaves nothing to continue,"
-          " as the prompt is empty and the tokenizer has no beginning-of-text token; give a prompt")
+        f"row {row} of {len(ids)}: config.text.template={template!r} leaves nothing to continue,"
+        " as the prompt is empty and the tokenizer has no beginning-of-text token; give a prompt"
+      )
   return ids
 
 
@@ -143,8 +142,9 @@ def _check(template, system) -> None:
     raise UserError(f"config.text.template={template!r}: choose one of {', '.join(TEMPLATES)}")
   if system and template not in ("chat", "llama2"):
     raise UserError(
-        f"config.text.system_prompt={system!r}: template {template!r} has no place for it; leave it"
-        " empty, or set config.text.template to 'chat' or 'llama2'")
+      f"config.text.system_prompt={system!r}: template {template!r} has no place for it; leave it"
+      " empty, or set config.text.template to 'chat' or 'llama2'"
+    )
 
 
 def _start(tokenizer, template) -> tuple[int, ...]:
@@ -172,24 +172,25 @@ def _text(tokenizer, prompt, head, answer, template, system) -> str:
   text = tokenizer.chat(prompt, answer, system or None)
   if not text.startswith(head):
     raise UserError(
-        "config.text.template='chat': the model's chat template writes an answered question"
-        " otherwise than its prompt for an answer, so where the answer starts is unknown; choose"
-        f" one of {', '.join(TEMPLATES[1:])}")
+      "config.text.template='chat': the model's chat template writes an answered question"
+      " otherwise than its prompt for an answer, so where the answer starts is unknown; choose"
+      f" one of {', '.join(TEMPLATES[1:])}"
+    )
   return text
 
 
 def _continuation(tokenizer, text) -> list[int]:
   """Tokens of a text that follows others, without the space that SentencePiece begins a text by."""
   mark, marked = tokenizer.encode(_MARK), tokenizer.encode(_MARK + text)
-  follows = marked[:len(mark)] == mark
-  return marked[len(mark):] if follows else tokenizer.encode(text)
+  follows = marked[: len(mark)] == mark
+  return marked[len(mark) :] if follows else tokenizer.encode(text)
 
 
 def _ended(tokenizer, tail, template) -> list[int]:
   """Ends an answer by one end-of-text token: a chat template's own, after which it is cut."""
   ends = [index for index, token in enumerate(tail) if token in tokenizer.eos_token_ids]
   if template == "chat" and ends:
-    return tail[:ends[-1] + 1]
+    return tail[: ends[-1] + 1]
   return [*tail, tokenizer.eos_token_ids[0]]
 
 
@@ -203,12 +204,14 @@ def _check_lengths(ids, answer_start, max_length, on_long) -> int:
   size = f"{len(long)} of {len(ids)} examples are longer than config.text.max_length={max_length}"
   if on_long == "error":
     raise UserError(
-        f"{size} tokens, the longest, row {longest}, has {lengths[longest]}; raise it, or set"
-        " config.text.on_long='truncate'")
+      f"{size} tokens, the longest, row {longest}, has {lengths[longest]}; raise it, or set"
+      " config.text.on_long='truncate'"
+    )
   starts = np.array(answer_start)
   if len(full := np.flatnonzero(starts >= max_length)):
     row = int(full[np.argmax(starts[full])])
     raise UserError(
-        f"{size} tokens, and {len(full)} have no room for an answer: the prompt of row {row} alone"
-        f" takes {starts[row]}; raise config.text.max_length")
+      f"{size} tokens, and {len(full)} have no room for an answer: the prompt of row {row} alone"
+      f" takes {starts[row]}; raise config.text.max_length"
+    )
   return len(long)

@@ -21,7 +21,7 @@ def unreachable(what: str, error: Exception) -> UserError:
     The one-line error, to be raised.
   """
   return UserError(
-      f"cannot download {what} ({first_line(error)}): point config.data.path at local files with"
-      " config.data.source 'parquet' or 'cifar10_binary', or run the embedded digits with"
-      " --config=configs/digits_hamu.py"
+    f"cannot download {what} ({first_line(error)}): point config.data.path at local files with"
+    " config.data.source 'parquet' or 'cifar10_binary', or run the embedded digits with"
+    " --config=configs/digits_hamu.py"
   )

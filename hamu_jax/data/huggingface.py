@@ -41,8 +41,8 @@ def read_folder(request: Request) -> Contents:
     files = sorted(folder.glob(f"{split}*.parquet"))
     if not files:
       raise UserError(
-          f"config.data.path='{folder}' holds no {split}*.parquet; config.data.test_split names the"
-          " split to evaluate on"
+        f"config.data.path='{folder}' holds no {split}*.parquet; config.data.test_split names the"
+        " split to evaluate on"
       )
     try:
       tables[split] = (_mapped if request.stream else read_parquet)(files)
@@ -83,8 +83,8 @@ def _mapped(files: list[pathlib.Path]):
     return datasets.Dataset.from_parquet([str(file) for file in files]).with_format("arrow")[:]
   except (datasets.exceptions.DatasetsError, OSError) as error:
     raise UserError(
-        f"config.data.path: '{files[0]}' and those beside it cannot be converted to Arrow"
-        f" ({first_line(error.__cause__ or error)})"
+      f"config.data.path: '{files[0]}' and those beside it cannot be converted to Arrow"
+      f" ({first_line(error.__cause__ or error)})"
     ) from None
 
 
@@ -94,9 +94,7 @@ def _opened(read: Callable, file: pathlib.Path):
   try:
     return read(file)
   except (pa.ArrowException, OSError) as error:
-    raise UserError(
-        f"config.data.path: '{file}' is corrupt or no parquet ({first_line(error)})"
-    ) from None
+    raise UserError(f"config.data.path: '{file}' is corrupt or no parquet ({first_line(error)})") from None
 
 
 def _parquet_folder(path: str, subset: str) -> pathlib.Path:
@@ -104,8 +102,8 @@ def _parquet_folder(path: str, subset: str) -> pathlib.Path:
   folder = pathlib.Path(path, subset)
   if not path or not folder.is_dir():
     raise UserError(
-        f"config.data.path={path!r}{f', config.data.subset={subset!r}' if subset else ''} is no"
-        " folder: give the one with train*.parquet and test*.parquet"
+      f"config.data.path={path!r}{f', config.data.subset={subset!r}' if subset else ''} is no"
+      " folder: give the one with train*.parquet and test*.parquet"
     )
   if any(folder.glob("train*.parquet")):
     return folder
@@ -113,8 +111,8 @@ def _parquet_folder(path: str, subset: str) -> pathlib.Path:
   if len(found) != 1:
     names = ", ".join(child.name for child in found) or "none"
     raise UserError(
-        f"config.data.path='{folder}' holds no train*.parquet, and not just one of its subfolders"
-        f" does ({names}); choose one with config.data.subset"
+      f"config.data.path='{folder}' holds no train*.parquet, and not just one of its subfolders"
+      f" does ({names}); choose one with config.data.subset"
     )
   return found[0]
 
@@ -127,12 +125,12 @@ class Hub:
   """One dataset of the Hugging Face hub or, while that cannot be reached, of its cache."""
 
   def __init__(
-      self,
-      name: str,
-      cache: str = "",
-      *,
-      example: str = "CIFAR-10 is 'uoft-cs/cifar10'",
-      no_network: Callable[[str, Exception], UserError] = unreachable,
+    self,
+    name: str,
+    cache: str = "",
+    *,
+    example: str = "CIFAR-10 is 'uoft-cs/cifar10'",
+    no_network: Callable[[str, Exception], UserError] = unreachable,
   ):
     """Asks the hub once whether the dataset exists: `load_dataset` itself retries for minutes.
 
@@ -188,7 +186,7 @@ class Hub:
       reason = " ".join(str(error).split())
       unknown = re.match(r"BuilderConfig \S+ not found", reason)
       raise (UnknownSubset if unknown else UserError)(
-          f"config.data.name: cannot load {what} with {field}={subset!r} ({reason[:400]})"
+        f"config.data.name: cannot load {what} with {field}={subset!r} ({reason[:400]})"
       ) from None
 
   @contextlib.contextmanager
@@ -207,9 +205,9 @@ class Hub:
 
   def _no_access(self, error: Exception) -> UserError:
     return UserError(
-        f"config.data.name={self.name!r}: unknown on the Hugging Face hub, private or gated"
-        f" ({first_line(error)}); check the name ({self._example}), or accept the dataset's terms"
-        " on its page and log in with `hf auth login`"
+      f"config.data.name={self.name!r}: unknown on the Hugging Face hub, private or gated"
+      f" ({first_line(error)}); check the name ({self._example}), or accept the dataset's terms"
+      " on its page and log in with `hf auth login`"
     )
 
 
@@ -231,8 +229,8 @@ def read_hub(request: Request) -> Contents:
   missing = [split for split in wanted if split not in splits]
   if missing:
     raise UserError(
-        f"config.data.name={request.name!r} has no {missing[0]!r} split on the hub, only"
-        f" {', '.join(splits)}; config.data.test_split names the one to evaluate on"
+      f"config.data.name={request.name!r} has no {missing[0]!r} split on the hub, only"
+      f" {', '.join(splits)}; config.data.test_split names the one to evaluate on"
     )
   # Memory-mapped: nothing is copied.
   tables = {split: splits[split].with_format("arrow")[:] for split in wanted}
@@ -249,9 +247,7 @@ def _contents(tables: dict[str, Any], features: dict[str, Any], request: Request
 
   schema = tables["train"].schema
   image_key = _column(schema, features, request.image_key, "image_key", "Image", holds_images)
-  label_key = _column(
-      schema, features, request.label_key, "label_key", "ClassLabel", types.is_integer
-  )
+  label_key = _column(schema, features, request.label_key, "label_key", "ClassLabel", types.is_integer)
   splits = []
   for split, table in tables.items():
     missing = {image_key, label_key} - set(table.column_names)
@@ -261,18 +257,16 @@ def _contents(tables: dict[str, Any], features: dict[str, Any], request: Request
     if labels.null_count:
       raise UserError(f"config.data.label_key={label_key!r}: the {split} table lacks some labels")
     images = EncodedImages(
-        _reader(table.column(image_key)),
-        np.arange(len(table)),
-        f"{split} image",
-        request.image_size,
+      _reader(table.column(image_key)),
+      np.arange(len(table)),
+      f"{split} image",
+      request.image_size,
     )
     splits.append(ImageSplit(images, labels.to_numpy()))
   names = features.get(label_key, {}).get("names")
   if not names:
     names = _numbered(splits[0].labels, label_key)
-  return Contents(
-      *splits, tuple(names), train_names=_file_names(tables["train"].column(image_key))
-  )
+  return Contents(*splits, tuple(names), train_names=_file_names(tables["train"].column(image_key)))
 
 
 def _reader(column) -> Callable[[int], bytes]:
@@ -303,8 +297,8 @@ def _numbered(labels: np.ndarray, label_key: str) -> list[str]:
   classes = int(labels.max()) + 1 if len(labels) else 0
   if classes > len(labels):
     raise UserError(
-        f"config.data.label_key={label_key!r} holds {classes - 1} but only {len(labels)} rows, so"
-        " it is no class number"
+      f"config.data.label_key={label_key!r} holds {classes - 1} but only {len(labels)} rows, so"
+      " it is no class number"
     )
   return [str(label) for label in range(classes)]
 

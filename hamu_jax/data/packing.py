@@ -96,10 +96,12 @@ class Shape(NamedTuple):
   def empty(self, rows: int) -> PackedRows:
     """Returns so many rows of padding."""
     sizes = {"T": self.tokens, "P": self.predictions, "S": self.slots}
-    return PackedRows(*(
+    return PackedRows(
+      *(
         np.full((rows, sizes[axis]), fill, bool if fill is False else np.int32)
         for axis, fill in zip(_AXIS, _FILL, strict=True)
-    ))
+      )
+    )
 
   @property
   def row_bytes(self) -> int:
@@ -152,8 +154,8 @@ def choose_row_length(batches: Sequence[np.ndarray], piece: int, wanted: int = 0
   if wanted:
     if longest > wanted:
       raise UserError(
-          f"config.text.row_length={wanted}: the longest example has {longest} tokens; choose at"
-          f" least {longest}, or 0 to have it chosen"
+        f"config.text.row_length={wanted}: the longest example has {longest} tokens; choose at"
+        f" least {longest}, or 0 to have it chosen"
       )
     return wanted
   chosen = np.linspace(0, len(batches) - 1, min(len(batches), _SAMPLE)).astype(int)
@@ -165,8 +167,8 @@ def choose_row_length(batches: Sequence[np.ndarray], piece: int, wanted: int = 0
   step = up_to_multiple(max(1, (limit - shortest) // _CANDIDATES), _MULTIPLE)
   candidates = range(shortest, limit + 1, step)
   computed = [
-      sum(up_to_multiple(num_rows(fit(batch, length)), piece) for batch in sample) * length
-      for length in candidates
+    sum(up_to_multiple(num_rows(fit(batch, length)), piece) for batch in sample) * length
+    for length in candidates
   ]
   good = (1 + _TOLERANCE) * min(computed)
   return next(length for length, tokens in zip(candidates, computed) if tokens <= good)

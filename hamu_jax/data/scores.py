@@ -23,23 +23,23 @@ SUFFIXES = (".npz", ".npy")
 SCORE_KEYS = ("tr_mem", "memorization")
 NAMES_KEY, ROWS_KEY = "tr_filenames", "rows"
 _UNREADABLE = (
-    EOFError,
-    MemoryError,  # A damaged length.
-    OSError,
-    ValueError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zlib.error,
+  EOFError,
+  MemoryError,  # A damaged length.
+  OSError,
+  ValueError,
+  pickle.UnpicklingError,
+  zipfile.BadZipFile,
+  zlib.error,
 )
 
 
 def read_scores(
-    path: str,
-    *,
-    rows: np.ndarray,
-    total: int,
-    names: np.ndarray | None = None,
-    ordered: bool = True,
+  path: str,
+  *,
+  rows: np.ndarray,
+  total: int,
+  names: np.ndarray | None = None,
+  ordered: bool = True,
 ) -> np.ndarray:
   """Reads the memorization scores of training rows.
 
@@ -65,8 +65,8 @@ def read_scores(
   file = pathlib.Path(path)
   if not path or not file.is_file():
     raise UserError(
-        f"{field}: no such file; give an .npz or .npy of one memorization score a training row,"
-        " published or estimated by this project"
+      f"{field}: no such file; give an .npz or .npy of one memorization score a training row,"
+      " published or estimated by this project"
     )
   if file.suffix not in SUFFIXES:
     raise UserError(f"{field}: choose a file of type {', '.join(SUFFIXES)}")
@@ -76,9 +76,7 @@ def read_scores(
     raise UserError(f"{field}: cannot be read as scores ({first_line(error)})") from None
   scores = arrays[key]
   if scores.ndim != 1 or scores.dtype.kind not in "fiu":
-    raise UserError(
-        f"{field}: needs one number a row, but {key} is {scores.dtype} of shape {scores.shape}"
-    )
+    raise UserError(f"{field}: needs one number a row, but {key} is {scores.dtype} of shape {scores.shape}")
   for key in {NAMES_KEY, ROWS_KEY} & arrays.keys():
     if len(arrays[key]) != len(scores):
       raise UserError(f"{field}: holds {len(scores)} scores, but {len(arrays[key])} {key}")
@@ -88,20 +86,20 @@ def read_scores(
     scores = _by_key(scores, arrays[ROWS_KEY].tolist(), rows.tolist(), "row", field)
   elif not ordered:
     raise UserError(
-        f"{field}: lists its scores by row, but this source has shuffled its rows and nothing numbers"
-        " them; take the dataset from another source, or let the scores be estimated"
+      f"{field}: lists its scores by row, but this source has shuffled its rows and nothing numbers"
+      " them; take the dataset from another source, or let the scores be estimated"
     )
   elif len(scores) == total:
     scores = scores[rows]
   else:
     raise UserError(
-        f"{field}: {len(scores)} scores for {total} training rows; it was made for another dataset"
+      f"{field}: {len(scores)} scores for {total} training rows; it was made for another dataset"
     )
   unknown = np.flatnonzero(~np.isfinite(scores))
   if len(unknown):
     raise UserError(
-        f"{field}: {len(unknown)} of {len(scores)} training rows have no finite score, first row"
-        f" {rows[unknown[0]]}"
+      f"{field}: {len(unknown)} of {len(scores)} training rows have no finite score, first row"
+      f" {rows[unknown[0]]}"
     )
   return scores.astype(np.float64)
 
@@ -110,8 +108,8 @@ def _by_name(scores, score_names, names, field: str) -> np.ndarray:
   """Aligns scores that are listed by file name."""
   if names is None:
     raise UserError(
-        f"{field}: lists its scores by file name, which this dataset does not have; use the hub's"
-        " or TFDS's ImageNet"
+      f"{field}: lists its scores by file name, which this dataset does not have; use the hub's"
+      " or TFDS's ImageNet"
     )
   wanted = [_stem(name) for name in names]
   return _by_key(scores, map(_stem, score_names), wanted, "image", field)
@@ -125,8 +123,8 @@ def _by_key(scores, keys, wanted: list, what: str, field: str) -> np.ndarray:
   missing = [key for key in wanted if key not in place]
   if missing:
     raise UserError(
-        f"{field}: no score for {len(missing)} of {len(wanted)} training rows, such as {what}"
-        f" {missing[0]}; it was made for another dataset"
+      f"{field}: no score for {len(missing)} of {len(wanted)} training rows, such as {what}"
+      f" {missing[0]}; it was made for another dataset"
     )
   return scores[[place[key] for key in wanted]]
 
@@ -194,18 +192,16 @@ class _Unpickler(pickle.Unpickler):
   """
 
   ALLOWED = {
-      ("numpy.core.multiarray", "_reconstruct"): _Recorded,
-      ("numpy._core.multiarray", "_reconstruct"): _Recorded,
-      ("numpy", "ndarray"): _Recorded,
-      ("numpy", "dtype"): _Recorded,
-      ("_codecs", "encode"): _Encoded,
+    ("numpy.core.multiarray", "_reconstruct"): _Recorded,
+    ("numpy._core.multiarray", "_reconstruct"): _Recorded,
+    ("numpy", "ndarray"): _Recorded,
+    ("numpy", "dtype"): _Recorded,
+    ("_codecs", "encode"): _Encoded,
   }
 
   def find_class(self, module: str, name: str) -> type[_Recorded]:
     if (module, name) not in self.ALLOWED:
-      raise pickle.UnpicklingError(
-          f"it asks for {module}.{name}, but may hold bytes, text and numbers only"
-      )
+      raise pickle.UnpicklingError(f"it asks for {module}.{name}, but may hold bytes, text and numbers only")
     return self.ALLOWED[module, name]
 
 

@@ -46,8 +46,8 @@ def read_digits(request: Request) -> Contents:
   """
   if request.path:
     raise UserError(
-        f"config.data.path={request.path!r} has no meaning for the embedded digits: choose"
-        " config.data.source for these files, or leave the path empty"
+      f"config.data.path={request.path!r} has no meaning for the embedded digits: choose"
+      " config.data.source for these files, or leave the path empty"
     )
   from sklearn.datasets import load_digits
 
@@ -59,35 +59,35 @@ def read_digits(request: Request) -> Contents:
     rows = rng.permutation(np.flatnonzero(labels == label))
     is_test[rows[: round(DIGITS_TEST_SHARE * len(rows))]] = True
   return Contents(
-      ImageSplit(images[~is_test], labels[~is_test]),
-      ImageSplit(images[is_test], labels[is_test]),
-      tuple(str(label) for label in range(10)),
+    ImageSplit(images[~is_test], labels[~is_test]),
+    ImageSplit(images[is_test], labels[is_test]),
+    tuple(str(label) for label in range(10)),
   )
 
 
 SOURCES = {
-    "digits": read_digits,
-    "tfds": tfds.read,
-    "huggingface": huggingface.read_hub,
-    "parquet": huggingface.read_folder,
-    "cifar10_binary": cifar10_binary.read,
+  "digits": read_digits,
+  "tfds": tfds.read,
+  "huggingface": huggingface.read_hub,
+  "parquet": huggingface.read_folder,
+  "cifar10_binary": cifar10_binary.read,
 }
 
 
 def load(
-    source: str,
-    *,
-    name: str = "",
-    path: str = "",
-    subset: str = "",
-    test_split: str = "",
-    train_size: int = 0,
-    test_size: int = 0,
-    image_key: str = "",
-    label_key: str = "",
-    image_size: int = 0,
-    stream: bool = False,
-    seed: int = 0,
+  source: str,
+  *,
+  name: str = "",
+  path: str = "",
+  subset: str = "",
+  test_split: str = "",
+  train_size: int = 0,
+  test_size: int = 0,
+  image_key: str = "",
+  label_key: str = "",
+  image_size: int = 0,
+  stream: bool = False,
+  seed: int = 0,
 ) -> Dataset:
   """Loads a dataset, whole into memory or streamed.
 
@@ -120,8 +120,8 @@ def load(
     raise UserError(f"config.data.source={source!r}{hint}: choose one of {', '.join(SOURCES)}")
   if stream and not image_size:
     raise UserError(
-        "config.data.stream=True needs config.data.image_size: the one height and width that images"
-        " are decoded to"
+      "config.data.stream=True needs config.data.image_size: the one height and width that images"
+      " are decoded to"
     )
   test_split = test_split or "test"
   request = Request(name, path, image_key, label_key, subset, test_split, image_size, stream)
@@ -132,25 +132,23 @@ def load(
   test = checked_labels(contents.test, classes, f"{where}, {test_split}")
   train_rows = subset_rows(train.labels, train_size, seed, "config.data.train_size")
   test_rows = subset_rows(test.labels, test_size, seed, "config.data.test_size")
-  kept = Contents(
-      _read(train, train_rows, request), _read(test, test_rows, request), contents.class_names
-  )
+  kept = Contents(_read(train, train_rows, request), _read(test, test_rows, request), contents.class_names)
   if kept.train.images.shape[1:] != kept.test.images.shape[1:]:
     raise UserError(
-        f"{where}: train images are {kept.train.images.shape[1:]} but test images are"
-        f" {kept.test.images.shape[1:]}; one shape is needed"
+      f"{where}: train images are {kept.train.images.shape[1:]} but test images are"
+      f" {kept.test.images.shape[1:]}; one shape is needed"
     )
   places, names = contents.train_rows, contents.train_names
   return Dataset(
-      name or source,
-      kept.train,
-      kept.test,
-      kept.class_names,
-      fingerprint(kept),
-      train_rows=train_rows if places is None else places[train_rows],
-      train_total=len(train.labels),
-      train_names=None if names is None else names[train_rows],
-      train_ordered=contents.train_ordered,
+    name or source,
+    kept.train,
+    kept.test,
+    kept.class_names,
+    fingerprint(kept),
+    train_rows=train_rows if places is None else places[train_rows],
+    train_total=len(train.labels),
+    train_names=None if names is None else names[train_rows],
+    train_ordered=contents.train_ordered,
   )
 
 
@@ -162,8 +160,8 @@ def _read(split: ImageSplit, rows: np.ndarray, request: Request) -> ImageSplit:
     return ImageSplit(images if request.stream else images.whole(), labels)
   if request.stream:
     raise UserError(
-        "config.data.stream=True: this source holds its images in memory whole; choose"
-        " config.data.source huggingface, parquet or tfds, or config.data.stream=False"
+      "config.data.stream=True: this source holds its images in memory whole; choose"
+      " config.data.source huggingface, parquet or tfds, or config.data.stream=False"
     )
   images = split.images[rows]
   return ImageSplit(resized(images, request.image_size) if request.image_size else images, labels)

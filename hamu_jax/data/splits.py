@@ -47,8 +47,8 @@ def _class_rows(labels: np.ndarray, spec: ForgetSpec) -> np.ndarray:
   if unknown or not spec.forget_class:
     problem = f"class {unknown[0]} does not exist" if unknown else "no class is chosen"
     raise UserError(
-        f"config.data.forget_class={tuple(spec.forget_class)}: {problem}; choose from"
-        f" {', '.join(map(str, present))}"
+      f"config.data.forget_class={tuple(spec.forget_class)}: {problem}; choose from"
+      f" {', '.join(map(str, present))}"
     )
   return np.flatnonzero(np.isin(labels, spec.forget_class))
 
@@ -74,9 +74,7 @@ def _by_fraction(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator)
   return _random(labels, spec.forget_fraction, rng)
 
 
-def _hard_probability(
-    labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator
-) -> Paired:
+def _hard_probability(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator) -> Paired:
   """Replaces a share rho of a class's rows by rows of the whole training set.
 
   With n rows of the class, k = int(rho n): permute them and drop the first k; permute the others
@@ -107,8 +105,8 @@ def _by_indices(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator) 
   outside = rows[(rows < 0) | (rows >= len(labels))]
   if len(outside):
     raise UserError(
-        f"{field}: row {outside[0]} is outside the loaded training rows 0..{len(labels) - 1}"
-        f" ({len(outside)} such rows); rows count after config.data.train_size"
+      f"{field}: row {outside[0]} is outside the loaded training rows 0..{len(labels) - 1}"
+      f" ({len(outside)} such rows); rows count after config.data.train_size"
     )
   values, counts = np.unique(rows, return_counts=True)
   if len(values) < len(rows):
@@ -124,18 +122,18 @@ def _by_memorization(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Genera
     if spec.scores is not None:
       problem = f"{np.shape(spec.scores)} are given for {len(labels)} rows"
     raise UserError(
-        "config.data.forget='memorization' needs one memorization score a training row, but"
-        f" {problem}: name a score file in config.data.scores"
+      "config.data.forget='memorization' needs one memorization score a training row, but"
+      f" {problem}: name a score file in config.data.scores"
     )
   if spec.memorization_level not in memorization.LEVELS:
     raise UserError(
-        f"config.data.memorization_level={spec.memorization_level!r}: choose from"
-        f" {', '.join(memorization.LEVELS)}"
+      f"config.data.memorization_level={spec.memorization_level!r}: choose from"
+      f" {', '.join(memorization.LEVELS)}"
     )
   if not 0 < spec.forget_size < len(labels):
     raise UserError(
-        f"config.data.forget_size={spec.forget_size}: there are {len(labels)} training rows, so"
-        f" choose 1..{len(labels) - 1}"
+      f"config.data.forget_size={spec.forget_size}: there are {len(labels)} training rows, so"
+      f" choose 1..{len(labels) - 1}"
     )
   forget = memorization.select(spec.scores, spec.forget_size, spec.memorization_level)
   return Paired(_complement(forget, len(labels)), forget)
@@ -166,9 +164,7 @@ def read_indices(path: str) -> np.ndarray:
   except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
     raise UserError(f"{field}: cannot be read as row numbers ({first_line(error)})") from None
   if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-    raise UserError(
-        f"{field}: needs one vector of integers, but holds {rows.dtype} of shape {rows.shape}"
-    )
+    raise UserError(f"{field}: needs one vector of integers, but holds {rows.dtype} of shape {rows.shape}")
   return rows.astype(np.int64)
 
 
@@ -191,27 +187,27 @@ def _read_text(file: pathlib.Path) -> np.ndarray:
 
 
 FORGET_KINDS = {
-    "class": _by_class,
-    "hard_probability": _hard_probability,
-    "random": _by_fraction,
-    "indices": _by_indices,
-    "memorization": _by_memorization,
+  "class": _by_class,
+  "hard_probability": _hard_probability,
+  "random": _by_fraction,
+  "indices": _by_indices,
+  "memorization": _by_memorization,
 }
 
 
 def make_split(
-    kind: str,
-    labels: np.ndarray,
-    *,
-    seed: int,
-    forget_class: Sequence[int] = (),
-    hard_probability: float = 0.0,
-    forget_fraction: float = RANDOM_SHARE,
-    forget_indices: str = "",
-    memorization_level: str = "high",
-    forget_size: int = 3000,
-    scores: np.ndarray | None = None,
-    duplicates: int = 0,
+  kind: str,
+  labels: np.ndarray,
+  *,
+  seed: int,
+  forget_class: Sequence[int] = (),
+  hard_probability: float = 0.0,
+  forget_fraction: float = RANDOM_SHARE,
+  forget_indices: str = "",
+  memorization_level: str = "high",
+  forget_size: int = 3000,
+  scores: np.ndarray | None = None,
+  duplicates: int = 0,
 ) -> Paired:
   """Divides the training rows into a retain and a forget set.
 
@@ -245,20 +241,20 @@ def make_split(
   if duplicates < 0:
     raise UserError(f"config.data.duplicates={duplicates}: choose 0 or more")
   spec = ForgetSpec(
-      tuple(forget_class),
-      hard_probability,
-      forget_fraction,
-      forget_indices,
-      memorization_level,
-      forget_size,
-      scores,
+    tuple(forget_class),
+    hard_probability,
+    forget_fraction,
+    forget_indices,
+    memorization_level,
+    forget_size,
+    scores,
   )
   split = FORGET_KINDS[kind](labels, spec, np.random.default_rng(seed))
   for role, rows in split._asdict().items():
     if not len(rows):
       raise UserError(
-          f"config.data.forget={kind!r}: the {role} set is empty ({len(split.forget)} of"
-          f" {len(labels)} training rows are to be forgotten)"
+        f"config.data.forget={kind!r}: the {role} set is empty ({len(split.forget)} of"
+        f" {len(labels)} training rows are to be forgotten)"
       )
   retain = np.concatenate([split.retain, np.tile(split.forget, duplicates)])
   return Paired(retain.astype(np.int32), split.forget.astype(np.int32))

@@ -51,22 +51,22 @@ class TextDataset(NamedTuple):
 
 
 def load(
-    source: str,
-    *,
-    name: str = "",
-    path: str = "",
-    subset: str = "",
-    question_key: str = "question",
-    answer_key: str = "answer",
-    retain_split: str = "",
-    forget_split: str = "forget",
-    test_split: str = "",
-    suites: tuple[str, ...] = (),
-    duplicates: str = "none",
-    retain_size: int = 0,
-    forget_size: int = 0,
-    test_size: int = 0,
-    seed: int = 0,
+  source: str,
+  *,
+  name: str = "",
+  path: str = "",
+  subset: str = "",
+  question_key: str = "question",
+  answer_key: str = "answer",
+  retain_split: str = "",
+  forget_split: str = "forget",
+  test_split: str = "",
+  suites: tuple[str, ...] = (),
+  duplicates: str = "none",
+  retain_size: int = 0,
+  forget_size: int = 0,
+  test_size: int = 0,
+  seed: int = 0,
 ) -> TextDataset:
   """Loads the texts of each role.
 
@@ -123,13 +123,11 @@ def load(
 
   sizes = {"retain": retain_size, "forget": forget_size, "test": test_size}
   rows = {
-      role: _drawn(len(split.answers), sizes[role], seed, f"config.text.{role}_size")
-      for role, split in whole.items()
+    role: _drawn(len(split.answers), sizes[role], seed, f"config.text.{role}_size")
+    for role, split in whole.items()
   }
   splits = {
-      role: _owned(_taken(whole[role], rows[role]), shelf.owners.get(role))
-      for role in ROLES
-      if role in whole
+    role: _owned(_taken(whole[role], rows[role]), shelf.owners.get(role)) for role in ROLES if role in whole
   }
   if duplicates in shelf.duplicates:
     twins = reader.twins(forget_split, shelf.duplicates[duplicates], len(whole["forget"].answers))
@@ -141,8 +139,8 @@ def load(
     key = suite.split("[")[0]
     if key in splits:
       raise UserError(
-          f"config.text.suites: {suite!r} would be the second split named {key!r}; the splits of"
-          " the roles are evaluated as it is"
+        f"config.text.suites: {suite!r} would be the second split named {key!r}; the splits of"
+        " the roles are evaluated as it is"
       )
     splits[key] = reader.suite(suite)
   return TextDataset(splits, _fingerprint(splits))
@@ -181,8 +179,8 @@ class _Reader:
     """Reads every row of the dataset that is not in the forget set."""
     field = "config.text.forget_split"
     nothing = UserError(
-        f"config.text.retain_split='' means all rows but those of {field}={spec!r}, which leaves"
-        " none here: name the split to retain"
+      f"config.text.retain_split='' means all rows but those of {field}={spec!r}, which leaves"
+      " none here: name the split to retain"
     )
     parts = _parts(spec, self._shelf.table, field)
     names = {part.name for part in parts}
@@ -196,16 +194,16 @@ class _Reader:
       return self._completed(whole, self._texts(part, field), field)
     if not self._shelf.whole:
       raise UserError(
-          f"config.text.retain_split='' cannot be told from {field}={spec!r}, of several splits:"
-          " name the split to retain"
+        f"config.text.retain_split='' cannot be told from {field}={spec!r}, of several splits:"
+        " name the split to retain"
       )
     full = self.split(whole, "config.text.retain_split (empty, so all rows of the dataset)")
     pairs, forgotten = _pairs(full), set(_pairs(forget))
     if missing := forgotten - set(pairs):
       raise UserError(
-          f"config.text.retain_split='' means all rows but those of {field}={spec!r}, but"
-          f" {len(missing)} of these are not in the source's split {whole!r}: name the split to"
-          " retain"
+        f"config.text.retain_split='' means all rows but those of {field}={spec!r}, but"
+        f" {len(missing)} of these are not in the source's split {whole!r}: name the split to"
+        " retain"
       )
     kept = [row for row, pair in enumerate(pairs) if pair not in forgotten]
     if not kept:
@@ -217,8 +215,8 @@ class _Reader:
     split = self.split(re.sub(_NAME, rf"\1{name}", spec), "config.text.duplicates")
     if len(split.answers) != count:
       raise UserError(
-          f"config.text.duplicates: {name!r} has {len(split.answers)} rows for the {count} of"
-          f" config.text.forget_split={spec!r}; it must have one for each"
+        f"config.text.duplicates: {name!r} has {len(split.answers)} rows for the {count} of"
+        f" config.text.forget_split={spec!r}; it must have one for each"
       )
     return split
 
@@ -239,8 +237,8 @@ class _Reader:
         return split  # retain_perturbed has only some rows of retain90.
       missing = split.prompts[rows.index(None)]
       raise UserError(
-          f"{field}: {missing!r} of {name!r} is not among the questions of {other!r}, which must"
-          " have wrong answers for all of them"
+        f"{field}: {missing!r} of {name!r} is not among the questions of {other!r}, which must"
+        " have wrong answers for all of them"
       )
     extra = _taken(extra, rows)
     return split._replace(paraphrased=extra.paraphrased, perturbed=extra.perturbed)
@@ -267,7 +265,7 @@ class _Reader:
   def _strings(self, part: _Part, column: str, field: str) -> tuple[str, ...]:
     if column not in part.table:
       raise UserError(
-          f"{field}={column!r} is no column of {part.name!r}: choose from {', '.join(part.table)}"
+        f"{field}={column!r} is no column of {part.name!r}: choose from {', '.join(part.table)}"
       )
     values = cells(part.table[column], part.rows)
     for row, value in zip(part.rows, values, strict=True):
@@ -275,8 +273,8 @@ class _Reader:
         raise UserError(f"{field}: row {row} of {part.name!r} has an empty {column}")
       if not isinstance(value, str):
         raise UserError(
-            f"{field}: row {row} of {part.name!r} has the {column} {str(value)[:60]!r}, which is"
-            f" {type(value).__name__}, no text"
+          f"{field}: row {row} of {part.name!r} has the {column} {str(value)[:60]!r}, which is"
+          f" {type(value).__name__}, no text"
         )
     return tuple(values)
 
@@ -292,8 +290,8 @@ def _wrong_answers(part: _Part, field: str) -> tuple[tuple[str, ...], ...]:
       raise UserError(f"{where.format(row)} an empty {PERTURBED}")
     if len(value) != len(values[0]):
       raise UserError(
-          f"{where.format(row)} {len(value)} {PERTURBED}s, row {part.rows[0]} has {len(values[0])};"
-          " every row needs as many"
+        f"{where.format(row)} {len(value)} {PERTURBED}s, row {part.rows[0]} has {len(values[0])};"
+        " every row needs as many"
       )
   return tuple(map(tuple, values))
 
@@ -311,13 +309,10 @@ def _parts(spec: str, table: Tables, field: str) -> list[_Part]:
     raise
   except ValueError as error:
     raise UserError(
-        f"{field}={spec!r} names no rows ({first_line(error)}): give a split, such as 'forget10',"
-        " or rows of one, such as 'forget10[300:400]' or 'train[:10%]'"
+      f"{field}={spec!r} names no rows ({first_line(error)}): give a split, such as 'forget10',"
+      " or rows of one, such as 'forget10[300:400]' or 'train[:10%]'"
     ) from None
-  parts = [
-      _Part(each.splitname, tables[each.splitname], np.arange(each.from_, each.to))
-      for each in slices
-  ]
+  parts = [_Part(each.splitname, tables[each.splitname], np.arange(each.from_, each.to)) for each in slices]
   if empty := [part.name for part in parts if not len(part.rows)]:
     raise UserError(f"{field}={spec!r} is empty: {empty[0]!r} has {lengths[empty[0]]} rows")
   return parts
@@ -328,9 +323,7 @@ def _pairs(split: TextSplit) -> list[tuple[str, str]]:
 
 
 def _taken(split: TextSplit, rows: Sequence[int]) -> TextSplit:
-  return TextSplit(
-      *(None if values is None else tuple(values[row] for row in rows) for values in split)
-  )
+  return TextSplit(*(None if values is None else tuple(values[row] for row in rows) for values in split))
 
 
 def _owned(split: TextSplit, owner: str | None) -> TextSplit:
@@ -344,9 +337,7 @@ def _joined(splits: list[TextSplit]) -> TextSplit:
   """Appends splits; a field that one of them lacks is lost, as are wrong answers of two counts."""
   if len({len(split.perturbed[0]) for split in splits if split.perturbed}) > 1:
     splits = [split._replace(perturbed=None) for split in splits]
-  return TextSplit(
-      *(None if None in values else sum(values, ()) for values in zip(*splits, strict=True))
-  )
+  return TextSplit(*(None if None in values else sum(values, ()) for values in zip(*splits, strict=True)))
 
 
 def _copied(forget: TextSplit, duplicates: str) -> TextSplit:
@@ -355,8 +346,8 @@ def _copied(forget: TextSplit, duplicates: str) -> TextSplit:
     return forget
   if forget.paraphrased is None:
     raise UserError(
-        "config.text.duplicates='semantic': the forget set has no paraphrased answers here; choose"
-        " 'exact', or a source that has them (authors, tofu with forget10_perturbed, waterdrum)"
+      "config.text.duplicates='semantic': the forget set has no paraphrased answers here; choose"
+      " 'exact', or a source that has them (authors, tofu with forget10_perturbed, waterdrum)"
     )
   return forget._replace(answers=forget.paraphrased)
 
@@ -380,9 +371,9 @@ def _check_disjoint(splits: dict[str, TextSplit], duplicates: str) -> None:
     if common:
       remedy = ", or ask for them with config.text.duplicates" if one == "forget" else ""
       raise UserError(
-          f"config.text.{one}_split: {len(common)} of its rows are also in the {other} set, the"
-          f" first is row {common[0]} ({' '.join(splits[one].answers[common[0]].split())[:60]!r});"
-          f" name splits that share none{remedy}"
+        f"config.text.{one}_split: {len(common)} of its rows are also in the {other} set, the"
+        f" first is row {common[0]} ({' '.join(splits[one].answers[common[0]].split())[:60]!r});"
+        f" name splits that share none{remedy}"
       )
 
 

@@ -64,12 +64,12 @@ def read_authors(request: Request) -> Shelf:
   for field in ("path", "subset"):
     if value := getattr(request, field):
       raise UserError(
-          f"config.data.{field}={value!r} has no meaning for the embedded authors: choose"
-          " config.data.source for these texts, or leave it empty"
+        f"config.data.{field}={value!r} has no meaning for the embedded authors: choose"
+        " config.data.source for these texts, or leave it empty"
       )
   tables = {
-      split: dict(zip(("question", "answer", PARAPHRASED, PERTURBED, "author"), rows, strict=True))
-      for split, rows in authors.generate(request.seed).items()
+    split: dict(zip(("question", "answer", PARAPHRASED, PERTURBED, "author"), rows, strict=True))
+    for split, rows in authors.generate(request.seed).items()
   }
   tables["full"] = {key: tables["retain"][key] + tables["forget"][key] for key in tables["retain"]}
   return Shelf(functools.partial(chosen, tables, "config.data.source='authors'"), whole="full")
@@ -102,8 +102,8 @@ def read_tofu(request: Request) -> Shelf:
   else:
     if request.subset:
       raise UserError(
-          f"config.data.subset={request.subset!r} has no meaning for tofu at the hub, whose"
-          " configurations are the splits: leave it empty"
+        f"config.data.subset={request.subset!r} has no meaning for tofu at the hub, whose"
+        " configurations are the splits: leave it empty"
       )
     table = hub_configurations(request.name or "locuslab/TOFU")
 
@@ -149,9 +149,9 @@ def read_waterdrum(request: Request) -> Shelf:
   shelf = read_any(request._replace(name=request.name or "Glow-AI/WaterDrum-TOFU"))
   marked = not request.subset.startswith("unwatermarked")
   return shelf._replace(
-      whole="full",
-      duplicates={kind: f"{kind}_duplicate" for kind in DUPLICATES[1:]},
-      owners={"retain": "0", "forget": "1"} if marked else {},
+    whole="full",
+    duplicates={kind: f"{kind}_duplicate" for kind in DUPLICATES[1:]},
+    owners={"retain": "0", "forget": "1"} if marked else {},
   )
 
 
@@ -180,9 +180,9 @@ def read_text(request: Request) -> Shelf:
 
 
 TEXT_SOURCES = {
-    "authors": read_authors,
-    "tofu": read_tofu,
-    "waterdrum": read_waterdrum,
-    "question_answer": read_any,
-    "text": read_text,
+  "authors": read_authors,
+  "tofu": read_tofu,
+  "waterdrum": read_waterdrum,
+  "question_answer": read_any,
+  "text": read_text,
 }

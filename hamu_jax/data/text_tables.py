@@ -92,9 +92,9 @@ def hub_configurations(name: str) -> Tables:
       splits = hub.splits(subset, field)
       if len(splits) > 1:
         raise UserError(
-            f"{field}: the configuration {subset!r} of {name!r} has several splits"
-            f" ({', '.join(splits)}), not one as TOFU's; config.data.source='question_answer' reads"
-            " them, with the configuration in config.data.subset"
+          f"{field}: the configuration {subset!r} of {name!r} has several splits"
+          f" ({', '.join(splits)}), not one as TOFU's; config.data.source='question_answer' reads"
+          " them, with the configuration in config.data.subset"
         )
       (known[subset],) = splits.values()
     return _columns(known[subset])
@@ -108,9 +108,9 @@ def _hub(name: str) -> Hub:
 
 def _no_network(what: str, error: Exception) -> UserError:
   return UserError(
-      f"cannot download {what} ({first_line(error)}): point config.data.path at a local copy of its"
-      " files (parquet, JSON or JSON lines), or take the embedded texts with"
-      " config.data.source='authors'"
+    f"cannot download {what} ({first_line(error)}): point config.data.path at a local copy of its"
+    " files (parquet, JSON or JSON lines), or take the embedded texts with"
+    " config.data.source='authors'"
   )
 
 
@@ -159,8 +159,8 @@ def local_files(path: str, subset: str, nested: bool = False) -> tuple[Files, st
   if not files:
     names = ", ".join(child.name for child in folders)
     raise UserError(
-        f"{where} holds no file named after a split ({', '.join(SUFFIXES)})"
-        + (f"; config.data.subset chooses one of its folders: {names}" if names else "")
+      f"{where} holds no file named after a split ({', '.join(SUFFIXES)})"
+      + (f"; config.data.subset chooses one of its folders: {names}" if names else "")
     )
   return files, where
 
@@ -199,14 +199,14 @@ def _read(files: tuple[pathlib.Path, ...]) -> Table:
 
   if len({file.suffix for file in files}) > 1:
     raise UserError(
-        f"config.data.path: {' and '.join(map(str, files))} are files of one split: keep one kind"
+      f"config.data.path: {' and '.join(map(str, files))} are files of one split: keep one kind"
     )
   if files[0].suffix == ".parquet":
     try:
       table = read_parquet(list(files))
     except pa.ArrowException as error:
       raise UserError(
-          f"config.data.path: '{files[0]}' and those beside it differ ({first_line(error)})"
+        f"config.data.path: '{files[0]}' and those beside it differ ({first_line(error)})"
       ) from None
     return dict(zip(table.column_names, table.columns, strict=True))
   rows = [row for file in files for row in _read_json(file)]
@@ -224,10 +224,8 @@ def _read_json(file: pathlib.Path) -> list[dict[str, Any]]:
       rows = [json.loads(line) for line in text.split("\n") if line.strip()]
   except (OSError, ValueError) as error:  # Also of bytes that are no text.
     raise UserError(
-        f"config.data.path: '{file}' is neither a JSON list nor JSON lines ({first_line(error)})"
+      f"config.data.path: '{file}' is neither a JSON list nor JSON lines ({first_line(error)})"
     ) from None
   if wrong := [row for row in rows if not isinstance(row, dict)]:
-    raise UserError(
-        f"config.data.path: '{file}' holds {json.dumps(wrong[0])[:60]}, no object of columns"
-    )
+    raise UserError(f"config.data.path: '{file}' holds {json.dumps(wrong[0])[:60]}, no object of columns")
   return rows

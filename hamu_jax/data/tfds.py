@@ -44,15 +44,15 @@ def read(request: Request) -> Contents:
   for field, key in (("image_key", image_key), ("label_key", label_key)):
     if key not in builder.info.features:
       raise UserError(
-          f"config.data.{field}={key!r}: tfds {request.name!r} has the features"
-          f" {', '.join(builder.info.features)}"
+        f"config.data.{field}={key!r}: tfds {request.name!r} has the features"
+        f" {', '.join(builder.info.features)}"
       )
   wanted = ("train", request.test_split)
   missing = [split for split in wanted if split not in builder.info.splits]
   if missing:
     raise UserError(
-        f"config.data.name={request.name!r} has no {missing[0]!r} split at tfds, only"
-        f" {', '.join(builder.info.splits)}; config.data.test_split names the one to evaluate on"
+      f"config.data.name={request.name!r} has no {missing[0]!r} split at tfds, only"
+      f" {', '.join(builder.info.splits)}; config.data.test_split names the one to evaluate on"
     )
   class_names = getattr(builder.info.features[label_key], "names", None)
   if not class_names:
@@ -68,17 +68,15 @@ def read(request: Request) -> Contents:
       raise UserError(_NEEDS_EXTRA.format(error.name)) from None
     except (OSError, RuntimeError, TypeError, ValueError) as error:
       raise UserError(
-          f"tfds {request.name!r} cannot be read ({first_line(error)}): remove it from the"
-          " TFDS data folder, to prepare it again"
+        f"tfds {request.name!r} cannot be read ({first_line(error)}): remove it from the"
+        " TFDS data folder, to prepare it again"
       ) from None
     images = EncodedImages(
-        _reader(records, image_key), np.arange(len(labels)), f"{split} image", request.image_size
+      _reader(records, image_key), np.arange(len(labels)), f"{split} image", request.image_size
     )
     splits.append(ImageSplit(images, labels))
   rows, file_names = _origin(names["train"])
-  return Contents(
-      *splits, tuple(class_names), rows, file_names, train_ordered=rows is not None
-  )
+  return Contents(*splits, tuple(class_names), rows, file_names, train_ordered=rows is not None)
 
 
 def _prepared(tensorflow_datasets, request: Request):
@@ -114,7 +112,7 @@ def _check_network(name: str, builder) -> None:
 
 
 def _records(
-    tensorflow_datasets, builder, split: str, image_key: str, stream: bool
+  tensorflow_datasets, builder, split: str, image_key: str, stream: bool
 ) -> Sequence[dict[str, Any]]:
   """Returns the records in the order of the files, their images still encoded."""
   decoders = {image_key: tensorflow_datasets.decode.SkipDecoding()}
@@ -123,8 +121,8 @@ def _records(
   except NotImplementedError:  # Prepared as TFRecord, by another program.
     if stream:
       raise UserError(
-          "config.data.stream=True: this tfds dataset was prepared as TFRecord, which cannot be"
-          " read by rows; name another folder in config.data.path, to prepare it as ArrayRecord"
+        "config.data.stream=True: this tfds dataset was prepared as TFRecord, which cannot be"
+        " read by rows; name another folder in config.data.path, to prepare it as ArrayRecord"
       ) from None
   records = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
   return list(tensorflow_datasets.as_numpy(records))

@@ -12,7 +12,7 @@ from hamu_jax.data.encoded import EncodedImages
 
 
 def window(
-    images: np.ndarray | EncodedImages, rows: np.ndarray, capacity: int
+  images: np.ndarray | EncodedImages, rows: np.ndarray, capacity: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Decodes the images of some steps.
 

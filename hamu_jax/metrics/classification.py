@@ -13,9 +13,9 @@ from clu import metrics as clu_metrics
 from hamu_jax.errors import UserError
 
 _Means = clu_metrics.Collection.create(
-    accuracy=clu_metrics.Average.from_output("correct"),
-    loss=clu_metrics.Average.from_output("loss"),
-    entropy=clu_metrics.Average.from_output("entropy"),
+  accuracy=clu_metrics.Average.from_output("correct"),
+  loss=clu_metrics.Average.from_output("loss"),
+  entropy=clu_metrics.Average.from_output("entropy"),
 )
 
 
@@ -43,15 +43,13 @@ def per_example(logits_BxC: jax.Array, labels_B: jax.Array) -> dict[str, jax.Arr
   loss_B = -jnp.take_along_axis(log_probs_BxC, labels_B[:, None], axis=-1)[:, 0]
   correct_B = jnp.argmax(logits_BxC, axis=-1) == labels_B
   return {
-      "loss": loss_B,
-      "correct": correct_B.astype(logits_BxC.dtype),
-      "entropy": -jnp.sum(terms_BxC, axis=-1),
+    "loss": loss_B,
+    "correct": correct_B.astype(logits_BxC.dtype),
+    "entropy": -jnp.sum(terms_BxC, axis=-1),
   }
 
 
-def summarize(
-    examples: Mapping[str, np.ndarray], mask: np.ndarray | None = None
-) -> dict[str, float]:
+def summarize(examples: Mapping[str, np.ndarray], mask: np.ndarray | None = None) -> dict[str, float]:
   """Means over the examples of one split, aggregated by ``clu.metrics``.
 
   Every example weighs the same, however the split was cut into batches. The reference averages
@@ -73,6 +71,5 @@ def summarize(
   means = _Means.single_from_model_output(**examples, mask=jnp.asarray(mask))
   count = int(means.loss.count)
   if not count:
-    raise UserError(
-        "a split without a single example has no accuracy; choose sets that are not empty")
+    raise UserError("a split without a single example has no accuracy; choose sets that are not empty")
   return {name: float(mean) for name, mean in means.compute().items()} | {"count": count}

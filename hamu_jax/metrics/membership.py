@@ -43,8 +43,7 @@ def loss_auc(negatives: ArrayLike, positives: ArrayLike) -> float:
   positives = np.ravel(positives)
   for name, losses in (("first", negatives), ("second", positives)):
     if not losses.size:
-      raise UserError(
-          f"loss AUC: the {name} set has no examples; evaluate sets that are not empty")
+      raise UserError(f"loss AUC: the {name} set has no examples; evaluate sets that are not empty")
   if np.isnan(negatives).any() or np.isnan(positives).any():
     return float("nan")
   # Below plus below-or-equal counts every win twice and every tie once.
@@ -54,9 +53,7 @@ def loss_auc(negatives: ArrayLike, positives: ArrayLike) -> float:
   return doubled / (2 * negatives.size * positives.size)
 
 
-def min_k(
-    log_probs: ArrayLike, mask: ArrayLike | None = None, *, fraction: float = 0.1
-) -> np.ndarray:
+def min_k(log_probs: ArrayLike, mask: ArrayLike | None = None, *, fraction: float = 0.1) -> np.ndarray:
   r"""Min-K%: the mean log-probability of each text's least likely tokens.
 
   .. math::
@@ -85,12 +82,12 @@ def min_k(
 
 
 def min_k_plus_plus(
-    log_probs: ArrayLike,
-    means: ArrayLike,
-    deviations: ArrayLike,
-    mask: ArrayLike | None = None,
-    *,
-    fraction: float = 0.1,
+  log_probs: ArrayLike,
+  means: ArrayLike,
+  deviations: ArrayLike,
+  mask: ArrayLike | None = None,
+  *,
+  fraction: float = 0.1,
 ) -> np.ndarray:
   r"""Min-K%++: `min_k` of log-probabilities standardised by what the model expects there.
 
@@ -122,17 +119,17 @@ def min_k_plus_plus(
   for name, values in (("means", means_NxT), ("deviations", deviations_NxT)):
     if values.shape != log_probs_NxT.shape:
       raise UserError(
-          f"Min-K%++: {name} have shape {values.shape} and log-probabilities "
-          f"{log_probs_NxT.shape}; give [N, T] for the same tokens")
+        f"Min-K%++: {name} have shape {values.shape} and log-probabilities "
+        f"{log_probs_NxT.shape}; give [N, T] for the same tokens"
+      )
   if (deviations_NxT[mask_NxT] < 0).any():
     raise UserError(
-        f"Min-K%++: deviations go down to {np.nanmin(deviations_NxT[mask_NxT]):g}; give standard "
-        "deviations, at least 0")
+      f"Min-K%++: deviations go down to {np.nanmin(deviations_NxT[mask_NxT]):g}; give standard "
+      "deviations, at least 0"
+    )
   # Padding may hold infinities, whose difference would warn.
-  differences_NxT = np.subtract(
-      log_probs_NxT, means_NxT, out=np.zeros_like(means_NxT), where=mask_NxT)
-  return _mean_of_lowest(
-      differences_NxT / np.maximum(deviations_NxT, _LEAST_DEVIATION), mask_NxT, fraction)
+  differences_NxT = np.subtract(log_probs_NxT, means_NxT, out=np.zeros_like(means_NxT), where=mask_NxT)
+  return _mean_of_lowest(differences_NxT / np.maximum(deviations_NxT, _LEAST_DEVIATION), mask_NxT, fraction)
 
 
 def zlib_ratio(losses: ArrayLike, texts: Sequence[str]) -> np.ndarray:
@@ -159,19 +156,20 @@ def zlib_ratio(losses: ArrayLike, texts: Sequence[str]) -> np.ndarray:
   losses_N = np.asarray(losses, np.float64)
   if isinstance(texts, str) or losses_N.shape != (len(texts),):
     raise UserError(
-        f"zlib ratio: losses have shape {losses_N.shape} for "
-        f"{'one text' if isinstance(texts, str) else f'{len(texts)} texts'}; "
-        "give [N] and a list of N texts")
+      f"zlib ratio: losses have shape {losses_N.shape} for "
+      f"{'one text' if isinstance(texts, str) else f'{len(texts)} texts'}; "
+      "give [N] and a list of N texts"
+    )
   return losses_N / np.array([len(zlib.compress(text.encode())) for text in texts])
 
 
 def min_k_auc(
-    negatives: ArrayLike,
-    positives: ArrayLike,
-    *,
-    negatives_mask: ArrayLike | None = None,
-    positives_mask: ArrayLike | None = None,
-    fraction: float = 0.1,
+  negatives: ArrayLike,
+  positives: ArrayLike,
+  *,
+  negatives_mask: ArrayLike | None = None,
+  positives_mask: ArrayLike | None = None,
+  fraction: float = 0.1,
 ) -> float:
   """Area under the ROC curve of "a higher Min-K% score means the second set".
 
@@ -193,8 +191,8 @@ def min_k_auc(
     UserError: as `min_k`, or one of the sets is empty.
   """
   return loss_auc(
-      min_k(negatives, negatives_mask, fraction=fraction),
-      min_k(positives, positives_mask, fraction=fraction))
+    min_k(negatives, negatives_mask, fraction=fraction), min_k(positives, positives_mask, fraction=fraction)
+  )
 
 
 def correctness(probs: ArrayLike, labels: ArrayLike) -> np.ndarray:
@@ -213,9 +211,7 @@ def entropy(probs: ArrayLike) -> np.ndarray:
   return -np.sum(probs_NxC * np.log(np.where(probs_NxC > 0, probs_NxC, 1)), axis=1)
 
 
-def modified_entropy(
-    probs: ArrayLike, labels: ArrayLike, *, reference: bool = False
-) -> np.ndarray:
+def modified_entropy(probs: ArrayLike, labels: ArrayLike, *, reference: bool = False) -> np.ndarray:
   r"""Entropy that also knows the label: small where the model is sure *and* right.
 
   .. math::
@@ -251,15 +247,15 @@ def modified_entropy(
 
 
 def svc_mia(
-    retain_probs: ArrayLike,
-    retain_labels: ArrayLike,
-    test_probs: ArrayLike,
-    test_labels: ArrayLike,
-    forget_probs: ArrayLike,
-    forget_labels: ArrayLike,
-    *,
-    balance_seed: int | None = None,
-    reference_entropy: bool = False,
+  retain_probs: ArrayLike,
+  retain_labels: ArrayLike,
+  test_probs: ArrayLike,
+  test_labels: ArrayLike,
+  forget_probs: ArrayLike,
+  forget_labels: ArrayLike,
+  *,
+  balance_seed: int | None = None,
+  reference_entropy: bool = False,
 ) -> dict[str, float]:
   """Share of the forget set that support vector machines take for non-members.
 
@@ -290,36 +286,35 @@ def svc_mia(
   Source: the attack of SalUn (arXiv 2310.12508) and Sharpness-Aware Unlearning (arXiv 2506.13715).
   """
   sets = {
-      "retain": _checked("retain", retain_probs, retain_labels),
-      "test": _checked("test", test_probs, test_labels),
-      "forget": _checked("forget", forget_probs, forget_labels),
+    "retain": _checked("retain", retain_probs, retain_labels),
+    "test": _checked("test", test_probs, test_labels),
+    "forget": _checked("forget", forget_probs, forget_labels),
   }
   classes = {name: probs_NxC.shape[1] for name, (probs_NxC, _) in sets.items()}
   if len(set(classes.values())) > 1:
     raise UserError(
-        "membership inference: the sets have different numbers of classes "
-        f"({', '.join(f'{name} {count}' for name, count in classes.items())}); "
-        "give probabilities of one model")
+      "membership inference: the sets have different numbers of classes "
+      f"({', '.join(f'{name} {count}' for name, count in classes.items())}); "
+      "give probabilities of one model"
+    )
   if balance_seed is not None:
     order = np.random.default_rng(balance_seed).permutation(len(sets["retain"][1]))
     members = order[: len(sets["test"][1])]
     sets["retain"] = tuple(values[members] for values in sets["retain"])
   attacks: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-      "correctness": correctness,
-      "confidence": confidence,
-      "entropy": lambda probs, labels: entropy(probs),
-      "modified_entropy": lambda probs, labels: modified_entropy(
-          probs, labels, reference=reference_entropy),
-      "probability": lambda probs, labels: probs,
+    "correctness": correctness,
+    "confidence": confidence,
+    "entropy": lambda probs, labels: entropy(probs),
+    "modified_entropy": lambda probs, labels: modified_entropy(probs, labels, reference=reference_entropy),
+    "probability": lambda probs, labels: probs,
   }
   if any(np.isnan(probs_NxC).any() for probs_NxC, _ in sets.values()):
     return dict.fromkeys(attacks, float("nan"))
   return {
-      name: _non_members(*(
-          feature(*sets[kind]).reshape(len(sets[kind][1]), -1)
-          for kind in ("retain", "test", "forget")
-      ))
-      for name, feature in attacks.items()
+    name: _non_members(
+      *(feature(*sets[kind]).reshape(len(sets[kind][1]), -1) for kind in ("retain", "test", "forget"))
+    )
+    for name, feature in attacks.items()
   }
 
 
@@ -340,21 +335,22 @@ def _tokens(values: ArrayLike, mask: ArrayLike | None) -> tuple[np.ndarray, np.n
   mask_NxT = np.ones(values_NxT.shape, bool) if mask is None else np.asarray(mask) != 0
   if values_NxT.ndim != 2 or mask_NxT.shape != values_NxT.shape:
     raise UserError(
-        f"Min-K%: log-probabilities have shape {values_NxT.shape} and their mask "
-        f"{mask_NxT.shape}; give [N, T] for both")
+      f"Min-K%: log-probabilities have shape {values_NxT.shape} and their mask "
+      f"{mask_NxT.shape}; give [N, T] for both"
+    )
   is_empty_N = ~mask_NxT.any(axis=1)
   if is_empty_N.any():
     raise UserError(
-        f"Min-K%: {is_empty_N.sum()} of {len(is_empty_N)} texts have no tokens, the first at row "
-        f"{is_empty_N.argmax()}; leave out empty answers")
+      f"Min-K%: {is_empty_N.sum()} of {len(is_empty_N)} texts have no tokens, the first at row "
+      f"{is_empty_N.argmax()}; leave out empty answers"
+    )
   return values_NxT, mask_NxT
 
 
 def _mean_of_lowest(values_NxT: np.ndarray, mask_NxT: np.ndarray, fraction: float) -> np.ndarray:
   """Mean of the lowest `fraction` of each row's masked values, at least one."""
   if not 0 < fraction <= 1:
-    raise UserError(
-        f"Min-K%: fraction is {fraction:g}; give a share of the tokens above 0 and at most 1")
+    raise UserError(f"Min-K%: fraction is {fraction:g}; give a share of the tokens above 0 and at most 1")
   counts_N = np.maximum((fraction * mask_NxT.sum(axis=1)).astype(int), 1)
   # Sorting puts padding after the tokens, and NaN after padding, where it would not be averaged.
   lowest_NxT = np.sort(np.where(mask_NxT, values_NxT, np.inf), axis=1)
@@ -369,16 +365,18 @@ def _checked(name: str, probs: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray
   where = f"membership inference: {name}"
   if probs_NxC.ndim != 2 or labels_N.shape != probs_NxC.shape[:1]:
     raise UserError(
-        f"{where} probabilities have shape {probs_NxC.shape} and labels {labels_N.shape}; "
-        "give [N, C] and [N]")
+      f"{where} probabilities have shape {probs_NxC.shape} and labels {labels_N.shape}; give [N, C] and [N]"
+    )
   if not labels_N.size:
     raise UserError(f"{where} set has no examples; evaluate sets that are not empty")
   if probs_NxC.min() < 0 or probs_NxC.max() > 1 + 1e-3:
     raise UserError(
-        f"{where} probabilities lie in [{probs_NxC.min():g}, {probs_NxC.max():g}], outside [0, 1]; "
-        "give the softmax of the logits")
+      f"{where} probabilities lie in [{probs_NxC.min():g}, {probs_NxC.max():g}], outside [0, 1]; "
+      "give the softmax of the logits"
+    )
   if labels_N.dtype.kind not in "iu" or labels_N.min() < 0 or labels_N.max() >= probs_NxC.shape[1]:
     raise UserError(
-        f"{where} labels are {labels_N.dtype} in [{labels_N.min()}, {labels_N.max()}]; give "
-        f"integers from 0 to {probs_NxC.shape[1] - 1}, the classes of the probabilities")
+      f"{where} labels are {labels_N.dtype} in [{labels_N.min()}, {labels_N.max()}]; give "
+      f"integers from 0 to {probs_NxC.shape[1] - 1}, the classes of the probabilities"
+    )
   return probs_NxC, labels_N

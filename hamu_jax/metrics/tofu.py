@@ -35,10 +35,10 @@ _EPSILON = 1e-10
 
 
 def probability(
-    avg_gt_loss: ArrayLike,
-    average_perturb_loss: ArrayLike | None = None,
-    *,
-    variant: str = "geometric",
+  avg_gt_loss: ArrayLike,
+  average_perturb_loss: ArrayLike | None = None,
+  *,
+  variant: str = "geometric",
 ) -> np.ndarray:
   r"""Probability of each answer, length-normalised, alone or among the wrong answers.
 
@@ -70,10 +70,10 @@ def probability(
 
 
 def truth_ratio(
-    avg_paraphrased_loss: ArrayLike,
-    average_perturb_loss: ArrayLike,
-    *,
-    variant: str = "geometric",
+  avg_paraphrased_loss: ArrayLike,
+  average_perturb_loss: ArrayLike,
+  *,
+  variant: str = "geometric",
 ) -> np.ndarray:
   r"""How much likelier the wrong answers are than the paraphrased right one: false over true.
 
@@ -107,11 +107,11 @@ def truth_ratio(
 
 
 def truth_ratio_score(
-    avg_paraphrased_loss: ArrayLike,
-    average_perturb_loss: ArrayLike,
-    *,
-    aggregate: str,
-    variant: str = "geometric",
+  avg_paraphrased_loss: ArrayLike,
+  average_perturb_loss: ArrayLike,
+  *,
+  aggregate: str,
+  variant: str = "geometric",
 ) -> np.ndarray:
   r"""Truth ratios on a scale from 0 to 1 on which more is better.
 
@@ -172,26 +172,25 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, np
       raise UserError(f"ROUGE: {name} is one text; give a list of texts")
   if not len(predictions) or len(predictions) != len(references):
     raise UserError(
-        f"ROUGE: {len(predictions)} predictions for {len(references)} references; "
-        "give one prediction for each of at least one reference")
+      f"ROUGE: {len(predictions)} predictions for {len(references)} references; "
+      "give one prediction for each of at least one reference"
+    )
   try:
     from rouge_score.rouge_scorer import RougeScorer
   except ImportError as error:
-    raise UserError(
-        "ROUGE needs rouge-score, which is not installed; pip install 'hamu-jax[llm]'") from error
+    raise UserError("ROUGE needs rouge-score, which is not installed; pip install 'hamu-jax[llm]'") from error
   scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
   scores = [
-      scorer.score(target=reference, prediction=prediction)
-      for prediction, reference in zip(predictions, references, strict=True)
+    scorer.score(target=reference, prediction=prediction)
+    for prediction, reference in zip(predictions, references, strict=True)
   ]
   return {
-      f"{kind}_recall": np.array([score[kind].recall for score in scores])
-      for kind in ("rouge1", "rougeL")
+    f"{kind}_recall": np.array([score[kind].recall for score in scores]) for kind in ("rouge1", "rougeL")
   }
 
 
 def split_scores(
-    split: str, values: Mapping[str, ArrayLike], *, variant: str = "geometric"
+  split: str, values: Mapping[str, ArrayLike], *, variant: str = "geometric"
 ) -> dict[str, np.ndarray]:
   """The scores of one split that TOFU reports, for each example.
 
@@ -219,31 +218,33 @@ def split_scores(
   if split in _MULTIPLE_CHOICE and "avg_gt_loss" in values:
     values.setdefault("avg_paraphrased_loss", values["avg_gt_loss"])
   compute = {
-      "rouge": lambda: _recalls(values["rougeL_recall"]),
-      "probability": lambda: probability(
-          values["avg_gt_loss"],
-          values["average_perturb_loss"] if split in _MULTIPLE_CHOICE else None,
-          variant=variant),
-      "truth_ratio": lambda: truth_ratio_score(
-          values["avg_paraphrased_loss"], values["average_perturb_loss"], variant=variant,
-          aggregate="closer_to_1_better" if split == "forget" else "true_better"),
+    "rouge": lambda: _recalls(values["rougeL_recall"]),
+    "probability": lambda: probability(
+      values["avg_gt_loss"],
+      values["average_perturb_loss"] if split in _MULTIPLE_CHOICE else None,
+      variant=variant,
+    ),
+    "truth_ratio": lambda: truth_ratio_score(
+      values["avg_paraphrased_loss"],
+      values["average_perturb_loss"],
+      variant=variant,
+      aggregate="closer_to_1_better" if split == "forget" else "true_better",
+    ),
   }
   scores = {
-      name: compute[name]()
-      for name, inputs in _inputs(split).items() if all(key in values for key in inputs)
+    name: compute[name]() for name, inputs in _inputs(split).items() if all(key in values for key in inputs)
   }
   sizes = {name: score_N.size for name, score_N in scores.items()}
   if len(set(sizes.values())) > 1:
     raise UserError(
-        f"TOFU: {split} has different numbers of examples "
-        f"({', '.join(f'{name} {size}' for name, size in sizes.items())}); "
-        "give the arrays of one evaluation")
+      f"TOFU: {split} has different numbers of examples "
+      f"({', '.join(f'{name} {size}' for name, size in sizes.items())}); "
+      "give the arrays of one evaluation"
+    )
   return scores
 
 
-def model_utility(
-    splits: Mapping[str, Mapping[str, ArrayLike]], *, variant: str = "geometric"
-) -> float:
+def model_utility(splits: Mapping[str, Mapping[str, ArrayLike]], *, variant: str = "geometric") -> float:
   r"""What the model can still do outside the forget set, as one number.
 
   .. math::
@@ -267,14 +268,16 @@ def model_utility(
   for split in _UTILITY_SPLITS:
     if split not in splits:
       raise UserError(
-          f"model utility: no values for {split} (there are {', '.join(splits) or 'none'}); "
-          f"give {', '.join(_UTILITY_SPLITS)}")
+        f"model utility: no values for {split} (there are {', '.join(splits) or 'none'}); "
+        f"give {', '.join(_UTILITY_SPLITS)}"
+      )
     scores = split_scores(split, splits[split], variant=variant)
     for name, inputs in _inputs(split).items():
       if name not in scores:
         raise UserError(
-            f"model utility: the {name} of {split} needs {' and '.join(inputs)} "
-            f"(there are {', '.join(splits[split]) or 'none'}); evaluate {split} with them")
+          f"model utility: the {name} of {split} needs {' and '.join(inputs)} "
+          f"(there are {', '.join(splits[split]) or 'none'}); evaluate {split} with them"
+        )
       means.append(scores[name].mean())
   with np.errstate(divide="ignore"):
     return float(len(means) / np.sum(1 / np.array(means)))
@@ -330,8 +333,7 @@ def _kolmogorov_smirnov(unlearned: ArrayLike, retained: ArrayLike):
   samples = {"unlearned": np.ravel(unlearned), "retained": np.ravel(retained)}
   for name, ratios in samples.items():
     if not ratios.size:
-      raise UserError(
-          f"forget quality: the {name} model has no truth ratios; evaluate the forget split")
+      raise UserError(f"forget quality: the {name} model has no truth ratios; evaluate the forget split")
   return ks_2samp(*samples.values(), method="auto")
 
 
@@ -348,21 +350,21 @@ def _inputs(split: str) -> dict[str, tuple[str, ...]]:
     losses = ("avg_gt_loss", "average_perturb_loss")
     return {"rouge": ("rougeL_recall",), "probability": losses, "truth_ratio": losses}
   return {
-      "rouge": ("rougeL_recall",),
-      "probability": ("avg_gt_loss",),
-      "truth_ratio": ("avg_paraphrased_loss", "average_perturb_loss"),
+    "rouge": ("rougeL_recall",),
+    "probability": ("avg_gt_loss",),
+    "truth_ratio": ("avg_paraphrased_loss", "average_perturb_loss"),
   }
 
 
 def _recalls(values: ArrayLike) -> np.ndarray:
   recalls_N = np.asarray(values, np.float64)
   if recalls_N.ndim != 1 or not recalls_N.size:
-    raise UserError(
-        f"TOFU: rougeL_recall has shape {recalls_N.shape}; give [N] with at least one example")
+    raise UserError(f"TOFU: rougeL_recall has shape {recalls_N.shape}; give [N] with at least one example")
   if recalls_N.min() < 0 or recalls_N.max() > 1:
     raise UserError(
-        f"TOFU: rougeL_recall lies in [{recalls_N.min():g}, {recalls_N.max():g}], outside [0, 1]; "
-        "give fractions, not percent")
+      f"TOFU: rougeL_recall lies in [{recalls_N.min():g}, {recalls_N.max():g}], outside [0, 1]; "
+      "give fractions, not percent"
+    )
   return recalls_N
 
 
@@ -371,8 +373,9 @@ def _pair(name: str, right: ArrayLike, wrong: ArrayLike) -> tuple[np.ndarray, np
   right_N, wrong_NxK = _losses(name, right, 1), _losses("average_perturb_loss", wrong, 2)
   if len(right_N) != len(wrong_NxK):
     raise UserError(
-        f"TOFU: {name} has {len(right_N)} examples and average_perturb_loss {len(wrong_NxK)}; "
-        "give both for the same questions")
+      f"TOFU: {name} has {len(right_N)} examples and average_perturb_loss {len(wrong_NxK)}; "
+      "give both for the same questions"
+    )
   return right_N, wrong_NxK
 
 
@@ -380,12 +383,12 @@ def _losses(name: str, values: ArrayLike, axes: int) -> np.ndarray:
   losses = np.asarray(values, np.float64)
   if losses.ndim != axes or not losses.size:
     raise UserError(
-        f"TOFU: {name} has shape {losses.shape}; give {'[N]' if axes == 1 else '[N, K]'} "
-        "with at least one example")
+      f"TOFU: {name} has shape {losses.shape}; give {'[N]' if axes == 1 else '[N, K]'} "
+      "with at least one example"
+    )
   # Rounding can leave the loss of a certain answer a little below 0.
   if losses.min() < -1e-3:
-    raise UserError(
-        f"TOFU: {name} goes down to {losses.min():g}; give negative log-likelihoods, at least 0")
+    raise UserError(f"TOFU: {name} goes down to {losses.min():g}; give negative log-likelihoods, at least 0")
   return losses
 
 

@@ -6,7 +6,7 @@ from hamu_jax.errors import UserError
 
 
 def tug_of_war(
-    unlearned: Mapping[str, float], retrained: Mapping[str, float], *, signed: bool = False
+  unlearned: Mapping[str, float], retrained: Mapping[str, float], *, signed: bool = False
 ) -> float:
   r"""Closeness to the retrained reference in retain, forget and test accuracy, as one number.
 
@@ -42,11 +42,12 @@ def tug_of_war(
 def _accuracy(model: str, accuracies: Mapping[str, float], split: str) -> float:
   if split not in accuracies:
     raise UserError(
-        f"tug-of-war: the {model} model has no {split} accuracy (it has "
-        f"{', '.join(accuracies) or 'none'}); give retain, forget and test")
+      f"tug-of-war: the {model} model has no {split} accuracy (it has "
+      f"{', '.join(accuracies) or 'none'}); give retain, forget and test"
+    )
   value = float(accuracies[split])
   if not 0 <= value <= 1:
     raise UserError(
-        f"tug-of-war: {model} {split} accuracy is {value:g}, outside [0, 1]; "
-        "give fractions, not percent")
+      f"tug-of-war: {model} {split} accuracy is {value:g}, outside [0, 1]; give fractions, not percent"
+    )
   return value

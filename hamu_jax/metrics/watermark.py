@@ -23,7 +23,7 @@ _BATCH = 256
 
 
 def strengths(
-    texts: Sequence[str], owners: Sequence[int | str], tokenizer: Any, *, perturbation: int = 1
+  texts: Sequence[str], owners: Sequence[int | str], tokenizer: Any, *, perturbation: int = 1
 ) -> np.ndarray:
   r"""Strength of its owner's watermark in each text.
 
@@ -51,8 +51,9 @@ def strengths(
   """
   if isinstance(texts, str) or len(texts) != len(owners):
     raise UserError(
-        f"watermark: {'one text' if isinstance(texts, str) else f'{len(texts)} texts'} for "
-        f"{len(owners)} owners; give a list of texts and as many owners")
+      f"watermark: {'one text' if isinstance(texts, str) else f'{len(texts)} texts'} for "
+      f"{len(owners)} owners; give a list of texts and as many owners"
+    )
   if perturbation < 1:
     raise UserError(f"watermark: perturbation key {perturbation}: choose 1 or more")
   keys_N = np.array([_key(owner) for owner in owners], np.int64)
@@ -61,11 +62,12 @@ def strengths(
   for key in np.unique(keys_N):
     rows = np.flatnonzero(keys_N == key)
     for start in range(0, len(rows), _BATCH):
-      part = rows[start:start + _BATCH]
+      part = rows[start : start + _BATCH]
       # More texts than its batch size it would spread over forked processes, which JAX's threads
       # do not survive.
       scores = watermarker.verify(
-          [texts[row] for row in part], id=[int(key)], k_p=[perturbation], batch_size=len(part))
+        [texts[row] for row in part], id=[int(key)], k_p=[perturbation], batch_size=len(part)
+      )
       strengths_N[part] = scores[:, 0, 0]
   return strengths_N
 
@@ -87,9 +89,9 @@ def summary(forget: ArrayLike, retain: ArrayLike) -> dict[str, float]:
   """
   auc = membership.loss_auc(forget, retain)
   return {
-      "forget": float(np.mean(forget)),
-      "retain": float(np.mean(retain)),
-      "forget_retain_auc": auc,
+    "forget": float(np.mean(forget)),
+    "retain": float(np.mean(retain)),
+    "forget_retain_auc": auc,
   }
 
 
@@ -99,8 +101,7 @@ def _key(owner: int | str) -> int:
   except ValueError:
     key = -1
   if not 0 <= key < 2**32:
-    raise UserError(
-        f"watermark: owner {owner!r} is no watermark key; give whole numbers from 0 to 2^32 - 1")
+    raise UserError(f"watermark: owner {owner!r} is no watermark key; give whole numbers from 0 to 2^32 - 1")
   return key
 
 
@@ -110,7 +111,7 @@ def _watermarker(tokenizer, perturbation):
     from waterfall.WatermarkerBase import Watermarker
   except ImportError as error:
     raise UserError(
-        "WaterDrum needs waterfall, which is not installed; pip install 'hamu-jax[waterfall]'"
+      "WaterDrum needs waterfall, which is not installed; pip install 'hamu-jax[waterfall]'"
     ) from error
   # It sets the padding token of the tokenizer that it is given.
   tokenizer = tokenizer if isinstance(tokenizer, str) else copy.deepcopy(tokenizer)
@@ -118,5 +119,6 @@ def _watermarker(tokenizer, perturbation):
     return Watermarker(tokenizer=tokenizer, k_p=perturbation)
   except (OSError, ValueError) as error:
     raise UserError(
-        f"watermark: tokenizer {tokenizer!r} cannot be loaded ({error}); give the folder or hub id "
-        "of the tokenizer that the texts were watermarked with") from error
+      f"watermark: tokenizer {tokenizer!r} cannot be loaded ({error}); give the folder or hub id "
+      "of the tokenizer that the texts were watermarked with"
+    ) from error

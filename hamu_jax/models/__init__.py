@@ -22,33 +22,33 @@ class Architecture(NamedTuple):
 
 
 MODELS = {
-    f"resnet{depth}": Architecture(resnet.ResNet, {"depth": depth}, resnet.TORCH_NAMES)
-    for depth in (8, 14, 20, 32, 44, 56, 110)
+  f"resnet{depth}": Architecture(resnet.ResNet, {"depth": depth}, resnet.TORCH_NAMES)
+  for depth in (8, 14, 20, 32, 44, 56, 110)
 }
 MODELS |= {
-    f"resnet{depth}{suffix}": Architecture(
-        resnet.TorchvisionResNet, {"depth": depth, "imagenet_stem": bool(suffix)},
-        resnet.TORCHVISION_NAMES)
-    for depth in (18, 34, 50)
-    for suffix in ("", "_imagenet")
+  f"resnet{depth}{suffix}": Architecture(
+    resnet.TorchvisionResNet, {"depth": depth, "imagenet_stem": bool(suffix)}, resnet.TORCHVISION_NAMES
+  )
+  for depth in (18, 34, 50)
+  for suffix in ("", "_imagenet")
 }
 MODELS |= {
-    "vgg16_bn": Architecture(vgg.VGG, {"hidden": ()}, vgg.TORCH_NAMES),
-    "vgg16_bn_imagenet": Architecture(vgg.VGG, {"hidden": (4096, 4096)}, vgg.TORCH_NAMES),
-    "vit_s": Architecture(vit.ViT, {"patch": 4}, vit.TORCH_NAMES),
-    "vit_s_imagenet": Architecture(vit.ViT, {"patch": 16}, vit.TORCH_NAMES),
-    "mlp": Architecture(mlp.MLP, {}, mlp.TORCH_NAMES),
+  "vgg16_bn": Architecture(vgg.VGG, {"hidden": ()}, vgg.TORCH_NAMES),
+  "vgg16_bn_imagenet": Architecture(vgg.VGG, {"hidden": (4096, 4096)}, vgg.TORCH_NAMES),
+  "vit_s": Architecture(vit.ViT, {"patch": 4}, vit.TORCH_NAMES),
+  "vit_s_imagenet": Architecture(vit.ViT, {"patch": 16}, vit.TORCH_NAMES),
+  "mlp": Architecture(mlp.MLP, {}, mlp.TORCH_NAMES),
 }
 _ACCELERATOR_MICROBATCH = 1024
 
 
 def build_model(
-    name: str,
-    *,
-    num_classes: int,
-    platform: str | None = None,
-    dtype: Any = None,
-    **options: Any,
+  name: str,
+  *,
+  num_classes: int,
+  platform: str | None = None,
+  dtype: Any = None,
+  **options: Any,
 ) -> nn.Module:
   """The named architecture as a linen module.
 
@@ -65,18 +65,19 @@ def build_model(
   """
   if name not in MODELS:
     near = difflib.get_close_matches(name, MODELS, 1, 0)[0]
-    raise UserError(
-        f"model {name!r} is unknown, did you mean {near!r}? Choices: {', '.join(MODELS)}")
+    raise UserError(f"model {name!r} is unknown, did you mean {near!r}? Choices: {', '.join(MODELS)}")
   architecture = MODELS[name]
   reserved = {"num_classes", "platform", "dtype", "parent", "name", *architecture.preset}
   fields = inspect.signature(architecture.module).parameters
   choices = [field for field in fields if field not in reserved]
   if unknown := sorted(set(options) - set(choices)):
-    raise UserError(
-        f"model {name!r} has no option {unknown[0]!r}; its options: {', '.join(choices)}")
+    raise UserError(f"model {name!r} has no option {unknown[0]!r}; its options: {', '.join(choices)}")
   return architecture.module(
-      num_classes=num_classes, platform=platform or jax.default_backend(), dtype=dtype,
-      **architecture.preset, **options,
+    num_classes=num_classes,
+    platform=platform or jax.default_backend(),
+    dtype=dtype,
+    **architecture.preset,
+    **options,
   )
 
 

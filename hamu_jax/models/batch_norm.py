@@ -43,12 +43,12 @@ class BatchNorm(nn.Module):
     return factor, self.bias - self.mean.value * factor
 
   def __call__(
-      self,
-      x: jax.Array,
-      *,
-      train: bool,
-      mask: jax.Array | None = None,
-      axis_name: Axes = None,
+    self,
+    x: jax.Array,
+    *,
+    train: bool,
+    mask: jax.Array | None = None,
+    axis_name: Axes = None,
   ) -> jax.Array:
     """Normalises `x`.
 
@@ -80,7 +80,7 @@ class BatchNorm(nn.Module):
 
 
 def masked_moments(
-    x: jax.Array, mask: jax.Array | None, axis_name: Axes
+  x: jax.Array, mask: jax.Array | None, axis_name: Axes
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Mean [C] and biased variance [C] of a channel over valid examples, and its number of values.
 

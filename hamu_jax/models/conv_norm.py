@@ -34,12 +34,12 @@ class ConvNorm(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x_BxHxWxC: jax.Array,
-      *,
-      train: bool,
-      mask: jax.Array | None = None,
-      axis_name: Axes = None,
+    self,
+    x_BxHxWxC: jax.Array,
+    *,
+    train: bool,
+    mask: jax.Array | None = None,
+    axis_name: Axes = None,
   ) -> jax.Array:
     """[B, H, W, C] -> [B, ceil(H/stride), ceil(W/stride), features]; the rest as `BatchNorm`."""
     shape = (self.size, self.size, x_BxHxWxC.shape[-1], self.features)
@@ -57,6 +57,5 @@ class ConvNorm(nn.Module):
     factor, shift = (vector.reshape(1, 1, 1, -1) for vector in norm.frozen())
     if bias is not None:
       shift += bias * factor
-    x, kernel, shift = nn.dtypes.promote_dtype(
-        x_BxHxWxC, kernel * factor, shift, dtype=self.dtype)
+    x, kernel, shift = nn.dtypes.promote_dtype(x_BxHxWxC, kernel * factor, shift, dtype=self.dtype)
     return convolve(x, kernel, stride=self.stride, platform=self.platform) + shift

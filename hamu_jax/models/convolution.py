@@ -34,9 +34,7 @@ def microbatch_size(height: int, width: int) -> int:
   return max(1, _MICROBATCH_POSITIONS // (height * width))
 
 
-def convolve(
-    x_BxHxWxC: jax.Array, kernel_KxKxCxO: jax.Array, *, stride: int = 1, platform: str
-) -> jax.Array:
+def convolve(x_BxHxWxC: jax.Array, kernel_KxKxCxO: jax.Array, *, stride: int = 1, platform: str) -> jax.Array:
   """PyTorch's `Conv2d` without bias: odd kernel size K, zero padding K // 2 on every side.
 
   `y[b, u, v, o] = sum_{i, j, c} x[b, S u + i - K // 2, S v + j - K // 2, c] kernel[i, j, c, o]`
@@ -54,8 +52,12 @@ def convolve(
   if platform != "cpu":
     pad = kernel_KxKxCxO.shape[0] // 2
     return lax.conv_general_dilated(
-        x_BxHxWxC, kernel_KxKxCxO, (stride, stride), [(pad, pad)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+      x_BxHxWxC,
+      kernel_KxKxCxO,
+      (stride, stride),
+      [(pad, pad)] * 2,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
   # Under shard_map the zero varies over devices as x does and makes a replicated kernel do so, out
   # here where JAX knows to sum its gradient over devices.
   kernel_KxKxCxO += jnp.zeros_like(x_BxHxWxC, shape=())
@@ -125,13 +127,15 @@ def _chunk_gradients(x, dy, kernel, stride):
   size, s = kernel.shape[0], stride
   taps, reach = _taps(size, s)
   patches = _gather(dy, reach, 1)
-  blocks = {
-      (taps[i], taps[j]): kernel[i, j].T for i in range(size) for j in range(size)
-  }
+  blocks = {(taps[i], taps[j]): kernel[i, j].T for i in range(size) for j in range(size)}
   zero = jnp.zeros_like(kernel[0, 0].T)
-  matrix = jnp.concatenate([
+  matrix = jnp.concatenate(
+    [
       jnp.concatenate([blocks.get(((a, d), (e, f)), zero) for a in range(s) for e in range(s)], 1)
-      for d in reach for f in reach])
+      for d in reach
+      for f in reach
+    ]
+  )
   dx = (patches @ matrix).reshape(b, u, v, s, s, c).swapaxes(2, 3).reshape(b, s * u, s * v, c)
   if size * size * c < patches.shape[-1]:
     # Few input channels, as in a stem: patches of the input are the smaller matrix.

@@ -37,13 +37,13 @@ class _Progress(NamedTuple):
 
 
 def make_greedy(
-    apply: Callable[..., Any],
-    config: LlamaConfig,
-    *,
-    new_tokens: int,
-    dtype: Any = jnp.float32,
-    eos_token_ids: Sequence[int] | None = None,
-    pad_token_id: int = 0,
+  apply: Callable[..., Any],
+  config: LlamaConfig,
+  *,
+  new_tokens: int,
+  dtype: Any = jnp.float32,
+  eos_token_ids: Sequence[int] | None = None,
+  pad_token_id: int = 0,
 ) -> Callable[[Any, jax.Array, jax.Array], Generated]:
   """Builds a jitted function that continues prompts by the likeliest token, again and again.
 
@@ -77,9 +77,9 @@ def make_greedy(
     token_B = jnp.where(progress.done_B, pad_token_id, token_B)
     ended_B = jnp.any(token_B[:, None] == ends[None], axis=1)
     return progress._replace(
-        step=progress.step + 1,
-        done_B=progress.done_B | ended_B,
-        token_BxN=progress.token_BxN.at[:, progress.step].set(token_B),
+      step=progress.step + 1,
+      done_B=progress.done_B | ended_B,
+      token_BxN=progress.token_BxN.at[:, progress.step].set(token_B),
     )
 
   @jax.jit
@@ -87,18 +87,19 @@ def make_greedy(
     rows, prompt = token_BxP.shape
     if prompt + new_tokens > config.max_position_embeddings:
       raise UserError(
-          f"prompts of {prompt} tokens and {new_tokens} new ones exceed the model's context of "
-          f"{config.max_position_embeddings}; shorten either")
+        f"prompts of {prompt} tokens and {new_tokens} new ones exceed the model's context of "
+        f"{config.max_position_embeddings}; shorten either"
+      )
     valid_BxP = valid_BxP.astype(bool)
     # The last new token is never fed back.
     cache = llama.init_cache(config, rows, prompt + new_tokens - 1, dtype)
     x_BxPxD, cache = apply(variables, token_BxP, valid_BxP, cache, method="decode")
     last_B = prompt - 1 - jnp.argmax(valid_BxP[:, ::-1], axis=1)
     start = _Progress(
-        step=jnp.zeros([], jnp.int32),
-        done_B=jnp.zeros(rows, bool),
-        token_BxN=jnp.full((rows, new_tokens), pad_token_id, jnp.int32),
-        cache=cache,
+      step=jnp.zeros([], jnp.int32),
+      done_B=jnp.zeros(rows, bool),
+      token_BxN=jnp.full((rows, new_tokens), pad_token_id, jnp.int32),
+      cache=cache,
     )
 
     def unfinished(progress):
@@ -106,15 +107,13 @@ def make_greedy(
 
     def advance(progress):
       token_Bx1 = lax.dynamic_slice_in_dim(progress.token_BxN, progress.step - 1, 1, axis=1)
-      x_Bx1xD, cache = apply(
-          variables, token_Bx1, jnp.ones((rows, 1), bool), progress.cache, method="decode")
+      x_Bx1xD, cache = apply(variables, token_Bx1, jnp.ones((rows, 1), bool), progress.cache, method="decode")
       return append(progress._replace(cache=cache), pick(variables, x_Bx1xD[:, 0]))
 
     first_B = pick(variables, x_BxPxD[jnp.arange(rows), last_B])
     progress = lax.while_loop(unfinished, advance, append(start, first_B))
     ended_BxN = jnp.any(progress.token_BxN[:, :, None] == ends[None, None], axis=2)
-    length_B = jnp.where(
-        jnp.any(ended_BxN, axis=1), jnp.argmax(ended_BxN, axis=1) + 1, progress.step)
+    length_B = jnp.where(jnp.any(ended_BxN, axis=1), jnp.argmax(ended_BxN, axis=1) + 1, progress.step)
     return Generated(progress.token_BxN, length_B.astype(jnp.int32))
 
   return greedy

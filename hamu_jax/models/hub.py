@@ -27,18 +27,20 @@ def local_folder(name: str) -> pathlib.Path:
 
   try:
     return pathlib.Path(
-        huggingface_hub.snapshot_download(
-            name, allow_patterns=list(_PATTERNS), etag_timeout=CONNECT_SECONDS))
+      huggingface_hub.snapshot_download(name, allow_patterns=list(_PATTERNS), etag_timeout=CONNECT_SECONDS)
+    )
   except errors.GatedRepoError:
     raise UserError(
-        f"model {name!r} is gated: accept its terms on its page of the Hugging Face hub and log in"
-        " with `hf auth login`, or give a folder that holds it") from None
+      f"model {name!r} is gated: accept its terms on its page of the Hugging Face hub and log in"
+      " with `hf auth login`, or give a folder that holds it"
+    ) from None
   except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
     raise UserError(
-        f"model {name!r} is neither a folder nor a public model of the Hugging Face hub"
-        f" ({first_line(error)}); check the name, or log in with `hf auth login` if it is private"
+      f"model {name!r} is neither a folder nor a public model of the Hugging Face hub"
+      f" ({first_line(error)}); check the name, or log in with `hf auth login` if it is private"
     ) from None
   except OSError as error:  # Of the network, the disk, or the hub's client.
     raise UserError(
-        f"model {name!r} is no folder, and cannot be downloaded ({first_line(error)}); give the"
-        " folder of a model that was downloaded elsewhere") from None
+      f"model {name!r} is no folder, and cannot be downloaded ({first_line(error)}); give the"
+      " folder of a model that was downloaded elsewhere"
+    ) from None

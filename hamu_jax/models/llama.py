@@ -27,9 +27,9 @@ _INIT = nn.initializers.normal(0.02)
 # What a layer keeps for its backward pass; the rest is computed again.
 _DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMATERIALIZATION = {
-    "none": None,  # everything is kept
-    "dots": _DOTS,  # the outputs of the projections
-    "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input only
+  "none": None,  # everything is kept
+  "dots": _DOTS,  # the outputs of the projections
+  "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input only
 }
 # Collections that have one entry a layer. The model itself defines no "lora"; see `models.lora`.
 _STACKED = {"params": 0, "lora": 0, "intermediates": 0}
@@ -142,18 +142,22 @@ class Attention(nn.Module):
     v_BxTxKxH = project("v_proj", config.num_key_value_heads)
     if cache is None:
       y_BxTxNxH = jax.nn.dot_product_attention(
-          q_BxTxNxH, k_BxTxKxH, v_BxTxKxH, mask=context.mask_Bx1xTxS, is_causal=True,
-          implementation=self.implementation)
+        q_BxTxNxH,
+        k_BxTxKxH,
+        v_BxTxKxH,
+        mask=context.mask_Bx1xTxS,
+        is_causal=True,
+        implementation=self.implementation,
+      )
     else:
       # Stacks that are carried through the loop over layers are written in place.
       at = (layer, 0, context.start, 0, 0)
       cache = tuple(
-          lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), at)
-          for stack, new in zip(cache, (k_BxTxKxH, v_BxTxKxH), strict=True))
-      k_BxSxKxH, v_BxSxKxH = (
-          lax.dynamic_index_in_dim(stack, layer, keepdims=False) for stack in cache)
-      y_BxTxNxH = jax.nn.dot_product_attention(
-          q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, mask=context.mask_Bx1xTxS)
+        lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), at)
+        for stack, new in zip(cache, (k_BxTxKxH, v_BxTxKxH), strict=True)
+      )
+      k_BxSxKxH, v_BxSxKxH = (lax.dynamic_index_in_dim(stack, layer, keepdims=False) for stack in cache)
+      y_BxTxNxH = jax.nn.dot_product_attention(q_BxTxNxH, k_BxSxKxH, v_BxSxKxH, mask=context.mask_Bx1xTxS)
     y = y_BxTxNxH.reshape(*x_BxTxD.shape[:2], -1)
     return _linear(self, config.hidden_size, "o_proj")(y), cache
 
@@ -194,8 +198,7 @@ class Layer(nn.Module):
   def __call__(self, carry, layer, context: _Context):
     """((x [B, T, D], cache stacks or None), layer number, shared) -> (both updated, None)."""
     x_BxTxD, cache = carry
-    attention = Attention(
-        self.config, self.dtype, self.param_dtype, self.implementation, name="self_attn")
+    attention = Attention(self.config, self.dtype, self.param_dtype, self.implementation, name="self_attn")
     y_BxTxD, cache = attention(_norm(self, "input_layernorm")(x_BxTxD), context, layer, cache)
     x_BxTxD += y_BxTxD
     mlp = SwiGLU(self.config, self.dtype, self.param_dtype, name="mlp")
@@ -228,45 +231,56 @@ class Llama(nn.Module):
 
   def __post_init__(self):
     super().__post_init__()
-    for field, choices in (
-        ("rematerialization", REMATERIALIZATION), ("attention", ("xla", "cudnn"))):
+    for field, choices in (("rematerialization", REMATERIALIZATION), ("attention", ("xla", "cudnn"))):
       if getattr(self, field) not in choices:
         raise UserError(f"{field}={getattr(self, field)!r}: choose from {', '.join(choices)}")
     if self.attention == "cudnn" and jnp.dtype(self.dtype).itemsize != 2:
       raise UserError(
-          f"attention='cudnn' computes in 16 bits, not in {jnp.dtype(self.dtype).name}; choose"
-          " 'xla'")
+        f"attention='cudnn' computes in 16 bits, not in {jnp.dtype(self.dtype).name}; choose 'xla'"
+      )
     if self.weights_axis and self.rematerialization == "none":
       raise UserError(
-          f"weights_axis={self.weights_axis!r} with rematerialization='none', which would keep the"
-          " gathered weights of all layers; choose 'dots' or 'full'")
+        f"weights_axis={self.weights_axis!r} with rematerialization='none', which would keep the"
+        " gathered weights of all layers; choose 'dots' or 'full'"
+      )
 
   def setup(self):
     config = self.config
     self.embed_tokens = nn.Embed(
-        config.vocab_size, config.hidden_size, dtype=self.dtype, param_dtype=self.param_dtype,
-        embedding_init=_INIT)
+      config.vocab_size,
+      config.hidden_size,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      embedding_init=_INIT,
+    )
     layer = self._gathering(Layer, "layers")
     if self.rematerialization != "none":
       # A loop is no place for common subexpressions to be found in.
-      layer = nn.remat(
-          layer, prevent_cse=False, policy=REMATERIALIZATION[self.rematerialization])
+      layer = nn.remat(layer, prevent_cse=False, policy=REMATERIALIZATION[self.rematerialization])
     self.layers = nn.scan(
-        layer, variable_axes=_STACKED, split_rngs={"params": True, "dropout": True},
-        in_axes=(0, nn.broadcast), length=config.num_hidden_layers,
+      layer,
+      variable_axes=_STACKED,
+      split_rngs={"params": True, "dropout": True},
+      in_axes=(0, nn.broadcast),
+      length=config.num_hidden_layers,
     )(config, self.dtype, self.param_dtype, self.attention)
     self.norm = _norm(self)
     if not config.tie_word_embeddings:
       self.lm_head = nn.Dense(
-          config.vocab_size, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype,
-          kernel_init=_INIT, dot_general=_dot_float32)
+        config.vocab_size,
+        use_bias=False,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        kernel_init=_INIT,
+        dot_general=_dot_float32,
+      )
 
   def __call__(
-      self,
-      token_BxT: jax.Array,
-      *,
-      segment_BxT: jax.Array | None = None,
-      position_BxT: jax.Array | None = None,
+    self,
+    token_BxT: jax.Array,
+    *,
+    segment_BxT: jax.Array | None = None,
+    position_BxT: jax.Array | None = None,
   ) -> jax.Array:
     """Logits [B, T, V] float32 of the token after each.
 
@@ -277,15 +291,14 @@ class Llama(nn.Module):
         padding, if any, on the right: what comes after a token cannot reach it.
       position_BxT: positions in their texts; None counts from 0 in each segment.
     """
-    return self.unembed(
-        self.features(token_BxT, segment_BxT=segment_BxT, position_BxT=position_BxT))
+    return self.unembed(self.features(token_BxT, segment_BxT=segment_BxT, position_BxT=position_BxT))
 
   def features(
-      self,
-      token_BxT: jax.Array,
-      *,
-      segment_BxT: jax.Array | None = None,
-      position_BxT: jax.Array | None = None,
+    self,
+    token_BxT: jax.Array,
+    *,
+    segment_BxT: jax.Array | None = None,
+    position_BxT: jax.Array | None = None,
   ) -> jax.Array:
     """What `unembed` takes, [B, T, D]; arguments as of a call. Sows each layer's output."""
     mask_Bx1xTxT = None
@@ -298,9 +311,7 @@ class Llama(nn.Module):
     x_BxTxD, _ = self._run_layers(token_BxT, context, None)
     return x_BxTxD
 
-  def decode(
-      self, token_BxT: jax.Array, valid_BxT: jax.Array, cache: Cache
-  ) -> tuple[jax.Array, Cache]:
+  def decode(self, token_BxT: jax.Array, valid_BxT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """Continues the texts of a cache by T tokens each: a whole prompt, or one token.
 
     Args:
@@ -319,8 +330,7 @@ class Llama(nn.Module):
     mask_Bx1xTxS = (valid_BxS[:, None, :] & causal_TxS[None])[:, None]
     angles_BxTxR = rotary_angles(position_BxT.clip(0), self.config)
     context = _Context(angles_BxTxR, mask_Bx1xTxS, cache.length)
-    x_BxTxD, (key, value) = self._run_layers(
-        token_BxT, context, (cache.key_LxBxSxKxH, cache.value_LxBxSxKxH))
+    x_BxTxD, (key, value) = self._run_layers(token_BxT, context, (cache.key_LxBxSxKxH, cache.value_LxBxSxKxH))
     return x_BxTxD, Cache(key, value, valid_BxS, cache.length + token_BxT.shape[1])
 
   def unembed(self, x_BxTxD: jax.Array) -> jax.Array:
@@ -351,11 +361,10 @@ class Llama(nn.Module):
 
 def init_cache(config: LlamaConfig, rows: int, slots: int, dtype: Any) -> Cache:
   """An empty cache of `slots` tokens for each of `rows` texts."""
-  shape = (
-      config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
+  shape = (config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
   return Cache(
-      jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows, slots), bool),
-      jnp.zeros([], jnp.int32))
+    jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows, slots), bool), jnp.zeros([], jnp.int32)
+  )
 
 
 def abstract_params(model: Llama) -> Any:
@@ -374,8 +383,8 @@ def _whole_shapes(config):
 def _layer_shapes(config):
   """Those of one layer, as the loop over layers hands them over."""
   return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
-      _whole_shapes(config)["layers"])
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), _whole_shapes(config)["layers"]
+  )
 
 
 def _call(module, x):
@@ -393,10 +402,9 @@ _dot_float32 = functools.partial(lax.dot_general, preferred_element_type=jnp.flo
 
 def _linear(module, features, name):
   return nn.Dense(
-      features, use_bias=False, dtype=module.dtype, param_dtype=module.param_dtype,
-      kernel_init=_INIT, name=name)
+    features, use_bias=False, dtype=module.dtype, param_dtype=module.param_dtype, kernel_init=_INIT, name=name
+  )
 
 
 def _norm(module, name=None):
-  return nn.RMSNorm(
-      module.config.rms_norm_eps, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
+  return nn.RMSNorm(module.config.rms_norm_eps, dtype=module.dtype, param_dtype=module.param_dtype, name=name)

@@ -67,8 +67,9 @@ class LlamaConfig:
   def __post_init__(self):
     if self.num_attention_heads % self.num_key_value_heads:
       raise UserError(
-          f"num_attention_heads={self.num_attention_heads}: must be a multiple of "
-          f"num_key_value_heads={self.num_key_value_heads}")
+        f"num_attention_heads={self.num_attention_heads}: must be a multiple of "
+        f"num_key_value_heads={self.num_key_value_heads}"
+      )
     if self.head_dim % 2:
       raise UserError(f"head_dim={self.head_dim}: rotary embedding turns pairs, so it must be even")
 
@@ -77,44 +78,79 @@ _LLAMA3_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
 _LLAMA32_SCALING = dataclasses.replace(_LLAMA3_SCALING, factor=32.0)
 _LLAMA2 = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, max_position_embeddings=4096)
 _LLAMA3 = LlamaConfig(
-    128256, 4096, 14336, 32, 32, 8, 128, rope_theta=5e5, max_position_embeddings=8192,
-    bos_token_id=128000, eos_token_ids=(128001, 128009))
+  128256,
+  4096,
+  14336,
+  32,
+  32,
+  8,
+  128,
+  rope_theta=5e5,
+  max_position_embeddings=8192,
+  bos_token_id=128000,
+  eos_token_ids=(128001, 128009),
+)
 _LLAMA31 = dataclasses.replace(
-    _LLAMA3, rope_scaling=_LLAMA3_SCALING, max_position_embeddings=131072,
-    eos_token_ids=(128001, 128008, 128009))
+  _LLAMA3,
+  rope_scaling=_LLAMA3_SCALING,
+  max_position_embeddings=131072,
+  eos_token_ids=(128001, 128008, 128009),
+)
 _LLAMA32 = dataclasses.replace(_LLAMA31, rope_scaling=_LLAMA32_SCALING, tie_word_embeddings=True)
 _SMOLLM2 = LlamaConfig(
-    49152, 576, 1536, 30, 9, 3, 64, rope_theta=1e5, max_position_embeddings=8192,
-    tie_word_embeddings=True)
+  49152, 576, 1536, 30, 9, 3, 64, rope_theta=1e5, max_position_embeddings=8192, tie_word_embeddings=True
+)
 
 # Base and chat models have the same sizes.
 PRESETS = {
-    # Of no published model: for bytes as tokens, and for tests.
-    "tiny": LlamaConfig(
-        264, 64, 160, 2, 4, 2, 16, tie_word_embeddings=True, bos_token_id=256, eos_token_ids=(257,)),
-    "llama2_7b": _LLAMA2,
-    "llama2_13b": dataclasses.replace(
-        _LLAMA2, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40,
-        num_attention_heads=40, num_key_value_heads=40),
-    "llama3_8b": _LLAMA3,
-    "llama31_8b": _LLAMA31,
-    "llama32_1b": dataclasses.replace(
-        _LLAMA32, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, head_dim=64),
-    "llama32_3b": dataclasses.replace(
-        _LLAMA32, hidden_size=3072, intermediate_size=8192, num_hidden_layers=28,
-        num_attention_heads=24),
-    "tinyllama_1b": LlamaConfig(32000, 2048, 5632, 22, 32, 4, 64),
-    "smollm2_135m": _SMOLLM2,
-    "smollm2_360m": dataclasses.replace(
-        _SMOLLM2, hidden_size=960, intermediate_size=2560, num_hidden_layers=32,
-        num_attention_heads=15, num_key_value_heads=5),
-    "smollm2_1b7": dataclasses.replace(
-        _SMOLLM2, hidden_size=2048, intermediate_size=8192, num_hidden_layers=24,
-        num_attention_heads=32, num_key_value_heads=32, rope_theta=130000.0),
+  # Of no published model: for bytes as tokens, and for tests.
+  "tiny": LlamaConfig(
+    264, 64, 160, 2, 4, 2, 16, tie_word_embeddings=True, bos_token_id=256, eos_token_ids=(257,)
+  ),
+  "llama2_7b": _LLAMA2,
+  "llama2_13b": dataclasses.replace(
+    _LLAMA2,
+    hidden_size=5120,
+    intermediate_size=13824,
+    num_hidden_layers=40,
+    num_attention_heads=40,
+    num_key_value_heads=40,
+  ),
+  "llama3_8b": _LLAMA3,
+  "llama31_8b": _LLAMA31,
+  "llama32_1b": dataclasses.replace(
+    _LLAMA32, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, head_dim=64
+  ),
+  "llama32_3b": dataclasses.replace(
+    _LLAMA32, hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24
+  ),
+  "tinyllama_1b": LlamaConfig(32000, 2048, 5632, 22, 32, 4, 64),
+  "smollm2_135m": _SMOLLM2,
+  "smollm2_360m": dataclasses.replace(
+    _SMOLLM2,
+    hidden_size=960,
+    intermediate_size=2560,
+    num_hidden_layers=32,
+    num_attention_heads=15,
+    num_key_value_heads=5,
+  ),
+  "smollm2_1b7": dataclasses.replace(
+    _SMOLLM2,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=24,
+    num_attention_heads=32,
+    num_key_value_heads=32,
+    rope_theta=130000.0,
+  ),
 }
 
 _SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+  "vocab_size",
+  "hidden_size",
+  "intermediate_size",
+  "num_hidden_layers",
+  "num_attention_heads",
 )
 # What this Llama cannot do otherwise: the only value it implements, which is also the default.
 _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
@@ -136,8 +172,9 @@ def read_config(path: str | pathlib.Path) -> LlamaConfig:
     values = json.loads(file.read_text())
   except OSError as error:
     raise UserError(
-        f"{file}: cannot be read ({error.strerror}); give the folder of a Llama, with"
-        f" {CONFIG_FILE} and *.safetensors") from None
+      f"{file}: cannot be read ({error.strerror}); give the folder of a Llama, with"
+      f" {CONFIG_FILE} and *.safetensors"
+    ) from None
   except ValueError as error:
     raise UserError(f"{file}: not JSON ({error})") from None
   if not isinstance(values, dict):
@@ -162,8 +199,9 @@ def from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
   """
   if values.get("model_type") != "llama":
     raise UserError(
-        f"model_type={values.get('model_type')!r} is not supported, only 'llama' is (Llama 2 and 3,"
-        " TinyLlama, SmolLM2)")
+      f"model_type={values.get('model_type')!r} is not supported, only 'llama' is (Llama 2 and 3,"
+      " TinyLlama, SmolLM2)"
+    )
   for field, only in _FIXED.items():
     if values.get(field, only) != only:
       raise UserError(f"{field}={values[field]!r} is not supported, only {only!r} is")
@@ -174,16 +212,16 @@ def from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
   eos = values.get("eos_token_id", 2)
   theta, scaling = _rope(values)
   return LlamaConfig(
-      **{field: values[field] for field in _SIZES},
-      num_key_value_heads=values.get("num_key_value_heads") or heads,
-      head_dim=values.get("head_dim") or width // heads,
-      rms_norm_eps=values.get("rms_norm_eps", 1e-6),
-      rope_theta=theta,
-      rope_scaling=scaling,
-      max_position_embeddings=values.get("max_position_embeddings", 2048),
-      tie_word_embeddings=values.get("tie_word_embeddings", False),
-      bos_token_id=values.get("bos_token_id", 1),
-      eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+    **{field: values[field] for field in _SIZES},
+    num_key_value_heads=values.get("num_key_value_heads") or heads,
+    head_dim=values.get("head_dim") or width // heads,
+    rms_norm_eps=values.get("rms_norm_eps", 1e-6),
+    rope_theta=theta,
+    rope_scaling=scaling,
+    max_position_embeddings=values.get("max_position_embeddings", 2048),
+    tie_word_embeddings=values.get("tie_word_embeddings", False),
+    bos_token_id=values.get("bos_token_id", 1),
+    eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
   )
 
 
@@ -197,13 +235,17 @@ def to_hugging_face(config: LlamaConfig, dtype: str) -> dict[str, Any]:
   values = dataclasses.asdict(config)
   eos = values.pop("eos_token_ids")
   scaling = values.pop("rope_scaling")
-  return _FIXED | values | {
+  return (
+    _FIXED
+    | values
+    | {
       "architectures": ["LlamaForCausalLM"],
       "model_type": "llama",
       "torch_dtype": dtype,
       "eos_token_id": eos[0] if len(eos) == 1 else list(eos) or None,
       "rope_scaling": scaling and {"rope_type": "llama3"} | scaling,
-  }
+    }
+  )
 
 
 def _rope(values) -> tuple[float, RopeScaling | None]:

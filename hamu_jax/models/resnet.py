@@ -23,32 +23,32 @@ _SMALL_STAGES = 3
 _EXPANSION = 4
 # By depth: blocks a stage, and whether they are bottlenecks.
 _DEPTHS = {
-    18: ((2, 2, 2, 2), False),
-    34: ((3, 4, 6, 3), False),
-    50: ((3, 4, 6, 3), True),
+  18: ((2, 2, 2, 2), False),
+  34: ((3, 4, 6, 3), False),
+  50: ((3, 4, 6, 3), True),
 }
 
 _BLOCK = r"stage(\d+)_block(\d+)/"
 _TORCH_BLOCK = r"resnet.encoder.stages.\1.layers.\2."
 TORCH_NAMES = (
-    ("stem", "resnet.embedder.embedder"),
-    ("stem/norm", "resnet.embedder.norm"),
-    (_BLOCK + r"conv(\d)", _TORCH_BLOCK + r"layer.\3.convolution"),
-    (_BLOCK + r"conv(\d)/norm", _TORCH_BLOCK + r"layer.\3.normalization"),
-    (_BLOCK + "shortcut", _TORCH_BLOCK + "shortcut.convolution"),
-    (_BLOCK + "shortcut/norm", _TORCH_BLOCK + "shortcut.normalization"),
-    ("classifier", "classifier.1"),
+  ("stem", "resnet.embedder.embedder"),
+  ("stem/norm", "resnet.embedder.norm"),
+  (_BLOCK + r"conv(\d)", _TORCH_BLOCK + r"layer.\3.convolution"),
+  (_BLOCK + r"conv(\d)/norm", _TORCH_BLOCK + r"layer.\3.normalization"),
+  (_BLOCK + "shortcut", _TORCH_BLOCK + "shortcut.convolution"),
+  (_BLOCK + "shortcut/norm", _TORCH_BLOCK + "shortcut.normalization"),
+  ("classifier", "classifier.1"),
 )
 
 _LAYER = r"layer(\d+)_block(\d+)/"
 TORCHVISION_NAMES = (
-    ("stem", "conv1"),
-    ("stem/norm", "bn1"),
-    (_LAYER + r"conv(\d)", lambda match: _in_torchvision_block(match, "conv")),
-    (_LAYER + r"conv(\d)/norm", lambda match: _in_torchvision_block(match, "bn")),
-    (_LAYER + "shortcut", r"layer\1.\2.downsample.0"),
-    (_LAYER + "shortcut/norm", r"layer\1.\2.downsample.1"),
-    ("classifier", "fc"),
+  ("stem", "conv1"),
+  ("stem/norm", "bn1"),
+  (_LAYER + r"conv(\d)", lambda match: _in_torchvision_block(match, "conv")),
+  (_LAYER + r"conv(\d)/norm", lambda match: _in_torchvision_block(match, "bn")),
+  (_LAYER + "shortcut", r"layer\1.\2.downsample.0"),
+  (_LAYER + "shortcut/norm", r"layer\1.\2.downsample.1"),
+  ("classifier", "fc"),
 )
 
 
@@ -123,12 +123,12 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x_BxHxWxC: jax.Array,
-      *,
-      train: bool = False,
-      mask: jax.Array | None = None,
-      axis_name: Axes = None,
+    self,
+    x_BxHxWxC: jax.Array,
+    *,
+    train: bool = False,
+    mask: jax.Array | None = None,
+    axis_name: Axes = None,
   ) -> jax.Array:
     """Returns logits [B, num_classes].
 
@@ -173,12 +173,12 @@ class TorchvisionResNet(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x_BxHxWxC: jax.Array,
-      *,
-      train: bool = False,
-      mask: jax.Array | None = None,
-      axis_name: Axes = None,
+    self,
+    x_BxHxWxC: jax.Array,
+    *,
+    train: bool = False,
+    mask: jax.Array | None = None,
+    axis_name: Axes = None,
   ) -> jax.Array:
     """As `ResNet`."""
     mode = {"train": train, "mask": mask, "axis_name": axis_name}
@@ -198,8 +198,12 @@ def _stage(model, x, stage, blocks, name, bottleneck, mode):
   for block in range(blocks):
     stride = 2 if stage > 0 and block == 0 else 1
     x = ResidualBlock(
-        model.width * 2**stage, model.platform, stride, bottleneck, dtype=model.dtype,
-        name=f"{name}_block{block}",
+      model.width * 2**stage,
+      model.platform,
+      stride,
+      bottleneck,
+      dtype=model.dtype,
+      name=f"{name}_block{block}",
     )(x, **mode)
   return x
 
@@ -210,6 +214,9 @@ def _classify(model, x_BxHxWxC):
   model.sow("intermediates", "features", x_BxF)
   bound = x_BxF.shape[-1] ** -0.5
   return nn.Dense(
-      model.num_classes, dtype=model.dtype, name="classifier", kernel_init=_LINEAR_INIT,
-      bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
+    model.num_classes,
+    dtype=model.dtype,
+    name="classifier",
+    kernel_init=_LINEAR_INIT,
+    bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
   )(x_BxF)

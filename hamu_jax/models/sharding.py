@@ -51,15 +51,19 @@ def base_specs(like: Tree, mesh: jax.sharding.Mesh, axis: str = WEIGHTS_AXIS) ->
 def base_shardings(like: Tree, mesh: jax.sharding.Mesh, axis: str = WEIGHTS_AXIS) -> Tree:
   """`base_specs` as `NamedSharding`s."""
   return jax.tree.map(
-      lambda spec: NamedSharding(mesh, spec), base_specs(like, mesh, axis),
-      is_leaf=lambda node: isinstance(node, PartitionSpec))
+    lambda spec: NamedSharding(mesh, spec),
+    base_specs(like, mesh, axis),
+    is_leaf=lambda node: isinstance(node, PartitionSpec),
+  )
 
 
 def shard_like(like: Tree, mesh: jax.sharding.Mesh, axis: str = WEIGHTS_AXIS) -> Tree:
   """Shapes with the shardings of `base_shardings`: what `llama_weights.load` takes."""
   return jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-      like, base_shardings(like, mesh, axis))
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    like,
+    base_shardings(like, mesh, axis),
+  )
 
 
 def gather(parts: Tree, whole: Tree, axis: str) -> Tree:

@@ -27,18 +27,20 @@ _EOS_FILES = ("generation_config.json", "config.json")
 # dropped, so this line of its own changes nothing else of a template.
 _FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
 _BYTE_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'assistant' %}{{ 'A: ' + message.content + eos_token }}"
-    "{% else %}{{ ('Q: ' if message.role == 'user' else '') + message.content + '\n' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'A:' }}{% endif %}")
+  "{{ bos_token }}{% for message in messages %}"
+  "{% if message.role == 'assistant' %}{{ 'A: ' + message.content + eos_token }}"
+  "{% else %}{{ ('Q: ' if message.role == 'user' else '') + message.content + '\n' }}{% endif %}"
+  "{% endfor %}{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
+)
 # How a GGUF file names the ways of cutting text into words before pairs are merged. Those of models
 # whose architecture is Llama's.
 _DIGIT_WORDS = ("smollm",)
 _LLAMA3_WORDS = ("llama-bpe", "llama3", "llama-v3")
 _GPT2_WORDS = ("gpt-2",)
 _LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # Of GGUF's `tokenizer.ggml.token_type`.
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -117,8 +119,11 @@ class Tokenizer:
   def fingerprint(self) -> str:
     """Hexadecimal SHA-256 of all that determines what it does: its definition and template."""
     parts = [
-        self._backend.to_str(), self._fast.chat_template, self.bos_token_id,
-        self.eos_token_ids, self.pad_token_id,
+      self._backend.to_str(),
+      self._fast.chat_template,
+      self.bos_token_id,
+      self.eos_token_ids,
+      self.pad_token_id,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -141,18 +146,23 @@ class Tokenizer:
 
     if self._fast.chat_template is None:
       raise UserError(
-          f"config.text.template='chat': {self._where} has no chat template; choose 'llama2',"
-          " 'question_answer' or 'none'")
+        f"config.text.template='chat': {self._where} has no chat template; choose 'llama2',"
+        " 'question_answer' or 'none'"
+      )
     try:
       return self._fast.apply_chat_template(
-          messages, chat_template=_FIXED_DATE + self._fast.get_chat_template(), tokenize=False,
-          add_generation_prompt=add_generation_prompt)
+        messages,
+        chat_template=_FIXED_DATE + self._fast.get_chat_template(),
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+      )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
       roles = ", ".join(message["role"] for message in messages)
       raise UserError(
-          f"config.text.template='chat': the chat template of {self._where} refuses messages of"
-          f" {roles} ({first_line(error)}); leave config.text.system_prompt empty, or choose"
-          " another template") from None
+        f"config.text.template='chat': the chat template of {self._where} refuses messages of"
+        f" {roles} ({first_line(error)}); leave config.text.system_prompt empty, or choose"
+        " another template"
+      ) from None
 
 
 def from_folder(path: str | os.PathLike) -> Tokenizer:
@@ -178,11 +188,13 @@ def from_folder(path: str | os.PathLike) -> Tokenizer:
     fast = loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
   except Exception as error:  # The tokenizers library raises nothing more special.
     raise UserError(
-        f"{folder}: holds no tokenizer that can be read ({first_line(error)}); put {TOKENIZER_FILE}"
-        f" and {_CONFIG_FILE} of the model there") from None
+      f"{folder}: holds no tokenizer that can be read ({first_line(error)}); put {TOKENIZER_FILE}"
+      f" and {_CONFIG_FILE} of the model there"
+    ) from None
   if not hasattr(fast, "backend_tokenizer"):
     raise UserError(
-        f"{folder}: its tokenizer ({type(fast).__name__}) has no {TOKENIZER_FILE}, which is needed")
+      f"{folder}: its tokenizer ({type(fast).__name__}) has no {TOKENIZER_FILE}, which is needed"
+    )
   return Tokenizer(fast, _eos_of_model(folder), str(folder))
 
 
@@ -214,17 +226,20 @@ def from_gguf(path: str | os.PathLike, reader: Any = None) -> Tokenizer:
     starts = words in _LLAMA3_WORDS
   elif kind == "llama":
     backend = _sentence_piece(
-        tokens, need("scores"), need("unknown_token_id"), fields.get("add_space_prefix", True))
+      tokens, need("scores"), need("unknown_token_id"), fields.get("add_space_prefix", True)
+    )
     starts = True
   else:
     raise UserError(
-        f"{path}: has a tokenizer of kind {kind!r}; only 'gpt2' (byte-level) and 'llama'"
-        " (SentencePiece) can be built from a GGUF file, so give the model's folder")
+      f"{path}: has a tokenizer of kind {kind!r}; only 'gpt2' (byte-level) and 'llama'"
+      " (SentencePiece) can be built from a GGUF file, so give the model's folder"
+    )
   _add_special(backend, tokens, fields.get("token_type", ()))
   roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
   special = {
-      f"{role}_token": tokens[fields[f"{name}_token_id"]]
-      for role, name in roles.items() if f"{name}_token_id" in fields
+    f"{role}_token": tokens[fields[f"{name}_token_id"]]
+    for role, name in roles.items()
+    if f"{name}_token_id" in fields
   }
   bos = special.get("bos_token") if fields.get("add_bos_token", starts) else None
   fast = _fast(backend, bos, fields.get("chat_template"), special)
@@ -286,11 +301,13 @@ def _fast(backend, bos: str | None, chat_template: str | None, special: dict[str
   from tokenizers import processors
 
   fast = _import_transformers().PreTrainedTokenizerFast(
-      tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
+    tokenizer_object=backend, clean_up_tokenization_spaces=False, **special
+  )
   fast.chat_template = chat_template
   if bos is not None:
     fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=[bos, "$A"], special_tokens=[(bos, fast.bos_token_id)])
+      single=[bos, "$A"], special_tokens=[(bos, fast.bos_token_id)]
+    )
   return fast
 
 
@@ -325,13 +342,15 @@ def _byte_pairs(tokens, merges, words: str, path):
     splits = []
   else:
     raise UserError(
-        f"{path}: cuts text into words as {words!r}; a GGUF file's tokenizer can be built for"
-        f" {', '.join((*_DIGIT_WORDS, *_LLAMA3_WORDS, *_GPT2_WORDS))}; give the model's folder")
+      f"{path}: cuts text into words as {words!r}; a GGUF file's tokenizer can be built for"
+      f" {', '.join((*_DIGIT_WORDS, *_LLAMA3_WORDS, *_GPT2_WORDS))}; give the model's folder"
+    )
   model = models.BPE(
-      vocab={token: index for index, token in enumerate(tokens)},
-      merges=[tuple(merge.split(" ")) for merge in merges],
-      # A word that is a token is that token in Llama 3, even if no merges lead to it.
-      ignore_merges=words in _LLAMA3_WORDS)
+    vocab={token: index for index, token in enumerate(tokens)},
+    merges=[tuple(merge.split(" ")) for merge in merges],
+    # A word that is a token is that token in Llama 3, even if no merges lead to it.
+    ignore_merges=words in _LLAMA3_WORDS,
+  )
   return _byte_level(model, splits, gpt2_words=words not in _LLAMA3_WORDS)
 
 
@@ -347,9 +366,15 @@ def _sentence_piece(tokens, scores, unknown: int, space_prefix: bool):
       left, right = token[:cut], token[cut:]
       if left in vocab and right in vocab:
         merges.append((-score, vocab[token], vocab[left], left, right))
-  backend = tokenizers.Tokenizer(models.BPE(
-      vocab=vocab, merges=[merge[-2:] for merge in sorted(merges)], unk_token=tokens[unknown],
-      fuse_unk=True, byte_fallback=True))
+  backend = tokenizers.Tokenizer(
+    models.BPE(
+      vocab=vocab,
+      merges=[merge[-2:] for merge in sorted(merges)],
+      unk_token=tokens[unknown],
+      fuse_unk=True,
+      byte_fallback=True,
+    )
+  )
   spaces = [normalizers.Replace(" ", "▁")]
   decoded = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
   if space_prefix:
@@ -366,8 +391,9 @@ def _add_special(backend, tokens, types) -> None:
 
   def of(kind):
     return [
-        AddedToken(token, normalized=False, special=kind == _CONTROL)
-        for token, own in zip(tokens, types, strict=bool(types)) if own == kind
+      AddedToken(token, normalized=False, special=kind == _CONTROL)
+      for token, own in zip(tokens, types, strict=bool(types))
+      if own == kind
     ]
 
   backend.add_special_tokens(of(_CONTROL))
@@ -378,6 +404,7 @@ def _gguf_fields(reader) -> dict:
   """Values of a GGUF file's `tokenizer.ggml.*` and `tokenizer.chat_template`, by last name."""
   prefixes = ("tokenizer.ggml.", "tokenizer.chat_template")
   return {
-      name.rpartition(".")[-1]: field.contents()
-      for name, field in reader.fields.items() if name.startswith(prefixes)
+    name.rpartition(".")[-1]: field.contents()
+    for name, field in reader.fields.items()
+    if name.startswith(prefixes)
   }

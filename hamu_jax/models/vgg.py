@@ -27,10 +27,10 @@ _LINEAR_MODULES = 3
 _LINEAR_INIT = nn.initializers.normal(0.01)
 
 TORCH_NAMES = (
-    (r"features(\d+)", r"features.\1"),
-    (r"features(\d+)/norm", lambda match: f"features.{int(match[1]) + 1}"),
-    ("classifier", "classifier"),
-    (r"classifier(\d+)", r"classifier.\1"),
+  (r"features(\d+)", r"features.\1"),
+  (r"features(\d+)/norm", lambda match: f"features.{int(match[1]) + 1}"),
+  ("classifier", "classifier"),
+  (r"classifier(\d+)", r"classifier.\1"),
 )
 
 
@@ -59,12 +59,12 @@ class VGG(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x_BxHxWxC: jax.Array,
-      *,
-      train: bool = False,
-      mask: jax.Array | None = None,
-      axis_name: Axes = None,
+    self,
+    x_BxHxWxC: jax.Array,
+    *,
+    train: bool = False,
+    mask: jax.Array | None = None,
+    axis_name: Axes = None,
   ) -> jax.Array:
     """Returns logits [B, num_classes]; arguments as of `ResNet`.
 
@@ -75,15 +75,21 @@ class VGG(nn.Module):
     least = 2 ** len(self.stages)
     if min(height, width) < least:
       raise UserError(
-          f"images of {height}x{width}: this VGG halves them {len(self.stages)} times and needs "
-          f"{least}x{least} at least; set another config.model.name")
+        f"images of {height}x{width}: this VGG halves them {len(self.stages)} times and needs "
+        f"{least}x{least} at least; set another config.model.name"
+      )
     x, index = x_BxHxWxC, 0
     for stage, convolutions in enumerate(self.stages):
       for _ in range(convolutions):
-        x = nn.relu(ConvNorm(
-            self.width * min(2**stage, 8), self.platform, use_bias=True, dtype=self.dtype,
+        x = nn.relu(
+          ConvNorm(
+            self.width * min(2**stage, 8),
+            self.platform,
+            use_bias=True,
+            dtype=self.dtype,
             name=f"features{index}",
-        )(x, train=train, mask=mask, axis_name=axis_name))
+          )(x, train=train, mask=mask, axis_name=axis_name)
+        )
         index += _CONV_MODULES
       x = nn.max_pool(x, (2, 2), (2, 2))
       index += _POOL_MODULES
@@ -110,8 +116,7 @@ def _pool(x_BxHxWxC):
   """PyTorch's `AdaptiveAvgPool2d`: output u averages rows floor(u H / 7) to ceil((u + 1) H / 7)."""
   rows_UxH, columns_VxW = (_averages(size, x_BxHxWxC.dtype) for size in x_BxHxWxC.shape[1:3])
   # At 7x7 positions this is the identity, and must be so on hardware that rounds products.
-  return jnp.einsum(
-      "uh,vw,bhwc->buvc", rows_UxH, columns_VxW, x_BxHxWxC, precision=lax.Precision.HIGHEST)
+  return jnp.einsum("uh,vw,bhwc->buvc", rows_UxH, columns_VxW, x_BxHxWxC, precision=lax.Precision.HIGHEST)
 
 
 def _averages(size, dtype):

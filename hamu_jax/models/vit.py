@@ -22,14 +22,14 @@ _CLASS_TOKEN_INIT = nn.initializers.normal(1e-6)
 _PATCH_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 TORCH_NAMES = (
-    # The class token and the positions, parameters of the model itself.
-    ("", ""),
-    ("patch_embed", "patch_embed.proj"),
-    (r"block(\d+)/(norm\d)", r"blocks.\1.\2"),
-    (r"block(\d+)/(qkv|proj)", r"blocks.\1.attn.\2"),
-    (r"block(\d+)/(fc\d)", r"blocks.\1.mlp.\2"),
-    ("norm", "norm"),
-    ("head", "head"),
+  # The class token and the positions, parameters of the model itself.
+  ("", ""),
+  ("patch_embed", "patch_embed.proj"),
+  (r"block(\d+)/(norm\d)", r"blocks.\1.\2"),
+  (r"block(\d+)/(qkv|proj)", r"blocks.\1.attn.\2"),
+  (r"block(\d+)/(fc\d)", r"blocks.\1.mlp.\2"),
+  ("norm", "norm"),
+  ("head", "head"),
 )
 
 
@@ -57,15 +57,15 @@ class PatchEmbedding(nn.Module):
     p = self.patch
     if h % p or w % p:
       raise UserError(
-          f"images of {h}x{w}: this ViT cuts them into patches of {p}x{p}, so both must be "
-          f"multiples of {p}; set another config.model.name")
+        f"images of {h}x{w}: this ViT cuts them into patches of {p}x{p}, so both must be "
+        f"multiples of {p}; set another config.model.name"
+      )
     kernel_PxPxCxF = self.param("kernel", _PATCH_INIT, (p, p, c, self.features))
     bound = (p * p * c) ** -0.5
     bias_F = self.param(
-        "bias", lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound),
-        (self.features,))
-    x, kernel, bias_F = nn.dtypes.promote_dtype(
-        x_BxHxWxC, kernel_PxPxCxF, bias_F, dtype=self.dtype)
+      "bias", lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound), (self.features,)
+    )
+    x, kernel, bias_F = nn.dtypes.promote_dtype(x_BxHxWxC, kernel_PxPxCxF, bias_F, dtype=self.dtype)
     patches = x.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3).reshape(b, -1, p * p * c)
     return patches @ kernel.reshape(p * p * c, self.features) + bias_F.reshape(1, 1, -1)
 
@@ -127,12 +127,12 @@ class ViT(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x_BxHxWxC: jax.Array,
-      *,
-      train: bool = False,
-      mask: jax.Array | None = None,
-      axis_name: str | None = None,
+    self,
+    x_BxHxWxC: jax.Array,
+    *,
+    train: bool = False,
+    mask: jax.Array | None = None,
+    axis_name: str | None = None,
   ) -> jax.Array:
     """Returns logits [B, num_classes]; examples do not interact, so the rest does nothing."""
     del train, mask, axis_name
@@ -140,8 +140,7 @@ class ViT(nn.Module):
     b, n, f = patches.shape
     token = self.param("cls_token", _CLASS_TOKEN_INIT, (1, 1, f))
     positions = self.param("pos_embed", _INIT, (1, n + 1, f))
-    patches, token, positions = nn.dtypes.promote_dtype(
-        patches, token, positions, dtype=self.dtype)
+    patches, token, positions = nn.dtypes.promote_dtype(patches, token, positions, dtype=self.dtype)
     x_BxNxF = jnp.concatenate([jnp.broadcast_to(token, (b, 1, f)), patches], 1) + positions
     for index in range(self.depth):
       x_BxNxF = Block(self.heads, self.dtype, name=f"block{index}")(x_BxNxF)

@@ -27,13 +27,13 @@ Variables = Any
 Names = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 _LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-    "cls_token": "cls_token",
-    "pos_embed": "pos_embed",
+  "kernel": "weight",
+  "scale": "weight",
+  "bias": "bias",
+  "mean": "running_mean",
+  "var": "running_var",
+  "cls_token": "cls_token",
+  "pos_embed": "pos_embed",
 }
 # By rank: the axes of a variable in the order of its tensor's.
 _PERMUTATIONS = {1: (0,), 2: (1, 0), 3: (0, 1, 2), 4: (3, 2, 0, 1)}
@@ -75,19 +75,15 @@ def load_weights(path: str | os.PathLike, variables: Variables, names: Names) ->
   flat = traverse_util.flatten_dict(variables)
   known = {*layout, *(_counter(name) for name in layout if name.endswith("running_mean"))}
   if missing := [name for name in layout if name not in found]:
-    raise UserError(
-        f"{path}: tensor {missing[0]!r} is missing ({len(missing)} in all); is it another model?")
+    raise UserError(f"{path}: tensor {missing[0]!r} is missing ({len(missing)} in all); is it another model?")
   if unknown := sorted(set(found) - known):
-    raise UserError(
-        f"{path}: tensor {unknown[0]!r} is unknown ({len(unknown)} in all); is it another model?"
-    )
+    raise UserError(f"{path}: tensor {unknown[0]!r} is unknown ({len(unknown)} in all); is it another model?")
   loaded = {}
   for name, tensor in layout.items():
     wanted = flat[tensor.path]
     shape = tuple(wanted.shape[axis] for axis in tensor.permutation)
     if found[name].shape != shape:
-      raise UserError(
-          f"{path}: tensor {name!r} has shape {found[name].shape}, this model's has {shape}")
+      raise UserError(f"{path}: tensor {name!r} has shape {found[name].shape}, this model's has {shape}")
     value = found[name].transpose(np.argsort(tensor.permutation))
     loaded[tensor.path] = jnp.asarray(value, wanted.dtype)
   # A model without batch norm has an empty collection of statistics, which no tensor brings back.

@@ -85,9 +85,7 @@ def _projection(combine, max_norm, reference_sign: bool) -> optax.GradientTransf
     raise UserError(f"max_norm={max_norm!r} is out of range; give a number above 0, or None")
 
   def init_fn(params):
-    return ConflictState(
-        conflict=jnp.zeros([], jnp.bool_), diagnostics=alignment.zero_alignment(params)
-    )
+    return ConflictState(conflict=jnp.zeros([], jnp.bool_), diagnostics=alignment.zero_alignment(params))
 
   def update_fn(retain_grads, state, params=None, *, forget_grads, **extra_args):
     del state, params, extra_args

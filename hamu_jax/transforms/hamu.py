@@ -10,17 +10,17 @@ from jax import lax
 
 from hamu_jax.transforms import alignment
 from hamu_jax.transforms.hamu_update import (
-    NONFINITE,
-    ON_INFEASIBLE,
-    VARIANTS,
-    as_vector,
-    check_choice,
-    check_not_negative,
-    combine,
-    effective_pair,
-    is_zero_forget,
-    like_tree,
-    solve,
+  NONFINITE,
+  ON_INFEASIBLE,
+  VARIANTS,
+  as_vector,
+  check_choice,
+  check_not_negative,
+  combine,
+  effective_pair,
+  is_zero_forget,
+  like_tree,
+  solve,
 )
 from hamu_jax.transforms.stop import Stop
 
@@ -62,18 +62,18 @@ class HamuState(NamedTuple):
 
 
 def hamu(
-    learning_rate,
-    constraint,
-    *,
-    variant: str = "hamu-q",
-    radius=None,
-    share: str = "grad_norm",
-    scope: str = "tensor",
-    normalize_share: bool = True,
-    on_infeasible: str = "stop",
-    stop_on_criterion: bool = False,
-    criterion: str = "published",
-    eps: float = 1e-12,
+  learning_rate,
+  constraint,
+  *,
+  variant: str = "hamu-q",
+  radius=None,
+  share: str = "grad_norm",
+  scope: str = "tensor",
+  normalize_share: bool = True,
+  on_infeasible: str = "stop",
+  stop_on_criterion: bool = False,
+  criterion: str = "published",
+  eps: float = 1e-12,
 ) -> optax.GradientTransformationExtraArgs:
   r"""HAMU: the best step for one role that guarantees the other its progress.
 
@@ -125,24 +125,24 @@ def hamu(
   check_not_negative("constraint", constraint)
   check_not_negative("radius", radius)
   settings = _Settings(
-      learning_rate=learning_rate,
-      constraint=constraint,
-      variant=variant,
-      radius=radius,
-      share=share,
-      scope=scope,
-      normalize_share=normalize_share,
-      on_infeasible=on_infeasible,
-      stop_on_criterion=stop_on_criterion,
-      criterion=criterion,
-      eps=eps,
+    learning_rate=learning_rate,
+    constraint=constraint,
+    variant=variant,
+    radius=radius,
+    share=share,
+    scope=scope,
+    normalize_share=normalize_share,
+    on_infeasible=on_infeasible,
+    stop_on_criterion=stop_on_criterion,
+    criterion=criterion,
+    eps=eps,
   )
 
   def init_fn(params):
     return HamuState(
-        count=jnp.zeros([], jnp.int32),
-        stop=jnp.asarray(Stop.NONE, jnp.int32),
-        diagnostics=_zero_diagnostics(params, scope),
+      count=jnp.zeros([], jnp.int32),
+      stop=jnp.asarray(Stop.NONE, jnp.int32),
+      diagnostics=_zero_diagnostics(params, scope),
     )
 
   def update_fn(retain_grads, state, params=None, *, forget_grads, **extra_args):
@@ -184,11 +184,11 @@ def _update(settings: _Settings, retain_grads, forget_grads, state: HamuState):
   constraint_T = total * share_T
 
   solution = solve(
-      geometry,
-      radius=radius_T,
-      constraint=constraint_T,
-      on_infeasible=settings.on_infeasible,
-      eps=settings.eps,
+    geometry,
+    radius=radius_T,
+    constraint=constraint_T,
+    on_infeasible=settings.on_infeasible,
+    eps=settings.eps,
   )
   diagnostics = _diagnostics(settings, geometry, solution, radius_T, constraint_T, share_T, rate)
   stop = _stop(settings, diagnostics, rate)
@@ -215,8 +215,8 @@ def _update(settings: _Settings, retain_grads, forget_grads, state: HamuState):
   if settings.scope == "global":
     updates = jax.tree.leaves(like_tree(updates[0], retain_grads))
   updates = jax.tree.unflatten(
-      jax.tree.structure(retain_grads),
-      [u.astype(g.dtype) for u, g in zip(updates, jax.tree.leaves(retain_grads), strict=True)],
+    jax.tree.structure(retain_grads),
+    [u.astype(g.dtype) for u, g in zip(updates, jax.tree.leaves(retain_grads), strict=True)],
   )
   count = jnp.where(stop == Stop.NONE, optax.safe_increment(state.count), state.count)
   return updates, HamuState(count=count, stop=stop, diagnostics=diagnostics)
@@ -270,7 +270,7 @@ def _feasible_ratio(geometry: alignment.Geometry, radius_T, share_T, rate, eps: 
 
 
 def _diagnostics(
-    settings: _Settings, geometry, solution, radius_T, constraint_T, share_T, rate
+  settings: _Settings, geometry, solution, radius_T, constraint_T, share_T, rate
 ) -> HamuDiagnostics:
   """The diagnostics of one update, the norms of the effective gradients back in their roles."""
   norms = (geometry.retain_norm, geometry.forget_norm)
@@ -278,21 +278,21 @@ def _diagnostics(
   stopping_rhs = _stopping_rhs(geometry, radius_T, settings.criterion)
   total = jnp.sum(constraint_T)
   return HamuDiagnostics(
-      branch=solution.branch,
-      infeasible=solution.infeasible,
-      angle=geometry.angle,
-      feasibility=solution.feasibility,
-      threshold=solution.threshold,
-      retain_norm=retain_norm_T,
-      forget_norm=forget_norm_T,
-      dot=geometry.dot,
-      constraint=constraint_T,
-      radius=radius_T,
-      stopping_rhs=stopping_rhs,
-      stopping_constraint=total,
-      stopping_margin=total - stopping_rhs,
-      stopping_met=total > stopping_rhs,
-      feasible_ratio=_feasible_ratio(geometry, radius_T, share_T, rate, settings.eps),
+    branch=solution.branch,
+    infeasible=solution.infeasible,
+    angle=geometry.angle,
+    feasibility=solution.feasibility,
+    threshold=solution.threshold,
+    retain_norm=retain_norm_T,
+    forget_norm=forget_norm_T,
+    dot=geometry.dot,
+    constraint=constraint_T,
+    radius=radius_T,
+    stopping_rhs=stopping_rhs,
+    stopping_constraint=total,
+    stopping_margin=total - stopping_rhs,
+    stopping_met=total > stopping_rhs,
+    feasible_ratio=_feasible_ratio(geometry, radius_T, share_T, rate, settings.eps),
   )
 
 
@@ -302,34 +302,34 @@ def _zero_diagnostics(params, scope: str) -> HamuDiagnostics:
   blocks = len(jax.tree.leaves(params)) if scope == "tensor" else 1
   zero, zeros_T = jnp.zeros([], dtype), jnp.zeros([blocks], dtype)
   return HamuDiagnostics(
-      branch=jnp.zeros([blocks], jnp.int32),
-      infeasible=jnp.zeros([blocks], jnp.bool_),
-      angle=zeros_T,
-      feasibility=zeros_T,
-      threshold=zeros_T,
-      retain_norm=zeros_T,
-      forget_norm=zeros_T,
-      dot=zeros_T,
-      constraint=zeros_T,
-      radius=zeros_T,
-      stopping_rhs=zero,
-      stopping_constraint=zero,
-      stopping_margin=zero,
-      stopping_met=jnp.zeros([], jnp.bool_),
-      feasible_ratio=zero,
+    branch=jnp.zeros([blocks], jnp.int32),
+    infeasible=jnp.zeros([blocks], jnp.bool_),
+    angle=zeros_T,
+    feasibility=zeros_T,
+    threshold=zeros_T,
+    retain_norm=zeros_T,
+    forget_norm=zeros_T,
+    dot=zeros_T,
+    constraint=zeros_T,
+    radius=zeros_T,
+    stopping_rhs=zero,
+    stopping_constraint=zero,
+    stopping_margin=zero,
+    stopping_met=jnp.zeros([], jnp.bool_),
+    feasible_ratio=zero,
   )
 
 
 def _stop(settings: _Settings, diagnostics: HamuDiagnostics, rate):
   """The reason to stop; what makes the next one unreliable comes first."""
   return jnp.select(
-      [
-          ~jnp.isfinite(rate) | jnp.any(diagnostics.branch == NONFINITE),
-          jnp.any(diagnostics.infeasible) & (settings.on_infeasible == "stop"),
-          diagnostics.stopping_met & settings.stop_on_criterion,
-      ],
-      [int(Stop.NONFINITE), int(Stop.INFEASIBLE), int(Stop.CRITERION)],
-      int(Stop.NONE),
+    [
+      ~jnp.isfinite(rate) | jnp.any(diagnostics.branch == NONFINITE),
+      jnp.any(diagnostics.infeasible) & (settings.on_infeasible == "stop"),
+      diagnostics.stopping_met & settings.stop_on_criterion,
+    ],
+    [int(Stop.NONFINITE), int(Stop.INFEASIBLE), int(Stop.CRITERION)],
+    int(Stop.NONE),
   ).astype(jnp.int32)
 
 

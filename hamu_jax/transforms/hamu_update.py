@@ -48,16 +48,16 @@ class Solution(NamedTuple):
 
 
 def hamu_update(
-    retain,
-    forget,
-    *,
-    learning_rate,
-    radius,
-    constraint,
-    variant: str = "hamu-q",
-    use_lr_radius: bool = False,
-    on_infeasible: str = "stop",
-    eps: float = 1e-12,
+  retain,
+  forget,
+  *,
+  learning_rate,
+  radius,
+  constraint,
+  variant: str = "hamu-q",
+  use_lr_radius: bool = False,
+  on_infeasible: str = "stop",
+  eps: float = 1e-12,
 ) -> HamuUpdate:
   r"""The HAMU step on one block.
 
@@ -113,30 +113,28 @@ def hamu_update(
   if use_lr_radius:
     radius = jnp.asarray(learning_rate, dtype) * geometry.retain_norm
   solution = solve(
-      geometry,
-      radius=jnp.asarray(radius, dtype),
-      constraint=jnp.asarray(constraint, dtype),
-      on_infeasible=on_infeasible,
-      eps=eps,
+    geometry,
+    radius=jnp.asarray(radius, dtype),
+    constraint=jnp.asarray(constraint, dtype),
+    on_infeasible=on_infeasible,
+    eps=eps,
   )
   # The directions of gradients that are not finite are NaN, which a coordinate of 0 keeps.
   delta = jnp.where(solution.branch == NONFINITE, 0, combine(frame, solution.step))
   return HamuUpdate(
-      delta=like_tree(delta, retain),
-      branch=solution.branch,
-      infeasible=solution.infeasible,
-      angle=geometry.angle,
-      feasibility=solution.feasibility,
-      threshold=solution.threshold,
-      retain_norm=geometry.retain_norm,
-      forget_norm=geometry.forget_norm,
-      dot=geometry.dot,
+    delta=like_tree(delta, retain),
+    branch=solution.branch,
+    infeasible=solution.infeasible,
+    angle=geometry.angle,
+    feasibility=solution.feasibility,
+    threshold=solution.threshold,
+    retain_norm=geometry.retain_norm,
+    forget_norm=geometry.forget_norm,
+    dot=geometry.dot,
   )
 
 
-def solve(
-    geometry: alignment.Geometry, *, radius, constraint, on_infeasible: str, eps: float
-) -> Solution:
+def solve(geometry: alignment.Geometry, *, radius, constraint, on_infeasible: str, eps: float) -> Solution:
   """Solves the problem of `hamu_update` for one block, or elementwise for [T] blocks.
 
   Args:
@@ -155,11 +153,11 @@ def solve(
   # The floors keep the diagnostics of zero gradients finite, so that they can be logged.
   floored_radius = jnp.maximum(radius, eps)
   return Solution(
-      step=_coefficients(geometry, branch, radius, shortest, on_infeasible),
-      branch=branch,
-      infeasible=(branch == ZERO_FORGET_GRAD) | (branch == INFEASIBLE) | (branch == NONFINITE),
-      feasibility=constraint / jnp.maximum(geometry.forget_norm, eps**0.5) / floored_radius,
-      threshold=-constraint * jnp.maximum(geometry.retain_norm, eps) / floored_radius,
+    step=_coefficients(geometry, branch, radius, shortest, on_infeasible),
+    branch=branch,
+    infeasible=(branch == ZERO_FORGET_GRAD) | (branch == INFEASIBLE) | (branch == NONFINITE),
+    feasibility=constraint / jnp.maximum(geometry.forget_norm, eps**0.5) / floored_radius,
+    threshold=-constraint * jnp.maximum(geometry.retain_norm, eps) / floored_radius,
   )
 
 
@@ -226,16 +224,16 @@ def _branch(geometry: alignment.Geometry, radius, constraint, shortest, eps: flo
   zero_forget = is_zero_forget(geometry.forget_norm, eps)
   direct = radius * geometry.forget_norm * geometry.cosine <= -constraint
   return jnp.select(
-      [
-          ~finite,
-          zero_forget & (constraint <= eps),
-          zero_forget,
-          shortest > radius,
-          direct & (geometry.retain_norm > 0),
-          geometry.colinear,
-      ],
-      [NONFINITE, DIRECT, ZERO_FORGET_GRAD, INFEASIBLE, DIRECT, COLINEAR],
-      RECTIFIED,
+    [
+      ~finite,
+      zero_forget & (constraint <= eps),
+      zero_forget,
+      shortest > radius,
+      direct & (geometry.retain_norm > 0),
+      geometry.colinear,
+    ],
+    [NONFINITE, DIRECT, ZERO_FORGET_GRAD, INFEASIBLE, DIRECT, COLINEAR],
+    RECTIFIED,
   ).astype(jnp.int32)
 
 
@@ -247,11 +245,9 @@ def _coefficients(geometry: alignment.Geometry, branch, radius, shortest, on_inf
   sideways = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
   fallback = {"stop": jnp.zeros_like(radius), "project": radius, "exceed": shortest}[on_infeasible]
 
-  along_forget = jnp.select(
-      [rectified | (branch == COLINEAR), branch == INFEASIBLE], [shortest, fallback], 0
-  )
+  along_forget = jnp.select([rectified | (branch == COLINEAR), branch == INFEASIBLE], [shortest, fallback], 0)
   return alignment.Frame(
-      retain=jnp.where(branch == DIRECT, -radius, 0),
-      forget=along_forget,
-      orthogonal=jnp.where(rectified, -sideways / jnp.where(rectified, geometry.sine, 1), 0),
+    retain=jnp.where(branch == DIRECT, -radius, 0),
+    forget=along_forget,
+    orthogonal=jnp.where(rectified, -sideways / jnp.where(rectified, geometry.sine, 1), 0),
   )

@@ -35,15 +35,21 @@ def _write(path, *, unlearned=0.5, original=0.9, finished=True, rows=(), torn=""
   rundir.write_json(path / "config.json", _config(**fields))
   (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
   if finished:
+
     def result(accuracy):
       return {split: {"accuracy": accuracy, "loss": 1.0} for split in ("retain", "forget", "test")}
 
-    rundir.write_json(path / "summary.json", {
-        "method": "any", "steps": 4, "stop_reason": "finished after 4 applied steps",
+    rundir.write_json(
+      path / "summary.json",
+      {
+        "method": "any",
+        "steps": 4,
+        "stop_reason": "finished after 4 applied steps",
         "results": {"original": result(original), "unlearned": result(unlearned)},
         "seconds": {"pretrain": 3.0, "unlearn": 2.0},
         "provenance": {"device": "cpu", "devices": 1, "data_fingerprint": data},
-    })
+      },
+    )
   return path
 
 
@@ -93,8 +99,12 @@ def test_a_seed_that_diverged_is_not_left_out_in_silence(tmp_path):
 def test_timing_is_of_the_last_stage(tmp_path):
   (group,) = _study(_write(tmp_path / "run")).groups
   assert group.runs[0].timing == {
-      "seconds.pretrain": 3.0, "seconds.unlearn": 2.0, "steps": 4.0, "seconds": 2.0,
-      "seconds_per_step": 0.5}
+    "seconds.pretrain": 3.0,
+    "seconds.unlearn": 2.0,
+    "steps": 4.0,
+    "seconds": 2.0,
+    "seconds_per_step": 0.5,
+  }
 
 
 # Groups
@@ -104,12 +114,19 @@ def test_runs_are_grouped_by_all_that_differs_but_seeds_and_names(tmp_path):
   for ratio in (0.1, 0.5):
     for seed in (1, 2):
       # A name that lies about what is inside.
-      _write(tmp_path / f"ft-{ratio}-{seed}", unlearned=ratio + seed / 100, seed=seed,
-             method__name="hamu-q", method__constraint_ratio=ratio, stage_cache=f"cache{seed}")
+      _write(
+        tmp_path / f"ft-{ratio}-{seed}",
+        unlearned=ratio + seed / 100,
+        seed=seed,
+        method__name="hamu-q",
+        method__constraint_ratio=ratio,
+        stage_cache=f"cache{seed}",
+      )
   study = _study(tmp_path)
   assert study.fields == study.shown == ("method.name", "method.constraint_ratio")
   assert [group.settings for group in study.groups] == [
-      {"method.name": "hamu-q", "method.constraint_ratio": ratio} for ratio in (0.1, 0.5)]
+    {"method.name": "hamu-q", "method.constraint_ratio": ratio} for ratio in (0.1, 0.5)
+  ]
   means = [group.columns["test.accuracy"].mean for group in study.groups]
   np.testing.assert_allclose(means, [0.115, 0.515])
 
@@ -183,8 +200,11 @@ def test_deviations_are_those_of_one_seed_alone(tmp_path):
   for i, seed in enumerate((41, 42)):
     for j, unlearning in enumerate((1, 2, 3)):
       _write(
-          tmp_path / f"{i}{j}", unlearned=float(accuracies[i, j]), seed=seed, method__seed=unlearning,
-          data__seed=0,
+        tmp_path / f"{i}{j}",
+        unlearned=float(accuracies[i, j]),
+        seed=seed,
+        method__seed=unlearning,
+        data__seed=0,
       )
   # One that shares a cell with no other.
   _write(tmp_path / "lonely", unlearned=0.7, seed=50, method__seed=50, data__seed=0)
@@ -192,8 +212,8 @@ def test_deviations_are_those_of_one_seed_alone(tmp_path):
   found = gather.deviations(group)
   assert found.keys() == {"seed", "method.seed"}
   wanted = {
-      "seed": np.sqrt(accuracies.var(0, ddof=1).mean()),
-      "method.seed": np.sqrt(accuracies.var(1, ddof=1).mean()),
+    "seed": np.sqrt(accuracies.var(0, ddof=1).mean()),
+    "method.seed": np.sqrt(accuracies.var(1, ddof=1).mean()),
   }
   for field, value in wanted.items():
     mean, std, count = found[field]["forget.accuracy"]
@@ -203,7 +223,7 @@ def test_deviations_are_those_of_one_seed_alone(tmp_path):
 
 def test_cells_of_several_sizes_are_weighed_by_their_degrees_of_freedom(tmp_path):
   for name, (seed, unlearning, accuracy) in enumerate(
-      [(1, 1, 0.2), (1, 2, 0.4), (2, 1, 0.1), (2, 2, 0.4), (2, 3, 0.7)]
+    [(1, 1, 0.2), (1, 2, 0.4), (2, 1, 0.1), (2, 2, 0.4), (2, 3, 0.7)]
   ):
     _write(tmp_path / str(name), unlearned=accuracy, seed=seed, method__seed=unlearning)
   (group,) = _study(tmp_path).groups
@@ -227,8 +247,9 @@ def test_sweeps_vary_one_field_alone(tmp_path):
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12),
-    st.tuples(st.booleans(), st.booleans()))
+  st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12),
+  st.tuples(st.booleans(), st.booleans()),
+)
 def test_pareto_is_what_nothing_beats(points, larger):
   def gains(point):
     return [value if more else -value for value, more in zip(point, larger)]
@@ -273,7 +294,10 @@ def test_a_half_finished_run_says_how_far_it_got(tmp_path):
   _write(tmp_path / "whole", seed=3)
   study = _study(tmp_path)
   assert [run.status for run in study.runs] == [
-      "unfinished: unlearn step 7", "unfinished: no step yet", "finished"]
+    "unfinished: unlearn step 7",
+    "unfinished: no step yet",
+    "finished",
+  ]
   (group,) = study.groups
   assert [run.path.name for run in group.runs] == ["whole"]
 
@@ -294,12 +318,15 @@ def test_a_torn_line_is_reported_and_the_rest_used(tmp_path):
   assert run.diagnostics["angle"][1].tolist() == [[10.0], [20.0]]
 
 
-@pytest.mark.parametrize("name, text, said", (
+@pytest.mark.parametrize(
+  "name, text, said",
+  (
     ("metrics.jsonl", "{\n{}\n", "line 1 is not JSON"),
     ("metrics.jsonl", '{"step": 1}\n7\n', "2 lines are not rows"),
     ("summary.json", "{", "summary.json is not JSON"),
     ("summary.json", "[]", "summary.json has no results"),
-))
+  ),
+)
 def test_what_is_broken_is_noted_and_left_out(tmp_path, name, text, said):
   (_write(tmp_path / "run") / name).write_text(text)
   (run,), (note,) = gather.gather([tmp_path])
@@ -334,7 +361,9 @@ def test_different_data_are_refused_with_the_reason(tmp_path):
   with pytest.raises(UserError, match="data_fingerprint is dddddddd there and eeeeeeee here.*--by-dataset"):
     gather.studies(runs)
   assert [study.label for study in gather.studies(runs, by_dataset=True)] == [
-      "digits, data dddddddd", "digits, data eeeeeeee"]
+    "digits, data dddddddd",
+    "digits, data eeeeeeee",
+  ]
   shutil.rmtree(tmp_path / "b")
   _write(tmp_path / "c", data="e" * 64, data__source="tfds", data__name="cifar10")
   runs = gather.gather([tmp_path]).runs
@@ -360,8 +389,13 @@ def test_seeds_of_a_subset_are_one_dataset(tmp_path):
 
 def test_other_texts_to_forget_of_one_source_are_one_dataset(tmp_path):
   for split in ("forget05", "forget10"):
-    _write(tmp_path / split, model__name="llama", data__source="tofu", text__forget_split=split,
-           data=split.ljust(64))
+    _write(
+      tmp_path / split,
+      model__name="llama",
+      data__source="tofu",
+      text__forget_split=split,
+      data=split.ljust(64),
+    )
   study = _study(tmp_path)
   assert study.problem_fields == ("text.forget_split",)
 

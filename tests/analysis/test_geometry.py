@@ -19,11 +19,11 @@ from sam_jax import entanglement
 def _variables(seed):
   rng = np.random.default_rng(seed)
   return {
-      "params": {
-          "hidden0": {"kernel": rng.normal(size=(64, 64)) / 8, "bias": rng.normal(size=64) / 8},
-          "classifier": {"kernel": rng.normal(size=(64, 10)) / 4, "bias": np.zeros(10)},
-      },
-      "batch_stats": {},
+    "params": {
+      "hidden0": {"kernel": rng.normal(size=(64, 64)) / 8, "bias": rng.normal(size=64) / 8},
+      "classifier": {"kernel": rng.normal(size=(64, 10)) / 4, "bias": np.zeros(10)},
+    },
+    "batch_stats": {},
   }
 
 
@@ -85,13 +85,15 @@ def test_features_are_the_classifiers_inputs(make_run):
 def test_measures_are_global_and_class_wise():
   rng = np.random.default_rng(0)
   features = Paired(rng.normal(size=(60, 5)), rng.normal(size=(40, 5)))
-  examples = Paired(*(
-      geometry.Examples(None, np.arange(size) % classes) for size, classes in ((60, 3), (40, 2))))
+  examples = Paired(
+    *(geometry.Examples(None, np.arange(size) % classes) for size, classes in ((60, 3), (40, 2)))
+  )
   report = geometry.measure(features, examples, seed=4)
   labels = {"retain_labels": examples.retain.labels, "forget_labels": examples.forget.labels}
   assert report["global"]["variance_ratio"] == entanglement.variance_entanglement(*features)
   assert report["class_wise"]["variance"] == pytest.approx(
-      entanglement.variance_entanglement(*features, **labels) / 1300)
+    entanglement.variance_entanglement(*features, **labels) / 1300
+  )
   for name in ("wasserstein", "silhouette", "knn"):
     function = getattr(entanglement, f"{name}_entanglement")
     assert report["global"][name] == function(*features)
@@ -102,8 +104,7 @@ def test_measures_that_a_split_has_not_are_none():
   """A whole class is forgotten, and of few examples: no class-wise measure, no ten neighbours."""
   rng = np.random.default_rng(0)
   features = Paired(rng.normal(size=(20, 3)), rng.normal(size=(6, 3)))
-  examples = Paired(
-      geometry.Examples(None, np.arange(20) % 3), geometry.Examples(None, np.full(6, 7)))
+  examples = Paired(geometry.Examples(None, np.arange(20) % 3), geometry.Examples(None, np.full(6, 7)))
   report = geometry.measure(features, examples, seed=0)
   assert set(report["class_wise"].values()) == {None}
   assert [name for name, value in report["global"].items() if value is None] == ["knn"]
@@ -115,11 +116,12 @@ def test_landscapes_in_one_program(make_run, monkeypatch):
   traces = []
   per_example = classification.per_example
   monkeypatch.setattr(
-      classification, "per_example", lambda *args: (traces.append(None), per_example(*args))[1])
-  variables = {
-      name: jax.tree.map(np.float32, _variables(seed)) for seed, name in enumerate("ab")}
+    classification, "per_example", lambda *args: (traces.append(None), per_example(*args))[1]
+  )
+  variables = {name: jax.tree.map(np.float32, _variables(seed)) for seed, name in enumerate("ab")}
   coordinates, grids = geometry.compute_landscapes(
-      run, variables, points=3, max_examples=300, normalization="filter", seed=0)
+    run, variables, points=3, max_examples=300, normalization="filter", seed=0
+  )
   assert len(traces) == 1
   np.testing.assert_array_equal(coordinates, [-1, 0, 1])
   for name, sets in grids.items():
@@ -133,11 +135,16 @@ def test_landscapes_in_one_program(make_run, monkeypatch):
 
 def test_tables():
   values = dict.fromkeys(("variance_ratio", "variance", "wasserstein", "silhouette", "knn"), 0.25)
-  flat = {"loss": 1.5, "variability": 0.5, "gradient": 2e-5, "basin": 36.0,
-          "profile": (10.0, 20.4, 50.0, 99.9)}
+  flat = {
+    "loss": 1.5,
+    "variability": 0.5,
+    "gradient": 2e-5,
+    "basin": 36.0,
+    "profile": (10.0, 20.4, 50.0, 99.9),
+  }
   report = {
-      "entanglement": {"before": {"global": values, "class_wise": dict.fromkeys(values)}},
-      "landscape": {"before": {"retain": flat, "forget": flat}},
+    "entanglement": {"before": {"global": values, "class_wise": dict.fromkeys(values)}},
+    "landscape": {"before": {"retain": flat, "forget": flat}},
   }
   above, below = geometry.tables(report).split("\n\n")
   for table in (above, below):
@@ -145,11 +152,12 @@ def test_tables():
     assert len(set(map(len, lines))) == 1 and len(lines) == 4
   assert above.splitlines()[2].split() == ["before", "global", *["0.25"] * 5]
   assert above.splitlines()[3].split() == ["before", "class-wise", *["-"] * 5]
-  assert below.splitlines()[2].split() == [
-      "before", "retain", "1.5", "0.5", "2e-05", "36", "10/20/50/100"]
+  assert below.splitlines()[2].split() == ["before", "retain", "1.5", "0.5", "2e-05", "36", "10/20/50/100"]
 
 
-@pytest.mark.parametrize("arguments, message", (
+@pytest.mark.parametrize(
+  "arguments, message",
+  (
     ([], "required: --run"),
     (["--run=/no/such"], r"--run=/no/such: it has no config.json"),
     (["--run=RUN", "--landscape_points=4"], "'4': choose an odd number from 3 on"),
@@ -161,7 +169,8 @@ def test_tables():
     (["--run=RUN", "--after=orig"], "--after=orig: .*choose one of original, retrained, unlearned"),
     (["--run=RUN", "--after=RUN/config.json"], "config.json: not a safetensors file"),
     (["--run=RUN", "--out=RUN/config.json"], "--out=.*choose another folder"),
-))
+  ),
+)
 def test_bad_input_gets_one_line_and_status_2(make_run, capsys, arguments, message):
   path = make_run()
   arguments = [argument.replace("RUN", str(path)) for argument in arguments]
@@ -170,15 +179,20 @@ def test_bad_input_gets_one_line_and_status_2(make_run, capsys, arguments, messa
   assert not (path / "geometry").exists()
 
 
-@pytest.mark.parametrize("split, message", (
+@pytest.mark.parametrize(
+  "split, message",
+  (
     ({"retain": np.arange(9)}, "holds no retain and forget rows .*forget"),
     ({"retain": np.arange(9), "forget": np.arange(9.0)}, "forget is float64 of shape"),
-    ({"retain": np.arange(9), "forget": np.arange(1430, 1440)},
-     r"forget rows 1430..1439 are not all among the 1438 training rows"),
+    (
+      {"retain": np.arange(9), "forget": np.arange(1430, 1440)},
+      r"forget rows 1430..1439 are not all among the 1438 training rows",
+    ),
     ({"retain": np.arange(9), "forget": np.arange(-1, 8)}, r"forget rows -1..7 are not all"),
     ({"retain": np.arange(9), "forget": np.arange(3)}, "the forget set has 3 rows.*5 at least"),
     ({"retain": np.array([{}] * 9), "forget": np.arange(9)}, "holds no retain and forget rows"),
-))
+  ),
+)
 def test_a_split_that_cannot_be_used(make_run, capsys, split, message):
   path = make_run()
   np.savez(path / "split.npz", **split)
@@ -206,20 +220,29 @@ def _assert_one_line(capsys, message):
 
 @pytest.mark.parametrize("package, project", (("ot", "POT"), ("umap", "umap-learn")))
 def test_missing_packages_are_named_at_once(make_run, capsys, monkeypatch, package, project):
-  monkeypatch.setattr(
-      geometry.importlib.util, "find_spec", lambda name: None if name == package else name)
+  monkeypatch.setattr(geometry.importlib.util, "find_spec", lambda name: None if name == package else name)
   assert geometry.run(["geometry", f"--run={make_run()}"]) == 2
-  _assert_one_line(
-      capsys, rf"{project} is not installed; pip install 'hamu-jax\[analysis\]'")
+  _assert_one_line(capsys, rf"{project} is not installed; pip install 'hamu-jax\[analysis\]'")
 
 
 # UMAP compiles for more than ten seconds.
 @pytest.mark.slow
 def test_the_command(make_run, tmp_path, capsys):
   path, out = make_run(), tmp_path / "figures"
-  assert geometry.run([
-      "geometry", f"--run={path}", f"--out={out}", "--max_examples=60", "--landscape_points=5",
-      "--landscape_examples=32", f"--after={path / 'unlearned.safetensors'}"]) == 0
+  assert (
+    geometry.run(
+      [
+        "geometry",
+        f"--run={path}",
+        f"--out={out}",
+        "--max_examples=60",
+        "--landscape_points=5",
+        "--landscape_examples=32",
+        f"--after={path / 'unlearned.safetensors'}",
+      ]
+    )
+    == 0
+  )
   output = capsys.readouterr().out
   for name in ("umap", "landscape"):
     with Image.open(out / f"{name}.png") as image:

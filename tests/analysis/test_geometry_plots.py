@@ -25,12 +25,12 @@ def figures(monkeypatch):
 
 def _places():
   rng = np.random.default_rng(0)
-  return {
-      title: Paired(rng.normal(size=(30, 2)), 5 + rng.normal(size=(8, 2))) for title in TITLES}
+  return {title: Paired(rng.normal(size=(30, 2)), 5 + rng.normal(size=(8, 2))) for title in TITLES}
 
 
 def _grids(factor=1.0):
   """Losses of 0.1 in the middle and `factor` times 1 to 5 elsewhere."""
+
   def grid(seed):
     losses = factor * np.random.default_rng(seed).uniform(1, 5, (5, 5))
     losses[2, 2] = 0.1
@@ -53,14 +53,16 @@ def _assert_readable(figure):
     texts += [axis.title, axis.xaxis.label, axis.yaxis.label]
     if not hasattr(axis, "zaxis"):
       for labels, limits, ticks in (
-          (axis.get_xticklabels(), axis.get_xlim(), axis.get_xticks()),
-          (axis.get_yticklabels(), axis.get_ylim(), axis.get_yticks())):
+        (axis.get_xticklabels(), axis.get_xlim(), axis.get_xticks()),
+        (axis.get_yticklabels(), axis.get_ylim(), axis.get_yticks()),
+      ):
         texts += [text for text, tick in zip(labels, ticks) if limits[0] <= tick <= limits[1]]
   for legend in figure.legends:
     texts += legend.get_texts()
   boxes = [
-      (text.get_text(), text.get_window_extent(renderer))
-      for text in texts if text.get_visible() and text.get_text()
+    (text.get_text(), text.get_window_extent(renderer))
+    for text in texts
+    if text.get_visible() and text.get_text()
   ]
   width, height = figure.get_size_inches() * figure.dpi
   for text, box in boxes:
@@ -94,7 +96,8 @@ def test_landscapes_show_every_grid_on_the_scale_of_its_row(figures):
   (figure,) = figures
   pictures = _pictures(figure)
   assert [axis.get_title() for axis in pictures] == [
-      f"{role} loss, {title}" for role in ("retain", "forget") for title in TITLES for _ in "sc"]
+    f"{role} loss, {title}" for role in ("retain", "forget") for title in TITLES for _ in "sc"
+  ]
   for row, role in enumerate(Paired._fields):
     losses = [getattr(sets, role) for sets in grids.values()]
     low, high = np.min(losses), np.max(losses)

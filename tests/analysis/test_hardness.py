@@ -22,15 +22,15 @@ from hamu_jax.transforms import BRANCHES, hamu
 ROOT = pathlib.Path(__file__).parent.parent.parent
 RATE = 0.1
 SMALL = [
-    f"--config={ROOT / 'configs' / 'digits_hamu.py'}",
-    "--config.model.name=mlp",
-    "--config.train.epochs=3",
-    "--config.train.evaluate_epochs=3",
-    "--config.method.max_steps=1",
-    "--config.method.batch_size=64",
-    "--config.method.evaluate_epochs=0",
-    "--config.method.optimizer.learning_rate=0.1",
-    "--config.retrain=False",
+  f"--config={ROOT / 'configs' / 'digits_hamu.py'}",
+  "--config.model.name=mlp",
+  "--config.train.epochs=3",
+  "--config.train.evaluate_epochs=3",
+  "--config.method.max_steps=1",
+  "--config.method.batch_size=64",
+  "--config.method.evaluate_epochs=0",
+  "--config.method.optimizer.learning_rate=0.1",
+  "--config.retrain=False",
 ]
 
 
@@ -96,7 +96,8 @@ def test_opposed_gradients_pay_nothing():
   np.testing.assert_allclose(found.angle, [180], atol=1e-3)
   np.testing.assert_allclose([found.feasible_ratio[0], found.free_ratio[0]], [3, 3], rtol=1e-6)
   np.testing.assert_allclose(
-      [found.progress[0], found.retain_weight[0], found.forget_weight[0]], [1, 1, 0], atol=1e-6)
+    [found.progress[0], found.retain_weight[0], found.forget_weight[0]], [1, 1, 0], atol=1e-6
+  )
   assert BRANCHES[found.branch[0]] == "direct"
 
 
@@ -106,20 +107,21 @@ def test_gradients_that_are_zero_leave_numbers(variant):
   for retain in trees:
     for forget in trees:
       found = forecast.hardness(
-          *jax.tree.map(jnp.float32, (retain, forget)), learning_rate=RATE, constraint=0.01, variant=variant)
+        *jax.tree.map(jnp.float32, (retain, forget)), learning_rate=RATE, constraint=0.01, variant=variant
+      )
       for name, value in found._asdict().items():
         assert not np.isnan(value).any(), name
 
 
 OPTIONS = [
-    {},
-    {"variant": "hamu-u"},
-    {"share": "equal"},
-    {"share": "exp_neg_dot", "variant": "hamu-u"},
-    {"share": "grad_norm", "normalize_share": False},
-    {"radius": 0.03, "share": "equal"},
-    {"scope": "global"},
-    {"scope": "global", "radius": 0.03, "variant": "hamu-u"},
+  {},
+  {"variant": "hamu-u"},
+  {"share": "equal"},
+  {"share": "exp_neg_dot", "variant": "hamu-u"},
+  {"share": "grad_norm", "normalize_share": False},
+  {"radius": 0.03, "share": "equal"},
+  {"scope": "global"},
+  {"scope": "global", "radius": 0.03, "variant": "hamu-u"},
 ]
 
 
@@ -154,8 +156,8 @@ def test_the_feasible_ratio_is_where_the_step_becomes_infeasible(options):
   shares = _shares(*blocks, options)
   first, second = blocks[::-1] if options.get("variant") == "hamu-u" else blocks
   expected = [
-      options.get("radius", RATE * np.linalg.norm(r)) * np.linalg.norm(f) / s / RATE
-      for r, f, s in zip(first, second, shares)
+    options.get("radius", RATE * np.linalg.norm(r)) * np.linalg.norm(f) / s / RATE
+    for r, f, s in zip(first, second, shares)
   ]
   np.testing.assert_allclose(found.feasible_ratio, expected, rtol=1e-5)
 
@@ -177,8 +179,9 @@ def test_the_feasible_ratio_is_where_the_step_becomes_infeasible(options):
 @pytest.mark.parametrize("share_of_most", (0.2, 0.9))
 def test_weights_and_progress_are_those_of_the_step(options, share_of_most):
   retain, forget = _gradients(1)
-  most = float(forecast.hardness(
-      retain, forget, learning_rate=RATE, constraint=0.0, **options).feasible_ratio.min())
+  most = float(
+    forecast.hardness(retain, forget, learning_rate=RATE, constraint=0.0, **options).feasible_ratio.min()
+  )
   ratio = share_of_most * most
   found = forecast.hardness(retain, forget, learning_rate=RATE, constraint=ratio * RATE, **options)
   transform = hamu(RATE, ratio * RATE, **options)
@@ -212,8 +215,9 @@ def test_progress_and_the_free_ratio_against_all_steps_in_the_plane(degrees):
   retain, forget = np.array([2.0, 0.0]), 1.5 * np.array([np.cos(angle), np.sin(angle)])
   radius = RATE * 2
   around = np.linspace(0, 2 * np.pi, 20_000, endpoint=False)
-  steps = np.concatenate([
-      length * np.stack([np.cos(around), np.sin(around)], 1) for length in radius * np.linspace(0.1, 1, 10)])
+  steps = np.concatenate(
+    [length * np.stack([np.cos(around), np.sin(around)], 1) for length in radius * np.linspace(0.1, 1, 10)]
+  )
 
   def best(ratio):
     allowed = steps[steps @ forget >= ratio * RATE]
@@ -232,7 +236,8 @@ def test_first_order_change_is_the_dot_product():
   gradient, update = ({"a": rng.normal(size=(2, 3)), "b": rng.normal(size=4)} for _ in range(2))
   expected = [np.sum(gradient[name] * update[name]) for name in "ab"]
   np.testing.assert_allclose(
-      forecast.first_order_change(*jax.tree.map(jnp.float32, (gradient, update))), expected, rtol=1e-5)
+    forecast.first_order_change(*jax.tree.map(jnp.float32, (gradient, update))), expected, rtol=1e-5
+  )
 
 
 def test_a_preview_measures_what_the_first_step_then_does(folder, report, monkeypatch):
@@ -291,11 +296,11 @@ def test_the_report_adds_up(report):
 
 # Every way in which a step comes to its gradients.
 CASES = [
-    {"method.name": "scrub"},
-    {"method.name": "ga"},
-    {"method.name": "neggrad", "method.optimizer.name": "adamw", "mask.fraction": 0.3},
-    {"method.name": "hamu-u", "sam.rho": 0.05, "method.clip_norm": 0.5},
-    {"method.name": "gdiff", "sam.rho": 0.05, "mask.fraction": 0.5, "mask.scope": "gradient"},
+  {"method.name": "scrub"},
+  {"method.name": "ga"},
+  {"method.name": "neggrad", "method.optimizer.name": "adamw", "mask.fraction": 0.3},
+  {"method.name": "hamu-u", "sam.rho": 0.05, "method.clip_norm": 0.5},
+  {"method.name": "gdiff", "sam.rho": 0.05, "mask.fraction": 0.5, "mask.scope": "gradient"},
 ]
 
 
@@ -310,7 +315,8 @@ def test_a_previewed_step_is_the_loops_step(make_config, tmp_path, overrides):
   start = experiment.Experiment(config, tmp_path, preemption.Watch(), record=False).start()
   stage, running = start.stage, start.loop
   program = loop.stage_program(
-      stage, forward=running.forward, fetch=running.fetch("none"), pairing="sequential", together=())
+    stage, forward=running.forward, fetch=running.fetch("none"), pairing="sequential", together=()
+  )
   settings = step_lib.settings_of(stage.options, stage.sam)
   state = create_state(start.original, program.optimizers(settings), stage.seed)
   # A method of one role has pairs of another plan; the preview is of its own rows in that.
@@ -318,7 +324,8 @@ def test_a_previewed_step_is_the_loops_step(make_config, tmp_path, overrides):
   data, feed = running.source.chunk(plan, 1, 2, None)
   feed = jax.tree.map(lambda leaf: leaf[0], feed)
   after, metrics = jax.jit(program.step)(
-      state.replace(step=jnp.int32(1)), start.frozen._replace(base={}), data, feed, settings)
+    state.replace(step=jnp.int32(1)), start.frozen._replace(base={}), data, feed, settings
+  )
   expected = jax.tree.map(lambda new, old: np.asarray(new) - np.asarray(old), after.params, state.params)
   assert optax.tree.norm(expected) > 1e-4
   for mine, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
@@ -342,22 +349,30 @@ def test_losses_are_those_along_the_step(make_config, tmp_path):
 
 def test_on_device_halves_the_pairs_are_the_same(make_config, tmp_path):
   one, halves = (
-      preview.Preview(make_config(**{"pairing": pairing}), tmp_path, preemption.Watch()).pair(0)
-      for pairing in ("sequential", "pmap")
+    preview.Preview(make_config(**{"pairing": pairing}), tmp_path, preemption.Watch()).pair(0)
+    for pairing in ("sequential", "pmap")
   )
   assert halves.losses.forget == pytest.approx(one.losses.forget, rel=1e-5)
   for mine, theirs in zip(*map(jax.tree.leaves, (halves.gradients, one.gradients)), strict=True):
     np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("overrides, notes, steps", (
+@pytest.mark.parametrize(
+  "overrides, notes, steps",
+  (
     ({"method.name": "kl"}, "the retain gradient of kl is zero", ["kl", "hamu-q", "hamu-u", "gdiff", "ga"]),
-    ({"method.name": "random_label", "method.optimizer.warmup_epochs": 1.0},
-     r"random_label reads one stream.*\n.*warm-up", ["hamu-q", "hamu-u", "gdiff", "ga"]),
-    ({"method.name": "ft", "method.stop_on_loss": True, "method.max_retain_loss": 0.01},
-     r"ft reads retain batches alone.*\n.*above config.method.max_retain_loss",
-     ["ft", "hamu-q", "hamu-u", "gdiff", "ga"]),
-))
+    (
+      {"method.name": "random_label", "method.optimizer.warmup_epochs": 1.0},
+      r"random_label reads one stream.*\n.*warm-up",
+      ["hamu-q", "hamu-u", "gdiff", "ga"],
+    ),
+    (
+      {"method.name": "ft", "method.stop_on_loss": True, "method.max_retain_loss": 0.01},
+      r"ft reads retain batches alone.*\n.*above config.method.max_retain_loss",
+      ["ft", "hamu-q", "hamu-u", "gdiff", "ga"],
+    ),
+  ),
+)
 def test_what_it_cannot_say_it_says(make_config, tmp_path, overrides, notes, steps):
   report = hardness.analyse(make_config(**overrides), tmp_path, batches=1)
   assert re.match(notes, "\n".join(report["notes"])), report["notes"]
@@ -370,10 +385,13 @@ def test_what_it_cannot_say_it_says(make_config, tmp_path, overrides, notes, ste
 def test_every_method_has_an_answer(name):
   """A step is shown of exactly the methods of one update by batches of their own roles."""
   assert preview.can_step(name) == (
-      name not in ("retrain", "random_label", "salun", "scrub_distill", "sharp_minmax"))
+    name not in ("retrain", "random_label", "salun", "scrub_distill", "sharp_minmax")
+  )
 
 
-@pytest.mark.parametrize("arguments, message", (
+@pytest.mark.parametrize(
+  "arguments, message",
+  (
     (["--batches=0"], "--batches=0: must be at least 1"),
     (["--batches=few"], "argument --batches: invalid int value: 'few'"),
     (["--config.method.rate=1"], "config.method.rate: no such field"),
@@ -382,7 +400,8 @@ def test_every_method_has_an_answer(name):
     (["--config.model.weights=/no/such.safetensors"], "/no/such.safetensors"),
     (["--workdir=FILE"], "--workdir=.*: .*choose another folder"),
     (["--bathces=4"], "bathces"),
-))
+  ),
+)
 def test_bad_input_gets_one_line_and_status_2(tmp_path, capsys, arguments, message):
   (tmp_path / "file").write_text("")
   arguments = [argument.replace("FILE", str(tmp_path / "file")) for argument in arguments]
@@ -406,54 +425,84 @@ def _value(first, mean=None):
 
 def _hand_made(angles, *, ratio=0.5, feasible=0.8, free=0.6, infeasible=0, losing=0, **options):
   step = {"stop": {"first": "none", "counts": {"none": 3}}, "length": _value(0.1)} | {
-      role: {"predicted": _value(change), "happened": _value(1.1 * change),
-             "is_zero": {"first": False, "share": 0.0}}
-      for role, change in (("retain", -0.01), ("forget", 0.02))
+    role: {
+      "predicted": _value(change),
+      "happened": _value(1.1 * change),
+      "is_zero": {"first": False, "share": 0.0},
+    }
+    for role, change in (("retain", -0.01), ("forget", 0.02))
   }
   return {
-      "method": "hamu-q", "pairs": 3, "weights": 10 * len(angles),
-      "blocks": [{"name": f"b{t}", "weights": 10, "angle": _value(angle)} for t, angle in enumerate(angles)],
-      "whole": {"angle": _value(45.0)},
-      "options": {
-          "learning_rate": 0.1, "constraint": 0.1 * ratio, "constraint_ratio": ratio, "is_absolute": False,
-          "variant": "hamu-q", "scope": "tensor", "on_infeasible": "stop", "stop_on_criterion": False,
-      } | options,
-      "limits": {
-          "feasible_ratio": _value(feasible), "free_ratio": _value(free), "infeasible": _value(infeasible),
-          "losing": _value(losing), "stopping_ratio": _value(0.7),
-      },
-      "steps": {"hamu-q": step},
+    "method": "hamu-q",
+    "pairs": 3,
+    "weights": 10 * len(angles),
+    "blocks": [{"name": f"b{t}", "weights": 10, "angle": _value(angle)} for t, angle in enumerate(angles)],
+    "whole": {"angle": _value(45.0)},
+    "options": {
+      "learning_rate": 0.1,
+      "constraint": 0.1 * ratio,
+      "constraint_ratio": ratio,
+      "is_absolute": False,
+      "variant": "hamu-q",
+      "scope": "tensor",
+      "on_infeasible": "stop",
+      "stop_on_criterion": False,
+    }
+    | options,
+    "limits": {
+      "feasible_ratio": _value(feasible),
+      "free_ratio": _value(free),
+      "infeasible": _value(infeasible),
+      "losing": _value(losing),
+      "stopping_ratio": _value(0.7),
+    },
+    "steps": {"hamu-q": step},
   }
 
 
-@pytest.mark.parametrize("angles, begins", (
+@pytest.mark.parametrize(
+  "angles, begins",
+  (
     ((10, 20, 100), "hard: 67 % of the weights lie in blocks with an angle under 60 degrees, 33 % in blocks"),
     ((70, 20, 100), "moderate: 33 %"),
     ((90, 120, 30), "easy: 33 %"),
-))
+  ),
+)
 def test_the_verdict_goes_by_the_weights(angles, begins):
   assert hardness.verdict(_hand_made(angles)).startswith(begins)
 
 
-@pytest.mark.parametrize("changes, says", (
+@pytest.mark.parametrize(
+  "changes, says",
+  (
     ({}, "constraint_ratio 0.5 is feasible in 2 of 2 blocks; the largest feasible everywhere: 0.8 "),
-    ({}, "Up to 0.6 (0.6 ± 0.5) the retain loss need not rise in any block. The first step of hamu-q should "
-         "change the retain loss by -0.01 and the forget loss by +0.02 nats; taken, it changes the retain "
-         "loss by -0.011 and the forget loss by +0.022."),
+    (
+      {},
+      "Up to 0.6 (0.6 ± 0.5) the retain loss need not rise in any block. The first step of hamu-q should "
+      "change the retain loss by -0.01 and the forget loss by +0.02 nats; taken, it changes the retain "
+      "loss by -0.011 and the forget loss by +0.022.",
+    ),
     ({"losing": 1}, "need not rise in any block; what is asked makes it rise in 1."),
-    ({"infeasible": 2, "feasible": 0.4},
-     "feasible in 0 of 2 blocks; the largest feasible everywhere: 0.4 (0.4 ± 0.5). hamu-q would stop before "
-     "its first step: lower config.method.constraint_ratio to that, or set config.method.on_infeasible="),
+    (
+      {"infeasible": 2, "feasible": 0.4},
+      "feasible in 0 of 2 blocks; the largest feasible everywhere: 0.4 (0.4 ± 0.5). hamu-q would stop before "
+      "its first step: lower config.method.constraint_ratio to that, or set config.method.on_infeasible=",
+    ),
     ({"infeasible": 1, "on_infeasible": "project"}, "goes as far for the forget loss as the radius allows"),
     ({"infeasible": 1, "on_infeasible": "exceed"}, "longer than the radius"),
     ({"infeasible": 1, "scope": "global"}, "constraint_ratio 0.5 is not feasible; the largest that is: 0.8"),
-    ({"is_absolute": True}, "The constraint 0.05 is feasible in 2 of 2 blocks; the largest feasible "
-                            "everywhere: 0.08 "),
-    ({"variant": "hamu-u", "losing": 1},
-     "the forget loss need not fall in any block; what is asked makes it fall in 1."),
+    (
+      {"is_absolute": True},
+      "The constraint 0.05 is feasible in 2 of 2 blocks; the largest feasible everywhere: 0.08 ",
+    ),
+    (
+      {"variant": "hamu-u", "losing": 1},
+      "the forget loss need not fall in any block; what is asked makes it fall in 1.",
+    ),
     ({"ratio": 0.75}, "aggregate criterion is met above 0.7, so at once."),
     ({"ratio": 0.75, "stop_on_criterion": True}, "so at once, and would stop the run."),
-))
+  ),
+)
 def test_the_verdict_in_words(changes, says):
   assert says in hardness.verdict(_hand_made((70, 80), **changes))
 
@@ -476,17 +525,31 @@ def test_pictures_over_a_setting_and_of_predictions(report, tmp_path):
 @pytest.mark.slow
 def test_a_language_model(tmp_path, capsys):
   """The adapter of a tiny Llama with one projection; its dropout is the step's own."""
-  assert hardness.run([
-      "hardness", f"--config={ROOT / 'configs' / 'tofu_smollm2_hamu.py'}:smoke", f"--workdir={tmp_path}",
-      "--config.text.retain_size=8", "--config.text.forget_size=4", "--config.text.test_size=4",
-      "--config.language.lora.targets=('q_proj',)", "--config.train.epochs=1", "--config.train.batch_size=6",
-      "--config.method.name=npo", "--config.evaluate.generate=False", "--batches=1",
-  ]) == 0
+  assert (
+    hardness.run(
+      [
+        "hardness",
+        f"--config={ROOT / 'configs' / 'tofu_smollm2_hamu.py'}:smoke",
+        f"--workdir={tmp_path}",
+        "--config.text.retain_size=8",
+        "--config.text.forget_size=4",
+        "--config.text.test_size=4",
+        "--config.language.lora.targets=('q_proj',)",
+        "--config.train.epochs=1",
+        "--config.train.batch_size=6",
+        "--config.method.name=npo",
+        "--config.evaluate.generate=False",
+        "--batches=1",
+      ]
+    )
+    == 0
+  )
   report = json.loads((tmp_path / "hardness.json").read_text())
   assert list(report["steps"]) == ["npo", "hamu-q", "hamu-u", "gdiff", "ga"]
   assert len(report["blocks"]) == 4 and "q_proj" in report["blocks"][0]["name"]
   for step in report["steps"].values():
     for role in ("retain", "forget"):
       assert step[role]["happened"]["first"] == pytest.approx(
-          step[role]["predicted"]["first"], rel=0.3, abs=1e-6)
+        step[role]["predicted"]["first"], rel=0.3, abs=1e-6
+      )
   assert report["verdict"] in " ".join(capsys.readouterr().out.split())

@@ -13,10 +13,11 @@ from hamu_jax.rundir import jsonable
 from hamu_jax.transforms import BRANCHES
 
 DIRECT, RECTIFIED, ZERO_FORGET = (
-    BRANCHES.index(name) for name in ("direct", "rectified", "zero_forget_grad"))
+  BRANCHES.index(name) for name in ("direct", "rectified", "zero_forget_grad")
+)
 REFERENCES = {
-    name: {split: {"accuracy": accuracy, "loss": 1.0} for split in ("retain", "forget", "test")}
-    for name, accuracy in (("original", 0.9), ("retrained", 0.25), ("unlearned", 0.5))
+  name: {split: {"accuracy": accuracy, "loss": 1.0} for split in ("retain", "forget", "test")}
+  for name, accuracy in (("original", 0.9), ("retrained", 0.25), ("unlearned", 0.5))
 }
 
 
@@ -30,24 +31,33 @@ def figures(monkeypatch):
 
 def _step_rows(steps, tensors, seed=0):
   rng = np.random.default_rng(seed)
-  return jsonable([
+  return jsonable(
+    [
       {
-          "stage": "unlearn", "step": step, "split": "step", "retain_loss": 0.1,
-          "angle": rng.uniform(0, 180, tensors), "branch": rng.integers(0, 3, tensors),
-          "feasibility": rng.uniform(0.1, 0.9, tensors), "stopping_margin": -1e-6 * step,
-          "stopping_met": False,
+        "stage": "unlearn",
+        "step": step,
+        "split": "step",
+        "retain_loss": 0.1,
+        "angle": rng.uniform(0, 180, tensors),
+        "branch": rng.integers(0, 3, tensors),
+        "feasibility": rng.uniform(0.1, 0.9, tensors),
+        "stopping_margin": -1e-6 * step,
+        "stopping_met": False,
       }
       for step in range(1, steps + 1)
-  ])
+    ]
+  )
 
 
 def _evaluation_rows(steps):
   return [
-      {"stage": "unlearn", "step": step, "split": split, "accuracy": accuracy, "loss": loss}
-      for step in steps
-      for split, accuracy, loss in (
-          ("retain", 1 - step / 1000, 0.01), ("forget", 1 / (1 + step), 0.01 + step),
-          ("test", 0.9, 0.4))
+    {"stage": "unlearn", "step": step, "split": split, "accuracy": accuracy, "loss": loss}
+    for step in steps
+    for split, accuracy, loss in (
+      ("retain", 1 - step / 1000, 0.01),
+      ("forget", 1 / (1 + step), 0.01 + step),
+      ("test", 0.9, 0.4),
+    )
   ]
 
 
@@ -71,13 +81,15 @@ def _texts(figure):
     low, high = sorted(axis.get_ylim())
     left, right = sorted(axis.get_xlim())
     for labels, first, last, ticks in (
-        (axis.get_xticklabels(), left, right, axis.get_xticks()),
-        (axis.get_yticklabels(), low, high, axis.get_yticks())):
+      (axis.get_xticklabels(), left, right, axis.get_xticks()),
+      (axis.get_yticklabels(), low, high, axis.get_yticks()),
+    ):
       texts += [label for label, tick in zip(labels, ticks) if first <= tick <= last]
     texts += axis.get_legend().get_texts() if axis.get_legend() else []
   return [
-      (text.get_text(), text.get_window_extent(renderer))
-      for text in texts if text.get_visible() and text.get_text()
+    (text.get_text(), text.get_window_extent(renderer))
+    for text in texts
+    if text.get_visible() and text.get_text()
   ]
 
 
@@ -175,8 +187,7 @@ def test_alignment_stacks_the_branches(figures):
     row["branch"] = code
   plots.alignment(rows, "x")
   axis = _axis(figures[0], "Branch")
-  assert [t.get_text() for t in axis.get_legend().get_texts()] == [
-      "direct", "rectified", "zero forget grad"]
+  assert [t.get_text() for t in axis.get_legend().get_texts()] == ["direct", "rectified", "zero forget grad"]
   # The bottom and top of each layer over step 1 and over step 2.
   extents = (((0, 75), (0, 25)), ((75, 100), (25, 75)), ((100, 100), (75, 100)))
   for layer, over_steps in zip(axis.collections, extents, strict=True):
@@ -205,12 +216,12 @@ def test_alignment_is_readable(figures, steps, tensors):
 
 
 def test_alignment_leaves_out_what_the_method_has_not(figures):
-  rows = [
-      {name: row[name] for name in ("stage", "step", "split", "angle")} for row in _step_rows(8, 6)
-  ]
+  rows = [{name: row[name] for name in ("stage", "step", "split", "angle")} for row in _step_rows(8, 6)]
   plots.alignment(rows, "x", names=_names(6), title="gru")
   assert [axis.get_title() for axis in figures[0].axes if axis.get_title()] == [
-      "Angle between retain and forget gradient", "Mean angle over tensors ± standard deviation"]
+    "Angle between retain and forget gradient",
+    "Mean angle over tensors ± standard deviation",
+  ]
   _assert_readable(figures[0])
 
 
@@ -221,8 +232,12 @@ def test_alignment_without_diagnostics_says_so(figures):
 
 def test_alignment_survives_a_step_that_is_not_finite(figures):
   rows = _step_rows(4, 3)
-  rows[-1] |= {"angle": [None] * 3, "feasibility": [None] * 3, "stopping_margin": None,
-               "branch": [BRANCHES.index("nonfinite")] * 3}
+  rows[-1] |= {
+    "angle": [None] * 3,
+    "feasibility": [None] * 3,
+    "stopping_margin": None,
+    "branch": [BRANCHES.index("nonfinite")] * 3,
+  }
   plots.alignment(rows, "x")
   mean = _axis(figures[0], "Mean angle").get_lines()[0].get_ydata()
   assert np.isnan(mean[-1]) and np.isfinite(mean[:-1]).all()

@@ -20,16 +20,19 @@ SPLITS = ("retain", "forget", "test")
 def _run(seed=1, *, unlearned=(1, 0.5, 0.9), diagnostics=None, results=None, seconds=8.0, **fields):
   """A finished run with the given accuracies."""
   fields = {name.replace("__", "."): value for name, value in fields.items()}
-  unlearned = {
-      split: {"accuracy": accuracy} for split, accuracy in zip(SPLITS, unlearned)
-  } | {"tug_of_war": unlearned[2]}
+  unlearned = {split: {"accuracy": accuracy} for split, accuracy in zip(SPLITS, unlearned)} | {
+    "tug_of_war": unlearned[2]
+  }
   retrained = {split: {"accuracy": accuracy} for split, accuracy in zip(SPLITS, (0.95, 0.3, 0.8))}
   summary = {
-      "results": results or {"unlearned": unlearned, "retrained": retrained, "original": retrained},
-      "steps": 4, "seconds": {"unlearn": seconds},
-      "provenance": {"data_fingerprint": "d", "device": "cpu", "devices": 1}}
+    "results": results or {"unlearned": unlearned, "retrained": retrained, "original": retrained},
+    "steps": 4,
+    "seconds": {"unlearn": seconds},
+    "provenance": {"data_fingerprint": "d", "device": "cpu", "devices": 1},
+  }
   return gather.Run(
-      pathlib.Path("run"), DEFAULTS | fields | {"seed": seed}, summary, ("unlearn", 4), diagnostics or {})
+    pathlib.Path("run"), DEFAULTS | fields | {"seed": seed}, summary, ("unlearn", 4), diagnostics or {}
+  )
 
 
 def _study(*runs):
@@ -40,9 +43,17 @@ def _study(*runs):
 def _sweep(methods=("hamu-q", "hamu-u"), ratios=(0.1, 0.5, 0.9), seeds=(1, 2), **fields):
   rng = np.random.default_rng(0)
   return [
-      _run(seed, unlearned=rng.uniform(0.2, 1, 3), seconds=rng.uniform(1, 9), **fields,
-           method__name=method, method__constraint_ratio=ratio)
-      for method in methods for ratio in ratios for seed in seeds
+    _run(
+      seed,
+      unlearned=rng.uniform(0.2, 1, 3),
+      seconds=rng.uniform(1, 9),
+      **fields,
+      method__name=method,
+      method__constraint_ratio=ratio,
+    )
+    for method in methods
+    for ratio in ratios
+    for seed in seeds
   ]
 
 
@@ -50,14 +61,18 @@ def _diagnostics(seed, steps=12, tensors=5):
   rng = np.random.default_rng(seed)
   at = np.arange(1, steps + 1)
   return {
-      "angle": (at, rng.uniform(0, 180, (steps, tensors))),
-      "branch": (at, rng.integers(0, 3, (steps, tensors)).astype(float))}
+    "angle": (at, rng.uniform(0, 180, (steps, tensors))),
+    "branch": (at, rng.integers(0, 3, (steps, tensors)).astype(float)),
+  }
 
 
 def _language_run(seed, method, utility):
   suite = {
-      "retain": {"rouge": utility / 2}, "forget": {"rouge": utility / 3}, "model_utility": utility,
-      "forget_quality": 10.0 ** (-20 * utility)}
+    "retain": {"rouge": utility / 2},
+    "forget": {"rouge": utility / 3},
+    "model_utility": utility,
+    "forget_quality": 10.0 ** (-20 * utility),
+  }
   result = {split: {"accuracy": 0.5} for split in SPLITS} | {"suite": suite}
   return _run(seed, method__name=method, results={"unlearned": result})
 
@@ -72,11 +87,15 @@ def _assert_readable(figure):
     texts += [axis.title, axis.xaxis.label, axis.yaxis.label]
     for side, limits in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
       texts += [
-          label for label, tick in zip(side.get_ticklabels(), side.get_ticklocs())
-          if min(limits) <= tick <= max(limits)]
+        label
+        for label, tick in zip(side.get_ticklabels(), side.get_ticklocs())
+        if min(limits) <= tick <= max(limits)
+      ]
   boxes = [
-      (text.get_text(), text.get_window_extent(renderer))
-      for text in texts if text.get_visible() and text.get_text()]
+    (text.get_text(), text.get_window_extent(renderer))
+    for text in texts
+    if text.get_visible() and text.get_text()
+  ]
   width, height = figure.get_size_inches() * figure.dpi
   for text, box in boxes:
     assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, text
@@ -97,10 +116,10 @@ def _line(axis, label):
 
 def test_tradeoff_shows_means_and_the_front_of_all():
   runs = [
-      _run(1, unlearned=(0.9, 0.2, 0.9), method__name="a"),
-      _run(2, unlearned=(0.7, 0.4, 0.9), method__name="a"),
-      _run(1, unlearned=(0.95, 0.6, 0.9), method__name="b"),
-      _run(1, unlearned=(0.5, 0.5, 0.9), method__name="c"),
+    _run(1, unlearned=(0.9, 0.2, 0.9), method__name="a"),
+    _run(2, unlearned=(0.7, 0.4, 0.9), method__name="a"),
+    _run(1, unlearned=(0.95, 0.6, 0.9), method__name="b"),
+    _run(1, unlearned=(0.5, 0.5, 0.9), method__name="c"),
   ]
   figure = report_plots.tradeoff(_study(*runs))
   (axis,) = figure.axes
@@ -121,8 +140,11 @@ def test_tradeoff_keeps_problems_apart():
 
 
 def test_tradeoff_of_language_models_is_of_what_they_say():
-  runs = [_language_run(seed, method, value)
-          for seed in (1, 2) for method, value in (("npo", 0.5), ("rmu", 0.1 * seed))]
+  runs = [
+    _language_run(seed, method, value)
+    for seed in (1, 2)
+    for method, value in (("npo", 0.5), ("rmu", 0.1 * seed))
+  ]
   figure = report_plots.tradeoff(_study(*runs))
   rouge, utility = figure.axes
   np.testing.assert_allclose(_line(rouge, "npo"), [[100 / 6, 25]])
@@ -140,10 +162,19 @@ def test_curves_run_over_the_constraint():
   retain, forget, test, tug_of_war = figure.axes
   for axis, place, scale in ((retain, "retain", 100), (test, "test", 100)):
     expected = [
-        [ratio, scale * np.mean([
-            run.values("unlearned")[f"{place}.accuracy"] for run in runs
-            if run.config["method.constraint_ratio"] == ratio and run.config["method.name"] == "hamu-u"])]
-        for ratio in (0.1, 0.5, 0.9)]
+      [
+        ratio,
+        scale
+        * np.mean(
+          [
+            run.values("unlearned")[f"{place}.accuracy"]
+            for run in runs
+            if run.config["method.constraint_ratio"] == ratio and run.config["method.name"] == "hamu-u"
+          ]
+        ),
+      ]
+      for ratio in (0.1, 0.5, 0.9)
+    ]
     np.testing.assert_allclose(_line(axis, "hamu-u"), expected)
   assert _line(forget, "retrained")[:, 1].tolist() == [30, 30]
   assert "retrained" not in tug_of_war.get_legend_handles_labels()[1]
@@ -175,8 +206,9 @@ def test_branches_are_shares_of_all_tensors():
   direct = float(BRANCHES.index("direct"))
   steps = np.array([1, 2])
   runs = [
-      _run(seed, diagnostics={"branch": (steps, np.array([[direct, direct], [direct, last]]))})
-      for seed, last in ((1, direct), (2, rectified))]
+    _run(seed, diagnostics={"branch": (steps, np.array([[direct, direct], [direct, last]]))})
+    for seed, last in ((1, direct), (2, rectified))
+  ]
   figure = report_plots.branch(_study(*runs))
   (axis,) = figure.axes
   assert [text.get_text() for text in figure.legends[0].get_texts()] == ["direct", "rectified"]
@@ -191,8 +223,9 @@ def test_branches_are_shares_of_all_tensors():
 
 
 def test_bars_are_means_and_dots_are_seeds():
-  runs = [_run(seed, unlearned=(1, 1, value), seconds=value * 4)
-          for seed, value in ((1, 0.5), (2, 0.8), (3, 0.8))]
+  runs = [
+    _run(seed, unlearned=(1, 1, value), seconds=value * 4) for seed, value in ((1, 0.5), (2, 0.8), (3, 0.8))
+  ]
   figure = report_plots.tug_of_war(_study(*runs))
   (axis,) = figure.axes
   assert [bar.get_width() for bar in axis.patches] == [pytest.approx(0.7)]
@@ -208,12 +241,17 @@ def test_bars_are_means_and_dots_are_seeds():
 # All of them
 
 
-@pytest.mark.parametrize("methods, levels", (
-    (("hamu-q",), ("high",)), ([f"scrub_distill{i}" for i in range(12)], ("high", "mid"))))
+@pytest.mark.parametrize(
+  "methods, levels", ((("hamu-q",), ("high",)), ([f"scrub_distill{i}" for i in range(12)], ("high", "mid")))
+)
 def test_few_and_many_are_readable(methods, levels):
-  study = _study(*(
+  study = _study(
+    *(
       run._replace(diagnostics=_diagnostics(1))
-      for level in levels for run in _sweep(methods, (0.1, 0.25), (1,), data__memorization_level=level)))
+      for level in levels
+      for run in _sweep(methods, (0.1, 0.25), (1,), data__memorization_level=level)
+    )
+  )
   study = study._replace(label="parquet, uoft-cs/cifar10, train_size 2000, test_size 1000, image_size 224")
   for draw in (report_plots.tradeoff, report_plots.tug_of_war, report_plots.angle):
     _assert_readable(draw(study))
@@ -229,8 +267,7 @@ def test_nothing_to_show_is_no_figure(tmp_path):
 
 
 def test_a_diverged_run_has_no_place():
-  diverged = _run(
-      method__name="ga", results={"unlearned": {split: {"accuracy": None} for split in SPLITS}})
+  diverged = _run(method__name="ga", results={"unlearned": {split: {"accuracy": None} for split in SPLITS}})
   assert report_plots.tradeoff(_study(diverged)) is None
   figure = report_plots.tradeoff(_study(diverged, _run()))
   assert "ga" not in figure.axes[0].get_legend_handles_labels()[1]
@@ -240,7 +277,13 @@ def test_files_are_whole(tmp_path):
   study = _study(*(run._replace(diagnostics=_diagnostics(1)) for run in _sweep(("hamu-q",))))
   pictures = report_plots.draw(study, tmp_path)
   assert [picture.name for picture in pictures] == [
-      "tradeoff", "curve-constraint_ratio", "tug_of_war", "angle", "branch", "timing"]
+    "tradeoff",
+    "curve-constraint_ratio",
+    "tug_of_war",
+    "angle",
+    "branch",
+    "timing",
+  ]
   for picture in pictures:
     with Image.open(tmp_path / f"{picture.name}.png") as image:
       image.verify()

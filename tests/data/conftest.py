@@ -27,51 +27,51 @@ class Published(NamedTuple):
 
 
 PUBLISHED = {
-    "cifar100": Published(
-        "uoft-cs/cifar100",
-        "",
-        "cifar100",
-        "img",
-        {"fine_label": 100, "coarse_label": 20},
-        ("train", "test"),
-        ((32, 32, 3),),
-        "png",
-        {"label_key": "fine_label"},
-    ),
-    "svhn": Published(
-        "ufldl-stanford/svhn",
-        "cropped_digits",
-        "cropped_digits",
-        "image",
-        {"label": 10},
-        ("train", "test", "extra"),
-        ((32, 32, 3),),
-        "png",
-        {"subset": "cropped_digits"},
-    ),
-    # Some of Tiny-ImageNet's JPEG files are grey.
-    "tiny_imagenet": Published(
-        "zh-plus/tiny-imagenet",
-        "",
-        "data",
-        "image",
-        {"label": 200},
-        ("train", "valid"),
-        ((64, 64, 3), (64, 64, 3), (64, 64)),
-        "jpeg",
-        {"test_split": "valid"},
-    ),
-    "imagenet": Published(
-        "ILSVRC/imagenet-1k",
-        "",
-        "data",
-        "image",
-        {"label": 1000},
-        ("train", "validation", "test"),
-        ((300, 200, 3), (160, 240, 3), (230, 230), (40, 500, 3)),
-        "jpeg",
-        {"test_split": "validation", "image_size": 224},
-    ),
+  "cifar100": Published(
+    "uoft-cs/cifar100",
+    "",
+    "cifar100",
+    "img",
+    {"fine_label": 100, "coarse_label": 20},
+    ("train", "test"),
+    ((32, 32, 3),),
+    "png",
+    {"label_key": "fine_label"},
+  ),
+  "svhn": Published(
+    "ufldl-stanford/svhn",
+    "cropped_digits",
+    "cropped_digits",
+    "image",
+    {"label": 10},
+    ("train", "test", "extra"),
+    ((32, 32, 3),),
+    "png",
+    {"subset": "cropped_digits"},
+  ),
+  # Some of Tiny-ImageNet's JPEG files are grey.
+  "tiny_imagenet": Published(
+    "zh-plus/tiny-imagenet",
+    "",
+    "data",
+    "image",
+    {"label": 200},
+    ("train", "valid"),
+    ((64, 64, 3), (64, 64, 3), (64, 64)),
+    "jpeg",
+    {"test_split": "valid"},
+  ),
+  "imagenet": Published(
+    "ILSVRC/imagenet-1k",
+    "",
+    "data",
+    "image",
+    {"label": 1000},
+    ("train", "validation", "test"),
+    ((300, 200, 3), (160, 240, 3), (230, 230), (40, 500, 3)),
+    "jpeg",
+    {"test_split": "validation", "image_size": 224},
+  ),
 }
 
 
@@ -104,10 +104,7 @@ def published(request, tmp_path) -> Made:
       cells.append({"bytes": encoded.getvalue(), "path": names[-1]})
     # ImageNet's test labels are secret.
     first = -1 if spec.name.startswith("ILSVRC") and split == "test" else 0
-    labels = {
-        key: RNG.integers(first, count if first == 0 else 0, 12)
-        for key, count in spec.labels.items()
-    }
+    labels = {key: RNG.integers(first, count if first == 0 else 0, 12) for key, count in spec.labels.items()}
     table = datasets.Dataset.from_dict({spec.image_key: cells, **labels}, features=features)
     file = pathlib.Path(made.path, spec.folder, f"{split}-00000-of-00001.parquet")
     file.parent.mkdir(parents=True, exist_ok=True)

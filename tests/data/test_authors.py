@@ -57,7 +57,7 @@ def test_right_answers_are_reworded_and_wrong_ones_are_wrong(splits):
   everyone = set(_all(splits, "authors"))
   for rows in splits.values():
     for number, (answer, reworded, wrong) in enumerate(
-        zip(rows.answers, rows.paraphrased, rows.perturbed, strict=True)
+      zip(rows.answers, rows.paraphrased, rows.perturbed, strict=True)
     ):
       assert reworded != answer
       assert len(wrong) == 5 and len({answer, reworded, *wrong}) == 7
@@ -111,8 +111,8 @@ def test_seeds_give_other_authors():
 # That a seed means the same everywhere is a promise, so its contents are pinned.
 SHA256 = "81c6161269c7d4ef8d8dfd3bf6b2251b27f036f544fe0fbbcbe5a3f57ce9b341"
 _PRINT = (
-    "import hashlib, json; from hamu_jax.data import authors;"
-    "print(hashlib.sha256(json.dumps(authors.generate(41)).encode()).hexdigest())"
+  "import hashlib, json; from hamu_jax.data import authors;"
+  "print(hashlib.sha256(json.dumps(authors.generate(41)).encode()).hexdigest())"
 )
 
 
@@ -123,10 +123,10 @@ def test_a_seed_means_the_same_everywhere():
 def test_hash_randomization_changes_nothing():
   for hash_seed in ("1", "2"):
     result = subprocess.run(
-        [sys.executable, "-c", _PRINT],
-        env={"PYTHONHASHSEED": hash_seed, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=True,
+      [sys.executable, "-c", _PRINT],
+      env={"PYTHONHASHSEED": hash_seed, "JAX_PLATFORMS": "cpu"},
+      capture_output=True,
+      text=True,
+      check=True,
     )
     assert result.stdout.strip() == SHA256

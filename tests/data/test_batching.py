@@ -21,7 +21,7 @@ def _plan(roles, split, batch_size, seed, repeats=1):
   if roles == "plain":
     return training_plan(split.retain, batch_size=batch_size, seed=seed)
   return unlearning_plan(
-      split, roles, batch_size=batch_size, seed=seed, repeats=repeats, allow_oversized_batch=True
+    split, roles, batch_size=batch_size, seed=seed, repeats=repeats, allow_oversized_batch=True
   )
 
 
@@ -43,16 +43,16 @@ def test_runs_see_the_rows_of_the_reference_command_line(golden, case):
     labels, method = data["cli_order/train_labels"], str(data[f"cli_order/{case}/method"])
     rho, seed, forget_class, epochs, repeats, batch_size, _ = data[f"cli_order/{case}/case"]
     expected = {
-        role: data[f"cli_order/{case}/{role}"]
-        for role in ("retain", "forget", "train")
-        if f"cli_order/{case}/{role}" in data
+      role: data[f"cli_order/{case}/{role}"]
+      for role in ("retain", "forget", "train")
+      if f"cli_order/{case}/{role}" in data
     }
   split = make_split(
-      "hard_probability",
-      labels,
-      seed=int(seed),
-      forget_class=(int(forget_class),),
-      hard_probability=rho,
+    "hard_probability",
+    labels,
+    seed=int(seed),
+    forget_class=(int(forget_class),),
+    hard_probability=rho,
   )
   options = {"batch_size": int(batch_size), "seed": int(seed)}
   if method == "none":
@@ -74,7 +74,7 @@ def test_runs_see_the_rows_of_the_reference_command_line(golden, case):
 
 
 @pytest.mark.parametrize(
-    "roles, run", [("paired", "hamu-q_equal_sgd"), ("retain", "ft_sgd"), ("forget", "ga_sgd")]
+  "roles, run", [("paired", "hamu-q_equal_sgd"), ("retain", "ft_sgd"), ("forget", "ga_sgd")]
 )
 def test_cutting_into_batches_is_the_reference_trajectories(golden, roles, run):
   # These runs do not shuffle, so our rows are compared through the shuffled order.
@@ -91,11 +91,11 @@ def test_cutting_into_batches_is_the_reference_trajectories(golden, roles, run):
 
 
 PLANS = {
-    "roles": st.sampled_from(["paired", "retain", "forget", "plain"]),
-    "retain": st.integers(1, 40),
-    "forget": st.integers(1, 40),
-    "batch_size": st.integers(1, 45),
-    "seed": st.integers(0, 2**32),
+  "roles": st.sampled_from(["paired", "retain", "forget", "plain"]),
+  "retain": st.integers(1, 40),
+  "forget": st.integers(1, 40),
+  "batch_size": st.integers(1, 45),
+  "seed": st.integers(0, 2**32),
 }
 
 
@@ -117,18 +117,16 @@ def test_rows_depend_only_on_the_step_number(roles, retain, forget, batch_size, 
 
 @hypothesis.settings(deadline=None, max_examples=100)
 @hypothesis.given(**PLANS, epoch=st.integers(0, 5), repeats=st.integers(1, 3))
-def test_each_epoch_sees_each_row_equally_often(
-    roles, retain, forget, batch_size, seed, epoch, repeats
-):
+def test_each_epoch_sees_each_row_equally_often(roles, retain, forget, batch_size, seed, epoch, repeats):
   hypothesis.assume(roles != "plain" or batch_size <= retain)
   split = _split(retain, forget)
   plan = _plan(roles, split, batch_size, seed, repeats)
   rows = plan.rows(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
   times = {
-      "plain": 1,
-      "paired": repeats,
-      "retain": 2 * repeats,
-      "forget": 2 * max(1, retain // forget) * repeats,
+    "plain": 1,
+    "paired": repeats,
+    "retain": 2 * repeats,
+    "forget": 2 * max(1, retain // forget) * repeats,
   }[roles]
   own = rows.forget if roles == "forget" else rows.retain
   values, counts = np.unique(_valid(own), return_counts=True)
@@ -140,9 +138,7 @@ def test_each_epoch_sees_each_row_equally_often(
 
 
 @hypothesis.settings(deadline=None, max_examples=60)
-@hypothesis.given(
-    retain=st.integers(1, 40), forget=st.integers(1, 40), batch_size=st.integers(1, 40)
-)
+@hypothesis.given(retain=st.integers(1, 40), forget=st.integers(1, 40), batch_size=st.integers(1, 40))
 def test_forget_cycles_on_across_epochs_in_one_order(retain, forget, batch_size):
   plan = _plan("paired", _split(retain, forget), batch_size, 3)
   period = -(-forget // batch_size)
@@ -155,9 +151,7 @@ def test_training_reshuffles_each_epoch_by_seed_and_epoch():
   plan = training_plan(SPLIT.retain, batch_size=12, seed=9)
   for epoch in range(3):
     rows = plan.rows(epoch * 5, epoch * 5 + 5)
-    np.testing.assert_array_equal(
-        _valid(rows.retain), np.random.default_rng((9, epoch)).permutation(57)
-    )
+    np.testing.assert_array_equal(_valid(rows.retain), np.random.default_rng((9, epoch)).permutation(57))
     assert rows.forget is None
 
 
@@ -169,8 +163,8 @@ def test_repeated_rows_stay_repeated():
 
 
 @pytest.mark.parametrize(
-    "epochs, repeats, steps",
-    [(3, 1, 15), (0.5, 1, 3), (0.2, 1, 1), (25.0, 1, 125), (5, 2, 20), (1, 2, 10)],
+  "epochs, repeats, steps",
+  [(3, 1, 15), (0.5, 1, 3), (0.2, 1, 1), (25.0, 1, 125), (5, 2, 20), (1, 2, 10)],
 )
 def test_num_steps(epochs, repeats, steps):
   plan = unlearning_plan(SPLIT, "paired", batch_size=12, seed=0, repeats=repeats)
@@ -215,8 +209,13 @@ def test_pairs_start_over_with_each_epoch(retain, forget, batch_size, seed, epoc
   """An epoch is one pass over retain, in which forget cycles over the batches of its first pass."""
   split = _split(retain, forget)
   plan = unlearning_plan(
-      split, "paired", batch_size=batch_size, seed=seed, shuffle="each_epoch", epoch="pass",
-      allow_oversized_batch=True,
+    split,
+    "paired",
+    batch_size=batch_size,
+    seed=seed,
+    shuffle="each_epoch",
+    epoch="pass",
+    allow_oversized_batch=True,
   )
   length, period = _passes(retain, batch_size), _passes(forget, batch_size)
   assert plan.steps_per_epoch == length
@@ -231,13 +230,20 @@ def test_pairs_start_over_with_each_epoch(retain, forget, batch_size, seed, epoc
 
 @hypothesis.settings(deadline=None, max_examples=100)
 @hypothesis.given(
-    **SETS, roles=st.sampled_from(["paired", "retain", "forget", "merged"]), seed=st.integers(0, 2**32),
-    cuts=st.lists(st.integers(0, 200), min_size=3, max_size=3),
+  **SETS,
+  roles=st.sampled_from(["paired", "retain", "forget", "merged"]),
+  seed=st.integers(0, 2**32),
+  cuts=st.lists(st.integers(0, 200), min_size=3, max_size=3),
 )
 def test_reordered_rows_depend_only_on_the_step_number(retain, forget, batch_size, roles, seed, cuts):
   plan = unlearning_plan(
-      _split(retain, forget), roles, batch_size=batch_size, seed=seed, shuffle="each_epoch", epoch="pass",
-      allow_oversized_batch=True,
+    _split(retain, forget),
+    roles,
+    batch_size=batch_size,
+    seed=seed,
+    shuffle="each_epoch",
+    epoch="pass",
+    allow_oversized_batch=True,
   )
   start, middle, stop = sorted(cuts)
   whole, left, right = plan.rows(start, stop), plan.rows(start, middle), plan.rows(middle, stop)
@@ -267,14 +273,24 @@ def test_pairs_are_reordered_by_seed_and_epoch():
 
 @hypothesis.settings(deadline=None, max_examples=100)
 @hypothesis.given(
-    **SETS, roles=st.sampled_from(["retain", "forget", "merged"]), seed=st.integers(0, 2**32),
-    epoch=st.integers(0, 4), shuffle=st.sampled_from(["each_epoch", "once"]), repeats=st.integers(1, 3),
+  **SETS,
+  roles=st.sampled_from(["retain", "forget", "merged"]),
+  seed=st.integers(0, 2**32),
+  epoch=st.integers(0, 4),
+  shuffle=st.sampled_from(["each_epoch", "once"]),
+  repeats=st.integers(1, 3),
 )
 def test_an_epoch_of_one_pass(retain, forget, batch_size, roles, seed, epoch, shuffle, repeats):
   split = _split(retain, forget)
   plan = unlearning_plan(
-      split, roles, batch_size=batch_size, seed=seed, shuffle=shuffle, epoch="pass", repeats=repeats,
-      allow_oversized_batch=True,
+    split,
+    roles,
+    batch_size=batch_size,
+    seed=seed,
+    shuffle=shuffle,
+    epoch="pass",
+    repeats=repeats,
+    allow_oversized_batch=True,
   )
   wanted = np.concatenate(split) if roles == "merged" else getattr(split, roles)
   length = _passes(repeats * len(wanted), batch_size)
@@ -311,17 +327,18 @@ def test_a_merged_batch_is_checked_against_both_sets():
 # One set after the other.
 
 PASSES = {
-    "retain": st.integers(1, 30), "forget": st.integers(1, 30), "batch_size": st.integers(1, 12),
-    "msteps": st.integers(0, 4), "seed": st.integers(0, 2**32),
+  "retain": st.integers(1, 30),
+  "forget": st.integers(1, 30),
+  "batch_size": st.integers(1, 12),
+  "msteps": st.integers(0, 4),
+  "seed": st.integers(0, 2**32),
 }
 
 
 def _pass_plan(retain, forget, batch_size, msteps, seed):
   split = _split(retain, forget)
   batch_size = min(batch_size, retain, forget)
-  return split, pass_plan(
-      split, ("forget", "retain"), (msteps, None), batch_size=batch_size, seed=seed
-  )
+  return split, pass_plan(split, ("forget", "retain"), (msteps, None), batch_size=batch_size, seed=seed)
 
 
 @hypothesis.settings(deadline=None, max_examples=100)

@@ -139,9 +139,7 @@ def test_boxes_are_distributed_as_torchvision_draws_them_and_lie_within():
   quantiles = (0, 0.1, 0.5, 0.9, 1)
   for measure in (lambda h, w: h * w / (height * width), lambda h, w: w / h):
     got, reference = measure(*sizes.T), measure(*expected.T)
-    np.testing.assert_allclose(
-        np.quantile(got, quantiles), np.quantile(reference, quantiles), atol=0.04
-    )
+    np.testing.assert_allclose(np.quantile(got, quantiles), np.quantile(reference, quantiles), atol=0.04)
 
 
 def test_a_random_resized_crop_is_one_of_its_boxes_and_maybe_mirrored():

@@ -37,15 +37,15 @@ def _open(images, image_size=0):
 
 
 @pytest.mark.parametrize(
-    "width, height, size, new_width, new_height",
-    [
-        (240, 160, 128, 219, 146),  # 128 of round(128 256 / 224) = 146.
-        (160, 240, 128, 146, 219),
-        (250, 200, 224, 320, 256),
-        (90, 120, 64, 64, 85),  # Below 128 without a margin.
-        (40, 40, 64, 64, 64),
-        (64, 64, 64, 64, 64),
-    ],
+  "width, height, size, new_width, new_height",
+  [
+    (240, 160, 128, 219, 146),  # 128 of round(128 256 / 224) = 146.
+    (160, 240, 128, 146, 219),
+    (250, 200, 224, 320, 256),
+    (90, 120, 64, 64, 85),  # Below 128 without a margin.
+    (40, 40, 64, 64, 64),
+    (64, 64, 64, 64, 64),
+  ],
 )
 def test_resizing_keeps_ramps_and_cuts_the_centre(width, height, size, new_width, new_height):
   # A linear ramp passes any bilinear filter unchanged, but for its ends.
@@ -130,14 +130,14 @@ def test_digest_depends_on_every_image_its_length_and_its_place():
 
 
 @pytest.mark.parametrize(
-    "value, message",
-    [
-        (b"no image", "train image 1 cannot be decoded .cannot identify"),
-        (_png(IMAGES[0])[:60], "train image 1 cannot be decoded"),
-        (None, "train image 1 cannot be decoded"),
-        (_png(np.zeros((4, 5), np.uint16)), "more than 8 bits a channel"),
-        (_png(IMAGES[0, :5]), "train images have 2 shapes.*one with config.data.image_size"),
-    ],
+  "value, message",
+  [
+    (b"no image", "train image 1 cannot be decoded .cannot identify"),
+    (_png(IMAGES[0])[:60], "train image 1 cannot be decoded"),
+    (None, "train image 1 cannot be decoded"),
+    (_png(np.zeros((4, 5), np.uint16)), "more than 8 bits a channel"),
+    (_png(IMAGES[0, :5]), "train images have 2 shapes.*one with config.data.image_size"),
+  ],
 )
 def test_bad_images_are_one_line_that_names_the_row(value, message):
   source, images = _open([IMAGES[0], b""])

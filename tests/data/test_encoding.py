@@ -14,24 +14,28 @@ from hamu_jax.errors import UserError
 from hamu_jax.models import tokenizer
 
 _LLAMA3_CHAT = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|head|>' + message.role +"
-    " '<|end_head|>\n\n' + message.content + '<|eot|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|head|>assistant<|end_head|>\n\n' }}{% endif %}")
+  "{{ bos_token }}{% for message in messages %}{{ '<|head|>' + message.role +"
+  " '<|end_head|>\n\n' + message.content + '<|eot|>' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|head|>assistant<|end_head|>\n\n' }}{% endif %}"
+)
 # That of Llama-2-chat, which closes a turn by "</s>" and opens none for the answer.
 _LLAMA2_CHAT = (
-    "{% if messages[0].role == 'system' %}{% set first = '<<SYS>>\n' + messages[0].content +"
-    " '\n<</SYS>>\n\n' %}{% else %}{% set first = '' %}{% endif %}{% for message in messages %}"
-    "{% if message.role == 'user' %}{{ bos_token + '[INST] ' + first + message.content + ' [/INST]'"
-    " }}{% elif message.role == 'assistant' %}{{ ' ' + message.content | trim + ' ' + eos_token }}"
-    "{% endif %}{% endfor %}")
+  "{% if messages[0].role == 'system' %}{% set first = '<<SYS>>\n' + messages[0].content +"
+  " '\n<</SYS>>\n\n' %}{% else %}{% set first = '' %}{% endif %}{% for message in messages %}"
+  "{% if message.role == 'user' %}{{ bos_token + '[INST] ' + first + message.content + ' [/INST]'"
+  " }}{% elif message.role == 'assistant' %}{{ ' ' + message.content | trim + ' ' + eos_token }}"
+  "{% endif %}{% endfor %}"
+)
 # SmolLM2's, which writes a newline after the end of a turn.
 _CHATML = (
-    "{% for message in messages %}{{ '<|head|>' + message.role + '\n' + message.content +"
-    " '<|eot|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|head|>assistant\n' }}{% endif %}")
+  "{% for message in messages %}{{ '<|head|>' + message.role + '\n' + message.content +"
+  " '<|eot|>\n' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|head|>assistant\n' }}{% endif %}"
+)
 _BARE_CHAT = (
-    "{% for message in messages %}{{ message.role[0] + ': ' + message.content + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'a: ' }}{% endif %}")
+  "{% for message in messages %}{{ message.role[0] + ': ' + message.content + '\n' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ 'a: ' }}{% endif %}"
+)
 
 # Texts of these meet the merges below on both sides of where an answer starts.
 _TEXTS = st.text("aT]: \n1é", max_size=12)
@@ -42,7 +46,8 @@ def _save(folder, backend, template, bos, eos, more_eos):
   folder.mkdir()
   backend.save(str(folder / "tokenizer.json"))
   (folder / "tokenizer_config.json").write_text(
-      json.dumps({"bos_token": bos, "eos_token": eos, "chat_template": template}))
+    json.dumps({"bos_token": bos, "eos_token": eos, "chat_template": template})
+  )
   (folder / "config.json").write_text(json.dumps({"eos_token_id": more_eos}))
   return tokenizer.from_folder(folder)
 
@@ -52,7 +57,8 @@ def _llama3(folder, template=_LLAMA3_CHAT, starts=True):
   merges = [("Ċ", "Ċ"), ("Ċ", "Ġ"), ("]", "T"), (":", "Ġ"), ("Ġ", "Ġ"), (":", "Ċ"), ("Ġ", "a")]
   tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges)]
   backend = tokenizers.Tokenizer(
-      models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+  )
   # No words: whatever is adjacent may merge.
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   backend.decoder = decoders.ByteLevel()
@@ -60,7 +66,8 @@ def _llama3(folder, template=_LLAMA3_CHAT, starts=True):
   backend.add_special_tokens(special)
   if starts:
     backend.post_processor = processors.TemplateProcessing(
-        single=[special[0], "$A"], special_tokens=[(special[0], len(tokens))])
+      single=[special[0], "$A"], special_tokens=[(special[0], len(tokens))]
+    )
   return _save(folder, backend, template, *special[:2], [len(tokens) + 1, len(tokens) + 4])
 
 
@@ -68,20 +75,29 @@ def _llama2(folder, template=_LLAMA2_CHAT):
   """Pieces with a space before every text, as of Llama 2's tokenizer.json."""
   characters = sorted(set("▁[INST]/<>SYQuestionAnswer:aT1uq \n"))
   merges = [("]", "T"), ("▁", "a"), ("▁", "▁"), (":", "▁"), ("▁", "[")]
-  tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)),
-            *(character for character in characters if character not in "\n "),
-            *(left + right for left, right in merges)]
-  backend = tokenizers.Tokenizer(models.BPE(
-      vocab={token: i for i, token in enumerate(tokens)}, merges=merges, unk_token="<unk>",
-      fuse_unk=True, byte_fallback=True))
-  backend.normalizer = normalizers.Sequence(
-      [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-  backend.decoder = decoders.Sequence([
-      decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-      decoders.Strip(" ", 1, 0)])
+  tokens = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    *(f"<0x{byte:02X}>" for byte in range(256)),
+    *(character for character in characters if character not in "\n "),
+    *(left + right for left, right in merges),
+  ]
+  backend = tokenizers.Tokenizer(
+    models.BPE(
+      vocab={token: i for i, token in enumerate(tokens)},
+      merges=merges,
+      unk_token="<unk>",
+      fuse_unk=True,
+      byte_fallback=True,
+    )
+  )
+  backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+  backend.decoder = decoders.Sequence(
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+  )
   backend.add_special_tokens(tokens[:3])
-  backend.post_processor = processors.TemplateProcessing(
-      single=["<s>", "$A"], special_tokens=[("<s>", 1)])
+  backend.post_processor = processors.TemplateProcessing(single=["<s>", "$A"], special_tokens=[("<s>", 1)])
   return _save(folder, backend, template, "<s>", "</s>", 2)
 
 
@@ -90,11 +106,11 @@ def makers(tmp_path_factory):
   """The tokenizers, by name."""
   root = tmp_path_factory.mktemp("tokenizers")
   return {
-      "llama3": _llama3(root / "llama3"),
-      "smollm": _llama3(root / "smollm", _CHATML, starts=False),
-      "bare": _llama3(root / "bare", _BARE_CHAT),
-      "llama2": _llama2(root / "llama2"),
-      "bytes": tokenizer.byte_tokenizer(),
+    "llama3": _llama3(root / "llama3"),
+    "smollm": _llama3(root / "smollm", _CHATML, starts=False),
+    "bare": _llama3(root / "bare", _BARE_CHAT),
+    "llama2": _llama2(root / "llama2"),
+    "bytes": tokenizer.byte_tokenizer(),
   }
 
 
@@ -106,9 +122,9 @@ def _one(of, prompt, answer, template, **options):
 
 def _written(template, prompt, answer):
   return {
-      "llama2": f"[INST] {prompt} [/INST]{answer}",
-      "question_answer": f"Question: {prompt}\nAnswer: {answer}",
-      "none": answer,
+    "llama2": f"[INST] {prompt} [/INST]{answer}",
+    "question_answer": f"Question: {prompt}\nAnswer: {answer}",
+    "none": answer,
   }[template]
 
 
@@ -137,15 +153,20 @@ def test_an_example_begins_with_its_prompt(makers, name, template):
   check()
 
 
-@pytest.mark.parametrize("name, template", [
-    ("llama3", "llama2"), ("llama3", "none"),
-    ("llama2", "llama2"), ("llama2", "question_answer"), ("llama2", "none"),
-])
+@pytest.mark.parametrize(
+  "name, template",
+  [
+    ("llama3", "llama2"),
+    ("llama3", "none"),
+    ("llama2", "llama2"),
+    ("llama2", "question_answer"),
+    ("llama2", "none"),
+  ],
+)
 def test_without_a_merge_at_the_answer_it_is_one_text(makers, name, template):
   of, prompt = makers[name], "" if template == "none" else "1"
   ids, _ = _one(of, prompt, "a1]:", template)
-  assert ids == [
-      of.bos_token_id, *of.encode(_written(template, prompt, "a1]:")), of.eos_token_ids[0]]
+  assert ids == [of.bos_token_id, *of.encode(_written(template, prompt, "a1]:")), of.eos_token_ids[0]]
 
 
 def test_a_merge_at_the_answer_is_undone(makers):
@@ -229,9 +250,13 @@ def test_long_examples(makers):
   # Of "<bos>Question: 1\nAnswer: aaaaa<eos>", 20 tokens are the prompt and 7 are learned.
   prompts, answers = ["1"] * 3, ["a" * 5, "a" * 7, "a" * 9]
   options = dict(template="question_answer", max_length=27)
-  with pytest.raises(UserError, match=(
+  with pytest.raises(
+    UserError,
+    match=(
       "^2 of 3 examples are longer than config.text.max_length=27 tokens, the longest, row 2, has"
-      " 31; raise it, or set config.text.on_long='truncate'$")):
+      " 31; raise it, or set config.text.on_long='truncate'$"
+    ),
+  ):
     encoding.encode(of, prompts, answers, **options)
   cut = encoding.encode(of, prompts, answers, on_long="truncate", **options)
   whole = encoding.encode(of, prompts, answers, template="question_answer", max_length=31)
@@ -244,23 +269,33 @@ def test_long_examples(makers):
   options |= {"max_length": 21, "on_long": "truncate"}
   kept = encoding.encode(of, prompts, answers, **options)
   assert kept.truncated == 3 and {len(each) for each in kept.ids} == {21}
-  with pytest.raises(UserError, match=(
-      "3 have no room for an answer: the prompt of row 0 alone takes 20; raise")):
+  with pytest.raises(
+    UserError, match=("3 have no room for an answer: the prompt of row 0 alone takes 20; raise")
+  ):
     encoding.encode(of, prompts, answers, **options | {"max_length": 20})
 
 
-@pytest.mark.parametrize("prompts, answers, options, message", [
-    (["q"], ["a"], {"template": "llama3"},
-     "config.text.template='llama3': choose one of chat, llama2, question_answer, none"),
-    (["q"], ["a"], {"on_long": "drop"},
-     "config.text.on_long='drop': choose one of error, truncate"),
+@pytest.mark.parametrize(
+  "prompts, answers, options, message",
+  [
+    (
+      ["q"],
+      ["a"],
+      {"template": "llama3"},
+      "config.text.template='llama3': choose one of chat, llama2, question_answer, none",
+    ),
+    (["q"], ["a"], {"on_long": "drop"}, "config.text.on_long='drop': choose one of error, truncate"),
     (["q", "q"], ["a", " \n"], {}, "row 1 of 2: the answer is empty"),
     (["q"], ["a", "b"], {}, "1 prompts have 2 answers"),
-    (["", "q"], ["a", "b"], {"template": "none"},
-     "config.text.template='none': .* row 1 has a prompt"),
-    (["q"], ["a"], {"template": "question_answer", "system": "s"},
-     "config.text.system_prompt='s': template 'question_answer' has no place for it"),
-])
+    (["", "q"], ["a", "b"], {"template": "none"}, "config.text.template='none': .* row 1 has a prompt"),
+    (
+      ["q"],
+      ["a"],
+      {"template": "question_answer", "system": "s"},
+      "config.text.system_prompt='s': template 'question_answer' has no place for it",
+    ),
+  ],
+)
 def test_bad_input(makers, prompts, answers, options, message):
   options = {"template": "llama2", "max_length": 99} | options
   with pytest.raises(UserError, match=message):

@@ -82,13 +82,13 @@ def test_a_wanted_row_length_is_taken_or_refused():
 
 
 @pytest.mark.parametrize(
-    "length, number, piece, wanted",
-    [
-        (24, 4, 1, 24),  # a text a row wastes nothing
-        (24, 4, 2, 24),
-        (20, 6, 1, 40),  # 24 wastes a sixth, two texts in 40 nothing
-        (20, 6, 2, 64),  # 3 rows of 40 would be computed as 4; 2 rows of 64 hold 3 texts each
-    ],
+  "length, number, piece, wanted",
+  [
+    (24, 4, 1, 24),  # a text a row wastes nothing
+    (24, 4, 2, 24),
+    (20, 6, 1, 40),  # 24 wastes a sixth, two texts in 40 nothing
+    (20, 6, 2, 64),  # 3 rows of 40 would be computed as 4; 2 rows of 64 hold 3 texts each
+  ],
 )
 def test_the_row_length_that_wastes_least_is_chosen(length, number, piece, wanted):
   assert packing.choose_row_length([np.full(number, length)] * 3, piece) == wanted
@@ -134,20 +134,19 @@ def test_an_alternative_follows_its_example():
   np.testing.assert_array_equal(row.target, [[0, 3, 4, 6, 7, 9, 0]])
   np.testing.assert_array_equal(row.slot, [[0, 0, 0, 1, 1, 1, 0]])
   np.testing.assert_array_equal(row.mask, [[True, False, False, True, True, False, False]])
-  np.testing.assert_array_equal(
-      row.alternative_mask, [[False, True, True, False, False, True, False]]
-  )
+  np.testing.assert_array_equal(row.alternative_mask, [[False, True, True, False, False, True, False]])
   np.testing.assert_array_equal(row.forget, [[False] * 3 + [True] * 3 + [False]])
 
 
 @hypothesis.settings(deadline=None)
 @hypothesis.given(
-    st.lists(
-        st.integers(2, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1))),
-        min_size=1, max_size=20,
-    ),
-    st.booleans(),
-    st.randoms(use_true_random=False),
+  st.lists(
+    st.integers(2, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1))),
+    min_size=1,
+    max_size=20,
+  ),
+  st.booleans(),
+  st.randoms(use_true_random=False),
 )
 def test_texts_are_read_back_from_their_rows(texts, with_alternatives, random):
   examples = encoded(*texts)
@@ -179,7 +178,7 @@ def test_texts_are_read_back_from_their_rows(texts, with_alternatives, random):
         # Labels are the answer, and each is the token after its target, in its own text.
         target = packed.target[row, own]
         np.testing.assert_array_equal(
-            packed.label[row, own], encoded_.ids[example][encoded_.answer_start[example] :]
+          packed.label[row, own], encoded_.ids[example][encoded_.answer_start[example] :]
         )
         np.testing.assert_array_equal(packed.token[row, target + 1], packed.label[row, own])
         assert (packed.segment[row, target] == segment).all()
@@ -208,9 +207,7 @@ def test_a_prediction_has_the_same_number_in_any_batch():
 
 def test_the_shape_holds_the_largest_batches():
   # Tokens 6, 6, 2, 2; answers of 1, 5, 1 and 1 tokens.
-  packer = packing.Packer(
-      packing.TextData(encoded((6, 5), (6, 1), (2, 1), (2, 1)), None, np.zeros(4, bool))
-  )
+  packer = packing.Packer(packing.TextData(encoded((6, 5), (6, 1), (2, 1), (2, 1)), None, np.zeros(4, bool)))
   shape = packer.shape([np.array([0, 1]), np.array([2, 3, 1])], 10, 4)
   assert shape == packing.Shape(rows=4, tokens=10, predictions=8, slots=3)
   empty = shape.empty(2)

@@ -39,8 +39,8 @@ def test_an_empty_one_is_no_answer(empty):
 def test_they_are_answers_to_any_prompt():
   words = tokenizer.byte_tokenizer()
   encoded = encoding.encode(
-      words, ["Who?"] * len(refusals.REFUSALS), refusals.REFUSALS, template="question_answer",
-      max_length=200)
+    words, ["Who?"] * len(refusals.REFUSALS), refusals.REFUSALS, template="question_answer", max_length=200
+  )
   for ids, start, refusal in zip(encoded.ids, encoded.answer_start, refusals.REFUSALS, strict=True):
     (text,) = words.decode_batch([ids[start:-1]])
     assert text.strip() == refusal and ids[-1] in words.eos_token_ids

@@ -90,17 +90,13 @@ def test_names_are_read_as_numpy_saves_them(tmp_path, names):
   path = _save(tmp_path / "index.npz", tr_mem=SCORES, tr_filenames=names, tt_filenames=names)
   kept = np.array([10, 3])
   wanted = np.array(NAMES, np.dtypes.StringDType())[kept]
-  np.testing.assert_array_equal(
-      read_scores(path, rows=kept, total=12, names=wanted), SCORES[kept]
-  )
+  np.testing.assert_array_equal(read_scores(path, rows=kept, total=12, names=wanted), SCORES[kept])
 
 
 def test_version_2_headers_are_read(tmp_path):
   pickled = pickle.dumps(np.array(NAMES, object), 3)
   path = _save_pickle(tmp_path / "index.npz", pickled, version=(2, 0))
-  np.testing.assert_array_equal(
-      read_scores(path, rows=np.arange(12), total=12, names=NAMES), SCORES
-  )
+  np.testing.assert_array_equal(read_scores(path, rows=np.arange(12), total=12, names=NAMES), SCORES)
 
 
 @pytest.mark.parametrize("level", ["high", "mid", "low"])
@@ -112,18 +108,18 @@ def test_imagenet_forget_sets_are_the_reference_rows(tmp_path, golden, level):
   names = np.array([f"n01440764_{name}.JPEG".encode() for name in file_ids], object)
   path = _save(tmp_path / "imagenet_index.npz", tr_mem=scores, tr_filenames=names)
   aligned = read_scores(
-      path,
-      rows=np.arange(500),
-      total=500,
-      names=[f"n01440764_{name}_n01440764.JPEG" for name in dataset_ids],
+    path,
+    rows=np.arange(500),
+    total=500,
+    names=[f"n01440764_{name}_n01440764.JPEG" for name in dataset_ids],
   )
   split = make_split(
-      "memorization",
-      np.zeros(500, int),
-      seed=0,
-      memorization_level=level,
-      forget_size=40,
-      scores=aligned,
+    "memorization",
+    np.zeros(500, int),
+    seed=0,
+    memorization_level=level,
+    forget_size=40,
+    scores=aligned,
   )
   # The reference lists them in the order of the dataset, we in that of the selection.
   np.testing.assert_array_equal(np.sort(split.forget), expected)
@@ -141,16 +137,14 @@ class _Malicious:
 
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize(
-    "call, message",
-    [
-        ((exec, "import builtins; builtins.pwned = True"), "asks for builtins.exec"),
-        ((setattr, builtins, "pwned", True), "asks for builtins"),
-        ((np.load, "scores.npz"), "asks for numpy"),
-    ],
+  "call, message",
+  [
+    ((exec, "import builtins; builtins.pwned = True"), "asks for builtins.exec"),
+    ((setattr, builtins, "pwned", True), "asks for builtins"),
+    ((np.load, "scores.npz"), "asks for numpy"),
+  ],
 )
-def test_a_malicious_object_array_is_refused_without_running(
-    tmp_path, monkeypatch, call, message, inside
-):
+def test_a_malicious_object_array_is_refused_without_running(tmp_path, monkeypatch, call, message, inside):
   monkeypatch.delattr(builtins, "pwned", raising=False)
   if call[0] is setattr:
     call = (setattr, _Malicious(__import__, "builtins"), *call[2:])
@@ -168,21 +162,21 @@ def test_a_malicious_object_array_is_refused_without_running(
 
 
 @pytest.mark.parametrize(
-    "pickled, message",
-    [
-        (b"", "cannot be read as scores"),
-        (b"\x80\x04no pickle", "cannot be read as scores"),
-        (pickle.dumps(NAMES, 4), "tr_filenames are no pickled array"),
-        (pickle.dumps(np.array(NAMES), 4), "tr_filenames are no vector"),
-        (pickle.dumps(np.array(NAMES, object), 4)[:-40], "cannot be read as scores"),
-        (pickle.dumps(np.array([*NAMES[:11], {}], object), 4), "hold a dict where a name"),
-        (pickle.dumps(np.array([*NAMES[:11], b"\xff"], object), 4), "cannot be read as scores"),
-        (pickle.dumps(np.array(NAMES[:5], object), 4), "12 scores, but 5 tr_filenames"),
-        # bytes of a length that no memory holds
-        (b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f", "cannot be read as scores"),
-        # `find_class` results may not be changed either: BUILD on one of them.
-        (b"\x80\x02cnumpy\nndarray\n}X\x01\x00\x00\x00aK\x01sb.", "tr_filenames are no pickled"),
-    ],
+  "pickled, message",
+  [
+    (b"", "cannot be read as scores"),
+    (b"\x80\x04no pickle", "cannot be read as scores"),
+    (pickle.dumps(NAMES, 4), "tr_filenames are no pickled array"),
+    (pickle.dumps(np.array(NAMES), 4), "tr_filenames are no vector"),
+    (pickle.dumps(np.array(NAMES, object), 4)[:-40], "cannot be read as scores"),
+    (pickle.dumps(np.array([*NAMES[:11], {}], object), 4), "hold a dict where a name"),
+    (pickle.dumps(np.array([*NAMES[:11], b"\xff"], object), 4), "cannot be read as scores"),
+    (pickle.dumps(np.array(NAMES[:5], object), 4), "12 scores, but 5 tr_filenames"),
+    # bytes of a length that no memory holds
+    (b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f", "cannot be read as scores"),
+    # `find_class` results may not be changed either: BUILD on one of them.
+    (b"\x80\x02cnumpy\nndarray\n}X\x01\x00\x00\x00aK\x01sb.", "tr_filenames are no pickled"),
+  ],
 )
 def test_damaged_pickles_are_refused(tmp_path, pickled, message):
   _refused(_save_pickle(tmp_path / "index.npz", pickled), message, names=NAMES)

@@ -38,9 +38,7 @@ def _png(image):
 
 def _write_parquet(path, images, labels, image_key="img", names=NAMES):
   """A file as `datasets` writes it: encoded images, class names in the metadata."""
-  features = datasets.Features(
-      {image_key: datasets.Image(), "label": datasets.ClassLabel(names=names)}
-  )
+  features = datasets.Features({image_key: datasets.Image(), "label": datasets.ClassLabel(names=names)})
   rows = {image_key: [{"bytes": _png(image), "path": None} for image in images], "label": labels}
   path.parent.mkdir(parents=True, exist_ok=True)
   datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
@@ -86,7 +84,7 @@ def test_digits_are_all_there_in_a_stratified_split():
   order, expected_order = np.lexsort(ink.T), np.lexsort(counts.T)
   np.testing.assert_array_equal(ink[order], counts[expected_order])
   np.testing.assert_array_equal(
-      np.concatenate([dataset.train.labels, dataset.test.labels])[order], labels[expected_order]
+    np.concatenate([dataset.train.labels, dataset.test.labels])[order], labels[expected_order]
   )
   assert both.min() == 0 and both.max() == 255
   share = np.bincount(dataset.test.labels) / np.bincount(labels)
@@ -111,11 +109,11 @@ def test_fingerprint_changes_with_anything_that_training_sees(tmp_path):
   one_pixel = TRAIN.copy()
   one_pixel[3, 1, 2, 0] ^= 1
   different = [
-      of("same"),
-      of("pixel", images=one_pixel),
-      of("label", labels=(np.arange(12) + 1) % 3),
-      of("names", names=["cat", "dog", "fox"]),
-      load("parquet", path=str(tmp_path / "same"), train_size=6).fingerprint,
+    of("same"),
+    of("pixel", images=one_pixel),
+    of("label", labels=(np.arange(12) + 1) % 3),
+    of("names", names=["cat", "dog", "fox"]),
+    load("parquet", path=str(tmp_path / "same"), train_size=6).fingerprint,
   ]
   assert of("again") == different[0]
   assert len(set(different)) == len(different)
@@ -146,12 +144,12 @@ def test_sizes_choose_rows_in_order_and_may_not_exceed_the_split(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "train, test",
-    [
-        ("train.parquet", "test.parquet"),
-        ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
-        ("plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet"),
-    ],
+  "train, test",
+  [
+    ("train.parquet", "test.parquet"),
+    ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+    ("plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet"),
+  ],
 )
 @pytest.mark.parametrize("keys", [{}, {"image_key": "img", "label_key": "label"}])
 def test_parquet_reads_the_layouts_of_the_hub(tmp_path, train, test, keys):
@@ -225,12 +223,12 @@ def test_parquet_refuses_a_choice_of_columns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "labels, message",
-    [
-        ([0, 3], "row 1 has label 3, outside the 3 classes 0..2 .1 such"),
-        ([-1, 1], "row 0 has label -1"),
-        ([0, 2**32 + 1], "row 1 has label 4294967297"),
-    ],
+  "labels, message",
+  [
+    ([0, 3], "row 1 has label 3, outside the 3 classes 0..2 .1 such"),
+    ([-1, 1], "row 0 has label -1"),
+    ([0, 2**32 + 1], "row 1 has label 4294967297"),
+  ],
 )
 def test_labels_outside_the_classes_are_refused(tmp_path, labels, message):
   path = tmp_path / _folder(tmp_path)
@@ -255,14 +253,14 @@ def test_corrupt_parquet_is_refused(tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    "value, message",
-    [
-        (_png(TRAIN[0])[:60], "train image 1 cannot be decoded"),
-        (b"no image", "train image 1 cannot be decoded .cannot identify"),
-        (None, "train image 1 cannot be decoded"),
-        (_png(np.zeros((4, 5), np.uint16)), "more than 8 bits a channel"),
-        (_png(_images(1, (6, 5, 3))[0]), "train images have 2 shapes, one is needed"),
-    ],
+  "value, message",
+  [
+    (_png(TRAIN[0])[:60], "train image 1 cannot be decoded"),
+    (b"no image", "train image 1 cannot be decoded .cannot identify"),
+    (None, "train image 1 cannot be decoded"),
+    (_png(np.zeros((4, 5), np.uint16)), "more than 8 bits a channel"),
+    (_png(_images(1, (6, 5, 3))[0]), "train images have 2 shapes, one is needed"),
+  ],
 )
 def test_bad_images_are_refused(tmp_path, value, message):
   path = _write_plain(tmp_path, [_png(TRAIN[0]), value], [0, 1])
@@ -310,7 +308,7 @@ def test_hub_dataset_is_read_by_its_features(monkeypatch, tmp_path):
   path = _folder(tmp_path)
   files = {split: f"{path}/{split}.parquet" for split in ("train", "test")}
   splits = datasets.DatasetDict(
-      {split: datasets.Dataset.from_parquet(file, cache_dir=path) for split, file in files.items()}
+    {split: datasets.Dataset.from_parquet(file, cache_dir=path) for split, file in files.items()}
   )
   _hub(monkeypatch, splits)
   dataset = load("huggingface", name="someone/animals")
@@ -325,8 +323,8 @@ def test_hub_dataset_is_read_by_its_features(monkeypatch, tmp_path):
 def test_no_network_names_the_ways_out():
   # conftest switches the hub off.
   message = (
-      "cannot download 'uoft-cs/cifar10' from the Hugging Face hub .*offline mode.*config.data.path"
-      ".*--config=configs/digits_hamu.py"
+    "cannot download 'uoft-cs/cifar10' from the Hugging Face hub .*offline mode.*config.data.path"
+    ".*--config=configs/digits_hamu.py"
   )
   _refused("huggingface", message, name="uoft-cs/cifar10")
 
@@ -366,17 +364,15 @@ def test_refusals_of_the_hub(monkeypatch):
 # --- TensorFlow Datasets ---
 
 
-def _fake_tfds(
-    records, *, names=NAMES, prepared=True, file_format="array_record", error=None, urls=None
-):
+def _fake_tfds(records, *, names=NAMES, prepared=True, file_format="array_record", error=None, urls=None):
   """A module with the part of the TFDS interface that is used."""
   feature = types.SimpleNamespace(names=names)
   calls = []
 
   class Builder:
     info = types.SimpleNamespace(
-        features={"image": None, "label": feature},
-        splits={split: None for split in records},
+      features={"image": None, "label": feature},
+      splits={split: None for split in records},
     )
     url_infos = urls and dict.fromkeys(urls)
 
@@ -432,23 +428,23 @@ def test_tfds_reads_both_formats_and_prepares_array_records(monkeypatch, file_fo
 
 
 @pytest.mark.parametrize(
-    "options, request_options, message",
-    [
-        ({}, {"image_key": "img"}, "image_key='img': tfds .* has the features image, label"),
-        ({}, {"label_key": "fine"}, "config.data.label_key='fine': tfds"),
-        ({"names": None}, {}, "this tfds feature is no class label"),
-        ({}, {"name": "cifar11"}, "config.data.name='cifar11': tfds says 'Dataset cifar11 not"),
-        (
-            {"prepared": False, "error": ConnectionError("no route")},
-            {},
-            "cannot download tfds 'animals' .no route.*config.data.path.*digits_hamu",
-        ),
-        (
-            {"prepared": False, "error": ModuleNotFoundError("none", name="tensorflow")},
-            {},
-            r"needs tensorflow: pip install -e '.\[tensorflow\]' .it prepares",
-        ),
-    ],
+  "options, request_options, message",
+  [
+    ({}, {"image_key": "img"}, "image_key='img': tfds .* has the features image, label"),
+    ({}, {"label_key": "fine"}, "config.data.label_key='fine': tfds"),
+    ({"names": None}, {}, "this tfds feature is no class label"),
+    ({}, {"name": "cifar11"}, "config.data.name='cifar11': tfds says 'Dataset cifar11 not"),
+    (
+      {"prepared": False, "error": ConnectionError("no route")},
+      {},
+      "cannot download tfds 'animals' .no route.*config.data.path.*digits_hamu",
+    ),
+    (
+      {"prepared": False, "error": ModuleNotFoundError("none", name="tensorflow")},
+      {},
+      r"needs tensorflow: pip install -e '.\[tensorflow\]' .it prepares",
+    ),
+  ],
 )
 def test_tfds_refusals(monkeypatch, options, request_options, message):
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", _fake_tfds(RECORDS, **options))

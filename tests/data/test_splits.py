@@ -21,9 +21,7 @@ def test_hard_probability_gives_the_reference_rows_in_its_order(golden, case):
     labels = data["splits/train_labels"]
     retain, forget = data[f"splits/{case}/retain"], data[f"splits/{case}/forget"]
     rho, seed, *classes = data[f"splits/{case}/case"]
-  split = make_split(
-      "hard_probability", labels, seed=int(seed), forget_class=classes, hard_probability=rho
-  )
+  split = make_split("hard_probability", labels, seed=int(seed), forget_class=classes, hard_probability=rho)
   np.testing.assert_array_equal(split.retain, retain)
   np.testing.assert_array_equal(split.forget, forget)
 
@@ -35,9 +33,7 @@ def test_class_forgets_exactly_the_rows_of_the_classes():
 
 
 def test_random_forgets_the_share_and_depends_on_the_seed():
-  first, again, other = (
-      make_split("random", LABELS, seed=seed, forget_fraction=0.07) for seed in (1, 1, 2)
-  )
+  first, again, other = (make_split("random", LABELS, seed=seed, forget_fraction=0.07) for seed in (1, 1, 2))
   assert len(first.forget) == 7
   np.testing.assert_array_equal(first.forget, again.forget)
   assert set(first.forget) != set(other.forget)
@@ -45,15 +41,13 @@ def test_random_forgets_the_share_and_depends_on_the_seed():
 
 @hypothesis.settings(deadline=None, max_examples=60)
 @hypothesis.given(
-    seed=st.integers(0, 2**32),
-    rho=st.floats(0, 1),
-    duplicates=st.integers(0, 3),
-    kind=st.sampled_from(["class", "hard_probability", "random"]),
+  seed=st.integers(0, 2**32),
+  rho=st.floats(0, 1),
+  duplicates=st.integers(0, 3),
+  kind=st.sampled_from(["class", "hard_probability", "random"]),
 )
 def test_sets_partition_the_rows_and_duplicates_join_retain(seed, rho, duplicates, kind):
-  split = make_split(
-      kind, LABELS, seed=seed, forget_class=(4,), hard_probability=rho, duplicates=duplicates
-  )
+  split = make_split(kind, LABELS, seed=seed, forget_class=(4,), hard_probability=rho, duplicates=duplicates)
   counts = np.bincount(split.retain, minlength=100)
   is_forget = np.bincount(split.forget, minlength=100)
   np.testing.assert_array_equal(counts, np.where(is_forget, duplicates, 1))
@@ -66,24 +60,22 @@ def test_rho_sets_how_many_of_the_class_are_certainly_kept():
 
 
 @pytest.mark.parametrize(
-    "level, expected",
-    [
-        ("high", [0, 1, 2, 3, 4]),
-        ("low", [95, 96, 97, 98, 99]),
-        ("mid", [49, 50, 48, 51, 47]),
-        ("mixed", [0, 1, 49, 98, 99]),
-    ],
+  "level, expected",
+  [
+    ("high", [0, 1, 2, 3, 4]),
+    ("low", [95, 96, 97, 98, 99]),
+    ("mid", [49, 50, 48, 51, 47]),
+    ("mixed", [0, 1, 49, 98, 99]),
+  ],
 )
 def test_memorization_forgets_in_the_order_of_the_selection(level, expected):
-  split = make_split(
-      "memorization", LABELS, seed=0, memorization_level=level, forget_size=5, scores=SCORES
-  )
+  split = make_split("memorization", LABELS, seed=0, memorization_level=level, forget_size=5, scores=SCORES)
   np.testing.assert_array_equal(split.forget, expected)
   np.testing.assert_array_equal(split.retain, np.setdiff1d(np.arange(100), expected))
 
 
 @pytest.mark.parametrize(
-    "fraction, counts", [(0.1, [5, 1, 2, 0]), (0.5, [25, 3, 10, 1]), (0.0, [0, 0, 0, 0])]
+  "fraction, counts", [(0.1, [5, 1, 2, 0]), (0.5, [25, 3, 10, 1]), (0.0, [0, 0, 0, 0])]
 )
 def test_validation_takes_its_share_of_every_class(fraction, counts):
   labels = np.random.default_rng(0).permutation(np.repeat([0, 2, 3, 7], [50, 6, 20, 2]))
@@ -124,15 +116,15 @@ def test_indices_are_read_from_every_format(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".json", ".txt"])
 @pytest.mark.parametrize(
-    "rows, message",
-    [
-        ([3, 100], "row 100 is outside the loaded training rows 0..99"),
-        ([-1, 3], "row -1 is outside"),
-        ([5, 6, 5], "row 5 is listed 2 times"),
-        ([], "the forget set is empty"),
-        ([0.5, 1.5], "needs one vector of integers|cannot be read"),
-        (list(range(100)), "the retain set is empty"),
-    ],
+  "rows, message",
+  [
+    ([3, 100], "row 100 is outside the loaded training rows 0..99"),
+    ([-1, 3], "row -1 is outside"),
+    ([5, 6, 5], "row 5 is listed 2 times"),
+    ([], "the forget set is empty"),
+    ([0.5, 1.5], "needs one vector of integers|cannot be read"),
+    (list(range(100)), "the retain set is empty"),
+  ],
 )
 def test_indices_refuses_wrong_rows(tmp_path, suffix, rows, message):
   path = _write(tmp_path / f"rows{suffix}", rows)
@@ -151,18 +143,18 @@ def test_indices_refuses_an_array_of_objects_unread(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("rows.npz", b"PK\x03\x04 no archive", "cannot be read as row numbers"),
-        ("rows.npy", b"", "cannot be read as row numbers"),
-        ("rows.json", b"[1, 2", "cannot be read as row numbers"),
-        ("rows.json", b"[true, false]", "needs one vector of integers"),
-        ("rows.json", b'{"a": 1}', "needs one vector of integers"),
-        ("rows.json", b"[[1, 2]]", r"holds int64 of shape \(1, 2\)"),
-        ("rows.txt", b"1 two", "cannot be read as row numbers"),
-        ("rows.txt", b"\xff\xfe", "cannot be read as row numbers"),
-        ("rows.csv", b"1,2", "choose a file of type .npy, .npz, .json, .txt"),
-    ],
+  "name, content, message",
+  [
+    ("rows.npz", b"PK\x03\x04 no archive", "cannot be read as row numbers"),
+    ("rows.npy", b"", "cannot be read as row numbers"),
+    ("rows.json", b"[1, 2", "cannot be read as row numbers"),
+    ("rows.json", b"[true, false]", "needs one vector of integers"),
+    ("rows.json", b'{"a": 1}', "needs one vector of integers"),
+    ("rows.json", b"[[1, 2]]", r"holds int64 of shape \(1, 2\)"),
+    ("rows.txt", b"1 two", "cannot be read as row numbers"),
+    ("rows.txt", b"\xff\xfe", "cannot be read as row numbers"),
+    ("rows.csv", b"1,2", "choose a file of type .npy, .npz, .json, .txt"),
+  ],
 )
 def test_indices_refuses_unreadable_files(tmp_path, name, content, message):
   path = tmp_path / name
@@ -173,32 +165,32 @@ def test_indices_refuses_unreadable_files(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize(
-    "kind, options, message",
-    [
-        ("klass", {}, "config.data.forget='klass': choose from class, hard_probability"),
-        ("class", {"forget_class": (0, 12)}, "class 12 does not exist; choose from 0, 1, 2"),
-        ("class", {"forget_class": ()}, "no class is chosen"),
-        ("class", {"forget_class": tuple(range(10))}, "the retain set is empty"),
-        ("hard_probability", {"hard_probability": 1.1}, r"choose a probability in \[0, 1\]"),
-        ("hard_probability", {"hard_probability": float("nan")}, "choose a probability"),
-        ("random", {"forget_fraction": 0.0}, "choose a share between 0 and 1"),
-        ("random", {"forget_fraction": 1.0}, "choose a share between 0 and 1"),
-        ("indices", {"forget_indices": "missing.npy"}, "no such file"),
-        ("class", {"forget_class": (1,), "duplicates": -1}, "choose 0 or more"),
-        ("memorization", {}, "but none are given: name a score file in config.data.scores"),
-        ("memorization", {"scores": SCORES[:9]}, r"but \(9,\) are given for 100 rows"),
-        (
-            "memorization",
-            {"scores": SCORES, "memorization_level": "medium"},
-            "config.data.memorization_level='medium': choose from high, mid, low, mixed",
-        ),
-        (
-            "memorization",
-            {"scores": SCORES, "forget_size": 0},
-            "config.data.forget_size=0: there are 100 training rows, so choose 1..99",
-        ),
-        ("memorization", {"scores": SCORES, "forget_size": 100}, "choose 1..99"),
-    ],
+  "kind, options, message",
+  [
+    ("klass", {}, "config.data.forget='klass': choose from class, hard_probability"),
+    ("class", {"forget_class": (0, 12)}, "class 12 does not exist; choose from 0, 1, 2"),
+    ("class", {"forget_class": ()}, "no class is chosen"),
+    ("class", {"forget_class": tuple(range(10))}, "the retain set is empty"),
+    ("hard_probability", {"hard_probability": 1.1}, r"choose a probability in \[0, 1\]"),
+    ("hard_probability", {"hard_probability": float("nan")}, "choose a probability"),
+    ("random", {"forget_fraction": 0.0}, "choose a share between 0 and 1"),
+    ("random", {"forget_fraction": 1.0}, "choose a share between 0 and 1"),
+    ("indices", {"forget_indices": "missing.npy"}, "no such file"),
+    ("class", {"forget_class": (1,), "duplicates": -1}, "choose 0 or more"),
+    ("memorization", {}, "but none are given: name a score file in config.data.scores"),
+    ("memorization", {"scores": SCORES[:9]}, r"but \(9,\) are given for 100 rows"),
+    (
+      "memorization",
+      {"scores": SCORES, "memorization_level": "medium"},
+      "config.data.memorization_level='medium': choose from high, mid, low, mixed",
+    ),
+    (
+      "memorization",
+      {"scores": SCORES, "forget_size": 0},
+      "config.data.forget_size=0: there are 100 training rows, so choose 1..99",
+    ),
+    ("memorization", {"scores": SCORES, "forget_size": 100}, "choose 1..99"),
+  ],
 )
 def test_bad_requests_are_one_clear_line(kind, options, message):
   with pytest.raises(UserError, match=message) as error:

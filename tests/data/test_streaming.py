@@ -25,7 +25,7 @@ def _mock_hub(monkeypatch, made):
   def load_dataset(name, subset, cache_dir):
     assert (name, subset, cache_dir) == (made.spec.name, made.spec.subset or None, None)
     return datasets.DatasetDict(
-        {split: datasets.Dataset.from_parquet(file) for split, file in made.files.items()}
+      {split: datasets.Dataset.from_parquet(file) for split, file in made.files.items()}
     )
 
   monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -57,11 +57,11 @@ def _mock_tfds(monkeypatch, made, order, *, record_names, file_format="array_rec
 
   class Builder:
     info = types.SimpleNamespace(
-        features={
-            "image": None,
-            "label": types.SimpleNamespace(names=[str(i) for i in range(1000)]),
-        },
-        splits=made.files,
+      features={
+        "image": None,
+        "label": types.SimpleNamespace(names=[str(i) for i in range(1000)]),
+      },
+      splits=made.files,
     )
 
     def is_prepared(self):
@@ -115,14 +115,14 @@ def test_published_schemas_are_read(published, monkeypatch, arrow_cache, source,
 
 
 @pytest.mark.parametrize(
-    "published, option, message",
-    [
-        ("cifar100", "label_key", "label_key: 2 columns fit, name one of .*fine_label .*coarse"),
-        ("tiny_imagenet", "test_split", r"holds no test\*.parquet; config.data.test_split names"),
-        ("imagenet", "test_split", "test: row 0 has label -1, outside the 1000 classes"),
-        ("imagenet", "image_size", "images have 4 shapes, one is needed.*config.data.image_size"),
-    ],
-    indirect=["published"],
+  "published, option, message",
+  [
+    ("cifar100", "label_key", "label_key: 2 columns fit, name one of .*fine_label .*coarse"),
+    ("tiny_imagenet", "test_split", r"holds no test\*.parquet; config.data.test_split names"),
+    ("imagenet", "test_split", "test: row 0 has label -1, outside the 1000 classes"),
+    ("imagenet", "image_size", "images have 4 shapes, one is needed.*config.data.image_size"),
+  ],
+  indirect=["published"],
 )
 def test_published_schemas_say_what_they_need(published, option, message):
   options = {key: value for key, value in published.spec.options.items() if key != option}
@@ -147,13 +147,13 @@ ORDER = np.random.default_rng(3).permutation(12)
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    "published, record_names",
-    [
-        ("cifar100", ("id", lambda made, split, row: f"{split}_{row:05d}")),
-        ("svhn", None),
-        ("imagenet", ("file_name", lambda made, split, row: made.names[split][row])),
-    ],
-    indirect=["published"],
+  "published, record_names",
+  [
+    ("cifar100", ("id", lambda made, split, row: f"{split}_{row:05d}")),
+    ("svhn", None),
+    ("imagenet", ("file_name", lambda made, split, row: made.names[split][row])),
+  ],
+  indirect=["published"],
 )
 def test_tfds_records_are_traced_to_their_originals(published, monkeypatch, stream, record_names):
   read = _mock_tfds(monkeypatch, published, ORDER, record_names=record_names)
@@ -207,12 +207,8 @@ def test_a_streamed_subset_is_that_of_the_whole(published, monkeypatch, arrow_ca
     np.testing.assert_array_equal(other.images[:], one.images)
     np.testing.assert_array_equal(other.labels, one.labels)
   np.testing.assert_array_equal(streamed.train_rows, whole.train_rows)
-  np.testing.assert_array_equal(
-      whole.train.labels, published.labels["train"][whole.train_rows]
-  )
-  np.testing.assert_array_equal(
-      whole.train_names, np.array(published.names["train"])[whole.train_rows]
-  )
+  np.testing.assert_array_equal(whole.train.labels, published.labels["train"][whole.train_rows])
+  np.testing.assert_array_equal(whole.train_names, np.array(published.names["train"])[whole.train_rows])
   assert whole.train_total == streamed.train_total == 12
   # A window is the batch that the device gathers from.
   rows = np.array([[6, 0], [-1, 6]], np.int32)
@@ -275,9 +271,7 @@ def test_damaged_files_are_refused_before_they_are_converted(published, arrow_ca
 
 def test_a_stream_never_holds_the_dataset(tmp_path, arrow_cache):
   # 48 images of noise, uncompressed, in 12 files: 24 MB.
-  features = datasets.Features(
-      {"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=4)}
-  )
+  features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=4)})
   rng = np.random.default_rng(0)
   size = 0
   for shard in range(12):

@@ -19,12 +19,12 @@ from hamu_jax.errors import UserError
 def _rows(name, count, start=0, **columns):
   """`count` questions that say where they are from; a column's function makes its cells."""
   return [
-      {
-          "question": f"{name} {row}?",
-          "answer": f"{name} {row}.",
-          **{key: make(f"{name} {row}") for key, make in columns.items()},
-      }
-      for row in range(start, start + count)
+    {
+      "question": f"{name} {row}?",
+      "answer": f"{name} {row}.",
+      **{key: make(f"{name} {row}") for key, make in columns.items()},
+    }
+    for row in range(start, start + count)
   ]
 
 
@@ -33,19 +33,19 @@ def _answers(name, rows):
 
 
 COMPLETE = {
-    "paraphrased_answer": lambda text: f"It is {text}.",
-    "perturbed_answer": lambda text: [f"{text} {wrong}." for wrong in "xyz"],
+  "paraphrased_answer": lambda text: f"It is {text}.",
+  "perturbed_answer": lambda text: [f"{text} {wrong}." for wrong in "xyz"],
 }
 FULL = _rows("full", 20)
 TOFU = {
-    "full": FULL,
-    "retain90": FULL[:16],
-    "forget10": FULL[16:],
-    "forget10_perturbed": _rows("full", 4, 16, **COMPLETE)[::-1],
-    "retain_perturbed": _rows("full", 5, 8, **COMPLETE),
-    "holdout10": _rows("new", 4),
-    "real_authors": _rows("real", 3),
-    "real_authors_perturbed": _rows("real", 3, perturbed_answer=COMPLETE["perturbed_answer"]),
+  "full": FULL,
+  "retain90": FULL[:16],
+  "forget10": FULL[16:],
+  "forget10_perturbed": _rows("full", 4, 16, **COMPLETE)[::-1],
+  "retain_perturbed": _rows("full", 5, 8, **COMPLETE),
+  "holdout10": _rows("new", 4),
+  "real_authors": _rows("real", 3),
+  "real_authors_perturbed": _rows("real", 3, perturbed_answer=COMPLETE["perturbed_answer"]),
 }
 
 
@@ -88,9 +88,9 @@ def _hub(monkeypatch, configurations, info=None):
       raise configurations
     if subset not in configurations:  # The words of `datasets`.
       raise ValueError(f"BuilderConfig '{subset}' not found. Available: {list(configurations)}")
-    return datasets.DatasetDict({
-        split: datasets.Dataset.from_list(rows) for split, rows in configurations[subset].items()
-    })
+    return datasets.DatasetDict(
+      {split: datasets.Dataset.from_list(rows) for split, rows in configurations[subset].items()}
+    )
 
   def dataset_info(self, name, timeout):
     assert timeout <= 10
@@ -113,18 +113,18 @@ def test_unknown_choices_name_all():
 
 
 @pytest.mark.parametrize(
-    "spec, rows",
-    [
-        ("full", range(20)),
-        ("full[3:5]", (3, 4)),
-        ("full[17:]", (17, 18, 19)),
-        ("full[:2]", (0, 1)),
-        ("full[-2:]", (18, 19)),
-        ("full[:-18]", (0, 1)),
-        ("full[:10%]", (0, 1)),
-        ("full[18:90]", (18, 19)),  # As `datasets` has it.
-        ("full[:1] + full[2:3]", (0, 2)),
-    ],
+  "spec, rows",
+  [
+    ("full", range(20)),
+    ("full[3:5]", (3, 4)),
+    ("full[17:]", (17, 18, 19)),
+    ("full[:2]", (0, 1)),
+    ("full[-2:]", (18, 19)),
+    ("full[:-18]", (0, 1)),
+    ("full[:10%]", (0, 1)),
+    ("full[18:90]", (18, 19)),  # As `datasets` has it.
+    ("full[:1] + full[2:3]", (0, 2)),
+  ],
 )
 def test_rows_are_sliced_as_datasets_does(tofu, spec, rows):
   options = {"question_key": "question", "answer_key": "answer", "retain_split": "holdout10"}
@@ -148,15 +148,15 @@ def numbered(tmp_path_factory):
 @given(size=st.integers(1, 20), larger=st.integers(0, 10), seed=st.integers(0, 2**32 - 1))
 def test_draws_are_ordered_nested_and_seeded(numbered, size, larger, seed):
   everything, small, large = (
-      load(
-          "question_answer",
-          path=numbered,
-          retain_split="retain",
-          duplicates="exact",
-          forget_size=count,
-          seed=seed,
-      ).splits["forget"]
-      for count in (0, size, size + larger)
+    load(
+      "question_answer",
+      path=numbered,
+      retain_split="retain",
+      duplicates="exact",
+      forget_size=count,
+      seed=seed,
+    ).splits["forget"]
+    for count in (0, size, size + larger)
   )
   places = [everything.prompts.index(prompt) for prompt in large.prompts]
   assert places == sorted(set(places)) and len(places) == size + larger
@@ -191,39 +191,39 @@ def test_fingerprint_changes_with_anything_in_it(tmp_path):
     return load("question_answer", path=path, retain_split="retain").fingerprint
 
   everything = [
-      *map(with_changed, _rows("forget", 1, **COMPLETE, owner=str)[0]),
-      of(),
-      of(("forget", 2)),
-      of(("forgot", 3)),
-      of(retain_split="retain[:2]", suites=("other",)),
-      of(test_split="forget[2:]", forget_split="forget[:2]"),
-      of(retain_split="retain[1:]"),
-      of(retain_split="retain[:2]"),
-      of(retain_size=2),
-      of(answer_key="paraphrased_answer", forget_split="forget[:2]", retain_split="forget[2:]"),
-      of(forget_split="forget[:2]", retain_split="forget[2:]"),
-      of(duplicates="exact"),
-      of(duplicates="semantic"),
+    *map(with_changed, _rows("forget", 1, **COMPLETE, owner=str)[0]),
+    of(),
+    of(("forget", 2)),
+    of(("forgot", 3)),
+    of(retain_split="retain[:2]", suites=("other",)),
+    of(test_split="forget[2:]", forget_split="forget[:2]"),
+    of(retain_split="retain[1:]"),
+    of(retain_split="retain[:2]"),
+    of(retain_size=2),
+    of(answer_key="paraphrased_answer", forget_split="forget[:2]", retain_split="forget[2:]"),
+    of(forget_split="forget[:2]", retain_split="forget[2:]"),
+    of(duplicates="exact"),
+    of(duplicates="semantic"),
   ]
   assert len(set(everything)) == len(everything) and of() == everything[5]
   assert all(len(digest) == 64 for digest in everything)
 
 
 @pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"answer": ""}, "answer_key: row 2 of 'forget' has an empty answer"),
-        ({"answer": None}, "answer_key: row 2 of 'forget' has an empty answer"),
-        ({"question": " \n"}, "question_key: row 2 of 'forget' has an empty question"),
-        ({"answer": 7}, "row 2 of 'forget' has the answer '7', which is int, no text"),
-        ({"perturbed_answer": ["a"]}, "row 2 of 'forget' has 1 perturbed_answers, row 0 has 3"),
-        ({"perturbed_answer": []}, "row 2 of 'forget' has no list of perturbed_answers"),
-        ({"perturbed_answer": None}, "row 2 of 'forget' has no list of perturbed_answers"),
-        ({"perturbed_answer": "abc"}, "row 2 of 'forget' has no list of perturbed_answers"),
-        ({"perturbed_answer": ["a", "", "b"]}, "row 2 of 'forget' has an empty perturbed_answer"),
-        ({"paraphrased_answer": ""}, "row 2 of 'forget' has an empty paraphrased_answer"),
-        ({"owner": None}, "row 2 of 'forget' has no owner"),
-    ],
+  "change, message",
+  [
+    ({"answer": ""}, "answer_key: row 2 of 'forget' has an empty answer"),
+    ({"answer": None}, "answer_key: row 2 of 'forget' has an empty answer"),
+    ({"question": " \n"}, "question_key: row 2 of 'forget' has an empty question"),
+    ({"answer": 7}, "row 2 of 'forget' has the answer '7', which is int, no text"),
+    ({"perturbed_answer": ["a"]}, "row 2 of 'forget' has 1 perturbed_answers, row 0 has 3"),
+    ({"perturbed_answer": []}, "row 2 of 'forget' has no list of perturbed_answers"),
+    ({"perturbed_answer": None}, "row 2 of 'forget' has no list of perturbed_answers"),
+    ({"perturbed_answer": "abc"}, "row 2 of 'forget' has no list of perturbed_answers"),
+    ({"perturbed_answer": ["a", "", "b"]}, "row 2 of 'forget' has an empty perturbed_answer"),
+    ({"paraphrased_answer": ""}, "row 2 of 'forget' has an empty paraphrased_answer"),
+    ({"owner": None}, "row 2 of 'forget' has no owner"),
+  ],
 )
 def test_bad_rows_are_refused(tmp_path, change, message):
   rows = _rows("forget", 4, **COMPLETE, owner=lambda text: 3)
@@ -281,7 +281,7 @@ def test_own_columns_say_whose_a_row_is(tmp_path):
 def test_exact_duplicates_are_the_chosen_forget_rows(tofu):
   options = {"path": tofu, "forget_split": "forget10", "forget_size": 2, "retain_size": 3}
   plain, with_copies = (
-      load("tofu", **options, duplicates=duplicates).splits for duplicates in ("none", "exact")
+    load("tofu", **options, duplicates=duplicates).splits for duplicates in ("none", "exact")
   )
   assert with_copies["forget"] == plain["forget"] and len(plain["forget"].answers) == 2
   assert with_copies["retain"].answers == plain["retain"].answers + plain["forget"].answers
@@ -340,8 +340,7 @@ def test_tofu_retains_all_that_is_not_forgotten(tofu):
   assert splits["retain"].answers == _answers("full", (0, 1, 5, 6, 7, 8, 9))
   message = "retain_split='' means all rows but those of .*'full', which leaves none"
   _refused("tofu", message, path=tofu, forget_split="full")
-  _refused("tofu", message.replace("full", "retain90.forget10"), path=tofu,
-           forget_split="retain90+forget10")
+  _refused("tofu", message.replace("full", "retain90.forget10"), path=tofu, forget_split="retain90+forget10")
   message = "retain_split='' .*4 of these are not in the source's split 'full'"
   _refused("tofu", message, path=tofu, forget_split="holdout10")
 
@@ -391,10 +390,14 @@ def test_tofu_unknown_splits_list_the_files(tofu):
   names = ", ".join(sorted(TOFU))
   for field in ("retain_split", "forget_split", "test_split"):
     options = {"forget_split": "forget10", field: "forget20"}
-    _refused("tofu", f"config.text.{field}: .*has no split 'forget20', only {names}", path=tofu,
-             **options)
-  _refused("tofu", "config.text.suites: .*no split 'world_facts'", path=tofu,
-           forget_split="forget10", suites=("world_facts",))
+    _refused("tofu", f"config.text.{field}: .*has no split 'forget20', only {names}", path=tofu, **options)
+  _refused(
+    "tofu",
+    "config.text.suites: .*no split 'world_facts'",
+    path=tofu,
+    forget_split="forget10",
+    suites=("world_facts",),
+  )
 
 
 def test_tofu_of_the_hub(monkeypatch, tofu):
@@ -421,19 +424,20 @@ def test_tofu_refusals_of_the_hub(monkeypatch):
   _hub(monkeypatch, {"full": {"train": FULL}, "forget10": {"a": FULL[:1], "b": FULL[1:]}})
   message = "forget_split='forget11' .*Config 'forget11' not found. Available: .'full', 'forget10'"
   _refused("tofu", message, forget_split="forget11")
-  _refused("tofu", "'forget10' of 'locuslab/TOFU' has several splits .a, b.*question_answer",
-           forget_split="forget10")
+  _refused(
+    "tofu", "'forget10' of 'locuslab/TOFU' has several splits .a, b.*question_answer", forget_split="forget10"
+  )
   _refused("tofu", "config.data.subset='forget10' has no meaning for tofu", subset="forget10")
 
 
 # --- WaterDrum ---
 
 WATERDRUM = {
-    "full": _rows("full", 10),
-    "retain": _rows("full", 8),
-    "forget": _rows("full", 2, 8),
-    "exact_duplicate": _rows("exact", 2),
-    "semantic_duplicate": _rows("semantic", 2),
+  "full": _rows("full", 10),
+  "retain": _rows("full", 8),
+  "forget": _rows("full", 2, 8),
+  "exact_duplicate": _rows("exact", 2),
+  "semantic_duplicate": _rows("semantic", 2),
 }
 
 
@@ -470,8 +474,7 @@ def test_waterdrum_adds_its_duplicates(monkeypatch, waterdrum, kind):
   swapped = load("waterdrum", path=waterdrum, forget_split=spec, **options).splits
   assert swapped["retain"].answers[8:] == _answers(kind, (1, 0))
   twins = {"full 8.": f"{kind} 0.", "full 9.": f"{kind} 1."}
-  drawn = [load("waterdrum", path=waterdrum, forget_size=1, seed=seed, **options).splits
-           for seed in range(8)]
+  drawn = [load("waterdrum", path=waterdrum, forget_size=1, seed=seed, **options).splits for seed in range(8)]
   assert {splits["forget"].answers[0] for splits in drawn} == set(twins)
   for splits in drawn:
     assert splits["retain"].answers[8:] == (twins[splits["forget"].answers[0]],)
@@ -517,9 +520,7 @@ def test_snapshot_of_a_hub_repository(tmp_path):
   for part in range(2):
     _write(tmp_path / "data" / f"train-0000{part}-of-00002.parquet", _rows("train", 3, 3 * part))
   _write(tmp_path / "data" / "test-00000-of-00001.parquet", _rows("test", 2))
-  splits = load(
-      "question_answer", path=str(tmp_path), forget_split="train[:2]", test_split="test"
-  ).splits
+  splits = load("question_answer", path=str(tmp_path), forget_split="train[:2]", test_split="test").splits
   assert splits["retain"].answers == _answers("train", range(2, 6))
   assert splits["test"].answers == _answers("test", range(2))
 
@@ -536,10 +537,10 @@ def test_retain_split_of_several_splits_must_be_named(tmp_path):
 def test_joined_splits_keep_what_all_have(tmp_path):
   two = lambda text: [text + "x", text + "y"]
   tables = {
-      "a": _rows("a", 1, **COMPLETE),
-      "b": _rows("b", 1, **COMPLETE),
-      "c": _rows("c", 1),
-      "d": _rows("d", 1, **COMPLETE | {"perturbed_answer": two}),
+    "a": _rows("a", 1, **COMPLETE),
+    "b": _rows("b", 1, **COMPLETE),
+    "c": _rows("c", 1),
+    "d": _rows("d", 1, **COMPLETE | {"perturbed_answer": two}),
   }
   path = _folder(tmp_path, tables)
 
@@ -553,30 +554,33 @@ def test_joined_splits_keep_what_all_have(tmp_path):
 
 
 def test_files_that_are_not_there(tmp_path):
-  _refused("question_answer", "config.data.path='.*missing' does not exist",
-           path=str(tmp_path / "missing"))
+  _refused("question_answer", "config.data.path='.*missing' does not exist", path=str(tmp_path / "missing"))
   _refused("question_answer", "holds no file named after a split", path=str(tmp_path))
   (tmp_path / "table.csv").write_text("question,answer\n")
-  _refused("text", "table.csv' is none of the files that are read: .parquet, .json, .jsonl",
-           path=str(tmp_path / "table.csv"))
+  _refused(
+    "text",
+    "table.csv' is none of the files that are read: .parquet, .json, .jsonl",
+    path=str(tmp_path / "table.csv"),
+  )
   _write(tmp_path / "forget.json", _rows("forget", 2))
   _write(tmp_path / "forget.jsonl", _rows("forget", 2))
-  _refused("question_answer", "forget.json and .*forget.jsonl are files of one split: keep one",
-           path=str(tmp_path))
+  _refused(
+    "question_answer", "forget.json and .*forget.jsonl are files of one split: keep one", path=str(tmp_path)
+  )
 
 
 @pytest.mark.parametrize("name", ["train.parquet", "train.json", "train.jsonl"])
 @pytest.mark.parametrize(
-    "damage",
-    [
-        b"",
-        b"\xff\xfe no text",
-        b"[1, 2]",
-        b"[null]",
-        b'{"question": "a"',
-        b'{"a": 1}\n2\n',
-        b"[{},",
-    ],
+  "damage",
+  [
+    b"",
+    b"\xff\xfe no text",
+    b"[1, 2]",
+    b"[null]",
+    b'{"question": "a"',
+    b'{"a": 1}\n2\n',
+    b"[{},",
+  ],
 )
 def test_corrupt_files_are_refused(tmp_path, name, damage):
   (tmp_path / name).write_bytes(damage)
@@ -590,8 +594,12 @@ def test_corrupt_files_are_refused(tmp_path, name, damage):
 def test_shards_must_have_one_schema(tmp_path):
   _write(tmp_path / "train-00000-of-00002.parquet", [{"question": "a", "answer": "b"}])
   _write(tmp_path / "train-00001-of-00002.parquet", [{"question": "a", "answer": 3}])
-  _refused("question_answer", "train-00000-of-00002.parquet' and those beside it differ",
-           path=str(tmp_path), forget_split="train")
+  _refused(
+    "question_answer",
+    "train-00000-of-00002.parquet' and those beside it differ",
+    path=str(tmp_path),
+    forget_split="train",
+  )
 
 
 @pytest.mark.parametrize("rows", [[], _rows("a", 3)])

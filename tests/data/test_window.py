@@ -1,6 +1,5 @@
 """Windows of a streamed split: the rows, the renumbering, the shards; and the background thread."""
 
-
 import hypothesis
 import numpy as np
 import pytest
@@ -25,9 +24,7 @@ class _Counting:
 
 
 @hypothesis.settings(deadline=None, max_examples=100)
-@hypothesis.given(
-    rows=st.lists(st.integers(-1, 39), min_size=6, max_size=24), spare=st.integers(0, 5)
-)
+@hypothesis.given(rows=st.lists(st.integers(-1, 39), min_size=6, max_size=24), spare=st.integers(0, 5))
 def test_a_window_holds_what_its_rows_name(rows, spare):
   rows = np.array(rows[: len(rows) // 6 * 6], np.int32).reshape(-1, 2, 3)
   images = _Counting()

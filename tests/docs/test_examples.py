@@ -13,8 +13,10 @@ from hamu_jax import data, main, models, objectives, rundir
 
 RESULTS_PAGE = pathlib.Path(__file__).parent.parent.parent / "docs" / "results.md"
 SHORT = [
-    "--config.train.epochs=3", "--config.train.evaluate_epochs=0", "--config.train.batch_size=256",
-    "--config.method.epochs=2",
+  "--config.train.epochs=3",
+  "--config.train.evaluate_epochs=0",
+  "--config.train.batch_size=256",
+  "--config.method.epochs=2",
 ]
 
 

@@ -24,7 +24,8 @@ FIELDS = config_lib.field_names(config_lib.default_config())
 PLACEHOLDERS = {"$method": "hamu-q"}
 
 every_page = pytest.mark.parametrize(
-    "page", [*PAGES, ROOT / "README.md"], ids=lambda page: str(page.relative_to(ROOT)))
+  "page", [*PAGES, ROOT / "README.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
 
 
 def nav_entries(nav):
@@ -146,9 +147,13 @@ def test_defaults_in_the_tables_of_fields_are_right():
 def test_fields_that_terms_and_coefficients_name_are_explained():
   text = (DOCS / "methods.md").read_text()
   named = {
-      coefficient for method in methods.METHODS.values() for substep in method.substeps
-      for role in (substep.retain, substep.forget) if role
-      for coefficient in role.values() if isinstance(coefficient, str)
+    coefficient
+    for method in methods.METHODS.values()
+    for substep in method.substeps
+    for role in (substep.retain, substep.forget)
+    if role
+    for coefficient in role.values()
+    if isinstance(coefficient, str)
   }
   assert {f"config.method.{name}" for name in named} <= set(re.findall(r"config\.method\.\w+", text))
 
@@ -159,7 +164,7 @@ def test_engines_and_options_of_sweeps_are_explained():
   options = {word.partition("=")[0] for word in re.findall(r"^  (--\S+)", sweep.__doc__, re.MULTILINE)}
   assert options <= set(re.findall(r"^\| `(--[^=`]+)", text, re.MULTILINE))
   assert set(re.findall(r"configs/sweeps/\w+\.py", text)) == {
-      str(path.relative_to(ROOT)) for path in (ROOT / "configs" / "sweeps").glob("*.py")
+    str(path.relative_to(ROOT)) for path in (ROOT / "configs" / "sweeps").glob("*.py")
   }
 
 

@@ -18,7 +18,8 @@ def site(tmp_path_factory):
   """The folder of the built site."""
   folder = tmp_path_factory.mktemp("site")
   subprocess.run(
-      [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={folder}"], check=True)
+    [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={folder}"], check=True
+  )
   return folder
 
 

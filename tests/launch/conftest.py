@@ -31,7 +31,7 @@ def sweep_file(tmp_path, monkeypatch):
 def members_of(sweep_file, tmp_path):
   """-> function: the members of a sweep of the given axes."""
   return lambda grid, **block: expand.expand(
-      sweep_file(grid, **block), stage_cache=str(tmp_path / "run" / "stages")
+    sweep_file(grid, **block), stage_cache=str(tmp_path / "run" / "stages")
   )
 
 
@@ -84,14 +84,14 @@ def stand_in(tmp_path, monkeypatch):
 
   def command(members, workdir):
     jobs = [
-        {
-            "workdir": str(workdir / member.name),
-            "cache": member.config.stage_cache,
-            "config": rundir.jsonable(member.config.to_dict()),
-            "stages": expand.shared_stages(member.config),
-            "log": str(log),
-        }
-        for member in members
+      {
+        "workdir": str(workdir / member.name),
+        "cache": member.config.stage_cache,
+        "config": rundir.jsonable(member.config.to_dict()),
+        "stages": expand.shared_stages(member.config),
+        "log": str(log),
+      }
+      for member in members
     ]
     return [sys.executable, "-S", str(script), *map(json.dumps, jobs)]
 

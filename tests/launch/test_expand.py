@@ -16,33 +16,33 @@ LANGUAGE = ("", "gpu", "waterdrum", "waterdrum_gpu", "smollm2", "smoke")
 SHARP = ("", "smoke")
 # Members a seed: methods and values, counted by hand; and the variants.
 NAMED = {
-    # 2 HAMU methods at 10 ratios, 5 baselines at none.
-    "cifar_constraint": (25, CIFAR),
-    "cifar_full_grad": (4, CIFAR),
-    # 2 by 4 rules, 5 by 2.
-    "cifar_stopping_criterion": (18, CIFAR),
-    "cifar_batch_size": (28, CIFAR),
-    "cifar_optimizer": (21, CIFAR),
-    "cifar_timing": (9, CIFAR),
-    "cifar_additional_baselines": (8, CIFAR),
-    "cifar_rho": (35, CIFAR),
-    # 7 methods with 3 seeds of unlearning.
-    "cifar_seeds": (21, CIFAR),
-    "llm_constraint": (25, LANGUAGE),
-    "llm_full_grad": (4, LANGUAGE),
-    "llm_stopping_criterion": (18, LANGUAGE),
-    "llm_batch_size": (28, LANGUAGE),
-    "llm_optimizer": (21, LANGUAGE),
-    "llm_timing": (9, LANGUAGE),
-    "llm_additional_baselines": (15, LANGUAGE),
-    "llm_semantic_similarity": (21, ("", "gpu", "smoke")),
-    # 8 methods at 3 levels with SAM in none, either or both trainings; retrain has one of them.
-    "sharp_cifar100": (102, SHARP),
-    "sharp_cifar100_vit": (102, SHARP),
-    "sharp_imagenet": (102, SHARP),
-    "sharp_cifar10": (102, SHARP),
-    "sharp_digits": (102, SHARP),
-    "sharp_mask": (36, SHARP),
+  # 2 HAMU methods at 10 ratios, 5 baselines at none.
+  "cifar_constraint": (25, CIFAR),
+  "cifar_full_grad": (4, CIFAR),
+  # 2 by 4 rules, 5 by 2.
+  "cifar_stopping_criterion": (18, CIFAR),
+  "cifar_batch_size": (28, CIFAR),
+  "cifar_optimizer": (21, CIFAR),
+  "cifar_timing": (9, CIFAR),
+  "cifar_additional_baselines": (8, CIFAR),
+  "cifar_rho": (35, CIFAR),
+  # 7 methods with 3 seeds of unlearning.
+  "cifar_seeds": (21, CIFAR),
+  "llm_constraint": (25, LANGUAGE),
+  "llm_full_grad": (4, LANGUAGE),
+  "llm_stopping_criterion": (18, LANGUAGE),
+  "llm_batch_size": (28, LANGUAGE),
+  "llm_optimizer": (21, LANGUAGE),
+  "llm_timing": (9, LANGUAGE),
+  "llm_additional_baselines": (15, LANGUAGE),
+  "llm_semantic_similarity": (21, ("", "gpu", "smoke")),
+  # 8 methods at 3 levels with SAM in none, either or both trainings; retrain has one of them.
+  "sharp_cifar100": (102, SHARP),
+  "sharp_cifar100_vit": (102, SHARP),
+  "sharp_imagenet": (102, SHARP),
+  "sharp_cifar10": (102, SHARP),
+  "sharp_digits": (102, SHARP),
+  "sharp_mask": (36, SHARP),
 }
 
 
@@ -76,7 +76,7 @@ def test_named_sweeps_are_valid(name, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "variant"), [(name, variant) for name, (_, variants) in NAMED.items() for variant in variants]
+  ("name", "variant"), [(name, variant) for name, (_, variants) in NAMED.items() for variant in variants]
 )
 def test_named_sweeps_are_valid_in_all_variants(name, variant):
   count = NAMED[name][0] - (7 if (name, variant) == ("llm_batch_size", "smoke") else 0)
@@ -88,8 +88,9 @@ def test_named_sweeps_are_valid_in_all_variants(name, variant):
 def test_the_constraint_sweep_is_the_papers():
   members = members_of_named("cifar_constraint", "")
   of_hamu = {
-      (member.config.method.name, member.config.method.constraint_ratio, member.config.seed)
-      for member in members if member.config.method.name.startswith("hamu")
+    (member.config.method.name, member.config.method.constraint_ratio, member.config.seed)
+    for member in members
+    if member.config.method.name.startswith("hamu")
   }
   ratios = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
   assert of_hamu == set(itertools.product(("hamu-q", "hamu-u"), ratios, (41, 42, 43)))
@@ -122,10 +123,14 @@ def get_sweep(variant=""):
   members = expand.expand(str(path), ["--config.train.epochs=5"], stage_cache="there")
   names = [member.name for member in members]
   assert names == [
-      "neggrad,steps=few,forget_class=(0,_1)", "neggrad,steps=all,forget_class=(0,_1)",
-      "neggrad,sam,steps=few,forget_class=(0,_1)", "neggrad,sam,steps=all,forget_class=(0,_1)",
-      "ga,steps=few,forget_class=(0,_1)", "ga,steps=all,forget_class=(0,_1)",
-      "ga,sam,steps=few,forget_class=(0,_1)", "ga,sam,steps=all,forget_class=(0,_1)",
+    "neggrad,steps=few,forget_class=(0,_1)",
+    "neggrad,steps=all,forget_class=(0,_1)",
+    "neggrad,sam,steps=few,forget_class=(0,_1)",
+    "neggrad,sam,steps=all,forget_class=(0,_1)",
+    "ga,steps=few,forget_class=(0,_1)",
+    "ga,steps=all,forget_class=(0,_1)",
+    "ga,sam,steps=few,forget_class=(0,_1)",
+    "ga,sam,steps=all,forget_class=(0,_1)",
   ]
   for member in members:
     config = member.config
@@ -148,59 +153,77 @@ def write(tmp_path, text):
 
 DIGITS = '"config": "configs/digits_hamu.py"'
 BAD = {
-    "no function": ("x = 1", [], r"has no get_sweep\(\)"),
-    "raises": ("def get_sweep():\n  return 1 / 0", [], "ZeroDivisionError: division by zero"),
-    "syntax": ("def get_sweep(:", [], "SyntaxError"),
-    "no block": ("def get_sweep():\n  return 3", [], "a block or a list of blocks, not 3"),
-    "empty": ("def get_sweep():\n  return []", [], "a block or a list of blocks"),
-    "no config": ('def get_sweep():\n  return {"grid": {}}', [], "a dict with a 'config'"),
-    "unknown key": (f'def get_sweep():\n  return {{{DIGITS}, "gird": {{}}}}', [], "'gird' is no part.*grid"),
-    "no values": (
-        f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"seed": 41}}}}', [], "axis 'seed' needs a list.*41"
-    ),
-    "empty axis": (f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"seed": []}}}}', [], "'seed' needs a"),
-    "no axes": (f'def get_sweep():\n  return {{{DIGITS}, "grid": ["seed"]}}', [], "'grid' of a block is"),
-    "no fields": (f'def get_sweep():\n  return {{{DIGITS}, "set": "seed"}}', [], "'set' of a block is"),
-    "no words": (
-        f'def get_sweep():\n  return {{{DIGITS}, "words": ["sam"]}}', [], "'words' of a block is a list"
-    ),
-    "unknown field": (
-        f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"method.nmae": ["ft"]}}}}', [],
-        "config.method.nmae: no such field; the nearest is config.method.name",
-    ),
-    "unknown override": (
-        f"def get_sweep():\n  return {{{DIGITS}}}", ["--config.sede=3"], "config.sede: no such field"
-    ),
-    "type": (
-        f'def get_sweep():\n  return {{{DIGITS}, "set": {{"seed": "many"}}}}', [], "config.seed=many: invalid"
-    ),
-    "invalid": (
-        f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"method.name": ["ft", "hamu"]}}}}', [],
-        "hamu: config.method.name='hamu': choose from",
-    ),
-    "no such config": (
-        'def get_sweep():\n  return {"config": "configs/nope.py"}', [], "configs/nope.py: no such config"
-    ),
-    "no such variant": (
-        'def get_sweep():\n  return {"config": "configs/cifar_hamu.py:huge"}', [], "huge is unknown; choose"
-    ),
-    "same twice": (
-        f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"seed": [41, 42, 41]}}}}', [],
-        "two members are called 'seed=41'",
-    ),
-    # Another word for the same, and fields that change nothing.
-    "same configuration": (
-        f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"on": {{"a": {{}}, "b": {{"seed": 41}}}}}}}}', [],
-        "members 'on=a' and 'on=b' are the same experiment",
-    ),
-    "incidental": (
-        f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"checkpoint_seconds": [1.0, 2.0]}}}}', [],
-        "'checkpoint_seconds=1.0' and 'checkpoint_seconds=2.0' are the same",
-    ),
-    "axis overridden": (
-        f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"seed": [41, 42]}}}}', ["--config.seed=3"],
-        "--config.seed=3: the sweep varies seed; choose members with --filter",
-    ),
+  "no function": ("x = 1", [], r"has no get_sweep\(\)"),
+  "raises": ("def get_sweep():\n  return 1 / 0", [], "ZeroDivisionError: division by zero"),
+  "syntax": ("def get_sweep(:", [], "SyntaxError"),
+  "no block": ("def get_sweep():\n  return 3", [], "a block or a list of blocks, not 3"),
+  "empty": ("def get_sweep():\n  return []", [], "a block or a list of blocks"),
+  "no config": ('def get_sweep():\n  return {"grid": {}}', [], "a dict with a 'config'"),
+  "unknown key": (f'def get_sweep():\n  return {{{DIGITS}, "gird": {{}}}}', [], "'gird' is no part.*grid"),
+  "no values": (
+    f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"seed": 41}}}}',
+    [],
+    "axis 'seed' needs a list.*41",
+  ),
+  "empty axis": (f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"seed": []}}}}', [], "'seed' needs a"),
+  "no axes": (f'def get_sweep():\n  return {{{DIGITS}, "grid": ["seed"]}}', [], "'grid' of a block is"),
+  "no fields": (f'def get_sweep():\n  return {{{DIGITS}, "set": "seed"}}', [], "'set' of a block is"),
+  "no words": (
+    f'def get_sweep():\n  return {{{DIGITS}, "words": ["sam"]}}',
+    [],
+    "'words' of a block is a list",
+  ),
+  "unknown field": (
+    f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"method.nmae": ["ft"]}}}}',
+    [],
+    "config.method.nmae: no such field; the nearest is config.method.name",
+  ),
+  "unknown override": (
+    f"def get_sweep():\n  return {{{DIGITS}}}",
+    ["--config.sede=3"],
+    "config.sede: no such field",
+  ),
+  "type": (
+    f'def get_sweep():\n  return {{{DIGITS}, "set": {{"seed": "many"}}}}',
+    [],
+    "config.seed=many: invalid",
+  ),
+  "invalid": (
+    f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"method.name": ["ft", "hamu"]}}}}',
+    [],
+    "hamu: config.method.name='hamu': choose from",
+  ),
+  "no such config": (
+    'def get_sweep():\n  return {"config": "configs/nope.py"}',
+    [],
+    "configs/nope.py: no such config",
+  ),
+  "no such variant": (
+    'def get_sweep():\n  return {"config": "configs/cifar_hamu.py:huge"}',
+    [],
+    "huge is unknown; choose",
+  ),
+  "same twice": (
+    f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"seed": [41, 42, 41]}}}}',
+    [],
+    "two members are called 'seed=41'",
+  ),
+  # Another word for the same, and fields that change nothing.
+  "same configuration": (
+    f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"on": {{"a": {{}}, "b": {{"seed": 41}}}}}}}}',
+    [],
+    "members 'on=a' and 'on=b' are the same experiment",
+  ),
+  "incidental": (
+    f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"checkpoint_seconds": [1.0, 2.0]}}}}',
+    [],
+    "'checkpoint_seconds=1.0' and 'checkpoint_seconds=2.0' are the same",
+  ),
+  "axis overridden": (
+    f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"seed": [41, 42]}}}}',
+    ["--config.seed=3"],
+    "--config.seed=3: the sweep varies seed; choose members with --filter",
+  ),
 }
 
 
@@ -222,10 +245,22 @@ def test_unknown_sweeps_and_variants_are_refused():
 
 # Fields that a stage of these experiments may depend on, or not.
 CHANGES = [
-    {}, {"method.name": "gdiff"}, {"method.constraint_ratio": 0.05}, {"seed": 42}, {"train.epochs": 2},
-    {"data.forget_class": (1,)}, {"data.duplicates": 1}, {"sam.rho": 0.1}, {"sam.train_rho": 0.1},
-    {"mask.fraction": 0.1}, {"mask.fraction": 0.3}, {"mask.select": "smallest", "mask.fraction": 0.1},
-    {"evaluate.batch_size": 100}, {"retrain": False}, {"pairing": "vmap"}, {"method.name": "retrain"},
+  {},
+  {"method.name": "gdiff"},
+  {"method.constraint_ratio": 0.05},
+  {"seed": 42},
+  {"train.epochs": 2},
+  {"data.forget_class": (1,)},
+  {"data.duplicates": 1},
+  {"sam.rho": 0.1},
+  {"sam.train_rho": 0.1},
+  {"mask.fraction": 0.1},
+  {"mask.fraction": 0.3},
+  {"mask.select": "smallest", "mask.fraction": 0.1},
+  {"evaluate.batch_size": 100},
+  {"retrain": False},
+  {"pairing": "vmap"},
+  {"method.name": "retrain"},
 ]
 
 
@@ -245,9 +280,9 @@ def test_members_share_what_the_plan_of_the_stages_shares(select):
     stages = stage_plan.make_plan(config, task, split, devices=1).keys
     from_scratch = methods.METHODS[config.method.name].from_scratch
     used = {
-        "pretrain": True,
-        "retrain": config.retrain or from_scratch,
-        "mask": bool(config.mask.fraction) and not from_scratch,
+      "pretrain": True,
+      "retrain": config.retrain or from_scratch,
+      "mask": bool(config.mask.fraction) and not from_scratch,
     }
     plans.append({name: stages[name] for name, is_used in used.items() if is_used})
     keys.append(expand.shared_stages(config))

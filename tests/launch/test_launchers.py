@@ -18,8 +18,11 @@ MAIN = ["python", "-m", "hamu_jax.main", *ARGUMENTS]
 
 def dry(script, *arguments, **environment):
   done = subprocess.run(
-      ["bash", LAUNCH / script, *arguments], env=os.environ | {"DRY_RUN": "1"} | environment,
-      capture_output=True, text=True, check=True,
+    ["bash", LAUNCH / script, *arguments],
+    env=os.environ | {"DRY_RUN": "1"} | environment,
+    capture_output=True,
+    text=True,
+    check=True,
   )
   return [shlex.split(line) for line in done.stdout.splitlines()]
 
@@ -31,9 +34,13 @@ def test_local_runs_one_process():
 def test_local_splits_a_run_over_processes():
   commands = dry("local.sh", *ARGUMENTS, PROCESSES="2", PORT="4000")
   assert sorted(commands) == [
-      [*MAIN, "--config.distributed.coordinator=localhost:4000", "--config.distributed.num_processes=2",
-       f"--config.distributed.process_id={i}"]
-      for i in range(2)
+    [
+      *MAIN,
+      "--config.distributed.coordinator=localhost:4000",
+      "--config.distributed.num_processes=2",
+      f"--config.distributed.process_id={i}",
+    ]
+    for i in range(2)
   ]
 
 
@@ -43,19 +50,22 @@ def test_slurm_joins_the_nodes_of_a_job():
   (several,) = dry("slurm.sbatch", *ARGUMENTS, SLURM_NNODES="2", SLURM_GPUS_ON_NODE="4")
   assert several[:3] == ["env", "JAX_LOCAL_DEVICE_IDS=0,1,2,3", "srun"]
   assert dry("slurm.sbatch", *ARGUMENTS, SLURM_NNODES="2") == [
-      ["srun", *MAIN, "--config.distributed.coordinator=auto"]
+    ["srun", *MAIN, "--config.distributed.coordinator=auto"]
   ]
 
 
 def test_a_pod_runs_on_all_its_hosts():
   (command,) = dry("tpu_pod.sh", "slice", "zone-a", "my dir", *ARGUMENTS)
   *start, remote = command
-  assert start == [
-      "gcloud", "compute", "tpus", "tpu-vm", "ssh", "slice", "--zone=zone-a", "--worker=all"
-  ]
+  assert start == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "slice", "--zone=zone-a", "--worker=all"]
   # What the shells of the hosts make of it.
   assert shlex.split(remote.removeprefix("--command=")) == [
-      "cd", "my dir", "&&", "python3", *MAIN[1:], "--config.distributed.coordinator=auto"
+    "cd",
+    "my dir",
+    "&&",
+    "python3",
+    *MAIN[1:],
+    "--config.distributed.coordinator=auto",
   ]
 
 
@@ -94,7 +104,7 @@ def test_local_ends_all_processes_when_one_fails(python):
 def test_local_hands_on_a_signal(python, processes):
   log = python(SLEEP)
   launcher = subprocess.Popen(
-      ["bash", LAUNCH / "local.sh", *ARGUMENTS], env=os.environ | {"PROCESSES": str(processes)}
+    ["bash", LAUNCH / "local.sh", *ARGUMENTS], env=os.environ | {"PROCESSES": str(processes)}
   )
   while not log.exists() or log.read_text().count("started") < processes:
     time.sleep(0.01)

@@ -26,7 +26,7 @@ class NoSignal:
 
 def run(members, workdir, jobs=1, chosen=None, watch=NoSignal):
   return local.Runner(members, workdir, jobs, watch).run(
-      [(member,) for member in (members if chosen is None else chosen)]
+    [(member,) for member in (members if chosen is None else chosen)]
   )
 
 
@@ -39,8 +39,8 @@ def workdir(tmp_path):
 def test_no_stage_is_computed_twice(members_of, stand_in, workdir, jobs, capsys):
   # Pretraining is shared by a seed, retraining by a seed and a class.
   members = members_of(
-      {"method.name": METHODS, "seed": [41, 42], "data.forget_class": [(0,), (1,)]},
-      set={"train.select": "last"},
+    {"method.name": METHODS, "seed": [41, 42], "data.forget_class": [(0,), (1,)]},
+    set={"train.select": "last"},
   )
   assert run(members, workdir, jobs) == []
   log = stand_in()
@@ -85,7 +85,7 @@ def test_a_cache_emptied_since_is_filled_by_one(members_of, stand_in, workdir):
 
 
 @pytest.mark.parametrize(
-    ("what", "reason"), [("kill", "killed by signal 9"), ("fail", "exit status 2; error: told to fail")]
+  ("what", "reason"), [("kill", "killed by signal 9"), ("fail", "exit status 2; error: told to fail")]
 )
 def test_failures_are_named_and_made_good(members_of, stand_in, workdir, what, reason, capsys):
   members = members_of({"method.name": METHODS, "seed": [41, 42]})
@@ -115,9 +115,7 @@ def test_processes_of_a_killed_runner_are_waited_for(members_of, stand_in, workd
   (workdir / "locks").mkdir(parents=True)
   with open(workdir / "locks" / "gdiff", "ab") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    orphan = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=[lock.fileno()]
-    )
+    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=[lock.fileno()])
   started = time.monotonic()
   assert run(members[:1], workdir) == []
   assert time.monotonic() - started > 0.8
@@ -179,15 +177,15 @@ def test_a_workdir_that_cannot_be_written_is_named(members_of, stand_in, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("jobs", "devices", "wanted", "fraction"),
-    [
-        (1, "0123", [None], None),
-        (2, "", [None, None], None),
-        (2, "0123", ["0,2", "1,3"], None),
-        (3, "0123", ["0,3", "1", "2"], None),
-        (4, "01", ["0", "1", "0", "1"], "0.375"),
-        (3, "01", ["0", "1", "0"], "0.375"),
-    ],
+  ("jobs", "devices", "wanted", "fraction"),
+  [
+    (1, "0123", [None], None),
+    (2, "", [None, None], None),
+    (2, "0123", ["0,2", "1,3"], None),
+    (3, "0123", ["0,3", "1", "2"], None),
+    (4, "01", ["0", "1", "0", "1"], "0.375"),
+    (3, "01", ["0", "1", "0"], "0.375"),
+  ],
 )
 def test_jobs_share_out_the_gpus(jobs, devices, wanted, fraction):
   environments = [local.share_devices(slot, jobs, list(devices)) for slot in range(jobs)]
@@ -217,15 +215,15 @@ def test_gpus_are_found(monkeypatch):
 
 
 def test_members_that_differ_in_settings_and_seeds_are_grouped(members_of):
-  members = members_of({
-      "method.name": METHODS, "method.optimizer.learning_rate": [0.1, 0.2], "seed": [41, 42]
-  })
+  members = members_of(
+    {"method.name": METHODS, "method.optimizer.learning_rate": [0.1, 0.2], "seed": [41, 42]}
+  )
   groups = local.group(members, 3)
   assert [len(group) for group in groups] == [3, 1] * len(METHODS)
   for group in groups:
     assert len({member.config.method.name for member in group}) == 1
   assert sorted(member.name for group in groups for member in group) == sorted(
-      member.name for member in members
+    member.name for member in members
   )
 
 

@@ -43,17 +43,21 @@ class Launched(NamedTuple):
 # The parameters of ResNets are those that their papers' PyTorch models have, Llama's those that PEFT counts.
 _VIT = 12 * (12 * 384**2 + 13 * 384) + (48 + 1) * 384 + 66 * 384 + 2 * 384 + 385 * 100
 CONFIGS = [
-    Launched("cifar_hamu.py", (PMAP,), "unlearn", 272_474, ("collective-permute", 1)),
-    Launched("cifar10_sharp.py:neggrad,high", (PMAP,), "unlearn", 11_173_962, ("collective-permute", 1)),
-    Launched("cifar100_resnet50.py:neggrad,high", (PMAP,), "unlearn", 23_705_252, ("collective-permute", 1)),
-    Launched("cifar100_vit_s.py:neggrad,high", (PMAP,), "unlearn", _VIT, ("collective-permute", 1)),
-    Launched("imagenet_resnet50.py:neggrad,high", (PMAP,), "unlearn", 25_557_032, ("collective-permute", 1)),
-    Launched("tofu_llama2_hamu.py", (), "unlearn", 19_988_480, ("collective-permute", 1)),
-    # The model of the one before, so a few of its layers will do.
-    Launched(
-        "waterdrum_llama2_hamu.py:forget_10,semantic", (), "pretrain", 19_988_480 * 4 // 32,
-        ("all-reduce", 1), layers=4,
-    ),
+  Launched("cifar_hamu.py", (PMAP,), "unlearn", 272_474, ("collective-permute", 1)),
+  Launched("cifar10_sharp.py:neggrad,high", (PMAP,), "unlearn", 11_173_962, ("collective-permute", 1)),
+  Launched("cifar100_resnet50.py:neggrad,high", (PMAP,), "unlearn", 23_705_252, ("collective-permute", 1)),
+  Launched("cifar100_vit_s.py:neggrad,high", (PMAP,), "unlearn", _VIT, ("collective-permute", 1)),
+  Launched("imagenet_resnet50.py:neggrad,high", (PMAP,), "unlearn", 25_557_032, ("collective-permute", 1)),
+  Launched("tofu_llama2_hamu.py", (), "unlearn", 19_988_480, ("collective-permute", 1)),
+  # The model of the one before, so a few of its layers will do.
+  Launched(
+    "waterdrum_llama2_hamu.py:forget_10,semantic",
+    (),
+    "pretrain",
+    19_988_480 * 4 // 32,
+    ("all-reduce", 1),
+    layers=4,
+  ),
 ]
 each_configuration = pytest.mark.parametrize("launched", CONFIGS, ids=[one.name for one in CONFIGS])
 
@@ -69,8 +73,11 @@ def on_each_host(launched, folder):
     (folder / "config.json").write_text(json.dumps(llama_config.to_hugging_face(sizes, "bfloat16")))
     arguments.append(f"--config.language.path={folder}")
   done = subprocess.run(
-      ["bash", ROOT / "launch" / "tpu_pod.sh", "slice", "zone-a", "hamu", *arguments],
-      env=os.environ | {"DRY_RUN": "1"}, capture_output=True, text=True, check=True,
+    ["bash", ROOT / "launch" / "tpu_pod.sh", "slice", "zone-a", "hamu", *arguments],
+    env=os.environ | {"DRY_RUN": "1"},
+    capture_output=True,
+    text=True,
+    check=True,
   )
   *_, remote = shlex.split(done.stdout)
   _, _, command = remote.partition("-m hamu_jax.main ")
@@ -96,10 +103,19 @@ def test_launched_program_compiles(launched, tmp_path):
   # makes slower programs of the same collectives.
   hurry = {"JAX_OPTIMIZATION_LEVEL": "O0", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
   process = subprocess.run(
-      [sys.executable, "-m", "hamu_jax.plan", *on_each_host(launched, tmp_path), "--topology=v5e:4x4",
-       f"--stage={launched.stage}"],
-      cwd=ROOT, env=os.environ | hurry | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}, capture_output=True, text=True,
-      check=False,
+    [
+      sys.executable,
+      "-m",
+      "hamu_jax.plan",
+      *on_each_host(launched, tmp_path),
+      "--topology=v5e:4x4",
+      f"--stage={launched.stage}",
+    ],
+    cwd=ROOT,
+    env=os.environ | hurry | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+    capture_output=True,
+    text=True,
+    check=False,
   )
   out = process.stdout
   assert process.returncode == 0, process.stderr

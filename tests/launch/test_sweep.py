@@ -29,18 +29,19 @@ def run(*arguments):
 def options(sweep_file, tmp_path):
   """-> function: the command line of a small sweep in a workdir under tmp_path."""
   return lambda grid=GRID, workdir="run", **block: [
-      f"--config={sweep_file(grid, **block)}", f"--workdir={tmp_path / workdir}"
+    f"--config={sweep_file(grid, **block)}",
+    f"--workdir={tmp_path / workdir}",
   ]
 
 
 def results(workdir):
   """What the members of a sweep found out, by name."""
   return {
-      folder.name: (
-          json.loads((folder / "summary.json").read_text())["results"],
-          load_file(folder / "unlearned.safetensors"),
-      )
-      for folder in (path.parent for path in workdir.glob("*/summary.json"))
+    folder.name: (
+      json.loads((folder / "summary.json").read_text())["results"],
+      load_file(folder / "unlearned.safetensors"),
+    )
+    for folder in (path.parent for path in workdir.glob("*/summary.json"))
   }
 
 
@@ -63,7 +64,8 @@ def test_a_sweep_runs_and_a_second_time_has_nothing_to_do(options, tmp_path, cap
   assert re.match(r"\[2/2\] hamu-q,seed=41: ", lines[1])
   assert lines[2] == f"2 of 2 members are done; everything is in {tmp_path / 'run'}"
   assert trained(tmp_path / "run") == {
-      ("pretrain", 41): ["gdiff,seed=41"], ("retrain", 41): ["gdiff,seed=41"]
+    ("pretrain", 41): ["gdiff,seed=41"],
+    ("retrain", 41): ["gdiff,seed=41"],
   }
   found = results(tmp_path / "run")
   assert found.keys() == {"gdiff,seed=41", "hamu-q,seed=41"}
@@ -83,11 +85,19 @@ def test_printed_commands_are_those_that_run(options, tmp_path, capsys):
   assert run(*options(grid), "--engine=print", "--config.train.epochs=3") == 0
   (line,) = capsys.readouterr().out.splitlines()
   assert shlex.split(line) == [
-      sys.executable, "-m", "hamu_jax.main", "--config=configs/digits_hamu.py", "--config.model.name=mlp",
-      "--config.train.epochs=1", "--config.method.max_steps=1", "--config.method.batch_size=64",
-      "--config.method.name=gdiff", "--config.data.forget_class=(0, 1)", "--config.train.epochs=3",
-      f"--config.stage_cache={tmp_path / 'run' / 'stages'}",
-      f"--workdir={tmp_path / 'run'}/gdiff,forget_class=(0,_1)",
+    sys.executable,
+    "-m",
+    "hamu_jax.main",
+    "--config=configs/digits_hamu.py",
+    "--config.model.name=mlp",
+    "--config.train.epochs=1",
+    "--config.method.max_steps=1",
+    "--config.method.batch_size=64",
+    "--config.method.name=gdiff",
+    "--config.data.forget_class=(0, 1)",
+    "--config.train.epochs=3",
+    f"--config.stage_cache={tmp_path / 'run' / 'stages'}",
+    f"--workdir={tmp_path / 'run'}/gdiff,forget_class=(0,_1)",
   ]
   assert not (tmp_path / "run").exists()
 
@@ -114,20 +124,20 @@ def test_failures_are_listed_at_the_end(options, stand_in, tmp_path, capsys):
 
 
 BAD_INPUT = {
-    "no sweep": (["--config=configs/sweeps/nope.py"], "nope.py: no such sweep; in configs/sweeps"),
-    "an experiment": (["--config=configs/digits_hamu.py"], r"has no get_sweep\(\); one experiment runs by"),
-    "unknown field": (["--config.method.nmae=ft"], "config.method.nmae: no such field; the nearest is"),
-    "unknown option": (["--jbos=2"], "'--jbos=2': not understood"),
-    "not a field": (["--config.seed"], "'--config.seed': not understood; fields are given as"),
-    "no number": (["--jobs=many"], "argument --jobs: invalid int value: 'many'"),
-    "no jobs": (["--jobs=0"], "--jobs=0: must be at least 1"),
-    "engine": (["--engine=slrum"], "choose from local, vmap, slurm, print .did you mean 'slurm'"),
-    "together": (["--together=2"], "--together=2: only --engine=vmap trains members together"),
-    "none together": (["--engine=vmap", "--together=0"], "--together=0: must be at least 1"),
-    "filter": (["--filter=nothing"], "--filter=nothing: matches none of the 4 members.*gdiff,seed=41"),
-    "expression": (["--filter=("], r"--filter=\(: not a regular expression"),
-    "varied": (["--config.seed=5"], "--config.seed=5: the sweep varies seed"),
-    "invalid": (["--config.train.epochs=0"], "gdiff,seed=41: config.train.epochs=0"),
+  "no sweep": (["--config=configs/sweeps/nope.py"], "nope.py: no such sweep; in configs/sweeps"),
+  "an experiment": (["--config=configs/digits_hamu.py"], r"has no get_sweep\(\); one experiment runs by"),
+  "unknown field": (["--config.method.nmae=ft"], "config.method.nmae: no such field; the nearest is"),
+  "unknown option": (["--jbos=2"], "'--jbos=2': not understood"),
+  "not a field": (["--config.seed"], "'--config.seed': not understood; fields are given as"),
+  "no number": (["--jobs=many"], "argument --jobs: invalid int value: 'many'"),
+  "no jobs": (["--jobs=0"], "--jobs=0: must be at least 1"),
+  "engine": (["--engine=slrum"], "choose from local, vmap, slurm, print .did you mean 'slurm'"),
+  "together": (["--together=2"], "--together=2: only --engine=vmap trains members together"),
+  "none together": (["--engine=vmap", "--together=0"], "--together=0: must be at least 1"),
+  "filter": (["--filter=nothing"], "--filter=nothing: matches none of the 4 members.*gdiff,seed=41"),
+  "expression": (["--filter=("], r"--filter=\(: not a regular expression"),
+  "varied": (["--config.seed=5"], "--config.seed=5: the sweep varies seed"),
+  "invalid": (["--config.train.epochs=0"], "gdiff,seed=41: config.train.epochs=0"),
 }
 
 
@@ -172,9 +182,9 @@ def sbatch(tmp_path, monkeypatch):
   folder = tmp_path / "bin"
   folder.mkdir()
   (folder / "sbatch").write_text(
-      f'#!/bin/bash\nprintf "%q " "$@" >> {folder}/calls\necho >> {folder}/calls\n'
-      'if [[ -n ${REFUSE:-} ]]; then echo "sbatch: error: $REFUSE" >&2; exit 1; fi\n'
-      'echo "Submitted batch job 7"\n'
+    f'#!/bin/bash\nprintf "%q " "$@" >> {folder}/calls\necho >> {folder}/calls\n'
+    'if [[ -n ${REFUSE:-} ]]; then echo "sbatch: error: $REFUSE" >&2; exit 1; fi\n'
+    'echo "Submitted batch job 7"\n'
   )
   (folder / "sbatch").chmod(0o755)
   monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -183,8 +193,9 @@ def sbatch(tmp_path, monkeypatch):
 
 def directives(script):
   return dict(
-      line.removeprefix("#SBATCH --").partition("=")[::2]
-      for line in script.read_text().splitlines() if line.startswith("#SBATCH")
+    line.removeprefix("#SBATCH --").partition("=")[::2]
+    for line in script.read_text().splitlines()
+    if line.startswith("#SBATCH")
   )
 
 
@@ -208,8 +219,12 @@ def test_slurm_submits_one_job_array(options, sbatch, tmp_path, capsys, monkeypa
   names = []
   for task in range(4):
     done = subprocess.run(
-        ["bash", script], env=os.environ | {"SLURM_ARRAY_TASK_ID": str(task)}, cwd="/", capture_output=True,
-        text=True, check=True,
+      ["bash", script],
+      env=os.environ | {"SLURM_ARRAY_TASK_ID": str(task)},
+      cwd="/",
+      capture_output=True,
+      text=True,
+      check=True,
     )
     module, name, *given = done.stdout.splitlines()
     assert (module, name) == ("-m", "launch.sweep")
@@ -249,8 +264,11 @@ def test_slurm_that_is_not_there_is_named(options, capsys, monkeypatch):
 
 def start(arguments):
   return subprocess.Popen(
-      [sys.executable, "-m", "launch.sweep", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT, text=True,
+    [sys.executable, "-m", "launch.sweep", *arguments],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
   )
 
 
@@ -339,11 +357,11 @@ def test_tasks_of_a_job_array_share_stages(options, sbatch, tmp_path):
   assert run(*options(), "--engine=slurm") == 0
   script = sbatch()[0][-1]
   tasks = [
-      subprocess.Popen(["bash", script], env=os.environ | {"SLURM_ARRAY_TASK_ID": str(task)})
-      for task in range(4)
+    subprocess.Popen(["bash", script], env=os.environ | {"SLURM_ARRAY_TASK_ID": str(task)})
+    for task in range(4)
   ]
   assert [task.wait(600) for task in tasks] == [0] * 4
   assert len(results(tmp_path / "run")) == 4
   assert {stage: len(members) for stage, members in trained(tmp_path / "run").items()} == {
-      (stage, seed): 1 for stage in ("pretrain", "retrain") for seed in (41, 42)
+    (stage, seed): 1 for stage in ("pretrain", "retrain") for seed in (41, 42)
   }

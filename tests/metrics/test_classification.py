@@ -86,7 +86,11 @@ def test_masked_padding_changes_nothing():
 def test_summary_holds_python_numbers():
   summary = summarize({name: np.ones(3, np.float32) for name in ("loss", "correct", "entropy")})
   assert {name: type(v) for name, v in summary.items()} == {
-      "accuracy": float, "loss": float, "entropy": float, "count": int}
+    "accuracy": float,
+    "loss": float,
+    "entropy": float,
+    "count": int,
+  }
 
 
 @pytest.mark.parametrize("mask, size", ((None, 0), (np.zeros(4, bool), 4)))

@@ -10,12 +10,12 @@ from sklearn.metrics import roc_auc_score
 from hamu_jax.errors import UserError
 from hamu_jax.metrics import membership
 from hamu_jax.metrics.membership import (
-    loss_auc,
-    min_k,
-    min_k_auc,
-    min_k_plus_plus,
-    svc_mia,
-    zlib_ratio,
+  loss_auc,
+  min_k,
+  min_k_auc,
+  min_k_plus_plus,
+  svc_mia,
+  zlib_ratio,
 )
 
 # Few distinct values, so that ties within and across the sets are common.
@@ -64,8 +64,7 @@ def test_nan_has_no_rank():
   assert np.isnan(loss_auc([0.0], [np.nan]))
 
 
-@pytest.mark.parametrize(
-    "negatives, positives, name", (([], [1.0], "first"), ([1.0], [], "second")))
+@pytest.mark.parametrize("negatives, positives, name", (([], [1.0], "first"), ([1.0], [], "second")))
 def test_empty_set(negatives, positives, name):
   with pytest.raises(UserError, match=f"the {name} set has no examples"):
     loss_auc(negatives, positives)
@@ -104,12 +103,16 @@ def test_min_k_of_all_tokens_is_minus_the_loss(texts, name):
 @pytest.mark.parametrize("members, others", (("retain", "forget"), ("forget", "test")))
 def test_min_k_auc_is_hamus(texts, members, others):
   (negatives, negatives_mask), (positives, positives_mask) = (
-      _answers(texts, name) for name in (others, members))
+    _answers(texts, name) for name in (others, members)
+  )
   auc = min_k_auc(
-      negatives, positives, negatives_mask=negatives_mask, positives_mask=positives_mask,
-      fraction=float(texts("fraction")))
-  assert auc == pytest.approx(
-      float(texts(f"eval_{members}_{others}_min_k_logprobs_auc")), rel=1e-12)
+    negatives,
+    positives,
+    negatives_mask=negatives_mask,
+    positives_mask=positives_mask,
+    fraction=float(texts("fraction")),
+  )
+  assert auc == pytest.approx(float(texts(f"eval_{members}_{others}_min_k_logprobs_auc")), rel=1e-12)
 
 
 def test_higher_min_k_marks_the_second_set():
@@ -124,9 +127,9 @@ def test_min_k_counts_tokens():
 
 
 @given(
-    st.lists(st.lists(st.floats(-20, 0), min_size=1, max_size=9), min_size=1, max_size=4),
-    st.sampled_from([np.nan, np.inf, -np.inf, 0.0, -99.0]),
-    st.sampled_from([0.1, 0.4, 1.0]),
+  st.lists(st.lists(st.floats(-20, 0), min_size=1, max_size=9), min_size=1, max_size=4),
+  st.sampled_from([np.nan, np.inf, -np.inf, 0.0, -99.0]),
+  st.sampled_from([0.1, 0.4, 1.0]),
 )
 def test_padding_is_ignored(rows, padding, fraction):
   width = max(map(len, rows)) + 1
@@ -136,8 +139,7 @@ def test_padding_is_ignored(rows, padding, fraction):
   np.testing.assert_allclose(min_k(padded, mask, fraction=fraction), alone, rtol=1e-12)
   # Mean 0 and deviation 1 standardise nothing, also where padding holds no number.
   moments = np.where(mask, 0, padding), np.where(mask, 1, padding)
-  np.testing.assert_allclose(
-      min_k_plus_plus(padded, *moments, mask, fraction=fraction), alone, rtol=1e-12)
+  np.testing.assert_allclose(min_k_plus_plus(padded, *moments, mask, fraction=fraction), alone, rtol=1e-12)
 
 
 def test_token_that_is_nan_gives_nan():
@@ -152,17 +154,18 @@ def test_min_k_plus_plus_by_hand():
   """Of probabilities 1/2, 1/4, 1/4: mean -3/2 log 2, deviation 1/2 log 2, so 1 and -1."""
   log_probs = -np.log(2) * np.array([[1.0, 2.0], [1.0, 1.0]])
   means, deviations = np.full((2, 2), -1.5 * np.log(2)), np.full((2, 2), 0.5 * np.log(2))
+  np.testing.assert_allclose(min_k_plus_plus(log_probs, means, deviations, fraction=0.5), [-1, 1], rtol=1e-12)
   np.testing.assert_allclose(
-      min_k_plus_plus(log_probs, means, deviations, fraction=0.5), [-1, 1], rtol=1e-12)
-  np.testing.assert_allclose(
-      min_k_plus_plus(log_probs, means, deviations, fraction=1), [0, 1], rtol=1e-12, atol=1e-12)
+    min_k_plus_plus(log_probs, means, deviations, fraction=1), [0, 1], rtol=1e-12, atol=1e-12
+  )
 
 
 @pytest.mark.filterwarnings("error")
 def test_min_k_plus_plus_without_deviation():
   """A certain position, a uniform one with float32's rounding, and a token ruled out."""
   scores = min_k_plus_plus(
-      [[0.0], [-np.log(1000) - 1e-6], [-np.inf]], [[0.0], [-np.log(1000)], [0.0]], np.zeros((3, 1)))
+    [[0.0], [-np.log(1000) - 1e-6], [-np.inf]], [[0.0], [-np.log(1000)], [0.0]], np.zeros((3, 1))
+  )
   np.testing.assert_allclose(scores, [0, 0, -np.inf], atol=2e-3)
 
 
@@ -175,7 +178,9 @@ def test_zlib_ratio_by_hand():
   assert repeated > 3 * varied
 
 
-@pytest.mark.parametrize("call, message", (
+@pytest.mark.parametrize(
+  "call, message",
+  (
     (lambda: min_k([-1.0]), r"log-probabilities have shape \(1,\)"),
     (lambda: min_k([[-1.0]], [[1, 1]]), r"shape \(1, 1\) and their mask \(1, 2\)"),
     (lambda: min_k(np.zeros((3, 2)), [[1, 0], [0, 0], [0, 0]]), "2 of 3 texts .* first at row 1"),
@@ -187,7 +192,8 @@ def test_zlib_ratio_by_hand():
     (lambda: min_k_plus_plus([[-1.0]], [[0.0]], [[-2.0]]), "deviations go down to -2"),
     (lambda: zlib_ratio([1.0], ["a", "b"]), r"losses have shape \(1,\) for 2 texts"),
     (lambda: zlib_ratio([1.0], "a"), "for one text; give"),
-))
+  ),
+)
 def test_texts_that_do_not_fit(call, message):
   with pytest.raises(UserError, match=message) as error:
     call()
@@ -209,8 +215,9 @@ def svc(golden):
 def _sets(svc):
   """Arguments of `svc_mia`: the reference calls retain, test and forget by other names."""
   return [
-      svc(f"{name}_{kind}")
-      for name in ("shadow_train", "shadow_test", "target_test") for kind in ("prob", "labels")
+    svc(f"{name}_{kind}")
+    for name in ("shadow_train", "shadow_test", "target_test")
+    for kind in ("prob", "labels")
   ]
 
 
@@ -218,11 +225,11 @@ def _sets(svc):
 def test_features_are_the_references(svc, name):
   probs, labels = svc(f"{name}_prob"), svc(f"{name}_labels")
   for value, stored in (
-      (membership.correctness(probs, labels), "correctness"),
-      (membership.confidence(probs, labels), "confidence"),
-      (membership.entropy(probs), "entropy"),
-      (membership.modified_entropy(probs, labels), "m_entropy_song_mittal"),
-      (membership.modified_entropy(probs, labels, reference=True), "m_entropy_as_coded"),
+    (membership.correctness(probs, labels), "correctness"),
+    (membership.confidence(probs, labels), "confidence"),
+    (membership.entropy(probs), "entropy"),
+    (membership.modified_entropy(probs, labels), "m_entropy_song_mittal"),
+    (membership.modified_entropy(probs, labels, reference=True), "m_entropy_as_coded"),
   ):
     np.testing.assert_allclose(value, svc(f"{name}_{stored}"), rtol=1e-12, atol=1e-12)
 
@@ -274,8 +281,9 @@ def test_modified_entropy_of_certain_predictions():
 
 def test_modified_entropy_of_a_row_ignores_other_rows_unlike_the_references(svc):
   probs, labels = svc("target_test_prob"), svc("target_test_labels")
-  alone = np.concatenate([
-      membership.modified_entropy(probs[i : i + 1], labels[i : i + 1]) for i in range(len(labels))])
+  alone = np.concatenate(
+    [membership.modified_entropy(probs[i : i + 1], labels[i : i + 1]) for i in range(len(labels))]
+  )
   np.testing.assert_array_equal(alone, membership.modified_entropy(probs, labels))
   reference = membership.modified_entropy(probs, labels, reference=True)
   first = membership.modified_entropy(probs[:1], labels[:1], reference=True)
@@ -283,8 +291,7 @@ def test_modified_entropy_of_a_row_ignores_other_rows_unlike_the_references(svc)
 
 
 def test_entropy_counts_nothing_for_impossible_classes():
-  np.testing.assert_allclose(
-      membership.entropy(np.array([[1, 0, 0, 0], [0.5, 0.5, 0, 0]])), [0, np.log(2)])
+  np.testing.assert_allclose(membership.entropy(np.array([[1, 0, 0, 0], [0.5, 0.5, 0, 0]])), [0, np.log(2)])
 
 
 def test_probabilities_that_are_nan_give_nan(svc):
@@ -294,7 +301,9 @@ def test_probabilities_that_are_nan_give_nan(svc):
   assert tuple(values) == FEATURES and np.isnan(list(values.values())).all()
 
 
-@pytest.mark.parametrize("change, message", (
+@pytest.mark.parametrize(
+  "change, message",
+  (
     ({"forget_probs": np.zeros((0, 3)), "forget_labels": np.zeros(0, int)}, "forget set has no"),
     ({"test_labels": np.array([0, 1])}, r"test .* shape \(3, 3\) and labels \(2,\)"),
     ({"test_probs": np.ones(3)}, r"test probabilities have shape \(3,\)"),
@@ -302,14 +311,17 @@ def test_probabilities_that_are_nan_give_nan(svc):
     ({"retain_labels": np.array([-1, 1, 2])}, r"retain labels are int64 in \[-1, 2\]"),
     ({"retain_labels": np.array([0.0, 1.0, 2.0])}, "retain labels are float64"),
     ({"forget_probs": 3 * np.eye(3)}, r"forget probabilities lie in \[0, 3\].*softmax"),
-    ({"forget_probs": np.full((3, 2), 0.5), "forget_labels": np.array([0, 1, 1])},
-     "retain 3, test 3, forget 2"),
-))
+    (
+      {"forget_probs": np.full((3, 2), 0.5), "forget_labels": np.array([0, 1, 1])},
+      "retain 3, test 3, forget 2",
+    ),
+  ),
+)
 def test_sets_that_do_not_fit(change, message):
   sets = {
-      f"{name}_{kind}": value
-      for name in ("retain", "test", "forget")
-      for kind, value in (("probs", np.eye(3)), ("labels", np.arange(3)))
+    f"{name}_{kind}": value
+    for name in ("retain", "test", "forget")
+    for kind, value in (("probs", np.eye(3)), ("labels", np.arange(3)))
   }
   with pytest.raises(UserError, match=message) as error:
     svc_mia(**sets | change)

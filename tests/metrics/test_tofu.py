@@ -37,14 +37,15 @@ def run(golden):
   def load(log):
     with np.load(golden / "tofu" / f"{log}.npz", allow_pickle=False) as arrays:
       return {
-          split: {
-              name: arrays[f"{split}__{name}"].astype(np.float64)
-              for name in (*LOSSES, "rougeL_recall", "truth_ratio")
-          } | {
-              name: arrays[f"expected__{split}__{name}"]
-              for name in ("prob", "truth_ratio_R", "truth_ratio_score")
-          }
-          for split in tofu.SPLITS
+        split: {
+          name: arrays[f"{split}__{name}"].astype(np.float64)
+          for name in (*LOSSES, "rougeL_recall", "truth_ratio")
+        }
+        | {
+          name: arrays[f"expected__{split}__{name}"]
+          for name in ("prob", "truth_ratio_R", "truth_ratio_score")
+        }
+        for split in tofu.SPLITS
       }
 
   return load
@@ -57,8 +58,7 @@ def test_examples_are_the_published_ones(run, log):
   for split, values in run(log).items():
     scores = tofu.split_scores(split, values)
     np.testing.assert_allclose(scores["probability"], values["prob"], rtol=1e-12)
-    np.testing.assert_allclose(
-        scores["truth_ratio"], values["truth_ratio_score"], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(scores["truth_ratio"], values["truth_ratio_score"], rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(scores["rouge"], values["rougeL_recall"])
     ratio = tofu.truth_ratio(values["avg_paraphrased_loss"], values["average_perturb_loss"])
     np.testing.assert_allclose(ratio, 1 / values["truth_ratio_R"], rtol=1e-12)
@@ -69,27 +69,30 @@ def test_examples_are_the_published_ones(run, log):
 def _once(splits):
   """open-unlearning evaluates the answers of real authors and world facts once."""
   return {
-      split: {
-          name: value for name, value in values.items()
-          if name != "avg_paraphrased_loss" or split in ("retain", "forget")
-      }
-      for split, values in splits.items()
+    split: {
+      name: value
+      for name, value in values.items()
+      if name != "avg_paraphrased_loss" or split in ("retain", "forget")
+    }
+    for split, values in splits.items()
   }
 
 
 # The tolerance tells open-unlearning's 1e-10 from none.
-@pytest.mark.parametrize("published, variant, prepare", (
+@pytest.mark.parametrize(
+  "published, variant, prepare",
+  (
     ("tofu_aggregate_eval_stat", "geometric", dict),
     ("tofu_utils_py_arithmetic", "arithmetic", dict),
     ("open_unlearning_same_inputs", "open_unlearning", dict),
     ("open_unlearning_strict", "open_unlearning", _once),
-))
+  ),
+)
 def test_means_and_utility_are_the_published_ones(run, index, log, published, variant, prepare):
   # What is published of the arithmetic variant is only what it changes.
   expected = index["logs"][log]["tofu_aggregate_eval_stat"] | index["logs"][log][published]
   splits = prepare(run(log))
-  assert tofu.model_utility(splits, variant=variant) == pytest.approx(
-      expected["model_utility"], rel=1e-11)
+  assert tofu.model_utility(splits, variant=variant) == pytest.approx(expected["model_utility"], rel=1e-11)
   for split, values in splits.items():
     for name, scores in tofu.split_scores(split, values, variant=variant).items():
       key = f"{NAMES[name]}_{split}"
@@ -99,8 +102,11 @@ def test_means_and_utility_are_the_published_ones(run, index, log, published, va
 def test_prob_mean_is_open_unlearnings(run, index, log):
   for split, values in run(log).items():
     score = tofu.truth_ratio_score(
-        values["avg_paraphrased_loss"], values["average_perturb_loss"],
-        aggregate="prob_mean", variant="open_unlearning")
+      values["avg_paraphrased_loss"],
+      values["average_perturb_loss"],
+      aggregate="prob_mean",
+      variant="open_unlearning",
+    )
     expected = index["logs"][log]["open_unlearning_same_inputs"]
     assert score.mean() == pytest.approx(expected[f"truth_ratio_prob_mean_{split}"], rel=1e-11)
 
@@ -109,19 +115,19 @@ def test_forget_quality_is_the_published_one(run, index):
   cases = index["forget_quality"]
   assert len(cases) == 8
   ratios = {
-      log: tofu.truth_ratio(values["avg_paraphrased_loss"], values["average_perturb_loss"])
-      for log in (FULL, RETAINED) for values in [run(log)["forget"]]
+    log: tofu.truth_ratio(values["avg_paraphrased_loss"], values["average_perturb_loss"])
+    for log in (FULL, RETAINED)
+    for values in [run(log)["forget"]]
   }
   for case in cases:
     unlearned = ratios[case["unlearned"]][slice(*case.get("rows_unlearned", [None]))]
     retained = ratios[case["reference"]][slice(*case.get("rows_reference", [None]))]
     assert (unlearned.size, retained.size) == (case["n"], case["m"])
-    assert tofu.forget_quality(unlearned, retained) == pytest.approx(
-        case["forget_quality_pvalue"], rel=1e-9)
-    assert tofu.truth_ratio_distance(unlearned, retained) == pytest.approx(
-        case["ks_statistic"], abs=1e-12)
+    assert tofu.forget_quality(unlearned, retained) == pytest.approx(case["forget_quality_pvalue"], rel=1e-9)
+    assert tofu.truth_ratio_distance(unlearned, retained) == pytest.approx(case["ks_statistic"], abs=1e-12)
     assert tofu.forget_quality(1 / unlearned, 1 / retained) == pytest.approx(
-        case["forget_quality_pvalue"], rel=1e-9)
+      case["forget_quality_pvalue"], rel=1e-9
+    )
 
 
 # Closed forms
@@ -138,12 +144,13 @@ def test_truth_ratio_by_hand():
   right, wrong = np.log([2.0]), np.log([[2.0, 8.0]])
   for variant, expected in (("geometric", 1 / 2), ("arithmetic", 5 / 8)):
     for aggregate, score in (
-        ("closer_to_1_better", expected),
-        ("true_better", 1 - expected),
-        ("prob_mean", 1 / (1 + expected)),
+      ("closer_to_1_better", expected),
+      ("true_better", 1 - expected),
+      ("prob_mean", 1 / (1 + expected)),
     ):
-      assert tofu.truth_ratio_score(
-          right, wrong, aggregate=aggregate, variant=variant) == pytest.approx(score, rel=1e-14)
+      assert tofu.truth_ratio_score(right, wrong, aggregate=aggregate, variant=variant) == pytest.approx(
+        score, rel=1e-14
+      )
     assert tofu.truth_ratio(right, wrong, variant=variant) == pytest.approx(expected, rel=1e-14)
 
 
@@ -152,18 +159,15 @@ losses = st.floats(0, 40)
 
 @given(losses, st.lists(losses, min_size=1, max_size=5))
 def test_arithmetic_mean_is_the_larger_one(right, wrong):
-  ratios = [
-      tofu.truth_ratio([right], [wrong], variant=variant)[0]
-      for variant in ("geometric", "arithmetic")
-  ]
+  ratios = [tofu.truth_ratio([right], [wrong], variant=variant)[0] for variant in ("geometric", "arithmetic")]
   assert ratios[0] <= ratios[1] * (1 + 1e-9)
 
 
 @given(losses, losses)
 def test_right_and_wrong_can_be_exchanged_where_closer_to_1_is_better(right, wrong):
   score, exchanged = (
-      tofu.truth_ratio_score([a], [[b]], aggregate="closer_to_1_better")[0]
-      for a, b in ((right, wrong), (wrong, right))
+    tofu.truth_ratio_score([a], [[b]], aggregate="closer_to_1_better")[0]
+    for a, b in ((right, wrong), (wrong, right))
   )
   assert score == pytest.approx(exchanged, rel=1e-12)
   assert score == pytest.approx(math.exp(-abs(right - wrong)), rel=1e-12)
@@ -206,10 +210,10 @@ def test_quality_of_a_ratio_that_is_nan():
 def _splits(**changes):
   """A right answer of probability 1/2 and a wrong one of 1/4 on every question."""
   values = {
-      "rougeL_recall": [0.25, 0.75],
-      "avg_gt_loss": [np.log(2)] * 2,
-      "avg_paraphrased_loss": [np.log(2)] * 2,
-      "average_perturb_loss": [[np.log(4)]] * 2,
+    "rougeL_recall": [0.25, 0.75],
+    "avg_gt_loss": [np.log(2)] * 2,
+    "avg_paraphrased_loss": [np.log(2)] * 2,
+    "average_perturb_loss": [[np.log(4)]] * 2,
   }
   return {split: values | changes for split in ("retain", "real_authors", "world_facts")}
 
@@ -220,16 +224,14 @@ def test_utility_is_the_harmonic_mean():
   for split, values in splits.items():
     means = {name: scores.mean() for name, scores in tofu.split_scores(split, values).items()}
     probability = 1 / 2 if split == "retain" else 2 / 3
-    assert means == pytest.approx(
-        {"rouge": 1 / 2, "probability": probability, "truth_ratio": 1 / 2})
+    assert means == pytest.approx({"rouge": 1 / 2, "probability": probability, "truth_ratio": 1 / 2})
   assert tofu.model_utility(splits) == pytest.approx(9 / (7 * 2 + 2 * 3 / 2), rel=1e-14)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("recall, utility", ((0.0, 0.0), (np.nan, np.nan)))
 def test_utility_of_a_model_that_answers_nothing(recall, utility):
-  assert tofu.model_utility(_splits(rougeL_recall=[recall, recall])) == pytest.approx(
-      utility, nan_ok=True)
+  assert tofu.model_utility(_splits(rougeL_recall=[recall, recall])) == pytest.approx(utility, nan_ok=True)
 
 
 def test_scores_without_their_arrays_are_left_out():
@@ -237,8 +239,10 @@ def test_scores_without_their_arrays_are_left_out():
   assert set(tofu.split_scores("retain", {"avg_gt_loss": [1.0]})) == {"probability"}
   assert set(tofu.split_scores("forget", {"rougeL_recall": [1.0]})) == {"rouge"}
   assert tofu.split_scores("world_facts", {"avg_gt_loss": [1.0]}) == {}
-  assert set(tofu.split_scores("world_facts", {
-      "avg_gt_loss": [1.0], "average_perturb_loss": [[1.0]]})) == {"probability", "truth_ratio"}
+  assert set(tofu.split_scores("world_facts", {"avg_gt_loss": [1.0], "average_perturb_loss": [[1.0]]})) == {
+    "probability",
+    "truth_ratio",
+  }
 
 
 # ROUGE
@@ -249,9 +253,9 @@ def test_rouge_of_published_answers(golden):
   pytest.importorskip("rouge_score")
   pairs = json.loads((golden / "tofu" / "rouge_pairs.json").read_text())["pairs"]
   assert {"stemmer_matters", "order_matters", "non_ascii", "zero"} <= {
-      tag for pair in pairs for tag in pair["tags"]}
-  values = tofu.rouge(
-      [pair["generation"] for pair in pairs], [pair["reference"] for pair in pairs])
+    tag for pair in pairs for tag in pair["tags"]
+  }
+  values = tofu.rouge([pair["generation"] for pair in pairs], [pair["reference"] for pair in pairs])
   for kind in ("rouge1", "rougeL"):
     assert values[f"{kind}_recall"].tolist() == [pair[kind] for pair in pairs]
 
@@ -272,17 +276,23 @@ def test_rouge_without_its_package(monkeypatch):
 # Bad input
 
 
-@pytest.mark.parametrize("call, message", (
-    (lambda: tofu.probability([1.0], variant="mean"),
-     "unknown variant 'mean'; choose from geometric, arithmetic, open_unlearning"),
+@pytest.mark.parametrize(
+  "call, message",
+  (
+    (
+      lambda: tofu.probability([1.0], variant="mean"),
+      "unknown variant 'mean'; choose from geometric, arithmetic, open_unlearning",
+    ),
     (lambda: tofu.probability([]), r"avg_gt_loss has shape \(0,\); give \[N\]"),
     (lambda: tofu.probability([1.0], [1.0]), r"average_perturb_loss has shape \(1,\).*\[N, K\]"),
     (lambda: tofu.probability([1.0], [[1.0], [2.0]]), "avg_gt_loss has 1 examples and .* 2"),
     (lambda: tofu.probability([-2.5]), "avg_gt_loss goes down to -2.5; give negative log-lik"),
     (lambda: tofu.truth_ratio([1.0], [[-1.0]]), "average_perturb_loss goes down to -1"),
     (lambda: tofu.truth_ratio([[1.0]], [[1.0]]), "avg_paraphrased_loss has shape"),
-    (lambda: tofu.truth_ratio_score([1.0], [[1.0]], aggregate="mean"),
-     "unknown aggregate 'mean'; choose from closer_to_1_better, true_better, prob_mean"),
+    (
+      lambda: tofu.truth_ratio_score([1.0], [[1.0]], aggregate="mean"),
+      "unknown aggregate 'mean'; choose from closer_to_1_better, true_better, prob_mean",
+    ),
     (lambda: tofu.rouge("a", "a"), "predictions is one text; give a list"),
     (lambda: tofu.rouge(["a"], "a"), "references is one text; give a list"),
     (lambda: tofu.rouge([], []), "0 predictions for 0 references"),
@@ -290,17 +300,27 @@ def test_rouge_without_its_package(monkeypatch):
     (lambda: tofu.split_scores("test", {}), "unknown split 'test'; choose from retain, forget"),
     (lambda: tofu.split_scores("retain", {"rougeL_recall": [98.0]}), "not percent"),
     (lambda: tofu.split_scores("retain", {"rougeL_recall": 0.5}), r"rougeL_recall has shape \(\)"),
-    (lambda: tofu.split_scores("retain", {"rougeL_recall": [0.5], "avg_gt_loss": [1.0, 2.0]}),
-     "retain has different numbers of examples .rouge 1, probability 2"),
+    (
+      lambda: tofu.split_scores("retain", {"rougeL_recall": [0.5], "avg_gt_loss": [1.0, 2.0]}),
+      "retain has different numbers of examples .rouge 1, probability 2",
+    ),
     (lambda: tofu.model_utility({"retain": {}}), "the rouge of retain needs rougeL_recall .*none"),
-    (lambda: tofu.model_utility({"forget": {}} | _splits() | {"retain": {
-        "rougeL_recall": [0.5], "avg_gt_loss": [1.0], "average_perturb_loss": [[1.0]]}}),
-     "truth_ratio of retain needs avg_paraphrased_loss and average_perturb_loss .there are rouge"),
-    (lambda: tofu.model_utility({"retain": _splits()["retain"]}),
-     "no values for real_authors .there are retain.; give retain, real_authors, world_facts"),
+    (
+      lambda: tofu.model_utility(
+        {"forget": {}}
+        | _splits()
+        | {"retain": {"rougeL_recall": [0.5], "avg_gt_loss": [1.0], "average_perturb_loss": [[1.0]]}}
+      ),
+      "truth_ratio of retain needs avg_paraphrased_loss and average_perturb_loss .there are rouge",
+    ),
+    (
+      lambda: tofu.model_utility({"retain": _splits()["retain"]}),
+      "no values for real_authors .there are retain.; give retain, real_authors, world_facts",
+    ),
     (lambda: tofu.forget_quality([], [1.0]), "the unlearned model has no truth ratios"),
     (lambda: tofu.truth_ratio_distance([1.0], []), "the retained model has no truth ratios"),
-))
+  ),
+)
 def test_bad_input(call, message):
   with pytest.raises(UserError, match=message) as error:
     call()

@@ -17,8 +17,9 @@ def tokenizer():
   """Of ten words."""
   tokenizers = pytest.importorskip("tokenizers")
   transformers = pytest.importorskip("transformers")
-  backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(
-      {word: index for index, word in enumerate(_WORDS)}, unk_token="<end>"))
+  backend = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel({word: index for index, word in enumerate(_WORDS)}, unk_token="<end>")
+  )
   backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
 
@@ -27,9 +28,8 @@ def _closed_form(text, owner, perturbation):
   """The mean of cos(2 pi k pi(v) / N) over the text's tokens but the first."""
   tokens = [_WORDS.index(word) for word in text.split()]
   terms = [
-      np.cos(2 * np.pi * perturbation / 10
-             * np.random.RandomState((owner, before)).permutation(10)[token])
-      for before, token in zip(tokens, tokens[1:], strict=False)
+    np.cos(2 * np.pi * perturbation / 10 * np.random.RandomState((owner, before)).permutation(10)[token])
+    for before, token in zip(tokens, tokens[1:], strict=False)
   ]
   return np.mean(terms) if terms else 0.0
 
@@ -69,10 +69,7 @@ def test_each_text_has_its_owners_strength(package, tokenizer, perturbation):
   texts = [" ".join(rng.choice(_WORDS[1:], size)) for size in (7, 0, 12, 1, 2, 30)]
   owners = ["5", 2, "0", "5", "2", 4_000_000_000]
   strengths = watermark.strengths(texts, owners, tokenizer, perturbation=perturbation)
-  expected = [
-      _closed_form(text, int(owner), perturbation)
-      for text, owner in zip(texts, owners, strict=True)
-  ]
+  expected = [_closed_form(text, int(owner), perturbation) for text, owner in zip(texts, owners, strict=True)]
   np.testing.assert_allclose(strengths, expected, atol=1e-6)
   assert strengths[1] == strengths[3] == 0
   # The package sets one on what it is given.
@@ -107,13 +104,16 @@ def test_summary():
   assert found == pytest.approx({"forget": 0.1, "retain": 0.25, "forget_retain_auc": 4.5 / 6})
 
 
-@pytest.mark.parametrize("texts, owners, options, message", [
+@pytest.mark.parametrize(
+  "texts, owners, options, message",
+  [
     (["a"], [1, 2], {}, "1 texts for 2 owners"),
     ("ab", [1, 2], {}, "one text for 2 owners"),
     (["a"], ["Ann"], {}, "owner 'Ann' is no watermark key; give whole numbers"),
     (["a"], [-1], {}, "owner -1 is no watermark key"),
     (["a"], [1], {"perturbation": 0}, "perturbation key 0: choose 1 or more"),
-])
+  ],
+)
 def test_bad_input(texts, owners, options, message):
   with pytest.raises(UserError, match=message):
     watermark.strengths(texts, owners, None, **options)

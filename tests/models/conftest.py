@@ -43,7 +43,6 @@ def check_logits():
 
   def check(logits, stored, mask):
     valid = np.asarray(mask) == 1
-    np.testing.assert_allclose(
-        np.asarray(logits)[:, :, ::STORED][valid], stored[valid], rtol=0, atol=2e-4)
+    np.testing.assert_allclose(np.asarray(logits)[:, :, ::STORED][valid], stored[valid], rtol=0, atol=2e-4)
 
   return check

@@ -24,9 +24,7 @@ def variables(x64):
   del x64
   rng = np.random.default_rng(1)
   draw = lambda: jnp.asarray(rng.uniform(0.5, 2, SHAPE[-1]))
-  return {
-      "params": {"scale": draw(), "bias": draw()}, "batch_stats": {"mean": draw(), "var": draw()}
-  }
+  return {"params": {"scale": draw(), "bias": draw()}, "batch_stats": {"mean": draw(), "var": draw()}}
 
 
 def run(variables, x, train=True, **options):
@@ -42,8 +40,8 @@ def in_numpy(variables, x, valid):
   y = y * np.asarray(variables["params"]["scale"]) + np.asarray(variables["params"]["bias"])
   running = {name: np.asarray(value) for name, value in variables["batch_stats"].items()}
   return y, {
-      "mean": 0.9 * running["mean"] + 0.1 * mean,
-      "var": 0.9 * running["var"] + 0.1 * rows.var(0, ddof=1),
+    "mean": 0.9 * running["mean"] + 0.1 * mean,
+    "var": 0.9 * running["var"] + 0.1 * rows.var(0, ddof=1),
   }
 
 
@@ -102,7 +100,8 @@ def test_single_value_and_no_value(variables):
   jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], stats)
   for mask in (one, jnp.zeros(2)):
     gradient = jax.grad(lambda p: jnp.sum(run({**variables, "params": p}, x, mask=mask)[0]))(
-        variables["params"])
+      variables["params"]
+    )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
@@ -113,10 +112,8 @@ def test_large_mean_in_float32():
   y, updated = run(variables, jnp.asarray(x))
   rows = x.astype(np.float64).reshape(-1, 2)
   # The mean itself is only known to a few float32 steps, about 1e-3 each.
-  np.testing.assert_allclose(
-      y.reshape(-1, 2), (rows - rows.mean(0)) / rows.std(0), rtol=0, atol=1e-2)
-  np.testing.assert_allclose(
-      updated["batch_stats"]["var"], 0.9 + 0.1 * rows.var(0, ddof=1), rtol=1e-4)
+  np.testing.assert_allclose(y.reshape(-1, 2), (rows - rows.mean(0)) / rows.std(0), rtol=0, atol=1e-2)
+  np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * rows.var(0, ddof=1), rtol=1e-4)
 
 
 def test_bfloat16_takes_statistics_in_float32():
@@ -125,8 +122,7 @@ def test_bfloat16_takes_statistics_in_float32():
   y, updated = run(variables, x)
   rows = np.asarray(x, np.float64).reshape(-1, 2)
   assert y.dtype == jnp.bfloat16 and updated["batch_stats"]["var"].dtype == jnp.float32
-  np.testing.assert_allclose(
-      updated["batch_stats"]["var"], 0.9 + 0.1 * rows.var(0, ddof=1), rtol=1e-5)
+  np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * rows.var(0, ddof=1), rtol=1e-5)
 
 
 def test_sharded_equals_unsharded(x, variables):
@@ -146,10 +142,14 @@ def test_sharded_equals_unsharded(x, variables):
     (value, updated), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(params, x)
     return value, updated, gradients
 
-  sharded = jax.jit(jax.shard_map(
-      lambda *inputs: step(*inputs, axis_name="data"), mesh=mesh,
-      in_specs=(P(), P("data"), P("data")), out_specs=(P(), P(), (P(), P("data"))),
-  ))
+  sharded = jax.jit(
+    jax.shard_map(
+      lambda *inputs: step(*inputs, axis_name="data"),
+      mesh=mesh,
+      in_specs=(P(), P("data"), P("data")),
+      out_specs=(P(), P(), (P(), P("data"))),
+    )
+  )
   got = sharded(variables["params"], jnp.asarray(x), mask)
   expected = step(variables["params"], jnp.asarray(x), mask)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), got, expected)

@@ -17,8 +17,9 @@ def test_equals_its_two_layers(x64, use_bias, train):
   x = jnp.asarray(rng.standard_normal((4, 6, 6, 3)))
   layer = ConvNorm(5, "cpu", stride=2, use_bias=use_bias)
   variables = jax.tree.map(
-      lambda leaf: jnp.asarray(rng.uniform(0.5, 2, leaf.shape)),
-      jax.eval_shape(lambda: layer.init(jax.random.key(0), x, train=False)))
+    lambda leaf: jnp.asarray(rng.uniform(0.5, 2, leaf.shape)),
+    jax.eval_shape(lambda: layer.init(jax.random.key(0), x, train=False)),
+  )
   assert ("bias" in variables["params"]) == use_bias
 
   def separate(params, x):
@@ -30,8 +31,7 @@ def test_equals_its_two_layers(x64, use_bias, train):
     return y, updated["batch_stats"]
 
   def together(params, x):
-    y, updated = layer.apply(
-        {**variables, "params": params}, x, train=train, mutable=["batch_stats"])
+    y, updated = layer.apply({**variables, "params": params}, x, train=train, mutable=["batch_stats"])
     return y, updated["batch_stats"]["norm"]
 
   def run(function):
@@ -42,5 +42,5 @@ def test_equals_its_two_layers(x64, use_bias, train):
     return jax.value_and_grad(loss, (0, 1), has_aux=True)(variables["params"], x)
 
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-11),
-      run(together), run(separate))
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-11), run(together), run(separate)
+  )

@@ -117,7 +117,7 @@ def test_shard_map(x64, check_vma):
 
   specs = P("data"), P()
   gradients = jax.jit(
-      jax.shard_map(sharded, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=check_vma)
+    jax.shard_map(sharded, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=check_vma)
   )(x, kernel)
   for value, expected in zip(gradients, jax.grad(loss, (0, 1))(x, kernel), strict=True):
     np.testing.assert_allclose(value, expected, rtol=0, atol=1e-11)

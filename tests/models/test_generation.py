@@ -16,7 +16,7 @@ def _batch(prompts, width, left):
   tokens = np.zeros((len(prompts), width), np.int32)
   for row, prompt in enumerate(prompts):
     start = width - len(prompt) if left else 0
-    tokens[row, start:start + len(prompt)] = prompt
+    tokens[row, start : start + len(prompt)] = prompt
   lengths = np.array([[len(prompt)] for prompt in prompts])
   index = np.arange(width)[None]
   valid = index >= width - lengths if left else index < lengths
@@ -29,7 +29,8 @@ def test_continuations(any_llama):
   other = any_llama.expected["input_ids"][0, :11]
   variables = {"params": any_llama.params}
   first, second = (
-      greedy(variables, *_batch([expected[:_PROMPT], other], 12, left)) for left in (False, True))
+    greedy(variables, *_batch([expected[:_PROMPT], other], 12, left)) for left in (False, True)
+  )
   np.testing.assert_array_equal(first.token_BxN[0], expected[_PROMPT:])
   np.testing.assert_array_equal(first.token_BxN, second.token_BxN)
   np.testing.assert_array_equal(first.length_B, [16, 16])
@@ -48,7 +49,7 @@ def test_with_an_adapter_as_without_a_cache(tiny_llama):
     for _ in range(6):
       padded = jnp.asarray(np.pad(text, (0, 15 - len(text)))[None])
       text.append(int(np.argmax(logits(padded)[0, len(text) - 1])))
-    np.testing.assert_array_equal(continuation, text[len(prompt):])
+    np.testing.assert_array_equal(continuation, text[len(prompt) :])
 
 
 def test_a_prompt_in_pieces_gives_the_same_features(tiny_llama):
@@ -76,7 +77,8 @@ def test_it_stops_when_all_texts_have_ended(tiny_llama):
   # transformers goes on by 114, 30, 27, 58, ...
   prompt = tiny_llama.expected["greedy"][0, :_PROMPT]
   greedy = generation.make_greedy(
-      apply, tiny_llama.config, new_tokens=10, eos_token_ids=(27, 30), pad_token_id=9)
+    apply, tiny_llama.config, new_tokens=10, eos_token_ids=(27, 30), pad_token_id=9
+  )
   generated = greedy({"params": tiny_llama.params}, *_batch([prompt], _PROMPT, False))
   np.testing.assert_array_equal(generated.token_BxN, [[114, 30] + 8 * [9]])
   np.testing.assert_array_equal(generated.length_B, [2])
@@ -90,7 +92,8 @@ def test_an_ended_text_does_not_disturb_the_others(tiny_llama):
 
   def generate(ends):
     greedy = generation.make_greedy(
-        tiny_llama.model.apply, tiny_llama.config, new_tokens=8, eos_token_ids=ends)
+      tiny_llama.model.apply, tiny_llama.config, new_tokens=8, eos_token_ids=ends
+    )
     return greedy(variables, *_batch(prompts, _PROMPT, True))
 
   free = generate(())

@@ -41,12 +41,24 @@ def test_an_id_is_downloaded_without_what_may_hold_code(tmp_path, monkeypatch):
     return any(fnmatch.fnmatch(file, pattern) for pattern in calls["allow_patterns"])
 
   # The files of that repository, and of others like it.
-  assert all(map(wanted, (
-      "config.json", "generation_config.json", "model-00001-of-00002.safetensors",
-      "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
-      "tokenizer_config.json", "chat_template.jinja")))
-  assert not any(map(wanted, (
-      "pytorch_model-00001-of-00002.bin", "modeling_llama.py", "original/consolidated.00.pth")))
+  assert all(
+    map(
+      wanted,
+      (
+        "config.json",
+        "generation_config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+      ),
+    )
+  )
+  assert not any(
+    map(wanted, ("pytorch_model-00001-of-00002.bin", "modeling_llama.py", "original/consolidated.00.pth"))
+  )
 
 
 def _raised(kind, message):
@@ -54,11 +66,14 @@ def _raised(kind, message):
   return kind.__new__(kind, message)
 
 
-@pytest.mark.parametrize("error, message", [
+@pytest.mark.parametrize(
+  "error, message",
+  [
     (_raised(errors.GatedRepoError, "403"), "is gated: accept its terms on .*log in with"),
     (_raised(errors.RepositoryNotFoundError, "404"), "neither a folder nor .*; check the name"),
     (OSError("disk full"), r"cannot be downloaded \(disk full\); give the folder"),
-])
+  ],
+)
 def test_what_the_hub_refuses(monkeypatch, error, message):
   _answer(monkeypatch, error)
   with pytest.raises(UserError, match=f"model '{_GATED}' .*{message}") as caught:
@@ -66,10 +81,13 @@ def test_what_the_hub_refuses(monkeypatch, error, message):
   assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name, message", [
+@pytest.mark.parametrize(
+  "name, message",
+  [
     ("no/such/folder", "neither a folder nor a public model"),
     ("nobody/not-in-the-cache", "is no folder, and cannot be downloaded"),
-])
+  ],
+)
 def test_names_of_nothing(name, message):
   """With the hub's own client, which the tests keep offline."""
   with pytest.raises(UserError, match=message):

@@ -45,34 +45,35 @@ def _pack(rows, length):
   segments = np.repeat(np.arange(1, len(rows) + 1), [len(row[0]) for row in rows])
   rest = (0, length - len(segments))
   return [
-      jnp.asarray(np.pad(values, rest, constant_values=fill)[None])
-      for values, fill in zip((*packed, segments), (0, -100, 0), strict=True)
+    jnp.asarray(np.pad(values, rest, constant_values=fill)[None])
+    for values, fill in zip((*packed, segments), (0, -100, 0), strict=True)
   ]
 
 
 def test_a_texts_loss_depends_on_nothing_else_in_the_batch(tiny_llama, answer_losses):
   expected = tiny_llama.expected
   lengths = expected["attention_mask"].sum(1)
-  texts = [
-      (expected["input_ids"][i, :n], expected["labels"][i, :n]) for i, n in enumerate(lengths)]
+  texts = [(expected["input_ids"][i, :n], expected["labels"][i, :n]) for i, n in enumerate(lengths)]
 
   @jax.jit
   def losses(tokens, labels, segments):
-    logits = tiny_llama.model.apply(
-        {"params": tiny_llama.params}, tokens, segment_BxT=segments)
+    logits = tiny_llama.model.apply({"params": tiny_llama.params}, tokens, segment_BxT=segments)
     return answer_losses(logits, labels)[0]
 
-  alone = np.array([
-      losses(*(jnp.asarray(part)[None] for part in (*text, np.ones(len(text[0]), int))))[0]
-      for text in texts])
+  alone = np.array(
+    [losses(*(jnp.asarray(part)[None] for part in (*text, np.ones(len(text[0]), int))))[0] for text in texts]
+  )
 
   def batch(order, left):
     rows = []
     for i in order:
       pad = (40 - lengths[i], 0) if left else (0, 40 - lengths[i])
-      rows.append([
+      rows.append(
+        [
           np.pad(part, pad, constant_values=fill)
-          for part, fill in zip((*texts[i], np.ones(lengths[i], int)), (0, -100, 0), strict=True)])
+          for part, fill in zip((*texts[i], np.ones(lengths[i], int)), (0, -100, 0), strict=True)
+        ]
+      )
     return [jnp.asarray(np.stack(parts)) for parts in zip(*rows, strict=True)]
 
   for order, left in (((0, 1, 2), False), ((2, 0, 1), False), ((1, 2, 0), True)):
@@ -93,14 +94,15 @@ def test_right_padding_needs_no_segments(tiny_llama):
   with_segments = apply(variables, tiny_llama.tokens, segment_BxT=mask)
   valid = np.asarray(mask) == 1
   np.testing.assert_allclose(
-      np.asarray(apply(variables, tiny_llama.tokens))[valid],
-      np.asarray(with_segments)[valid], atol=2e-6)
+    np.asarray(apply(variables, tiny_llama.tokens))[valid], np.asarray(with_segments)[valid], atol=2e-6
+  )
 
 
 def test_positions_count_from_zero_in_each_segment():
   segments = jnp.asarray([[1, 1, 1, 2, 2, 0, 0], [0, 0, 5, 5, 5, 1, 5]])
   np.testing.assert_array_equal(
-      llama.segment_positions(segments), [[0, 1, 2, 0, 1, 0, 1], [0, 1, 0, 1, 2, 0, 0]])
+    llama.segment_positions(segments), [[0, 1, 2, 0, 1, 0, 1], [0, 1, 0, 1, 2, 0, 0]]
+  )
 
 
 def test_attention_depends_on_distances_only(tiny_llama):
@@ -109,7 +111,8 @@ def test_attention_depends_on_distances_only(tiny_llama):
   positions = jnp.broadcast_to(jnp.arange(24), tiny_llama.tokens.shape)
   at_start = apply(variables, tiny_llama.tokens, position_BxT=positions)
   np.testing.assert_allclose(
-      apply(variables, tiny_llama.tokens, position_BxT=positions + 100), at_start, atol=1e-4)
+    apply(variables, tiny_llama.tokens, position_BxT=positions + 100), at_start, atol=1e-4
+  )
   stretched = apply(variables, tiny_llama.tokens, position_BxT=2 * positions)
   assert np.max(np.abs(stretched - at_start)) > 1e-2
 
@@ -127,8 +130,7 @@ def test_rematerialization_saves_memory_and_changes_nothing(tiny_llama, policy):
     return jax.jit(jax.grad(total)).lower(tiny_llama.params).compile()
 
   kept, again = compiled("none"), compiled(policy)
-  for left, right in zip(
-      *(jax.tree.leaves(step(tiny_llama.params)) for step in (kept, again)), strict=True):
+  for left, right in zip(*(jax.tree.leaves(step(tiny_llama.params)) for step in (kept, again)), strict=True):
     np.testing.assert_allclose(left, right, atol=1e-6)
   memory = [step.memory_analysis().temp_size_in_bytes for step in (kept, again)]
   assert memory[1] < 0.9 * memory[0]
@@ -144,8 +146,8 @@ def test_sixteen_bits(tiny_llama, check_logits):
   error = np.asarray(logits)[:, :, ::4][valid] - stored[valid]
   assert np.max(np.abs(error)) < 0.05
   features = jax.eval_shape(
-      lambda tokens: model.apply({"params": tiny_llama.params}, tokens, method="features"),
-      tiny_llama.tokens)
+    lambda tokens: model.apply({"params": tiny_llama.params}, tokens, method="features"), tiny_llama.tokens
+  )
   assert features.dtype == jnp.bfloat16
 
 
@@ -164,8 +166,8 @@ def test_angles_and_norms_are_exact_in_sixteen_bits(tiny_llama):
 def test_hidden_states_of_each_layer(tiny_llama):
   apply = jax.jit(tiny_llama.model.apply, static_argnames=("mutable", "method"))
   features, sown = apply(
-      {"params": tiny_llama.params}, tiny_llama.tokens, mutable=("intermediates",),
-      method="features")
+    {"params": tiny_llama.params}, tiny_llama.tokens, mutable=("intermediates",), method="features"
+  )
   (hidden_LxBxTxD,) = sown["intermediates"]["layers"]["hidden"]
 
   def normalized(x):
@@ -176,13 +178,12 @@ def test_hidden_states_of_each_layer(tiny_llama):
   np.testing.assert_allclose(normalized(hidden_LxBxTxD[1]), features, atol=1e-5)
   # The model that ends after its first layer.
   model = llama.Llama(dataclasses.replace(tiny_llama.config, num_hidden_layers=1))
-  first = tiny_llama.params | {
-      "layers": jax.tree.map(lambda leaf: leaf[:1], tiny_llama.params["layers"])}
+  first = tiny_llama.params | {"layers": jax.tree.map(lambda leaf: leaf[:1], tiny_llama.params["layers"])}
   np.testing.assert_allclose(
-      normalized(hidden_LxBxTxD[0]),
-      jax.jit(model.apply, static_argnames="method")(
-          {"params": first}, tiny_llama.tokens, method="features"),
-      atol=1e-5)
+    normalized(hidden_LxBxTxD[0]),
+    jax.jit(model.apply, static_argnames="method")({"params": first}, tiny_llama.tokens, method="features"),
+    atol=1e-5,
+  )
 
 
 def test_initial_weights(tiny_llama):
@@ -197,11 +198,14 @@ def test_initial_weights(tiny_llama):
   assert np.all(init["norm"]["scale"] == 1)
 
 
-@pytest.mark.parametrize("options, message", [
+@pytest.mark.parametrize(
+  "options, message",
+  [
     ({"rematerialization": "some"}, "rematerialization='some': choose from none, dots, full"),
     ({"attention": "flash"}, "attention='flash': choose from xla, cudnn"),
     ({"attention": "cudnn"}, "16 bits, not in float32"),
-])
+  ],
+)
 def test_options_that_do_not_exist(tiny_llama, options, message):
   with pytest.raises(UserError, match=message):
     llama.Llama(tiny_llama.config, **options)

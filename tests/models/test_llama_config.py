@@ -10,30 +10,42 @@ from hamu_jax.errors import UserError
 from hamu_jax.models import llama, llama_config
 
 _SIZES = {
-    "model_type": "llama",
-    "vocab_size": 256,
-    "hidden_size": 64,
-    "intermediate_size": 112,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
+  "model_type": "llama",
+  "vocab_size": 256,
+  "hidden_size": 64,
+  "intermediate_size": 112,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
 }
 _LLAMA3 = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 8192,
 }
 
 
-@pytest.mark.parametrize("old, new, theta", [
+@pytest.mark.parametrize(
+  "old, new, theta",
+  [
     ({}, {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}, 1e4),
-    ({"rope_theta": 1e5, "rope_scaling": None},
-     {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}}, 1e5),
-    ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **_LLAMA3}},
-     {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **_LLAMA3}}, 5e5),
-    ({"rope_theta": 5e5, "rope_scaling": {"type": "llama3", **_LLAMA3}},
-     {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **_LLAMA3}}, 5e5),
-])
+    (
+      {"rope_theta": 1e5, "rope_scaling": None},
+      {"rope_parameters": {"rope_theta": 1e5, "rope_type": "default"}},
+      1e5,
+    ),
+    (
+      {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **_LLAMA3}},
+      {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **_LLAMA3}},
+      5e5,
+    ),
+    (
+      {"rope_theta": 5e5, "rope_scaling": {"type": "llama3", **_LLAMA3}},
+      {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **_LLAMA3}},
+      5e5,
+    ),
+  ],
+)
 def test_both_forms_of_the_rotary_embedding(old, new, theta):
   config = llama_config.from_hugging_face(_SIZES | old)
   assert config == llama_config.from_hugging_face(_SIZES | new)
@@ -62,7 +74,9 @@ def test_what_is_written_is_read(name):
 
 
 # As their model cards and safetensors indices state them.
-@pytest.mark.parametrize("name, parameters", [
+@pytest.mark.parametrize(
+  "name, parameters",
+  [
     ("llama2_7b", 6_738_415_616),
     ("llama2_13b", 13_015_864_320),
     ("llama3_8b", 8_030_261_248),
@@ -73,13 +87,16 @@ def test_what_is_written_is_read(name):
     ("smollm2_135m", 134_515_008),
     ("smollm2_360m", 361_821_120),
     ("smollm2_1b7", 1_711_376_384),
-])
+  ],
+)
 def test_presets_have_the_published_sizes(name, parameters):
   model = llama.Llama(llama_config.PRESETS[name])
   assert sum(leaf.size for leaf in jax.tree.leaves(llama.abstract_params(model))) == parameters
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     ({"model_type": "mistral"}, "model_type='mistral'.*only 'llama'"),
     ({"hidden_act": "gelu"}, "hidden_act='gelu'.*only 'silu'"),
     ({"attention_bias": True}, "attention_bias=True.*only False"),
@@ -89,18 +106,22 @@ def test_presets_have_the_published_sizes(name, parameters):
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling of type 'linear'"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters of type 'yarn'"),
     ({"rope_scaling": {"type": "llama3", "factor": 2.0}}, "lacks 'low_freq_factor'"),
-])
+  ],
+)
 def test_what_this_llama_cannot_be(change, message, tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(_SIZES | change))
   with pytest.raises(UserError, match=f"config.json: .*{message}"):
     llama_config.read_config(tmp_path)
 
 
-@pytest.mark.parametrize("text, message", [
+@pytest.mark.parametrize(
+  "text, message",
+  [
     (None, "cannot be read.*give the folder of a Llama"),
     ("{", "not JSON"),
     ("[]", "JSON list where an object"),
-])
+  ],
+)
 def test_files_that_are_no_configuration(text, message, tmp_path):
   if text is not None:
     (tmp_path / "config.json").write_text(text)

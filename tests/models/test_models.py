@@ -12,13 +12,13 @@ from hamu_jax.errors import UserError
 
 # One small model of each kind.
 SMALL = {
-    "resnet8": {"width": 4},
-    "resnet18": {"width": 4, "stages": (1, 1)},
-    "resnet50_imagenet": {"width": 2, "stages": (1, 1)},
-    "vgg16_bn": {"width": 4, "stages": (1, 1)},
-    "vgg16_bn_imagenet": {"width": 1, "stages": (1,)},
-    "vit_s": {"width": 6, "depth": 1, "heads": 2},
-    "mlp": {},
+  "resnet8": {"width": 4},
+  "resnet18": {"width": 4, "stages": (1, 1)},
+  "resnet50_imagenet": {"width": 2, "stages": (1, 1)},
+  "vgg16_bn": {"width": 4, "stages": (1, 1)},
+  "vgg16_bn_imagenet": {"width": 1, "stages": (1,)},
+  "vit_s": {"width": 6, "depth": 1, "heads": 2},
+  "mlp": {},
 }
 
 
@@ -28,9 +28,9 @@ def draw_variables(model, x):
   shapes = jax.eval_shape(model.init, jax.random.key(0), x)
   assert set(shapes) <= {"params", "batch_stats"}
   return {
-      collection: jax.tree.map(lambda leaf: jnp.asarray(draw(size=leaf.shape)), shapes[collection])
-      for collection, draw in (("params", rng.standard_normal), ("batch_stats", rng.random))
-      if collection in shapes
+    collection: jax.tree.map(lambda leaf: jnp.asarray(draw(size=leaf.shape)), shapes[collection])
+    for collection, draw in (("params", rng.standard_normal), ("batch_stats", rng.random))
+    if collection in shapes
   }
 
 
@@ -83,17 +83,14 @@ def test_neither_padding_nor_devices_change_training(x64, name):
   variables = draw_variables(model, x)
 
   def run(x, mask=None, axis_name=None):
-    return model.apply(
-        variables, x, train=True, mask=mask, axis_name=axis_name, mutable=["batch_stats"])
+    return model.apply(variables, x, train=True, mask=mask, axis_name=axis_name, mutable=["batch_stats"])
 
   whole, expected = jax.jit(run)(x[:4])
   halved = jax.vmap(functools.partial(run, axis_name="device"), axis_name="device")
-  logits, updated = jax.jit(halved)(
-      x.reshape(2, 3, 8, 8, 1), jnp.array([[1, 1, 1], [1, 0, 0]]))
+  logits, updated = jax.jit(halved)(x.reshape(2, 3, 8, 8, 1), jnp.array([[1, 1, 1], [1, 0, 0]]))
   np.testing.assert_allclose(logits.reshape(6, 3)[:4], whole, rtol=1e-9)
   for device in range(2):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a[device], b, rtol=1e-9), updated, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[device], b, rtol=1e-9), updated, expected)
 
 
 @pytest.mark.parametrize("name", SMALL)

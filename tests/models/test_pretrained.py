@@ -24,11 +24,13 @@ def folder(tiny_llama, tmp_path):
   for name in ("config.json", "model.safetensors"):
     shutil.copy(tiny_llama.folder / name, target / name)
   words = tokenizers.Tokenizer(
-      tokenizers.models.WordLevel({word: i for i, word in enumerate(_WORDS)}, unk_token="it"))
+    tokenizers.models.WordLevel({word: i for i, word in enumerate(_WORDS)}, unk_token="it")
+  )
   words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
   words.save(str(target / "tokenizer.json"))
-  (target / "tokenizer_config.json").write_text(json.dumps({
-      "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}))
+  (target / "tokenizer_config.json").write_text(
+    json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"})
+  )
   return target
 
 
@@ -67,9 +69,13 @@ def test_nothing_is_loaded_before_it_is_asked_for(folder):
     model.load(abstract(model.config))
 
 
-@pytest.mark.parametrize("missing, message", [
-    ("config.json", "config.json: cannot be read"), ("tokenizer.json", "tokenizer"),
-])
+@pytest.mark.parametrize(
+  "missing, message",
+  [
+    ("config.json", "config.json: cannot be read"),
+    ("tokenizer.json", "tokenizer"),
+  ],
+)
 def test_a_folder_that_lacks_a_file(folder, missing, message):
   (folder / missing).unlink()
   with pytest.raises(UserError, match=message) as error:
@@ -130,8 +136,8 @@ def test_a_gguf_file(tmp_path, monkeypatch):
   words = tokenizer.byte_tokenizer()
   monkeypatch.setattr(llama_gguf, "open_reader", lambda path: "reader")
   monkeypatch.setattr(
-      tokenizer, "from_gguf",
-      lambda path, reader: words if (path, reader) == (File.path, "reader") else None)
+    tokenizer, "from_gguf", lambda path, reader: words if (path, reader) == (File.path, "reader") else None
+  )
   model, packaged = open_model(File.path), open_model("smollm2")
   assert model.config is packaged.config is config and model.tokenizer is words
   assert model.load("shapes") == (config, "shapes")
@@ -148,15 +154,24 @@ def test_random_weights_go_by_the_seed():
   like = abstract(model.config)
   params = model.load(like)
   assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
-      lambda leaf: (leaf.shape, leaf.dtype), like)
+    lambda leaf: (leaf.shape, leaf.dtype), like
+  )
   assert_same(open_model(seed=0).load(like), params)
   kernels = [tree["layers"]["mlp"]["up_proj"]["kernel"] for tree in (params, other.load(like))]
   assert not np.array_equal(*kernels)
   # The initialisation of Llama, as Hugging Face's.
   np.testing.assert_allclose(np.std(kernels[0]), 0.02, rtol=0.05)
-  assert len({
-      model.fingerprint, other.fingerprint, open_model(preset="smollm2_135m").fingerprint,
-      open_model(preset="smollm2_360m").fingerprint}) == 4
+  assert (
+    len(
+      {
+        model.fingerprint,
+        other.fingerprint,
+        open_model(preset="smollm2_135m").fingerprint,
+        open_model(preset="smollm2_360m").fingerprint,
+      }
+    )
+    == 4
+  )
 
 
 def test_random_weights_in_sixteen_bits_and_in_parts():

@@ -69,9 +69,7 @@ def digest(tensor):
   return np.linalg.norm(flat), flat @ np.cos(index), flat @ np.sin(1.7 * index)
 
 
-def check_against_reference(
-    reference, path, tmp_path, platform, dtype, tolerance, gradient_tolerance
-):
+def check_against_reference(reference, path, tmp_path, platform, dtype, tolerance, gradient_tolerance):
   model = models.build_model("resnet20", num_classes=10, platform=platform)
   variables = load(model, path, dtype)
 
@@ -94,9 +92,9 @@ def check_against_reference(
       assert tensor.dtype == dtype
       # What is stored was rounded to float32.
       np.testing.assert_allclose(
-          subset(tensor), reference[f"{role}_grad/{name}"], rtol=1e-6, atol=gradient_tolerance)
-      np.testing.assert_allclose(
-          digest(tensor), whole, rtol=0, atol=gradient_tolerance * (1 + whole[0]))
+        subset(tensor), reference[f"{role}_grad/{name}"], rtol=1e-6, atol=gradient_tolerance
+      )
+      np.testing.assert_allclose(digest(tensor), whole, rtol=0, atol=gradient_tolerance * (1 + whole[0]))
 
 
 def test_reference_in_float32(reference, weights, tmp_path):
@@ -131,7 +129,8 @@ def test_hamu_step_from_the_reference_weights(reference, weights, tmp_path):
   largest = max(np.abs(reference[f"hamu_delta/{name}"]).max() for name in reference["names"])
   for name in reference["names"]:
     np.testing.assert_allclose(
-        subset(tensors[name]), reference[f"hamu_delta/{name}"], rtol=0, atol=1e-4 * largest)
+      subset(tensors[name]), reference[f"hamu_delta/{name}"], rtol=0, atol=1e-4 * largest
+    )
 
 
 def test_reference_in_training(x64, reference, weights, tmp_path):
@@ -141,8 +140,7 @@ def test_reference_in_training(x64, reference, weights, tmp_path):
   run = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
   logits, updated = run(variables, x)
   np.testing.assert_allclose(logits, reference["train/logits"], rtol=0, atol=1e-11)
-  np.testing.assert_allclose(
-      cross_entropy(logits, labels), reference["train/loss"], rtol=0, atol=1e-11)
+  np.testing.assert_allclose(cross_entropy(logits, labels), reference["train/loss"], rtol=0, atol=1e-11)
   tensors = in_torch_layout(updated, tmp_path)
   running = [name for name in tensors if "running" in name]
   assert len(running) == 2 * 21

@@ -50,8 +50,9 @@ def _sums(model, spec, tokens, labels):
     apply = lora.with_lora(model.apply, spec)
     logits = apply({"params": base, "lora": adapter}, tokens[rows_B.clip(0)])
     label = labels[rows_B.clip(0), 1:]
-    picked = jnp.take_along_axis(
-        jax.nn.log_softmax(logits[:, :-1]), label.clip(0)[:, :, None], axis=2)[:, :, 0]
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), label.clip(0)[:, :, None], axis=2)[
+      :, :, 0
+    ]
     return -jnp.sum(jnp.where((label >= 0) & (rows_B >= 0)[:, None], picked, 0))
 
   return jax.value_and_grad(loss)
@@ -64,12 +65,13 @@ def test_loss_and_gradients_are_those_of_whole_weights(adapted, data, weights, p
   tokens = jnp.tile(adapted.tokens, (3, 1)) + jnp.arange(3).repeat(texts)[:, None]
   labels = jnp.tile(jnp.asarray(adapted.expected["labels"]), (3, 1))
   rows = np.full(12, -1, np.int32)
-  rows[:3 * texts] = np.arange(3 * texts)
+  rows[: 3 * texts] = np.arange(3 * texts)
   # Interleaved: the devices' rows are no blocks of the batch, and the padding is spread.
   own_rows = rows.reshape(3, 4).T.reshape(data, weights, 3)
   model = adapted.model.clone(rematerialization=policy)
   expected = jax.jit(_sums(model, adapted.lora, tokens, labels))(
-      adapted.adapter, adapted.params, jnp.asarray(rows))
+    adapted.adapter, adapted.params, jnp.asarray(rows)
+  )
 
   split = _sums(model.clone(weights_axis="weights"), adapted.lora, tokens, labels)
 
@@ -77,16 +79,20 @@ def test_loss_and_gradients_are_those_of_whole_weights(adapted, data, weights, p
     return lax.psum(split(adapter, base, rows[0, 0]), AXES)
 
   specs = sharding.base_specs(adapted.params, mesh)
-  found = jax.jit(jax.shard_map(
-      device_sums, mesh=mesh, in_specs=(P(), specs, P(*AXES)), out_specs=P(), check_vma=False,
-  ))(adapted.adapter, jax.device_put(adapted.params, sharding.base_shardings(adapted.params, mesh)),
-     own_rows)
+  found = jax.jit(
+    jax.shard_map(
+      device_sums,
+      mesh=mesh,
+      in_specs=(P(), specs, P(*AXES)),
+      out_specs=P(),
+      check_vma=False,
+    )
+  )(adapted.adapter, jax.device_put(adapted.params, sharding.base_shardings(adapted.params, mesh)), own_rows)
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
   for path, leaf in traverse_util.flatten_dict(expected[1]).items():
     scale = np.abs(leaf).max()
     assert scale > 0
-    np.testing.assert_allclose(
-        traverse_util.flatten_dict(found[1])[path] / scale, leaf / scale, atol=1e-5)
+    np.testing.assert_allclose(traverse_util.flatten_dict(found[1])[path] / scale, leaf / scale, atol=1e-5)
 
 
 def test_no_more_than_a_layer_is_whole():
@@ -97,9 +103,15 @@ def test_no_more_than_a_layer_is_whole():
   spec = lora.LoraConfig(rank=2)
   adapter = jax.eval_shape(lambda key: lora.init(key, spec, like), jax.random.key(0))
   tokens = jnp.zeros((1, 8), jnp.int32)
-  step = jax.jit(jax.shard_map(
+  step = jax.jit(
+    jax.shard_map(
       lambda adapter, base: _sums(model, spec, tokens, tokens)(adapter, base, jnp.arange(1)),
-      mesh=mesh, in_specs=(P(), sharding.base_specs(like, mesh)), out_specs=P(), check_vma=False))
+      mesh=mesh,
+      in_specs=(P(), sharding.base_specs(like, mesh)),
+      out_specs=P(),
+      check_vma=False,
+    )
+  )
   memory = step.lower(adapter, like).compile().memory_analysis()
   size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
   layer = size / config.num_hidden_layers
@@ -112,8 +124,9 @@ def test_no_more_than_a_layer_is_whole():
 def test_whole_weights_need_no_mesh(tiny_llama):
   split = tiny_llama.model.clone(rematerialization="full", weights_axis="weights")
   np.testing.assert_array_equal(
-      jax.jit(split.apply)({"params": tiny_llama.params}, tiny_llama.tokens),
-      jax.jit(tiny_llama.model.apply)({"params": tiny_llama.params}, tiny_llama.tokens))
+    jax.jit(split.apply)({"params": tiny_llama.params}, tiny_llama.tokens),
+    jax.jit(tiny_llama.model.apply)({"params": tiny_llama.params}, tiny_llama.tokens),
+  )
 
 
 def test_generation_from_split_weights(tiny_llama):

@@ -17,16 +17,21 @@ from hamu_jax.errors import UserError
 from hamu_jax.models import llama_config, llama_gguf, tokenizer
 
 _LLAMA3_CHAT = (
-    "{{ bos_token }}{% if date_string is not defined %}{% set date_string ="
-    " strftime_now('%d %b %Y') %}{% endif %}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message.role +"
-    " '<|end_header_id|>\n\n' }}{% if message.role == 'system' %}{{ 'Today Date: ' + date_string +"
-    " '\n\n' }}{% endif %}{{ message.content | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
-    "{% endif %}")
+  "{{ bos_token }}{% if date_string is not defined %}{% set date_string ="
+  " strftime_now('%d %b %Y') %}{% endif %}{% for message in messages %}"
+  "{{ '<|start_header_id|>' + message.role +"
+  " '<|end_header_id|>\n\n' }}{% if message.role == 'system' %}{{ 'Today Date: ' + date_string +"
+  " '\n\n' }}{% endif %}{{ message.content | trim + '<|eot_id|>' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+  "{% endif %}"
+)
 _LLAMA3_SPECIAL = (
-    "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-    "<|eot_id|>")
+  "<|begin_of_text|>",
+  "<|end_of_text|>",
+  "<|start_header_id|>",
+  "<|end_header_id|>",
+  "<|eot_id|>",
+)
 _MERGES = (("Ġ", "a"), ("1", "2"), ("12", "3"), ("3", "4"), ("Ċ", "Ċ"), ("a", "b"))
 _NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6
 
@@ -39,27 +44,53 @@ def _llama3_folder(folder, **config):
   """A folder as of Llama 3, with seven merges instead of 280,000."""
   tokens = [*_alphabet(), *(left + right for left, right in _MERGES)]
   backend = tokenizers.Tokenizer(
-      models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=list(_MERGES)))
-  backend.pre_tokenizer = pre_tokenizers.Sequence([
+    models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=list(_MERGES))
+  )
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [
       pre_tokenizers.Digits(individual_digits=True),
       pre_tokenizers.ByteLevel(add_prefix_space=False),
-  ])
+    ]
+  )
   backend.decoder = decoders.ByteLevel()
   backend.add_special_tokens(list(_LLAMA3_SPECIAL))
   bos = _LLAMA3_SPECIAL[0]
   backend.post_processor = processors.TemplateProcessing(
-      single=[bos, "$A"], special_tokens=[(bos, len(tokens))])
+    single=[bos, "$A"], special_tokens=[(bos, len(tokens))]
+  )
   backend.enable_truncation(4)
   backend.enable_padding(length=9, pad_token=_LLAMA3_SPECIAL[1], pad_id=len(tokens) + 1)
   folder.mkdir()
   backend.save(str(folder / "tokenizer.json"))
-  (folder / "tokenizer_config.json").write_text(json.dumps({
-      "tokenizer_class": "GPT2Tokenizer", "bos_token": bos, "eos_token": _LLAMA3_SPECIAL[1],
-      "chat_template": _LLAMA3_CHAT, **config}))
-  (folder / "config.json").write_text(json.dumps(llama_config.to_hugging_face(
-      llama_config.LlamaConfig(
-          len(tokens) + 5, 8, 8, 1, 1, 1, 8, bos_token_id=len(tokens),
-          eos_token_ids=(len(tokens) + 1, len(tokens) + 4)), "float32")))
+  (folder / "tokenizer_config.json").write_text(
+    json.dumps(
+      {
+        "tokenizer_class": "GPT2Tokenizer",
+        "bos_token": bos,
+        "eos_token": _LLAMA3_SPECIAL[1],
+        "chat_template": _LLAMA3_CHAT,
+        **config,
+      }
+    )
+  )
+  (folder / "config.json").write_text(
+    json.dumps(
+      llama_config.to_hugging_face(
+        llama_config.LlamaConfig(
+          len(tokens) + 5,
+          8,
+          8,
+          1,
+          1,
+          1,
+          8,
+          bos_token_id=len(tokens),
+          eos_token_ids=(len(tokens) + 1, len(tokens) + 4),
+        ),
+        "float32",
+      )
+    )
+  )
   return folder
 
 
@@ -113,8 +144,9 @@ def test_smollm2_as_transformers_reads_it(smollm2, golden):
 
 def test_smollm2_chat_with_a_system_message_and_an_answer(smollm2):
   assert smollm2.chat("Hi?", "Yes.", "Be brief.") == (
-      "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi?<|im_end|>\n"
-      "<|im_start|>assistant\nYes.<|im_end|>\n")
+    "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi?<|im_end|>\n"
+    "<|im_start|>assistant\nYes.<|im_end|>\n"
+  )
   # The roles' marks are tokens; decoding leaves them out.
   ids = smollm2.encode("<|im_start|>user\nHi?<|im_end|>")
   assert (ids[0], ids[-1], smollm2.decode(ids)) == (1, 2, "user\nHi?")
@@ -129,13 +161,12 @@ def test_smollm2_cuts_digits_before_words(smollm2):
 
 @pytest.mark.parametrize("make", ["smollm2", "llama3", "byte"])
 def test_saved_files_are_read_back(request, tmp_path, make):
-  saved = (
-      tokenizer.byte_tokenizer() if make == "byte" else request.getfixturevalue(make))
+  saved = tokenizer.byte_tokenizer() if make == "byte" else request.getfixturevalue(make)
   saved.save(tmp_path / "saved")
   # The configuration of the model beside it must not make transformers pick another definition.
   values = llama_config.to_hugging_face(
-      llama_config.LlamaConfig(
-          saved.vocab_size, 8, 8, 1, 1, 1, 8, eos_token_ids=saved.eos_token_ids), "float32")
+    llama_config.LlamaConfig(saved.vocab_size, 8, 8, 1, 1, 1, 8, eos_token_ids=saved.eos_token_ids), "float32"
+  )
   (tmp_path / "saved" / "config.json").write_text(json.dumps(values))
   read = tokenizer.from_folder(tmp_path / "saved")
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved", local_files_only=True)
@@ -160,34 +191,38 @@ def test_a_folder_of_llama3(llama3):
   assert llama3.eos_token_ids == (end, turn)
   assert llama3.vocab_size == turn + 1
   # Neither GPT2Tokenizer's rule for words, nor the truncation and padding in tokenizer.json.
-  assert [tokens[i] for i in llama3.encode("ab a 123\n\n4")] == [
-      "ab", "Ġa", "Ġ", "1", "2", "3", "ĊĊ", "4"]
+  assert [tokens[i] for i in llama3.encode("ab a 123\n\n4")] == ["ab", "Ġa", "Ġ", "1", "2", "3", "ĊĊ", "4"]
   assert llama3.encode("<|eot_id|>") == [turn]
 
 
 def test_templates_do_not_read_the_clock(llama3):
   assert llama3.chat_prompt("Who? ", "Be kind.") == (
-      "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n"
-      "Be kind.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWho?<|eot_id|>"
-      "<|start_header_id|>assistant<|end_header_id|>\n\n")
+    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n"
+    "Be kind.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWho?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+  )
 
 
 def test_the_first_line_of_a_template_stays_as_it_is(tmp_path):
-  for number, (template, text) in enumerate([
-      ("\n{{ messages[0].content }}", "\nq"), ("  {% if true %}\n  q{% endif %}", "  q")]):
+  for number, (template, text) in enumerate(
+    [("\n{{ messages[0].content }}", "\nq"), ("  {% if true %}\n  q{% endif %}", "  q")]
+  ):
     folder = _llama3_folder(tmp_path / str(number), chat_template=template)
     assert tokenizer.from_folder(folder).chat_prompt("q") == text
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert theirs.apply_chat_template([{"role": "user", "content": "q"}], tokenize=False) == text
 
 
-@pytest.mark.parametrize("template, message", [
+@pytest.mark.parametrize(
+  "template, message",
+  [
     (None, "has no chat template; choose 'llama2', 'question_answer' or 'none'"),
     ("{{ raise_exception('no system') }}", r"refuses messages of system, user \(no system\)"),
     ("{{ messages.append(1) }}", "refuses messages of system, user"),
     ("{{ ''.__class__.__base__.__subclasses__() }}", "refuses messages of system, user"),
     ("{{ messages", "refuses messages of system, user"),
-])
+  ],
+)
 def test_templates_that_do_not_work(tmp_path, template, message):
   read = tokenizer.from_folder(_llama3_folder(tmp_path / "folder", chat_template=template))
   with pytest.raises(UserError, match=message):
@@ -202,10 +237,10 @@ def test_the_fingerprint_is_of_definition_template_and_ends(tmp_path):
   assert re.fullmatch("[0-9a-f]{64}", first)
   assert first == fingerprint("second")
   others = {
-      fingerprint("template", chat_template="{{ messages }}"),
-      fingerprint("end", eos_token="<|eot_id|>"),
-      fingerprint("pad", pad_token="<|end_header_id|>"),
-      tokenizer.byte_tokenizer().fingerprint,
+    fingerprint("template", chat_template="{{ messages }}"),
+    fingerprint("end", eos_token="<|eot_id|>"),
+    fingerprint("pad", pad_token="<|end_header_id|>"),
+    tokenizer.byte_tokenizer().fingerprint,
   }
   assert len(others | {first}) == 5
 
@@ -214,8 +249,9 @@ def test_a_folder_without_tokenizer_json(tmp_path):
   tokens = [*_alphabet(), "Ġa", "<end>"]
   (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
   (tmp_path / "merges.txt").write_text("#version: 0.2\nĠ a\n")
-  (tmp_path / "tokenizer_config.json").write_text(json.dumps(
-      {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<end>", "unk_token": "<end>"}))
+  (tmp_path / "tokenizer_config.json").write_text(
+    json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": "<end>", "unk_token": "<end>"})
+  )
   read = tokenizer.from_folder(tmp_path)
   assert [tokens[i] for i in read.encode("b a<end>")] == ["b", "Ġa", "<end>"]
   assert (read.eos_token_ids, read.bos_token_id) == ((257,), None)
@@ -238,7 +274,8 @@ def test_folders_that_hold_none(tmp_path):
 def test_code_in_a_folder_is_not_run(tmp_path):
   (tmp_path / "own.py").write_text("raise SystemExit('ran')")
   (tmp_path / "tokenizer_config.json").write_text(
-      json.dumps({"auto_map": {"AutoTokenizer": ["own.Own", None]}}))
+    json.dumps({"auto_map": {"AutoTokenizer": ["own.Own", None]}})
+  )
   with pytest.raises(UserError, match="no tokenizer that can be read"):
     tokenizer.from_folder(tmp_path)
 
@@ -269,21 +306,32 @@ def test_the_byte_tokenizers_special_tokens():
   assert ids == [256, 97, 257, 258] and _BYTES.decode(np.array(ids)) == "a"
 
 
-@pytest.mark.parametrize("pre, words", [
+@pytest.mark.parametrize(
+  "pre, words",
+  [
     # Digits one by one, so that no pair of digits is merged.
     ("smollm", ["ab", "Ġa", "Ġ", "1", "2", "3", "4", "ĊĊ", "5"]),
     # Digits by three from the left, and the last newline is no word of its own.
     ("llama-bpe", ["ab", "Ġa", "Ġ", "123", "4", "ĊĊ", "5"]),
     # All digits of a number, whose merges come in their order; the last newline is cut off.
     ("gpt-2", ["ab", "Ġa", "Ġ", "123", "4", "Ċ", "Ċ", "5"]),
-])
+  ],
+)
 def test_a_gguf_file_of_byte_pairs(tmp_path, pre, words):
   tokens = [*_alphabet(), *(left + right for left, right in _MERGES), "bab", "<x>", "<y>"]
   end, user = len(tokens) - 2, len(tokens) - 1
   path = _write_gguf(
-      tmp_path / "model.gguf", tokens, "gpt2", merges=_MERGES, pre=pre,
-      types=[_NORMAL] * end + [_CONTROL, _USER_DEFINED],
-      bos_token_id=end, eos_token_id=end, eot_token_id=user, chat_template="{{ bos_token }}")
+    tmp_path / "model.gguf",
+    tokens,
+    "gpt2",
+    merges=_MERGES,
+    pre=pre,
+    types=[_NORMAL] * end + [_CONTROL, _USER_DEFINED],
+    bos_token_id=end,
+    eos_token_id=end,
+    eot_token_id=user,
+    chat_template="{{ bos_token }}",
+  )
   read = tokenizer.from_gguf(path)
   assert [tokens[i] for i in read.encode("ab a 1234\n\n5")] == words
   assert read.encode("<x><y>") == [end, user] and read.decode([end, user]) == "<y>"
@@ -295,28 +343,48 @@ def test_a_gguf_file_of_byte_pairs(tmp_path, pre, words):
 
 
 _PIECES = {
-    "▁": -9., "a": -8., "b": -7., "c": -6., "▁a": -1., "ab": -2., "▁ab": -.5, "bc": -1.5,
-    "abc": -3., "▁▁": -4., "cc": -2.5, "▁b": -3.5, "ca": -2.2, "bca": -1.2}
+  "▁": -9.0,
+  "a": -8.0,
+  "b": -7.0,
+  "c": -6.0,
+  "▁a": -1.0,
+  "ab": -2.0,
+  "▁ab": -0.5,
+  "bc": -1.5,
+  "abc": -3.0,
+  "▁▁": -4.0,
+  "cc": -2.5,
+  "▁b": -3.5,
+  "ca": -2.2,
+  "bca": -1.2,
+}
 
 
 def _merged(text):
   """The pieces of SentencePiece: of all adjacent pairs, the best is merged, the first if equal."""
   pieces = list(text)
   while True:
-    pairs = [(-_PIECES[left + right], at) for at, (left, right) in enumerate(zip(
-        pieces, pieces[1:], strict=False)) if left + right in _PIECES]
+    pairs = [
+      (-_PIECES[left + right], at)
+      for at, (left, right) in enumerate(zip(pieces, pieces[1:], strict=False))
+      if left + right in _PIECES
+    ]
     if not pairs:
       return pieces
     at = min(pairs)[1]
-    pieces[at:at + 2] = [pieces[at] + pieces[at + 1]]
+    pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
 
 
 def test_a_gguf_file_of_sentence_pieces(tmp_path):
   bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
   tokens = ["<unk>", "<s>", "</s>", *bytes_, *_PIECES]
   options = dict(
-      types=[2, _CONTROL, _CONTROL] + [_BYTE] * 256 + [_NORMAL] * len(_PIECES),
-      scores=[0.] * 259 + list(_PIECES.values()), unk_token_id=0, bos_token_id=1, eos_token_id=2)
+    types=[2, _CONTROL, _CONTROL] + [_BYTE] * 256 + [_NORMAL] * len(_PIECES),
+    scores=[0.0] * 259 + list(_PIECES.values()),
+    unk_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+  )
   read = tokenizer.from_gguf(_write_gguf(tmp_path / "model.gguf", tokens, "llama", **options))
   options |= {"add_space_prefix": False, "add_bos_token": False}
   bare = tokenizer.from_gguf(_write_gguf(tmp_path / "bare.gguf", tokens, "llama", **options))

@@ -17,28 +17,36 @@ from hamu_jax.models.vgg import VGG
 
 # The small models of `make.py`; no option of the registry changes the hidden layers of VGG's head.
 SMALL = {
-    "resnet18": lambda **rest: models.build_model("resnet18", stages=(1, 1, 1, 1), **rest),
-    "resnet50_imagenet": lambda **rest: models.build_model(
-        "resnet50_imagenet", stages=(1, 2, 1, 1), **rest),
-    "vgg16_bn": lambda **rest: models.build_model("vgg16_bn", stages=(1, 2), width=4, **rest),
-    "vgg16_bn_imagenet": lambda **rest: VGG(hidden=(12, 9), stages=(1, 2), width=4, **rest),
-    "vit_s": lambda **rest: models.build_model("vit_s", width=24, depth=2, heads=3, **rest),
+  "resnet18": lambda **rest: models.build_model("resnet18", stages=(1, 1, 1, 1), **rest),
+  "resnet50_imagenet": lambda **rest: models.build_model("resnet50_imagenet", stages=(1, 2, 1, 1), **rest),
+  "vgg16_bn": lambda **rest: models.build_model("vgg16_bn", stages=(1, 2), width=4, **rest),
+  "vgg16_bn_imagenet": lambda **rest: VGG(hidden=(12, 9), stages=(1, 2), width=4, **rest),
+  "vit_s": lambda **rest: models.build_model("vit_s", width=24, depth=2, heads=3, **rest),
 }
 # Our names: size of the images, published model, and the tensors in which ours differs from it.
 FULL = {
-    "resnet18_imagenet": (224, "resnet18", {}),
-    "resnet34_imagenet": (224, "resnet34", {}),
-    "resnet50_imagenet": (224, "resnet50", {}),
-    "vgg16_bn_imagenet": (224, "vgg16_bn", {}),
-    "vit_s_imagenet": (224, "vit_small_patch16_224", {}),
-    "resnet18": (32, "resnet18", {"conv1.weight": [64, 3, 3, 3]}),
-    "resnet34": (32, "resnet34", {"conv1.weight": [64, 3, 3, 3]}),
-    "resnet50": (32, "resnet50", {"conv1.weight": [64, 3, 3, 3]}),
-    "vgg16_bn": (32, "vgg16_bn", {
-        "classifier.weight": [1000, 512], "classifier.bias": [1000],
-        **{f"classifier.{i}.{leaf}": None for i in (0, 3, 6) for leaf in ("weight", "bias")}}),
-    "vit_s": (32, "vit_small_patch16_224", {
-        "patch_embed.proj.weight": [384, 3, 4, 4], "pos_embed": [1, 65, 384]}),
+  "resnet18_imagenet": (224, "resnet18", {}),
+  "resnet34_imagenet": (224, "resnet34", {}),
+  "resnet50_imagenet": (224, "resnet50", {}),
+  "vgg16_bn_imagenet": (224, "vgg16_bn", {}),
+  "vit_s_imagenet": (224, "vit_small_patch16_224", {}),
+  "resnet18": (32, "resnet18", {"conv1.weight": [64, 3, 3, 3]}),
+  "resnet34": (32, "resnet34", {"conv1.weight": [64, 3, 3, 3]}),
+  "resnet50": (32, "resnet50", {"conv1.weight": [64, 3, 3, 3]}),
+  "vgg16_bn": (
+    32,
+    "vgg16_bn",
+    {
+      "classifier.weight": [1000, 512],
+      "classifier.bias": [1000],
+      **{f"classifier.{i}.{leaf}": None for i in (0, 3, 6) for leaf in ("weight", "bias")},
+    },
+  ),
+  "vit_s": (
+    32,
+    "vit_small_patch16_224",
+    {"patch_embed.proj.weight": [384, 3, 4, 4], "pos_embed": [1, 65, 384]},
+  ),
 }
 
 
@@ -94,7 +102,8 @@ def test_one_step_of_training(torch, small, tmp_path):
   def step(variables):
     def loss(params):
       logits, updated = model.apply(
-          {**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+        {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+      )
       log_probs = jax.nn.log_softmax(logits)
       return -jnp.mean(jnp.take_along_axis(log_probs, labels[:, None], 1)), (logits, updated)
 
@@ -130,8 +139,9 @@ def test_full_models_have_the_published_tensors(torch, monkeypatch, tmp_path, na
   layout = torch["shapes"]["full"][published] | differences
   # Views of a single zero, and booleans to load them into: some models have half a gigabyte.
   tensors = {
-      tensor: np.broadcast_to(np.zeros((), bool), shape)
-      for tensor, shape in layout.items() if shape is not None
+    tensor: np.broadcast_to(np.zeros((), bool), shape)
+    for tensor, shape in layout.items()
+    if shape is not None
   }
   (tmp_path / "model.safetensors").touch()
   monkeypatch.setattr(safetensors.numpy, "load_file", lambda path: tensors)

@@ -14,12 +14,12 @@ KERNEL = "resnet.encoder.stages.2.layers.0.layer.1.convolution.weight"
 
 
 OPTIONS = {
-    "resnet8": {"width": 4},
-    "mlp": {"hidden": (5, 3)},
-    "resnet18": {"width": 2},
-    "resnet50": {"width": 2},
-    "vgg16_bn": {"width": 2, "stages": (1, 2)},
-    "vit_s": {"width": 6, "depth": 2, "heads": 3},
+  "resnet8": {"width": 4},
+  "mlp": {"hidden": (5, 3)},
+  "resnet18": {"width": 2},
+  "resnet50": {"width": 2},
+  "vgg16_bn": {"width": 2, "stages": (1, 2)},
+  "vit_s": {"width": 6, "depth": 2, "heads": 3},
 }
 
 
@@ -73,25 +73,26 @@ def test_layout_is_pytorchs(file):
 def test_folder_and_dtype(file, x64):
   file.rename(file.parent / "model.safetensors")
   template = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), jax.eval_shape(make_variables))
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float64), jax.eval_shape(make_variables)
+  )
   loaded = models.load_weights(file.parent, template)
   assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype(jnp.float64)}
 
 
 @pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda tensors: tensors.pop(SCALE), rf"{SCALE}' is missing"),
-        (lambda tensors: tensors.update({"more": np.zeros(3)}), "'more' is unknown"),
-        (
-            lambda tensors: tensors.update({SCALE: np.zeros(9)}),
-            rf"{SCALE}' has shape \(9,\).*\(8,\)",
-        ),
-        (
-            lambda tensors: tensors.update({KERNEL: tensors[KERNEL].transpose(2, 3, 1, 0).copy()}),
-            rf"{KERNEL}' has shape \(3, 3, 16, 16\).*\(16, 16, 3, 3\)",
-        ),
-    ],
+  "change, message",
+  [
+    (lambda tensors: tensors.pop(SCALE), rf"{SCALE}' is missing"),
+    (lambda tensors: tensors.update({"more": np.zeros(3)}), "'more' is unknown"),
+    (
+      lambda tensors: tensors.update({SCALE: np.zeros(9)}),
+      rf"{SCALE}' has shape \(9,\).*\(8,\)",
+    ),
+    (
+      lambda tensors: tensors.update({KERNEL: tensors[KERNEL].transpose(2, 3, 1, 0).copy()}),
+      rf"{KERNEL}' has shape \(3, 3, 16, 16\).*\(16, 16, 3, 3\)",
+    ),
+  ],
 )
 def test_wrong_tensors(file, change, message):
   tamper(file, change)
@@ -100,13 +101,13 @@ def test_wrong_tensors(file, change, message):
 
 
 @pytest.mark.parametrize(
-    "name, other, message",
-    [
-        ("resnet18", {"num_classes": 7}, r"'fc.bias' has shape \(3,\).*has \(7,\)"),
-        ("vgg16_bn", {"num_classes": 7}, r"'classifier.bias' has shape \(3,\).*has \(7,\)"),
-        ("vit_s", {"num_classes": 7}, r"'head.bias' has shape \(3,\).*has \(7,\)"),
-        ("vit_s", {"size": 8}, r"'pos_embed' has shape \(1, 2, 6\).*has \(1, 5, 6\)"),
-    ],
+  "name, other, message",
+  [
+    ("resnet18", {"num_classes": 7}, r"'fc.bias' has shape \(3,\).*has \(7,\)"),
+    ("vgg16_bn", {"num_classes": 7}, r"'classifier.bias' has shape \(3,\).*has \(7,\)"),
+    ("vit_s", {"num_classes": 7}, r"'head.bias' has shape \(3,\).*has \(7,\)"),
+    ("vit_s", {"size": 8}, r"'pos_embed' has shape \(1, 2, 6\).*has \(1, 5, 6\)"),
+  ],
 )
 def test_checkpoint_for_other_classes_or_images(tmp_path, name, other, message):
   models.save_weights(tmp_path / "weights.safetensors", make_variables(name))
@@ -121,8 +122,7 @@ def test_checkpoint_of_another_model(file):
 
 def test_counters_are_optional(file):
   tamper(file, lambda tensors: [tensors.pop(k) for k in list(tensors) if "num_batches" in k])
-  jax.tree.map(
-      np.testing.assert_array_equal, models.load_weights(file, make_variables()), make_variables())
+  jax.tree.map(np.testing.assert_array_equal, models.load_weights(file, make_variables()), make_variables())
 
 
 def test_unreadable_files(tmp_path, file):

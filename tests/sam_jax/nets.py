@@ -44,22 +44,33 @@ def _shapes(name, classes):
   """PyTorch's shapes by name, in the order in which they are flat."""
   if name == "mlp":
     return {
-        "fc1.weight": (16, 8), "fc1.bias": (16,),
-        "fc2.weight": (classes, 16), "fc2.bias": (classes,),
+      "fc1.weight": (16, 8),
+      "fc1.bias": (16,),
+      "fc2.weight": (classes, 16),
+      "fc2.bias": (classes,),
     }
   return {
-      "conv1.weight": (4, 3, 3, 3), "bn1.weight": (4,), "bn1.bias": (4,),
-      "conv2.weight": (6, 4, 3, 3), "bn2.weight": (6,), "bn2.bias": (6,),
-      "fc.weight": (classes, 6), "fc.bias": (classes,),
+    "conv1.weight": (4, 3, 3, 3),
+    "bn1.weight": (4,),
+    "bn1.bias": (4,),
+    "conv2.weight": (6, 4, 3, 3),
+    "bn2.weight": (6,),
+    "bn2.bias": (6,),
+    "fc.weight": (classes, 6),
+    "fc.bias": (classes,),
   }
 
 
 _BUFFERS = {
-    "mlp": {},
-    "conv": {
-        "bn1.running_mean": (4,), "bn1.running_var": (4,), "bn1.num_batches_tracked": (1,),
-        "bn2.running_mean": (6,), "bn2.running_var": (6,), "bn2.num_batches_tracked": (1,),
-    },
+  "mlp": {},
+  "conv": {
+    "bn1.running_mean": (4,),
+    "bn1.running_var": (4,),
+    "bn1.num_batches_tracked": (1,),
+    "bn2.running_mean": (6,),
+    "bn2.running_var": (6,),
+    "bn2.num_batches_tracked": (1,),
+  },
 }
 _LEAVES = {"bias": "bias", "running_mean": "mean", "running_var": "var"}
 
@@ -121,8 +132,12 @@ def forward(model, axis_name=None):
   def apply(variables, batch, key, train):
     del key
     logits, updated = model.apply(
-        variables, batch["image"], train=train, mask=batch["mask"], axis_name=axis_name,
-        mutable=["batch_stats"],
+      variables,
+      batch["image"],
+      train=train,
+      mask=batch["mask"],
+      axis_name=axis_name,
+      mutable=["batch_stats"],
     )
     return Outputs(logits), updated.get("batch_stats", variables["batch_stats"])
 

@@ -8,20 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sam_jax.entanglement import (
-    REFERENCE_NORMALIZER,
-    knn_entanglement,
-    shared_classes,
-    silhouette_entanglement,
-    variance_entanglement,
-    wasserstein_entanglement,
+  REFERENCE_NORMALIZER,
+  knn_entanglement,
+  shared_classes,
+  silhouette_entanglement,
+  variance_entanglement,
+  wasserstein_entanglement,
 )
 
 MEASURES = {
-    "variance": lambda *sets, **labels: variance_entanglement(
-        *sets, **labels, normalizer=REFERENCE_NORMALIZER),
-    "wasserstein": wasserstein_entanglement,
-    "silhouette": silhouette_entanglement,
-    "knn": knn_entanglement,
+  "variance": lambda *sets, **labels: variance_entanglement(*sets, **labels, normalizer=REFERENCE_NORMALIZER),
+  "wasserstein": wasserstein_entanglement,
+  "silhouette": silhouette_entanglement,
+  "knn": knn_entanglement,
 }
 
 
@@ -30,8 +29,11 @@ def _clusters(seed, shift, size=30, features=4):
   rng = np.random.default_rng(seed)
   retain, forget = rng.normal(size=(2, size, features))
   forget[:, 0] += shift
-  return retain, forget, {
-      "retain_labels": rng.integers(0, 3, size), "forget_labels": rng.integers(0, 3, size)}
+  return (
+    retain,
+    forget,
+    {"retain_labels": rng.integers(0, 3, size), "forget_labels": rng.integers(0, 3, size)},
+  )
 
 
 @pytest.mark.parametrize("case", ("separated", "mixed", "identical"))
@@ -77,8 +79,8 @@ def test_class_wise_is_the_mean_weighted_by_size():
   for measure in (variance_entanglement, wasserstein_entanglement, silhouette_entanglement):
     parts = [measure(retain[labels == label], forget[labels == label]) for label in (0, 1)]
     value = measure(
-        np.vstack([retain, np.eye(4)]), forget,
-        retain_labels=np.append(labels, [2] * 4), forget_labels=labels)
+      np.vstack([retain, np.eye(4)]), forget, retain_labels=np.append(labels, [2] * 4), forget_labels=labels
+    )
     assert value == pytest.approx(0.25 * parts[0] + 0.75 * parts[1])
 
 
@@ -90,8 +92,7 @@ def test_equal_means_are_fully_entangled():
   retain = np.vstack([same, [[1.0, 0], [0, 1]]])
   forget = np.vstack([same, [[-1.0, 0], [0, -1]]])
   # Class 1: V = 1/2 a side, means (1/2, 1/2) and its opposite: a ratio of 2.
-  value = variance_entanglement(
-      retain, forget, retain_labels=labels, forget_labels=labels, normalizer=8)
+  value = variance_entanglement(retain, forget, retain_labels=labels, forget_labels=labels, normalizer=8)
   assert value == pytest.approx((1 + 2 / 8) / 2)
 
 
@@ -111,11 +112,11 @@ def test_order_scale_and_units_do_not_matter(seed, shift, name, class_wise):
   r, f = rng.permutation(len(retain)), rng.permutation(len(forget))
   rotation, _ = np.linalg.qr(rng.normal(size=(4, 4)))
   lengths = rng.uniform(0.1, 10, (len(retain), 1))
-  shuffled = {
-      key: labels[key][order] for key, order in (("retain_labels", r), ("forget_labels", f))}
+  shuffled = {key: labels[key][order] for key, order in (("retain_labels", r), ("forget_labels", f))}
   value = MEASURES[name](retain, forget, **labels if class_wise else {})
   other = MEASURES[name](
-      (lengths * retain)[r] @ rotation, forget[f] @ rotation, **shuffled if class_wise else {})
+    (lengths * retain)[r] @ rotation, forget[f] @ rotation, **shuffled if class_wise else {}
+  )
   assert other == pytest.approx(value, rel=1e-6, abs=1e-9)
   assert 0 <= value <= 1
 
@@ -163,31 +164,39 @@ def test_shared_classes():
   assert shared_classes(retain, forget, least=3) == []
 
 
-@pytest.mark.parametrize("measure, least", (
-    (wasserstein_entanglement, 2), (silhouette_entanglement, 2), (knn_entanglement, 11)))
+@pytest.mark.parametrize(
+  "measure, least", ((wasserstein_entanglement, 2), (silhouette_entanglement, 2), (knn_entanglement, 11))
+)
 def test_small_classes_are_left_out(measure, least):
   """Class 1 has one example too few on the forget side."""
   rng = np.random.default_rng(0)
   retain, forget = rng.normal(size=(40, 3)), rng.normal(size=(20 + least - 1, 3))
-  labels = {
-      "retain_labels": np.repeat([0, 1], 20), "forget_labels": np.repeat([0, 1], [20, least - 1])}
+  labels = {"retain_labels": np.repeat([0, 1], 20), "forget_labels": np.repeat([0, 1], [20, least - 1])}
   assert measure(retain, forget, **labels) == pytest.approx(measure(retain[:20], forget[:20]))
   with pytest.raises(ValueError, match=f"no class has {least} example"):
     measure(retain[20:], forget, retain_labels=np.ones(20), forget_labels=np.zeros(20 + least - 1))
 
 
-@pytest.mark.parametrize("sets, labels, message", (
+@pytest.mark.parametrize(
+  "sets, labels, message",
+  (
     ((np.ones((0, 2)), np.ones((3, 2))), {}, r"retain features have shape \(0, 2\)"),
     ((np.ones((3, 2)), np.ones(3)), {}, r"forget features have shape \(3,\)"),
     ((np.ones((3, 2)), np.ones((3, 4))), {}, "retain features have 2 columns and forget .* 4"),
     ((np.ones((3, 2)), np.full((3, 2), np.nan)), {}, "forget features are not finite"),
-    ((np.ones((3, 2)), np.ones((3, 2))), {"retain_labels": [0, 0, 0]},
-     "forget_labels have shape None"),
-    ((np.ones((3, 2)), np.ones((3, 2))), {"retain_labels": [0], "forget_labels": [0, 0, 0]},
-     r"retain_labels have shape \(1,\) for 3"),
-    ((np.ones((3, 2)), np.ones((3, 2))), {"retain_labels": [0] * 3, "forget_labels": [1] * 3},
-     "no class has 1 example"),
-))
+    ((np.ones((3, 2)), np.ones((3, 2))), {"retain_labels": [0, 0, 0]}, "forget_labels have shape None"),
+    (
+      (np.ones((3, 2)), np.ones((3, 2))),
+      {"retain_labels": [0], "forget_labels": [0, 0, 0]},
+      r"retain_labels have shape \(1,\) for 3",
+    ),
+    (
+      (np.ones((3, 2)), np.ones((3, 2))),
+      {"retain_labels": [0] * 3, "forget_labels": [1] * 3},
+      "no class has 1 example",
+    ),
+  ),
+)
 def test_bad_input_gets_one_line(sets, labels, message):
   with pytest.raises(ValueError, match=message) as error:
     variance_entanglement(*sets, **labels)
@@ -205,4 +214,3 @@ def test_missing_transport_library_names_the_extra(monkeypatch):
   monkeypatch.setattr(builtins, "__import__", without)
   with pytest.raises(ValueError, match=r"pip install 'hamu-jax\[analysis\]'"):
     wasserstein_entanglement(np.ones((2, 2)), np.ones((2, 2)))
-

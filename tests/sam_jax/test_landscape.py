@@ -12,10 +12,17 @@ from sam_jax import landscape
 
 # Tensors in the order of the golden flat vectors, with their shapes in PyTorch's layout.
 SHAPES = {
-    "mlp": {"fc1": (16, 8), "fc1_bias": (16,), "fc2": (10, 16), "fc2_bias": (10,)},
-    "conv": {
-        "conv1": (4, 3, 3, 3), "scale1": (4,), "shift1": (4,), "conv2": (6, 4, 3, 3),
-        "scale2": (6,), "shift2": (6,), "fc": (10, 6), "fc_bias": (10,)},
+  "mlp": {"fc1": (16, 8), "fc1_bias": (16,), "fc2": (10, 16), "fc2_bias": (10,)},
+  "conv": {
+    "conv1": (4, 3, 3, 3),
+    "scale1": (4,),
+    "shift1": (4,),
+    "conv2": (6, 4, 3, 3),
+    "scale2": (6,),
+    "shift2": (6,),
+    "fc": (10, 6),
+    "fc_bias": (10,),
+  },
 }
 # From PyTorch's order of axes to ours, by rank.
 LAYOUTS = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
@@ -48,7 +55,8 @@ def _conv(p, buffers, x_BxCxHxW):
 
   def block(x, layer):
     x = lax.conv_general_dilated(
-        x, p[f"conv{layer}"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+      x, p[f"conv{layer}"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     factor = p[f"scale{layer}"] / np.sqrt(buffers[f"conv/var{layer}"] + 1e-5)
     shift = p[f"shift{layer}"] - buffers[f"conv/mean{layer}"] * factor
     return jax.nn.relu(x * factor.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1))
@@ -127,8 +135,10 @@ def test_a_filter_direction_has_the_length_of_its_filter(x64):
   for direction in landscape.directions(params, jax.random.key(1)):
     for name, axes in (("kernel", (0, 1, 2)), ("dense", 0)):
       np.testing.assert_allclose(
-          np.linalg.norm(np.reshape(direction[name], (-1, params[name].shape[-1])), axis=0),
-          np.sqrt(np.sum(np.square(params[name]), axes)), rtol=1e-12)
+        np.linalg.norm(np.reshape(direction[name], (-1, params[name].shape[-1])), axis=0),
+        np.sqrt(np.sum(np.square(params[name]), axes)),
+        rtol=1e-12,
+      )
     assert not direction["bias"].any() and not direction["zeros"].any()
 
 
@@ -177,18 +187,21 @@ def test_a_rescaled_relu_network_has_the_same_landscape(x64, normalization):
   """Why directions are scaled at all: (a w1, w2 / a) is the same function, as sharp as (w1, w2)."""
   rng = np.random.default_rng(0)
   x_BxF, y_B = jnp.asarray(rng.normal(size=(12, 8))), jnp.arange(12) % 10
-  plain = {
-      "fc1": jnp.asarray(rng.normal(size=(8, 16))), "fc2": jnp.asarray(rng.normal(size=(16, 10)))}
+  plain = {"fc1": jnp.asarray(rng.normal(size=(8, 16))), "fc2": jnp.asarray(rng.normal(size=(16, 10)))}
   rescaled = {"fc1": 30 * plain["fc1"], "fc2": plain["fc2"] / 30}
-  loss = lambda p: -jnp.mean(
-      jax.nn.log_softmax(jax.nn.relu(x_BxF @ p["fc1"]) @ p["fc2"])[jnp.arange(12), y_B])
+  loss = lambda p: (
+    -jnp.mean(jax.nn.log_softmax(jax.nn.relu(x_BxF @ p["fc1"]) @ p["fc2"])[jnp.arange(12), y_B])
+  )
   coordinates = np.linspace(-1, 1, 3)
   grids = [
-      landscape.loss_grid(
-          loss, params,
-          landscape.directions(params, jax.random.key(9), normalization=normalization),
-          coordinates, coordinates)
-      for params in (plain, rescaled)
+    landscape.loss_grid(
+      loss,
+      params,
+      landscape.directions(params, jax.random.key(9), normalization=normalization),
+      coordinates,
+      coordinates,
+    )
+    for params in (plain, rescaled)
   ]
   np.testing.assert_allclose(*grids, rtol=1e-9)
 
@@ -202,10 +215,13 @@ def test_grid_of_a_quadratic(x64):
   w, d, e = rng.normal(size=(3, 7))
   alphas, betas = np.array([-1, 0, 0.5, 1]), np.array([-2, 0, 3])
   losses = landscape.loss_grid(
-      lambda p: jnp.sum(jnp.square(p["w"])) / 2, {"w": jnp.asarray(w)},
-      ({"w": jnp.asarray(d)}, {"w": jnp.asarray(e)}), alphas, betas)
-  expected = [
-      [np.sum(np.square(w + alpha * d + beta * e)) / 2 for alpha in alphas] for beta in betas]
+    lambda p: jnp.sum(jnp.square(p["w"])) / 2,
+    {"w": jnp.asarray(w)},
+    ({"w": jnp.asarray(d)}, {"w": jnp.asarray(e)}),
+    alphas,
+    betas,
+  )
+  expected = [[np.sum(np.square(w + alpha * d + beta * e)) / 2 for alpha in alphas] for beta in betas]
   np.testing.assert_allclose(losses, expected, rtol=1e-12)
 
 
@@ -219,7 +235,8 @@ def test_one_program_serves_every_model_and_traces_the_loss_once():
   @jax.jit
   def grid(params, plane, data):
     return landscape.loss_grid(
-        lambda p: loss(p, data), params, plane, np.linspace(-1, 1, 25), np.linspace(-1, 1, 25))
+      lambda p: loss(p, data), params, plane, np.linspace(-1, 1, 25), np.linspace(-1, 1, 25)
+    )
 
   for scale in (1.0, 2.0, 3.0):
     params = {"w": jnp.full((4, 4), scale)}

@@ -77,14 +77,14 @@ def test_levels_are_extreme_and_whole(scores, data):
 
 
 @pytest.mark.parametrize(
-    "scores, size, level, message",
-    [
-        ([0.1, 0.2], 1, "medium", "memorization level 'medium': choose from high, mid, low, mixed"),
-        ([0.1, 0.2], 0, "high", "0 rows of 2 by memorization: choose 1..2"),
-        ([0.1, 0.2], 3, "mixed", "choose 1..2"),
-        ([0.1, np.nan], 1, "low", "one finite number a row, .* 1 values that are none"),
-        ([[0.1], [0.2]], 1, "low", r"has shape \(2, 1\)"),
-    ],
+  "scores, size, level, message",
+  [
+    ([0.1, 0.2], 1, "medium", "memorization level 'medium': choose from high, mid, low, mixed"),
+    ([0.1, 0.2], 0, "high", "0 rows of 2 by memorization: choose 1..2"),
+    ([0.1, 0.2], 3, "mixed", "choose 1..2"),
+    ([0.1, np.nan], 1, "low", "one finite number a row, .* 1 values that are none"),
+    ([[0.1], [0.2]], 1, "low", r"has shape \(2, 1\)"),
+  ],
 )
 def test_select_refuses(scores, size, level, message):
   with pytest.raises(ValueError, match=message) as error:
@@ -140,12 +140,12 @@ def test_scores_find_the_probabilities_that_made_the_outcomes():
 
 
 @pytest.mark.parametrize(
-    "included, message",
-    [
-        ([[1, 0], [0, 0]], "1 of 2 rows are in no training subset and 0 in all.*than 2 models"),
-        ([[1, 1], [0, 1]], "0 of 2 rows are in no training subset and 1 in all"),
-        ([[1, 0, 1], [0, 1, 0]], r"not of \(2, 2\) and \(2, 3\)"),
-    ],
+  "included, message",
+  [
+    ([[1, 0], [0, 0]], "1 of 2 rows are in no training subset and 0 in all.*than 2 models"),
+    ([[1, 1], [0, 1]], "0 of 2 rows are in no training subset and 1 in all"),
+    ([[1, 0, 1], [0, 1, 0]], r"not of \(2, 2\) and \(2, 3\)"),
+  ],
 )
 def test_undefined_scores_are_refused(included, message):
   with pytest.raises(ValueError, match=message) as error:

@@ -34,7 +34,7 @@ def test_reproduces_the_reference_mask(x64, masks, net, fraction, select):
   gradients = nets.params(net, CLASSES, masks[f"{net}/grad_sum"])
   got = saliency_mask(gradients, fraction, select=select)
   np.testing.assert_array_equal(
-      nets.flat_params(net, CLASSES, got), masks[f"{net}/{SELECTIONS[select]}/{fraction}"]
+    nets.flat_params(net, CLASSES, got), masks[f"{net}/{SELECTIONS[select]}/{fraction}"]
   )
 
 
@@ -44,25 +44,30 @@ def test_gradient_of_the_forget_set_is_the_reference_one(x64, golden, masks, net
   """Batches of 8, the last of 3: their means add up, which is not the gradient of the set's."""
   with np.load(golden / "sam" / "methods.npz", allow_pickle=False) as archive:
     arrays = {
-        name: archive[f"{net}/{name}"]
-        for name in ("forget_x", "forget_y", "init_params", "init_buffers")
+      name: archive[f"{net}/{name}"] for name in ("forget_x", "forget_y", "init_params", "init_buffers")
     }
   count = len(arrays["forget_y"])
   data = ImageData(
-      np.asarray(nets.inputs(net, arrays["forget_x"])), arrays["forget_y"].astype(np.int32),
-      np.ones(count, bool), np.arange(count, dtype=np.int32),
+    np.asarray(nets.inputs(net, arrays["forget_x"])),
+    arrays["forget_y"].astype(np.int32),
+    np.ones(count, bool),
+    np.arange(count, dtype=np.int32),
   )
   variables = {
-      "params": nets.params(net, CLASSES, arrays["init_params"]),
-      "batch_stats": nets.batch_stats(net, arrays["init_buffers"]),
+    "params": nets.params(net, CLASSES, arrays["init_params"]),
+    "batch_stats": nets.batch_stats(net, arrays["init_buffers"]),
   }
   got = forget_gradient(
-      nets.forward(nets.make(net, CLASSES)), make_fetch("none"), Resident(data),
-      BatchPlan(BATCH, Paired(None, Stream(data.ids, BATCH))), variables, base={},
-      microbatch=microbatch,
+    nets.forward(nets.make(net, CLASSES)),
+    make_fetch("none"),
+    Resident(data),
+    BatchPlan(BATCH, Paired(None, Stream(data.ids, BATCH))),
+    variables,
+    base={},
+    microbatch=microbatch,
   )
   np.testing.assert_allclose(
-      nets.flat_params(net, CLASSES, got), np.abs(masks[f"{net}/grad_sum"]), rtol=0, atol=1e-9
+    nets.flat_params(net, CLASSES, got), np.abs(masks[f"{net}/grad_sum"]), rtol=0, atol=1e-9
   )
 
 
@@ -73,8 +78,9 @@ SHAPES = ((2, 3), (5,), ())
 
 @hypothesis.settings(deadline=None, max_examples=100)
 @hypothesis.given(
-    values=st.lists(VALUES, min_size=12, max_size=12), fraction=st.floats(1 / 12, 1),
-    select=st.sampled_from(list(SELECTIONS)),
+  values=st.lists(VALUES, min_size=12, max_size=12),
+  fraction=st.floats(1 / 12, 1),
+  select=st.sampled_from(list(SELECTIONS)),
 )
 def test_marks_so_many_of_the_extreme_weights_of_the_whole_model(values, fraction, select):
   pieces = np.split(np.array(values, np.float32), np.cumsum([6, 5]))
@@ -113,6 +119,4 @@ def test_a_mask_and_its_complement_part_a_tree_even_where_it_is_not_finite():
   chosen, rest = apply_mask(tree, mask), apply_mask(tree, complement(mask))
   np.testing.assert_array_equal(chosen["a"], [1, 0, 3])
   np.testing.assert_array_equal(chosen["b"], [[0], [-2]])
-  jax.tree.map(
-      lambda leaf, one, other: np.testing.assert_array_equal(leaf, one + other), tree, chosen, rest
-  )
+  jax.tree.map(lambda leaf, one, other: np.testing.assert_array_equal(leaf, one + other), tree, chosen, rest)

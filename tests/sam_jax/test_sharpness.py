@@ -41,9 +41,7 @@ def golden_batches(arrays, net):
 def golden_optimizer(case):
   if case["base"] == "adamw":
     return optax.adamw(case["lr"], weight_decay=case["weight_decay"])
-  return optax.chain(
-      optax.add_decayed_weights(case["weight_decay"]), optax.sgd(case["lr"], case["momentum"])
-  )
+  return optax.chain(optax.add_decayed_weights(case["weight_decay"]), optax.sgd(case["lr"], case["momentum"]))
 
 
 _STEPS = {}
@@ -63,24 +61,24 @@ def golden_step(case):
   def loss(params, batch_stats, batch):
     image, label, mask = batch
     outputs, batch_stats = forward(
-        {"params": params, "batch_stats": batch_stats}, {"image": image, "mask": mask}, None, True
+      {"params": params, "batch_stats": batch_stats}, {"image": image, "mask": mask}, None, True
     )
     losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, label)
     return jnp.sum(losses * mask) / jnp.sum(mask), batch_stats
 
   @jax.jit
   def step(params, batch_stats, opt_state, batch, rho, lamb):
-    (clean_loss, moved_stats), gradients = jax.value_and_grad(loss, has_aux=True)(
-        params, batch_stats, batch
-    )
+    (clean_loss, moved_stats), gradients = jax.value_and_grad(loss, has_aux=True)(params, batch_stats, batch)
     optimizer = golden_optimizer(case)
     if case["mode"] is None:
       updates, opt_state = optimizer.update(gradients, opt_state, params)
       return optax.apply_updates(params, updates), moved_stats, opt_state, clean_loss
     optimizer = sam(optimizer, rho=rho, adaptive=case["adaptive"], lamb=lamb, mode=case["mode"])
     updates, opt_state = optimizer.update(
-        gradients, opt_state, params,
-        grad_fn=lambda point: jax.grad(loss, has_aux=True)(point, batch_stats, batch)[0],
+      gradients,
+      opt_state,
+      params,
+      grad_fn=lambda point: jax.grad(loss, has_aux=True)(point, batch_stats, batch)[0],
     )
     e = perturbation(params, gradients, rho=rho, adaptive=case["adaptive"])
     perturbed_loss, _ = loss(optax.apply_updates(params, e), batch_stats, batch)
@@ -101,14 +99,17 @@ def test_reproduces_the_reference_trajectory(x64, arrays, case):
   batch_stats = nets.batch_stats(net, arrays[f"{net}/init_buffers"])
   opt_state = golden_optimizer(case).init(params)
   wanted = {
-      step: {part: values[index] for part in ("params", "buffers")
-             if (values := arrays.get(f"{case['name']}/{part}")) is not None}
-      for index, step in enumerate(case["steps"])
+    step: {
+      part: values[index]
+      for part in ("params", "buffers")
+      if (values := arrays.get(f"{case['name']}/{part}")) is not None
+    }
+    for index, step in enumerate(case["steps"])
   }
   losses, norms = [], []
   for number, batch in enumerate(golden_batches(arrays, net), 1):
     params, batch_stats, opt_state, *found = step(
-        params, batch_stats, opt_state, batch, case["rho"], case["lamb"]
+      params, batch_stats, opt_state, batch, case["rho"], case["lamb"]
     )
     losses.append(found[:2])
     norms.append(found[2:])
@@ -145,8 +146,8 @@ def flat(tree):
 
 def optimizers():
   return {
-      "sgd": optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, 0.9)),
-      "adamw": optax.adamw(0.1, weight_decay=0.1),
+    "sgd": optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, 0.9)),
+    "adamw": optax.adamw(0.1, weight_decay=0.1),
   }
 
 
@@ -189,8 +190,8 @@ def test_without_radius_or_weight_it_is_the_base_optimizer(off, base, adaptive, 
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_modes_are_mirror_images_about_the_clean_gradient(x64, adaptive):
   low, high = (
-      flat(sharpness_aware(gradient, rho=0.4, lamb=0.7, adaptive=adaptive, mode=mode)(weights()))
-      for mode in ("min", "max")
+    flat(sharpness_aware(gradient, rho=0.4, lamb=0.7, adaptive=adaptive, mode=mode)(weights()))
+    for mode in ("min", "max")
   )
   assert np.abs(high - low).max() > 1e-2
   close((low + high) / 2, flat(gradient(weights())), 1e-12)
@@ -198,15 +199,17 @@ def test_modes_are_mirror_images_about_the_clean_gradient(x64, adaptive):
 
 @hypothesis.settings(deadline=None, max_examples=60)
 @hypothesis.given(
-    seed=st.integers(0, 2**32 - 1), exponent=st.integers(-25, 30), adaptive=st.booleans(),
-    rho=st.sampled_from([1e-3, 0.1, 1.0, 20.0]),
+  seed=st.integers(0, 2**32 - 1),
+  exponent=st.integers(-25, 30),
+  adaptive=st.booleans(),
+  rho=st.sampled_from([1e-3, 0.1, 1.0, 20.0]),
 )
 def test_perturbation_has_norm_rho(seed, exponent, adaptive, rho):
   rng = np.random.default_rng(seed)
   # NumPy, so that no shape is compiled anew for other numbers.
   params, gradients = (
-      [(scale * rng.normal(size=shape)).astype(np.float32) for shape in ((3, 4), (5,))]
-      for scale in (1.0, 10.0**exponent)
+    [(scale * rng.normal(size=shape)).astype(np.float32) for shape in ((3, 4), (5,))]
+    for scale in (1.0, 10.0**exponent)
   )
   e = flat(perturbation(params, gradients, rho=rho, adaptive=adaptive)).astype(float)
   w, g = flat(params).astype(float), flat(gradients).astype(float)
@@ -229,9 +232,7 @@ def test_zero_gradients_and_zero_weights_give_no_nan(mode, adaptive, base):
     else:
       assert np.linalg.norm(flat(e)) == pytest.approx(0.5)
     optimizer = sam(optimizers()[base], rho=0.5, adaptive=adaptive, mode=mode)
-    updates, _ = optimizer.update(
-        gradients, optimizer.init(params), params, grad_fn=lambda point: gradients
-    )
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params, grad_fn=lambda point: gradients)
     assert np.isfinite(flat(updates)).all()
     sharp = sharpness_aware(lambda point: gradients, rho=0.5, adaptive=adaptive, mode=mode)
     np.testing.assert_array_equal(flat(sharp(params)), flat(gradients))
@@ -265,9 +266,7 @@ def test_a_radius_and_weight_may_be_traced():
 def test_clipping_before_it_in_a_chain(x64):
   """`optax.chain` hands `grad_fn` on; what perturbs, and is the clean part, is the clipped one."""
   most, rho, lamb, rate = 0.5, 0.3, 0.4, 0.1
-  optimizer = optax.chain(
-      optax.clip_by_global_norm(most), sam(optax.sgd(rate), rho=rho, lamb=lamb)
-  )
+  optimizer = optax.chain(optax.clip_by_global_norm(most), sam(optax.sgd(rate), rho=rho, lamb=lamb))
   w, a, b = flat(WEIGHTS), flat(CURVATURE), flat(SLOPE)
   g0 = (a * w + b) * most / np.linalg.norm(a * w + b)
   g1 = a * (w + rho * g0 / np.linalg.norm(g0)) + b
@@ -306,8 +305,10 @@ def test_two_objectives_at_one_perturbed_point(x64):
     return [gradient(params), jax.tree.map(lambda leaf: 3 * leaf * leaf, params)]
 
   first, second = sharpness_aware(
-      both, rho=rho, lamb=lamb,
-      direction=lambda gradients: jax.tree.map(jnp.subtract, *gradients),
+    both,
+    rho=rho,
+    lamb=lamb,
+    direction=lambda gradients: jax.tree.map(jnp.subtract, *gradients),
   )(weights())
   led = a * w + b - 3 * w * w
   moved = w + rho * led / np.linalg.norm(led)
@@ -322,7 +323,7 @@ def test_an_objective_may_have_a_part_at_the_perturbed_point_only(x64):
     return jax.tree.map(jnp.add, gradient(params), penalty)
 
   plain, more = (
-      flat(sharpness_aware(gradient, rho=0.3, lamb=0.6, perturbed_grad_fn=function)(weights()))
-      for function in (None, penalised)
+    flat(sharpness_aware(gradient, rho=0.3, lamb=0.6, perturbed_grad_fn=function)(weights()))
+    for function in (None, penalised)
   )
   close(more - plain, 0.6, 1e-12)

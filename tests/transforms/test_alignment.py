@@ -55,12 +55,16 @@ def test_every_block_has_its_place_and_frame():
   """Whatever order shapes and dtypes come in: NumPy's norms and dot products, tensor by tensor."""
   rng = np.random.default_rng(0)
   kinds = [
-      ((2, 3), "f4"), ((4,), "f4"), ((2, 3), "f4"), ((2, 3), "f2"), ((4,), "f4"), ((3, 2), "f4"),
+    ((2, 3), "f4"),
+    ((4,), "f4"),
+    ((2, 3), "f4"),
+    ((2, 3), "f2"),
+    ((4,), "f4"),
+    ((3, 2), "f4"),
   ]
   retain, forget = (
-      [rng.normal(size=shape, scale=10.0**place).astype(dtype)
-       for place, (shape, dtype) in enumerate(kinds)]
-      for _ in range(2)
+    [rng.normal(size=shape, scale=10.0**place).astype(dtype) for place, (shape, dtype) in enumerate(kinds)]
+    for _ in range(2)
   )
   aligned = alignment.align(retain, forget)
   wide = [[x.astype(np.float64).ravel() for x in tree] for tree in (retain, forget)]

@@ -36,9 +36,7 @@ def test_golden_baselines(golden, x64):
   cases = [case for case in cases if case["function"] in TRANSFORMS]
   assert len(cases) == 43
   for case in cases:
-    retain, forget, expected = (
-        arrays[f"{case['id']}.{name}"] for name in ("retain", "forget", "grad")
-    )
+    retain, forget, expected = (arrays[f"{case['id']}.{name}"] for name in ("retain", "forget", "grad"))
     trees, max_norm = ({"block": retain}, {"block": forget}), case["tau"]
     if "full_dot_product" in case:
       # There the reference scales each tensor on its own; ours scales the whole result.
@@ -50,9 +48,7 @@ def test_golden_baselines(golden, x64):
     block = np.asarray(_update(tx, *trees)[0]["block"])
     if max_norm is None and case["tau"] is not None:
       block = block * min(1, case["tau"] / np.linalg.norm(block))
-    np.testing.assert_allclose(
-        block, expected, rtol=0, atol=1e-9 * np.abs(expected).max(), err_msg=str(case)
-    )
+    np.testing.assert_allclose(block, expected, rtol=0, atol=1e-9 * np.abs(expected).max(), err_msg=str(case))
 
 
 def _trees(seed, conflict):
@@ -94,9 +90,7 @@ def test_pcgrad_averages_both_projections(x64, seed):
   assert _flat(updates) @ r > 0 and _flat(updates) @ a > 0
 
 
-@pytest.mark.parametrize(
-    "name, expected", [("gru", lambda r, f: -f), ("pcgrad", lambda r, f: (r - f) / 2)]
-)
+@pytest.mark.parametrize("name, expected", [("gru", lambda r, f: -f), ("pcgrad", lambda r, f: (r - f) / 2)])
 def test_without_conflict_nothing_is_projected(x64, name, expected):
   retain, forget = _trees(0, conflict=False)
   updates, state = _update(TRANSFORMS[name](), retain, forget)
@@ -128,10 +122,10 @@ def test_zero_gradients(x64, name, dtype):
   ones, zeros = {"w": jnp.ones(3, dtype)}, {"w": jnp.zeros(3, dtype)}
   tx = TRANSFORMS[name](max_norm=0.5)
   for retain, forget, expected in (
-      (zeros, zeros, 0),
-      (ones, zeros, 0 if name == "gru" else 0.5 / 3**0.5),
-      (zeros, ones, -0.5 / 3**0.5),
-      (ones, ones, 0),  # parallel: nothing is left to ascend
+    (zeros, zeros, 0),
+    (ones, zeros, 0 if name == "gru" else 0.5 / 3**0.5),
+    (zeros, ones, -0.5 / 3**0.5),
+    (ones, ones, 0),  # parallel: nothing is left to ascend
   ):
     updates, _ = _update(tx, retain, forget)
     assert updates["w"].dtype == dtype

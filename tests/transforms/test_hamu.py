@@ -34,9 +34,9 @@ def _flat(tree):
 def _norms_and_dots(retain, forget):
   pairs = [(np.ravel(retain[k]), np.ravel(forget[k])) for k in SHAPES]
   return (
-      np.array([np.linalg.norm(r) for r, _ in pairs]),
-      np.array([np.linalg.norm(f) for _, f in pairs]),
-      np.array([r @ f for r, f in pairs]),
+    np.array([np.linalg.norm(r) for r, _ in pairs]),
+    np.array([np.linalg.norm(f) for _, f in pairs]),
+    np.array([r @ f for r, f in pairs]),
   )
 
 
@@ -63,10 +63,10 @@ def test_every_tensor_solves_its_problem(x64, assert_optimal, variant, seed, fra
   for t, name in enumerate(SHAPES):
     pair = (retain[name], forget[name])
     assert_optimal(
-        -0.2 * updates[name],
-        *(pair if variant == "hamu-q" else (-pair[1], -pair[0])),
-        radius=0.2 * (retain_norm if variant == "hamu-q" else forget_norm)[t],
-        constraint=constraint * weight[t] / weight.sum(),
+      -0.2 * updates[name],
+      *(pair if variant == "hamu-q" else (-pair[1], -pair[0])),
+      radius=0.2 * (retain_norm if variant == "hamu-q" else forget_norm)[t],
+      constraint=constraint * weight[t] / weight.sum(),
     )
 
 
@@ -74,7 +74,7 @@ def test_every_tensor_solves_its_problem(x64, assert_optimal, variant, seed, fra
 @given(seed=st.integers(0, 2**32 - 1), fraction=st.floats(0, 0.95))
 @pytest.mark.parametrize("radius, normalize", [(None, True), (0.7, False)])
 def test_global_scope_solves_the_problem_of_the_whole_model(
-    x64, assert_optimal, radius, normalize, seed, fraction
+  x64, assert_optimal, radius, normalize, seed, fraction
 ):
   """With all of the constraint, however a model of several blocks would share it."""
   retain, forget = _gradients(seed)
@@ -95,19 +95,17 @@ def test_global_scope_solves_the_problem_of_the_whole_model(
 def test_sharing(x64, share, normalize, variant):
   retain, forget = _gradients(1, scale=0.3)
   retain_norm, forget_norm, dot = _norms_and_dots(retain, forget)
-  weights = dict(
-      equal=np.full(4, 0.25), grad_norm=retain_norm * forget_norm, exp_neg_dot=np.exp(-dot)
-  )
+  weights = dict(equal=np.full(4, 0.25), grad_norm=retain_norm * forget_norm, exp_neg_dot=np.exp(-dot))
   weight = weights[share]
   expected = 1e-3 * (weight / weight.sum() if normalize else weight)
   tx = hamu(
-      0.1,
-      1e-3,
-      share=share,
-      normalize_share=normalize,
-      on_infeasible="exceed",
-      variant=variant,
-      radius=0.5,
+    0.1,
+    1e-3,
+    share=share,
+    normalize_share=normalize,
+    on_infeasible="exceed",
+    variant=variant,
+    radius=0.5,
   )
   updates, state = _update(tx, retain, forget)
   seen = state.diagnostics
@@ -115,13 +113,13 @@ def test_sharing(x64, share, normalize, variant):
   np.testing.assert_allclose(seen.stopping_constraint, expected.sum(), rtol=1e-12)
   for t, name in enumerate(SHAPES):
     block = hamu_update(
-        retain[name],
-        forget[name],
-        learning_rate=0.1,
-        radius=0.5,
-        constraint=expected[t],
-        variant=variant,
-        on_infeasible="exceed",
+      retain[name],
+      forget[name],
+      learning_rate=0.1,
+      radius=0.5,
+      constraint=expected[t],
+      variant=variant,
+      on_infeasible="exceed",
     )
     np.testing.assert_allclose(-0.1 * updates[name], block.delta, rtol=1e-9)
     assert BRANCHES[seen.branch[t]] == BRANCHES[block.branch]
@@ -134,50 +132,51 @@ def test_diagnostics(x64):
   sine = np.sqrt(1 - (dot / retain_norm / forget_norm) ** 2)
   share = retain_norm * forget_norm / (retain_norm @ forget_norm)
   for variant, first, second in (
-      ("hamu-q", retain_norm, forget_norm),
-      ("hamu-u", forget_norm, retain_norm),
+    ("hamu-q", retain_norm, forget_norm),
+    ("hamu-u", forget_norm, retain_norm),
   ):
     _, state = _update(hamu(0.1, 0.04, variant=variant), retain, forget)
     seen = state.diagnostics
     expected = dict(
-        retain_norm=retain_norm,
-        forget_norm=forget_norm,
-        dot=dot,
-        angle=np.degrees(np.arccos(dot / retain_norm / forget_norm)),
-        radius=0.1 * first,
-        constraint=0.04 * share,
-        feasibility=0.04 * share / (second * 0.1 * first),
-        threshold=-0.04 * share / 0.1,
-        stopping_rhs=np.sum(0.1 * first * second * sine),
-        stopping_constraint=0.04,
-        stopping_margin=0.04 - np.sum(0.1 * first * second * sine),
+      retain_norm=retain_norm,
+      forget_norm=forget_norm,
+      dot=dot,
+      angle=np.degrees(np.arccos(dot / retain_norm / forget_norm)),
+      radius=0.1 * first,
+      constraint=0.04 * share,
+      feasibility=0.04 * share / (second * 0.1 * first),
+      threshold=-0.04 * share / 0.1,
+      stopping_rhs=np.sum(0.1 * first * second * sine),
+      stopping_constraint=0.04,
+      stopping_margin=0.04 - np.sum(0.1 * first * second * sine),
     )
     for field, value in expected.items():
       # The single-entry tensor is parallel: its arc cosine is good to half the digits only.
       np.testing.assert_allclose(
-          getattr(seen, field), value, rtol=1e-9, atol=2e-6 if field == "angle" else 1e-9
+        getattr(seen, field), value, rtol=1e-9, atol=2e-6 if field == "angle" else 1e-9
       )
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        dict(),
-        dict(radius=0.3),
-        dict(scope="global"),
-        dict(scope="global", radius=0.3, share="exp_neg_dot", normalize_share=False),
-        dict(share="equal"),
-        dict(share="equal", radius=0.3),
-        dict(normalize_share=False),
-        dict(share="exp_neg_dot"),
-        dict(share="exp_neg_dot", radius=0.3, normalize_share=False),
-    ],
-    ids=str,
+  "options",
+  [
+    dict(),
+    dict(radius=0.3),
+    dict(scope="global"),
+    dict(scope="global", radius=0.3, share="exp_neg_dot", normalize_share=False),
+    dict(share="equal"),
+    dict(share="equal", radius=0.3),
+    dict(normalize_share=False),
+    dict(share="exp_neg_dot"),
+    dict(share="exp_neg_dot", radius=0.3, normalize_share=False),
+  ],
+  ids=str,
 )
 @pytest.mark.parametrize("variant", ["hamu-q", "hamu-u"])
 def test_feasible_ratio_is_the_edge(x64, options, variant):
   """A whisker below the ratio every block is feasible, a whisker above one is not."""
   retain, forget = _gradients(4)
+
   def step(constraint):
     return _update(hamu(0.01, constraint, variant=variant, **options), retain, forget)[1]
 
@@ -289,7 +288,7 @@ def test_float32_sharing_of_tiny_and_huge_gradients(scale):
   forget = jax.tree.map(lambda x: np.float32(scale) * x.astype(jnp.float32), forget)
   _, state = _update(hamu(0.1, 1e-3, on_infeasible="exceed", eps=1e-30), retain, forget)
   retain_norm, forget_norm, _ = _norms_and_dots(
-      *(jax.tree.map(lambda x: np.asarray(x, np.float64), tree) for tree in (retain, forget))
+    *(jax.tree.map(lambda x: np.asarray(x, np.float64), tree) for tree in (retain, forget))
   )
   weight = retain_norm * forget_norm
   np.testing.assert_allclose(state.diagnostics.constraint, 1e-3 * weight / weight.sum(), rtol=1e-5)
@@ -318,9 +317,7 @@ def test_float32_exp_neg_dot_does_not_overflow(normalize):
 @pytest.mark.parametrize("variant", ["hamu-q", "hamu-u"])
 @pytest.mark.parametrize("scope", ["tensor", "global"])
 def test_chain_with_sgd_moves_by_delta(x64, dtype, variant, scope):
-  retain, forget = (
-      jax.tree.map(lambda x: x.astype(dtype), tree) for tree in _gradients(10, scale=0.1)
-  )
+  retain, forget = (jax.tree.map(lambda x: x.astype(dtype), tree) for tree in _gradients(10, scale=0.1))
   rate, constraint = 0.05, 1e-4
   tx = optax.chain(hamu(rate, constraint, variant=variant, scope=scope), optax.sgd(rate))
   params = jax.tree.map(jnp.zeros_like, retain)
@@ -330,22 +327,20 @@ def test_chain_with_sgd_moves_by_delta(x64, dtype, variant, scope):
 
   def solve(r, f):
     return hamu_update(
-        r,
-        f,
-        learning_rate=rate,
-        radius=None,
-        use_lr_radius=True,
-        constraint=next(constraints),
-        variant=variant,
+      r,
+      f,
+      learning_rate=rate,
+      radius=None,
+      use_lr_radius=True,
+      constraint=next(constraints),
+      variant=variant,
     ).delta
 
   delta = solve(retain, forget) if scope == "global" else jax.tree.map(solve, retain, forget)
   for name in SHAPES:
     assert moved[name].dtype == dtype
     largest = np.abs(delta[name]).max()
-    np.testing.assert_allclose(
-        moved[name], delta[name], rtol=0, atol=4 * np.finfo(dtype).eps * largest
-    )
+    np.testing.assert_allclose(moved[name], delta[name], rtol=0, atol=4 * np.finfo(dtype).eps * largest)
 
 
 def test_schedules_act(x64):
@@ -355,9 +350,7 @@ def test_schedules_act(x64):
   def rate(count):
     return 0.125 * (1 - count / 2)
 
-  scheduled = hamu(
-      rate, lambda count: rate(count) / 128, radius=lambda count: 0.5 / (1 + count)
-  )
+  scheduled = hamu(rate, lambda count: rate(count) / 128, radius=lambda count: 0.5 / (1 + count))
   step = jax.jit(lambda state: _update(scheduled, retain, forget, state))
   state = scheduled.init(retain)
   for count in range(3):
@@ -398,12 +391,12 @@ def test_jit_and_vmap_over_hyperparameters_agree_with_single_runs(x64, scope):
 
 
 @pytest.mark.parametrize(
-    "dtype, scope, x64_mode",
-    [
-        (jnp.float32, "tensor", True),
-        (jnp.bfloat16, "tensor", False),
-        (jnp.bfloat16, "global", True),
-    ],
+  "dtype, scope, x64_mode",
+  [
+    (jnp.float32, "tensor", True),
+    (jnp.bfloat16, "tensor", False),
+    (jnp.bfloat16, "global", True),
+  ],
 )
 def test_state_is_a_loop_carry(dtype, scope, x64_mode):
   """Same structure, shapes and dtypes before and after, or scan refuses."""
@@ -446,17 +439,17 @@ def test_nonfinite_hyperparameters_stop():
 
 
 @pytest.mark.parametrize(
-    "change, words",
-    [
-        (dict(variant="q"), ["variant='q'", "hamu-q, hamu-u"]),
-        (dict(share="even"), ["share='even'", "equal, grad_norm, exp_neg_dot"]),
-        (dict(scope="layer"), ["scope='layer'", "tensor, global"]),
-        (dict(on_infeasible="go"), ["on_infeasible='go'", "stop, project, exceed"]),
-        (dict(criterion="paper"), ["criterion='paper'", "published, descent"]),
-        (dict(constraint=-1e-9), ["constraint=-1e-09"]),
-        (dict(learning_rate=-0.1), ["learning_rate=-0.1"]),
-        (dict(radius=float("inf")), ["radius=inf"]),
-    ],
+  "change, words",
+  [
+    (dict(variant="q"), ["variant='q'", "hamu-q, hamu-u"]),
+    (dict(share="even"), ["share='even'", "equal, grad_norm, exp_neg_dot"]),
+    (dict(scope="layer"), ["scope='layer'", "tensor, global"]),
+    (dict(on_infeasible="go"), ["on_infeasible='go'", "stop, project, exceed"]),
+    (dict(criterion="paper"), ["criterion='paper'", "published, descent"]),
+    (dict(constraint=-1e-9), ["constraint=-1e-09"]),
+    (dict(learning_rate=-0.1), ["learning_rate=-0.1"]),
+    (dict(radius=float("inf")), ["radius=inf"]),
+  ],
 )
 def test_bad_arguments(change, words):
   with pytest.raises(UserError) as error:

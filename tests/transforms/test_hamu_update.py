@@ -27,14 +27,14 @@ def _load(golden):
 
 def _run(case, arrays):
   return hamu_update(
-      arrays[case["id"] + ".retain"],
-      arrays[case["id"] + ".forget"],
-      learning_rate=case["lr"],
-      radius=case["radius"],
-      constraint=case["constraint"],
-      variant=case["variant"],
-      use_lr_radius=case["use_lr_radius"],
-      on_infeasible="stop" if case["stop_on_infeasible"] else "exceed",
+    arrays[case["id"] + ".retain"],
+    arrays[case["id"] + ".forget"],
+    learning_rate=case["lr"],
+    radius=case["radius"],
+    constraint=case["constraint"],
+    variant=case["variant"],
+    use_lr_radius=case["use_lr_radius"],
+    on_infeasible="stop" if case["stop_on_infeasible"] else "exceed",
   )
 
 
@@ -61,7 +61,7 @@ def test_golden_updates(golden, x64):
       # The angle of the reference is an arc cosine, good to 1e-5 degrees near 0 and 180.
       near_pole = field == "angle" and min(value, 180 - value) < 1
       np.testing.assert_allclose(
-          getattr(update, field), value, rtol=rtol, atol=1e-5 if near_pole else 1e-12, err_msg=label
+        getattr(update, field), value, rtol=rtol, atol=1e-5 if near_pole else 1e-12, err_msg=label
       )
 
 
@@ -76,12 +76,12 @@ def _problem(seed, size, cosine, scales):
 
 
 PROBLEMS = dict(
-    seed=st.integers(0, 2**32 - 1),
-    size=st.sampled_from([1, 2, 3, 40]),
-    cosine=st.floats(-0.9999, 0.9999),
-    scales=st.tuples(*[st.floats(-3, 3).map(lambda e: 10.0**e)] * 2),
-    radius=st.floats(-4, 2).map(lambda e: 10.0**e),
-    fraction=st.floats(0, 0.99),
+  seed=st.integers(0, 2**32 - 1),
+  size=st.sampled_from([1, 2, 3, 40]),
+  cosine=st.floats(-0.9999, 0.9999),
+  scales=st.tuples(*[st.floats(-3, 3).map(lambda e: 10.0**e)] * 2),
+  radius=st.floats(-4, 2).map(lambda e: 10.0**e),
+  fraction=st.floats(0, 0.99),
 )
 
 
@@ -90,9 +90,7 @@ PROBLEMS = dict(
 def test_solves_its_problem(x64, assert_optimal, seed, size, cosine, scales, radius, fraction):
   retain, forget, rng = _problem(seed, size, cosine, scales)
   constraint = fraction * radius * scales[1]
-  update = hamu_update(
-      retain, forget, learning_rate=0.0, radius=radius, constraint=constraint
-  )
+  update = hamu_update(retain, forget, learning_rate=0.0, radius=radius, constraint=constraint)
   assert not update.infeasible
   assert_optimal(update.delta, retain, forget, radius=radius, constraint=constraint, rng=rng)
 
@@ -100,7 +98,7 @@ def test_solves_its_problem(x64, assert_optimal, seed, size, cosine, scales, rad
 @settings(deadline=None, max_examples=50, suppress_health_check=FIXTURES)
 @given(**PROBLEMS)
 def test_hamu_u_raises_forget_loss_under_a_retain_guarantee(
-    x64, assert_optimal, seed, size, cosine, scales, radius, fraction
+  x64, assert_optimal, seed, size, cosine, scales, radius, fraction
 ):
   """hamu-u maximises g_f.d with -g_r.d >= c, and is hamu-q of the swapped negated gradients."""
   retain, forget, rng = _problem(seed, size, cosine, scales)
@@ -119,13 +117,13 @@ def test_learning_rate_radius_is_the_plain_descent_step(x64, variant):
   gradient = np.random.default_rng(0).normal(size=[4, 3])
   opposed = -2.0 * gradient + 0.01
   update = hamu_update(
-      gradient,
-      opposed,
-      learning_rate=0.3,
-      radius=None,
-      constraint=1e-3,
-      variant=variant,
-      use_lr_radius=True,
+    gradient,
+    opposed,
+    learning_rate=0.3,
+    radius=None,
+    constraint=1e-3,
+    variant=variant,
+    use_lr_radius=True,
   )
   assert _name(update) == "direct"
   expected = -0.3 * gradient if variant == "hamu-q" else 0.3 * opposed
@@ -137,37 +135,37 @@ ZERO = np.zeros(3)
 
 
 @pytest.mark.parametrize(
-    "retain, forget, constraint, branch, expected",
-    [
-        # Constraint 0: descend if that does not hurt, else slide along the forget level set.
-        (RETAIN, FORGET, 0.0, "direct", -RETAIN / 10),
-        (RETAIN, -RETAIN, 0.0, "direct", -RETAIN / 10),
-        (RETAIN, np.array([1.0, 0.0, 0.0]), 0.0, "rectified", [0, 0, -0.5]),
-        (RETAIN, RETAIN, 0.0, "colinear", ZERO),
-        # Orthogonal: 3-4-5 with c / |g_f| = 0.3 of R = 0.5.
-        (RETAIN, FORGET, 0.6, "rectified", [-0.4 * 0.6, 0.3, -0.4 * 0.8]),
-        # Parallel: the least step that keeps the promise; antiparallel: nothing to give up.
-        (RETAIN, 2 * RETAIN, 2.0, "colinear", RETAIN / 25),
-        (RETAIN, -2 * RETAIN, 2.0, "direct", -RETAIN / 10),
-        # Zero gradients of either role.
-        (ZERO, FORGET, 0.6, "colinear", [0, 0.3, 0]),
-        (ZERO, FORGET, 0.0, "colinear", ZERO),
-        (RETAIN, ZERO, 0.0, "direct", -RETAIN / 10),
-        (RETAIN, ZERO, 0.6, "zero_forget_grad", ZERO),
-        (ZERO, ZERO, 0.0, "direct", ZERO),
-        (RETAIN, FORGET, 1.01, "infeasible", ZERO),
-        # Exactly on the edge of the ball there is one feasible step.
-        (RETAIN, FORGET, 1.0, "rectified", [0, 0.5, 0]),
-    ],
+  "retain, forget, constraint, branch, expected",
+  [
+    # Constraint 0: descend if that does not hurt, else slide along the forget level set.
+    (RETAIN, FORGET, 0.0, "direct", -RETAIN / 10),
+    (RETAIN, -RETAIN, 0.0, "direct", -RETAIN / 10),
+    (RETAIN, np.array([1.0, 0.0, 0.0]), 0.0, "rectified", [0, 0, -0.5]),
+    (RETAIN, RETAIN, 0.0, "colinear", ZERO),
+    # Orthogonal: 3-4-5 with c / |g_f| = 0.3 of R = 0.5.
+    (RETAIN, FORGET, 0.6, "rectified", [-0.4 * 0.6, 0.3, -0.4 * 0.8]),
+    # Parallel: the least step that keeps the promise; antiparallel: nothing to give up.
+    (RETAIN, 2 * RETAIN, 2.0, "colinear", RETAIN / 25),
+    (RETAIN, -2 * RETAIN, 2.0, "direct", -RETAIN / 10),
+    # Zero gradients of either role.
+    (ZERO, FORGET, 0.6, "colinear", [0, 0.3, 0]),
+    (ZERO, FORGET, 0.0, "colinear", ZERO),
+    (RETAIN, ZERO, 0.0, "direct", -RETAIN / 10),
+    (RETAIN, ZERO, 0.6, "zero_forget_grad", ZERO),
+    (ZERO, ZERO, 0.0, "direct", ZERO),
+    (RETAIN, FORGET, 1.01, "infeasible", ZERO),
+    # Exactly on the edge of the ball there is one feasible step.
+    (RETAIN, FORGET, 1.0, "rectified", [0, 0.5, 0]),
+  ],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_limits(x64, retain, forget, constraint, branch, expected, dtype):
   update = hamu_update(
-      np.asarray(retain, dtype),
-      np.asarray(forget, dtype),
-      learning_rate=1.0,
-      radius=0.5,
-      constraint=constraint,
+    np.asarray(retain, dtype),
+    np.asarray(forget, dtype),
+    learning_rate=1.0,
+    radius=0.5,
+    constraint=constraint,
   )
   assert _name(update) == branch
   assert bool(update.infeasible) == (branch in ("zero_forget_grad", "infeasible"))
@@ -186,19 +184,19 @@ def test_zero_retain_gradient_with_the_learning_rate_radius(x64):
 
 
 @pytest.mark.parametrize(
-    "on_infeasible, forget, expected",
-    [
-        ("stop", FORGET, ZERO),
-        ("project", FORGET, [0, 0.5, 0]),
-        ("exceed", FORGET, [0, 1.5, 0]),
-        ("stop", ZERO, ZERO),
-        ("project", ZERO, ZERO),
-        ("exceed", ZERO, ZERO),
-    ],
+  "on_infeasible, forget, expected",
+  [
+    ("stop", FORGET, ZERO),
+    ("project", FORGET, [0, 0.5, 0]),
+    ("exceed", FORGET, [0, 1.5, 0]),
+    ("stop", ZERO, ZERO),
+    ("project", ZERO, ZERO),
+    ("exceed", ZERO, ZERO),
+  ],
 )
 def test_infeasible(x64, on_infeasible, forget, expected):
   update = hamu_update(
-      RETAIN, forget, learning_rate=1.0, radius=0.5, constraint=3.0, on_infeasible=on_infeasible
+    RETAIN, forget, learning_rate=1.0, radius=0.5, constraint=3.0, on_infeasible=on_infeasible
   )
   assert update.infeasible
   np.testing.assert_allclose(update.delta, expected, rtol=1e-12)
@@ -215,9 +213,7 @@ def test_float32_parallel_gradients_step_along_no_noise(size, sign, scale):
   forget = np.asarray(sign * 0.3191 * scale * direction, np.float32)
   forget_norm = np.linalg.norm(forget.astype(np.float64))
   constraint = 0.4 * 0.01 * forget_norm
-  update = hamu_update(
-      retain, forget, learning_rate=0.0, radius=0.01, constraint=constraint
-  )
+  update = hamu_update(retain, forget, learning_rate=0.0, radius=0.01, constraint=constraint)
   if sign == 1:
     expected = 0.4 * 0.01 * forget.astype(np.float64) / forget_norm
   else:
@@ -238,9 +234,7 @@ def test_float32_nearly_parallel_gradients_keep_both_constraints(assert_optimal,
   constraint = 0.2 * 0.1 * 3
   update = hamu_update(retain, forget, learning_rate=0.0, radius=0.1, constraint=constraint)
   assert _name(update) == "rectified"
-  assert_optimal(
-      update.delta, retain, forget, radius=0.1, constraint=constraint * (1 - 1e-5), rtol=3e-6
-  )
+  assert_optimal(update.delta, retain, forget, radius=0.1, constraint=constraint * (1 - 1e-5), rtol=3e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1e-20, 1e-30])
@@ -265,10 +259,10 @@ def test_float32_tiny_gradients_keep_their_direction(scale, size):
 def test_nonfinite_input_is_flagged_and_moves_nothing(bad, where):
   one_bad_entry = jnp.array([1.0, 2.0, bad])
   inputs = dict(
-      retain=jnp.ones(3),
-      forget=jnp.arange(3.0),
-      constraint=jnp.asarray(0.1),
-      radius=jnp.asarray(1.0),
+    retain=jnp.ones(3),
+    forget=jnp.arange(3.0),
+    constraint=jnp.asarray(0.1),
+    radius=jnp.asarray(1.0),
   )
   inputs[where] = one_bad_entry if where in ("retain", "forget") else jnp.asarray(bad)
   update = hamu_update(learning_rate=1.0, on_infeasible="exceed", **inputs)
@@ -309,15 +303,15 @@ def test_derivatives_of_unselected_branches_do_not_leak(x64, retain, forget, con
 
 
 @pytest.mark.parametrize(
-    "change, words",
-    [
-        (dict(variant="hamu"), ["variant", "'hamu'", "hamu-q, hamu-u"]),
-        (dict(on_infeasible="skip"), ["on_infeasible", "'skip'", "stop, project, exceed"]),
-        (dict(constraint=-0.1), ["constraint", "-0.1"]),
-        (dict(learning_rate=float("nan")), ["learning_rate", "nan"]),
-        (dict(radius=-1.0), ["radius", "-1.0"]),
-        (dict(radius=None), ["radius", "use_lr_radius"]),
-    ],
+  "change, words",
+  [
+    (dict(variant="hamu"), ["variant", "'hamu'", "hamu-q, hamu-u"]),
+    (dict(on_infeasible="skip"), ["on_infeasible", "'skip'", "stop, project, exceed"]),
+    (dict(constraint=-0.1), ["constraint", "-0.1"]),
+    (dict(learning_rate=float("nan")), ["learning_rate", "nan"]),
+    (dict(radius=-1.0), ["radius", "-1.0"]),
+    (dict(radius=None), ["radius", "use_lr_radius"]),
+  ],
 )
 def test_bad_arguments(change, words):
   arguments = dict(learning_rate=0.1, radius=1.0, constraint=0.0) | change

@@ -17,11 +17,11 @@ import numpy as np
 BATCH, CLASSES = 4, 5
 # Height and width of the images of each case; none fits its model's strides, but for the ViT's.
 SIZES = {
-    "resnet18": (7, 10),
-    "resnet50_imagenet": (45, 38),
-    "vgg16_bn": (9, 11),
-    "vgg16_bn_imagenet": (33, 38),
-    "vit_s": (8, 12),
+  "resnet18": (7, 10),
+  "resnet50_imagenet": (45, 38),
+  "vgg16_bn": (9, 11),
+  "vgg16_bn_imagenet": (33, 38),
+  "vit_s": (8, 12),
 }
 # The step is `resnet18`'s. Recorded are its loss and logits, a digest of the gradient by every
 # parameter and of every running average after it, and the new model's logits in evaluation.
@@ -67,20 +67,27 @@ def small_models():
     model.classifier = classifier
     return model
 
-  hidden = vgg(nn.Sequential(
-      nn.Linear(8 * 7 * 7, 12), nn.ReLU(), nn.Dropout(),
-      nn.Linear(12, 9), nn.ReLU(), nn.Dropout(), nn.Linear(9, CLASSES)))
+  hidden = vgg(
+    nn.Sequential(
+      nn.Linear(8 * 7 * 7, 12),
+      nn.ReLU(),
+      nn.Dropout(),
+      nn.Linear(12, 9),
+      nn.ReLU(),
+      nn.Dropout(),
+      nn.Linear(9, CLASSES),
+    )
+  )
   linear = vgg(nn.Linear(8, CLASSES))
   linear.avgpool = nn.AdaptiveAvgPool2d((1, 1))
   return {
-      "resnet18": basic,
-      "resnet50_imagenet": resnet.ResNet(
-          resnet.Bottleneck, [1, 2, 1, 1], num_classes=CLASSES),
-      "vgg16_bn": linear,
-      "vgg16_bn_imagenet": hidden,
-      "vit_s": timm.models.vision_transformer.VisionTransformer(
-          img_size=SIZES["vit_s"], patch_size=4, embed_dim=24, depth=2, num_heads=3,
-          num_classes=CLASSES),
+    "resnet18": basic,
+    "resnet50_imagenet": resnet.ResNet(resnet.Bottleneck, [1, 2, 1, 1], num_classes=CLASSES),
+    "vgg16_bn": linear,
+    "vgg16_bn_imagenet": hidden,
+    "vit_s": timm.models.vision_transformer.VisionTransformer(
+      img_size=SIZES["vit_s"], patch_size=4, embed_dim=24, depth=2, num_heads=3, num_classes=CLASSES
+    ),
   }
 
 
@@ -137,8 +144,8 @@ def main():
   folder = pathlib.Path(__file__).parent
   numbers, small = {}, small_models()
   layouts = {
-      "small": {name: shapes(model) for name, model in small.items()},
-      "full": {name: shapes(model) for name, model in full_models().items()},
+    "small": {name: shapes(model) for name, model in small.items()},
+    "full": {name: shapes(model) for name, model in full_models().items()},
   }
   for name, model in small.items():
     state = {key: torch.tensor(recipe(key, shape)) for key, shape in shapes(model).items()}
