@@ -19,14 +19,14 @@ import optax
 from jax import lax
 from timing import interleave, ratios, ratios_table
 
-from hamu_jax import language, methods, objectives
-from hamu_jax import source as source_lib
-from hamu_jax import step as step_lib
+from hamu_jax.config.language_paper import language_config
 from hamu_jax.data import packing
-from hamu_jax.language_config import language_config
+from hamu_jax.engine import methods, objectives, placement
+from hamu_jax.engine import step as step_lib
+from hamu_jax.engine.train_state import create_state
+from hamu_jax.language import task as language
 from hamu_jax.models import llama, llama_config, lora, pretrained
 from hamu_jax.paired import Paired
-from hamu_jax.train_state import create_state
 
 
 def make_batch(args, vocabulary):
@@ -177,7 +177,7 @@ def make_step(args, model, config, data, variables, frozen, places, pairing):
   chunk = step_lib.compile_target(step_lib.make_chunk(program.step), None, ("retain", "forget"))
   settings = step_lib.settings_of(options)
   state = jax.device_put(create_state(variables, program.optimizers(settings), 0))
-  feed = source_lib.place_feed(places, np.zeros(1, np.int32), None)
+  feed = placement.place_feed(places, np.zeros(1, np.int32), None)
   return lambda: chunk(state, frozen, data, feed, jnp.int32(1), settings)
 
 

@@ -17,8 +17,9 @@ import time
 import numpy as np
 import scipy.stats
 
-from hamu_jax import config as config_lib
-from hamu_jax import experiment, preemption
+from hamu_jax.config import default as config_lib
+from hamu_jax.experiment import experiment
+from hamu_jax.run import preemption
 from sam_jax import memorization
 
 

@@ -22,14 +22,19 @@ import numpy as np
 import optax
 from timing import interleave, ratios, ratios_table, spread
 
-from hamu_jax import config as config_lib
-from hamu_jax import methods, models, objectives, plan, vision, vision_plan
-from hamu_jax import pairing as pairing_lib
-from hamu_jax import source as source_lib
-from hamu_jax import step as step_lib
+from hamu_jax import models
+from hamu_jax.config import default as config_lib
+from hamu_jax.engine import methods, objectives, placement
+from hamu_jax.engine import pairing as pairing_lib
+from hamu_jax.engine import step as step_lib
+from hamu_jax.engine.train_state import create_state
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
-from hamu_jax.train_state import create_state
+from hamu_jax.planning import plan
+from hamu_jax.planning import vision as vision_plan
+from hamu_jax.run import tables
+from hamu_jax.vision import feed as source_lib
+from hamu_jax.vision import task as vision
 
 _CLASSES = 10
 
@@ -85,12 +90,12 @@ def make_runner(args, problem, name, pairing, **options):
     mesh = pairing_lib.make_mesh(jax.devices(), method.device_groups)
   chunk, program, settings = make_chunk(args, model, name, pairing, mesh, **options)
   used = Paired(*(r if role in method.roles else None for role, r in rows._asdict().items()))
-  state, frozen, placed = source_lib.place(
+  state, frozen, placed = placement.place(
     (create_state(variables, program.optimizers(settings), 0), step_lib.Frozen(variables), data), mesh
   )
   if mesh is not None:
     used = pairing_lib.shard_rows(used, mesh)
-  feed = source_lib.place_feed(used, np.zeros(1, np.int32), mesh)
+  feed = placement.place_feed(used, np.zeros(1, np.int32), mesh)
   return lambda: chunk(state, frozen, placed, feed, jnp.int32(1), settings)
 
 
@@ -193,7 +198,7 @@ def time_convolution(args):
       ]
     )
   print(f"{args.model}, {args.size}x{args.size}, batch {args.batch}, microbatch {args.microbatch}")
-  print(plan.format_table(["forward+backward", "images/s", "speed-up", "low", "high"], table))
+  print(tables.format_table(["forward+backward", "images/s", "speed-up", "low", "high"], table))
   return results
 
 
@@ -204,7 +209,7 @@ def make_outline(args, name, devices):
   config.model.name, config.pairing = args.model, "pmap"
   config.method, config.method.batch_size = make_options(args, name), args.batch
   config.train.batch_size = args.batch
-  return vision_plan.Outline(config, devices)
+  return vision_plan.AbstractStage(config, devices)
 
 
 def compile_for_topology(args):
@@ -249,7 +254,7 @@ def compile_for_topology(args):
     )
   print(f"{args.model}, batch {args.batch} a role, compiled for {args.topology}")
   print(
-    plan.format_table(
+    tables.format_table(
       ["program", "argument MiB", "temporary MiB", "output MiB", "estimated us", "ratio", "collectives"],
       table,
     )

@@ -5,7 +5,7 @@ import time
 
 import jax
 
-from hamu_jax import plan
+from hamu_jax.run import tables
 
 
 def seconds_of(function):
@@ -67,4 +67,4 @@ def ratios_table(results, base, **columns):
     ]
     table.append([name, *cells, *(column.get(name, "") for column in columns.values())])
   header = ["", "median s", f"ratio to {base}", "low", "high"]
-  return plan.format_table([*header, *(name.replace("_", " ") for name in columns)], table)
+  return tables.format_table([*header, *(name.replace("_", " ") for name in columns)], table)

@@ -15,8 +15,9 @@ import pathlib
 import shutil
 import tempfile
 
-from hamu_jax import experiment, preemption, together
+from hamu_jax.experiment import experiment, together
 from hamu_jax.main import parse
+from hamu_jax.run import preemption
 
 
 def configs(args, folder: pathlib.Path):

@@ -3,13 +3,14 @@
   python -m hamu_jax.main --config=configs/cifar100_vit_s.py:sharp_minmax,high,sam,pretrain_sam \
     --config.data.scores=cifar100_infl_matrix.npz --workdir=runs/cifar100-vit
 
-The words after the colon choose method, memorization level and sharpness, see `hamu_jax.sharp_config`. The
+The words after the colon choose method, memorization level and sharpness; they are explained in
+`hamu_jax.config.sharpness_paper`. The
 scores are Feldman and Zhang's published ones, or `estimate` to train the ensemble here.
 With `smoke` it is the embedded digits with a small ViT and estimated scores, a few minutes on a CPU.
 """
 
-from hamu_jax.digits_config import on_digits
-from hamu_jax.sharp_config import sharp_config
+from hamu_jax.config.digits import on_digits
+from hamu_jax.config.sharpness_paper import sharp_config
 
 
 def get_config(variant: str = ""):

@@ -2,7 +2,8 @@
 
   python -m hamu_jax.main --config=configs/cifar10_sharp.py:sharp_minmax,high,sam --workdir=runs/cifar10-sharp
 
-The words after the colon choose method, memorization level and sharpness, see `hamu_jax.sharp_config`.
+The words after the colon choose method, memorization level and sharpness; they are explained in
+`hamu_jax.config.sharpness_paper`.
 Images come from the Hugging Face hub or, as in `configs/cifar_hamu.py`, from elsewhere; memorization scores
 are estimated unless `--config.data.scores` names a file.
 With `smoke` it is 2,000 images and ResNet-8: a quarter of an hour on two CPU cores for the ensemble, the
@@ -10,7 +11,7 @@ original and the retrained model, then a minute a method.
 """
 
 from hamu_jax.config import optimizer_config
-from hamu_jax.sharp_config import sharp_config
+from hamu_jax.config.sharpness_paper import sharp_config
 
 
 def get_config(variant: str = ""):

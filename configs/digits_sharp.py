@@ -2,12 +2,13 @@
 
   python -m hamu_jax.main --config=configs/digits_sharp.py:sharp_minmax,high,sam --workdir=runs/digits-sharp
 
-The words after the colon choose method, memorization level and sharpness, see `hamu_jax.sharp_config`. An
+The words after the colon choose method, memorization level and sharpness; they are explained in
+`hamu_jax.config.sharpness_paper`. An
 ensemble estimates which digits are memorized; the run forgets 100 of them.
 """
 
-from hamu_jax.digits_config import on_digits
-from hamu_jax.sharp_config import sharp_config
+from hamu_jax.config.digits import on_digits
+from hamu_jax.config.sharpness_paper import sharp_config
 
 
 def get_config(variant: str = ""):

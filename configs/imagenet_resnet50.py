@@ -3,14 +3,15 @@
   python -m hamu_jax.main --config=configs/imagenet_resnet50.py:neggrad,high,sam \
     --config.data.scores=imagenet_index.npz --config.pairing=pmap --workdir=runs/imagenet
 
-The words after the colon choose method, memorization level and sharpness, see `hamu_jax.sharp_config`.
+The words after the colon choose method, memorization level and sharpness; they are explained in
+`hamu_jax.config.sharpness_paper`.
 Images are decoded as they are needed, each host those of its own devices. The scores are Feldman and
 Zhang's published ones. A pretrained model saves most of the time: `--config.model.weights=FILE` takes
 torchvision's ResNet-50. With `smoke` it is the embedded digits with a narrow ResNet-18.
 """
 
-from hamu_jax.digits_config import on_digits
-from hamu_jax.sharp_config import sharp_config
+from hamu_jax.config.digits import on_digits
+from hamu_jax.config.sharpness_paper import sharp_config
 
 
 def get_config(variant: str = ""):

@@ -12,7 +12,7 @@ The model is gated: accept its terms on the Hugging Face hub and log in, or give
 --topology=v5e:2x4` says, without a TPU, whether it fits and how long a step takes.
 """
 
-from hamu_jax.language_config import llama2_7b
+from hamu_jax.config.language_paper import llama2_7b
 
 
 def get_config(variant: str = ""):

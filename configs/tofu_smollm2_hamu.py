@@ -12,7 +12,7 @@ Llama on fictitious authors that the package invents. Any method of the table ru
 `--config.method.name=npo`.
 """
 
-from hamu_jax.language_config import language_config
+from hamu_jax.config.language_paper import language_config
 
 
 def get_config(variant: str = ""):

@@ -11,8 +11,8 @@ The watermark is measured with `pip install 'hamu-jax[waterfall]'` and
 were watermarked with.
 """
 
+from hamu_jax.config.language_paper import llama2_7b
 from hamu_jax.data.text import DUPLICATES
-from hamu_jax.language_config import llama2_7b
 
 SUBSETS = ("forget_01", "forget_05", "forget_10")
 

@@ -7,3 +7,28 @@ class UserError(ValueError):
   `main` prints its message as one line without a traceback and exits with status 2, so a message names the
   field, the value it has, the choices, and the remedy.
   """
+
+
+CONNECT_SECONDS = 10.0
+
+
+def first_line(error: Exception) -> str:
+  """Returns the first line of an exception's message, or its type if it has none."""
+  return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def unreachable(what: str, error: Exception) -> UserError:
+  """Builds the error for a download that failed, with the ways to go on without a network.
+
+  Args:
+    what: the dataset and the place it was asked from.
+    error: what the client library raised.
+
+  Returns:
+    The one-line error, to be raised.
+  """
+  return UserError(
+    f"cannot download {what} ({first_line(error)}): point config.data.path at local files with"
+    " config.data.source 'parquet' or 'cifar10_binary', or run the embedded digits with"
+    " --config=configs/digits_hamu.py"
+  )

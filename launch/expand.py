@@ -33,10 +33,11 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from hamu_jax import config as config_lib
-from hamu_jax import methods, rundir
+from hamu_jax.config import default as config_lib
+from hamu_jax.engine import methods
 from hamu_jax.errors import UserError
-from hamu_jax.stages import fingerprint
+from hamu_jax.run import rundir
+from hamu_jax.run.stage_cache import fingerprint
 
 Block = Mapping[str, Any]
 _KEYS = ("config", "words", "set", "grid")

@@ -29,7 +29,7 @@ OPTIMIZERS = {
   "adamw": {"method.optimizer.name": "adamw"},
 }
 
-# The sharpness paper's, as words of its configurations; see `hamu_jax.sharp_config`.
+# The sharpness paper's, as words of its configurations; see `hamu_jax.config.sharpness_paper`.
 SHARP_METHODS = (
   "ft",
   "ft_l1",

@@ -19,9 +19,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from hamu_jax import config as config_lib
-from hamu_jax import preemption, rundir, together
+from hamu_jax.config import default as config_lib
 from hamu_jax.errors import UserError
+from hamu_jax.experiment import together
+from hamu_jax.run import preemption, rundir
 from launch.expand import Member, shared_stages
 
 OUTPUT = "output.txt"

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from hamu_jax import rundir
 from hamu_jax.errors import UserError
+from hamu_jax.run import rundir
 from launch.expand import Member, shared_stages
 
 _SCRIPT = """\

@@ -27,9 +27,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from hamu_jax import command_line, preemption
-from hamu_jax.checks import choice, in_range
+from hamu_jax.config.checks import choice, in_range
 from hamu_jax.errors import UserError
+from hamu_jax.run import command_line, preemption
 from launch import expand, local, slurm
 
 ENGINES = ("local", "vmap", "slurm", "print")

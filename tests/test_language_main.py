@@ -14,9 +14,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from hamu_jax import main
-from hamu_jax import step as step_lib
+from hamu_jax.engine import step as step_lib
 from hamu_jax.models import llama, llama_config, lora, lora_weights
-from hamu_jax.stages import StageCache
+from hamu_jax.run.stage_cache import StageCache
 
 ROOT = pathlib.Path(__file__).parent.parent
 TARGETS = ("down_proj", "q_proj")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from hamu_jax import main, progress
-from hamu_jax import step as step_lib
+from hamu_jax import main
+from hamu_jax.engine import step as step_lib
+from hamu_jax.run import progress
 
 
 def test_one_command_runs_every_stage_and_a_second_reuses_them(small, tmp_path, capsys, monkeypatch):

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from hamu_jax import data, loop, main
+from hamu_jax import data, main
+from hamu_jax.engine import loop
 from sam_jax.memorization import select
 from tests.test_resume import assert_same, checkpoint_in_the_making, final, stage_has_checkpoint, wait_for
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from hamu_jax import data
 from hamu_jax.config import default_config
+from hamu_jax.config.digits import on_digits
 from hamu_jax.data.dataset import Contents
-from hamu_jax.digits_config import on_digits
 from hamu_jax.errors import UserError
 
 FIELDS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")

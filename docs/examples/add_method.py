@@ -9,9 +9,10 @@ distribution and w `config.method.retain_weight`.
 import jax
 import jax.numpy as jnp
 
-from hamu_jax import methods, objectives, transforms
+from hamu_jax import transforms
 from hamu_jax.config import default_config
-from hamu_jax.digits_config import on_digits
+from hamu_jax.config.digits import on_digits
+from hamu_jax.engine import methods, objectives
 
 
 # --8<-- [start:term]

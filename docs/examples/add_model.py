@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from hamu_jax import models
 from hamu_jax.config import default_config
-from hamu_jax.digits_config import on_digits
+from hamu_jax.config.digits import on_digits
 
 
 # --8<-- [start:model]

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import safetensors.numpy
 
-from hamu_jax import rundir
-from hamu_jax.analysis import gather
+from hamu_jax.report import gather
+from hamu_jax.run import rundir
 
 
 # --8<-- [start:one]

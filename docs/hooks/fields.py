@@ -9,8 +9,8 @@ import inspect
 import itertools
 import re
 
-from hamu_jax import config as config_lib
-from hamu_jax import language_fields
+from hamu_jax.config import default as config_lib
+from hamu_jax.config import language as language_fields
 
 _MARK = "<!-- fields -->"
 _OPTIMIZER = "optimizer"

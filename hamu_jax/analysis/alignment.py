@@ -6,6 +6,9 @@ import jax
 from jax.flatten_util import ravel_pytree
 
 from hamu_jax.transforms import alignment
+from hamu_jax.transforms.alignment import tensor_names
+
+__all__ = ["Angles", "angles", "tensor_names"]
 
 
 class Angles(NamedTuple):
@@ -34,9 +37,3 @@ def angles(retain_grads: Any, forget_grads: Any) -> Angles:
     tensor=alignment.align(retain_grads, forget_grads).angle,
     model=alignment.align(retain_vector, forget_vector).angle[0],
   )
-
-
-def tensor_names(params: Any) -> list[str]:
-  """Names such as ``stage1.block0.conv.kernel`` of a pytree's leaves, in tree-leaf order."""
-  leaves, _ = jax.tree.flatten_with_path(params)
-  return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]

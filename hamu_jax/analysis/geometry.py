@@ -32,13 +32,14 @@ import ml_collections
 import numpy as np
 from jax import lax
 
-from hamu_jax import command_line, models, progress, rundir, vision
-from hamu_jax import config as config_lib
+from hamu_jax import models
 from hamu_jax.analysis import geometry_plots
-from hamu_jax.data.failures import first_line
-from hamu_jax.errors import UserError
+from hamu_jax.config import default as config_lib
+from hamu_jax.errors import UserError, first_line
 from hamu_jax.metrics import classification
 from hamu_jax.paired import Paired
+from hamu_jax.run import command_line, progress, rundir
+from hamu_jax.vision import task as vision
 from sam_jax import entanglement, landscape
 
 Tree = Any

@@ -1,10 +1,9 @@
 """Pictures of a model's geometry: a map of its features, and the loss around it.
 
-Each is written as PNG and PDF. Colours as in `hamu_jax.analysis.plots`: retain and forget differ in
+Each is written as PNG and PDF. Colours as in `hamu_jax.report.drawing`: retain and forget differ in
 marker too, and losses are shown in viridis, whose lightness alone tells low from high.
 """
 
-import io
 import os
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hamu_jax.paired import Paired
-from hamu_jax.rundir import write_bytes
+from hamu_jax.report import drawing
 
 _RETAIN, _FORGET = "#0072B2", "#D55E00"
 _LEVELS = 12
@@ -50,7 +49,7 @@ def umap(places: Mapping[str, Paired], path: os.PathLike | str) -> None:
   )
   for handle in legend.legend_handles:
     handle.set(sizes=[60], alpha=1)
-  _save(figure, path)
+  drawing.save(figure, f"{os.fspath(path)}.png", f"{os.fspath(path)}.pdf")
 
 
 def landscapes(coordinates: np.ndarray, grids: Mapping[str, Paired], path: os.PathLike | str) -> None:
@@ -98,7 +97,7 @@ def landscapes(coordinates: np.ndarray, grids: Mapping[str, Paired], path: os.Pa
         axis.set(title=title, xlabel="first direction", xticks=ticks, yticks=ticks)
         axis.set_ylabel("second direction", labelpad=4)
     figure.colorbar(scale.mappable(), cax=figure.add_subplot(layout[row, -1]), label="nats")
-  _save(figure, path)
+  drawing.save(figure, f"{os.fspath(path)}.png", f"{os.fspath(path)}.pdf")
 
 
 class _Scale(NamedTuple):
@@ -165,11 +164,3 @@ def _contours(axis, coordinates: np.ndarray, grid: np.ma.MaskedArray, scale: _Sc
   )
   axis.plot(0, 0, "x", color="white", markersize=9, markeredgewidth=2)
   axis.set_aspect("equal")
-
-
-def _save(figure, path: os.PathLike | str) -> None:
-  for kind in ("png", "pdf"):
-    image = io.BytesIO()
-    # Without the date the same numbers make the same file.
-    figure.savefig(image, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
-    write_bytes(f"{os.fspath(path)}.{kind}", image.getvalue())

@@ -29,13 +29,15 @@ import ml_collections
 import numpy as np
 import optax
 
-from hamu_jax import command_line, main, methods, preemption, progress, rundir
-from hamu_jax import config as config_lib
 from hamu_jax.analysis import forecast, hardness_plots, preview
-from hamu_jax.checks import in_range
+from hamu_jax.config import command_line as config_command_line
+from hamu_jax.config import default as config_lib
+from hamu_jax.config.checks import in_range
+from hamu_jax.engine import methods
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
-from hamu_jax.plan import format_table
+from hamu_jax.run import command_line, preemption, progress, rundir
+from hamu_jax.run.tables import format_table
 from hamu_jax.transforms import BRANCHES
 
 # What the first step of any method is set against.
@@ -484,9 +486,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any, pathlib.P
   parser.add_argument("--batches", type=int, default=8)
   options, rest = parser.parse_known_args(arguments[1:])
   in_range("--batches", options.batches, 1)
-  values = main.parse([arguments[0], *rest])
+  values = config_command_line.parse([arguments[0], *rest])
   config_lib.validate(values.config)
-  return options, values.config, main.workdir_of(values)
+  return options, values.config, config_command_line.workdir_of(values)
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Pictures of how hard a forget set is, from what `hamu_jax.analysis.hardness.analyse` returns.
 
-Each is written as PNG and PDF. Colours as in `hamu_jax.analysis.plots`.
+Each is written as PNG and PDF. Colours as in `hamu_jax.report.drawing`.
 """
 
 import os
@@ -9,22 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from hamu_jax.analysis import forecast, geometry_plots, plots
+from hamu_jax.analysis import forecast
 from hamu_jax.paired import Paired
+from hamu_jax.report import drawing
 
-_COLOURS = {"retain": plots._BLUE, "forget": plots._VERMILLION}
-_METHODS = (plots._BLUE, plots._SKY, plots._GREEN, plots._ORANGE, plots._PURPLE, plots._GREY)
+_COLOURS = {"retain": drawing.BLUE, "forget": drawing.VERMILLION}
+_METHODS = (drawing.BLUE, drawing.SKY, drawing.GREEN, drawing.ORANGE, drawing.PURPLE, drawing.GREY)
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 # Largest constraints: that a block can meet, and that costs the other role nothing.
 _LIMITS = {
-  "feasible_ratio": ("feasible", plots._VERMILLION, "s"),
-  "free_ratio": ("without a loss", plots._GREEN, "^"),
+  "feasible_ratio": ("feasible", drawing.VERMILLION, "s"),
+  "free_ratio": ("without a loss", drawing.GREEN, "^"),
 }
 
 
 def short_names(names: Sequence[str]) -> list[str]:
   """Tensor names without the parts that all share, cut to a readable length."""
-  return plots._short(names)
+  return drawing.short_names(names)
 
 
 def draw(report: Mapping[str, Any], path: os.PathLike | str) -> None:
@@ -43,7 +44,7 @@ def draw(report: Mapping[str, Any], path: os.PathLike | str) -> None:
 
   blocks, options = report["blocks"], report["options"]
   by_tensor = options["scope"] == "tensor"
-  height = max(6.4, 0.14 * min(len(blocks), plots._MAX_LABELS) + 2)
+  height = max(6.4, 0.14 * min(len(blocks), drawing.MAX_LABELS) + 2)
   figure = Figure(figsize=(16, height), layout="constrained", dpi=120)
   word, _, _ = report["verdict"].partition(":")
   figure.suptitle(f"{report['method']} before its first step: {word}", fontsize=13)
@@ -57,7 +58,7 @@ def draw(report: Mapping[str, Any], path: os.PathLike | str) -> None:
   _name_blocks(angles, [block["name"] for block in blocks])
   for axis, role in zip(right.subplots(2, 1), Paired._fields):
     _changes(axis, report, role)
-  geometry_plots._save(figure, path)
+  drawing.save(figure, f"{os.fspath(path)}.png", f"{os.fspath(path)}.pdf")
 
 
 def over(
@@ -79,8 +80,8 @@ def over(
   figure = Figure(figsize=(14, 4.4), layout="constrained", dpi=120)
   figure.suptitle(f"Hardness over {field}: mean and standard deviation of the batch pairs", fontsize=13)
   angle, ratio, price = figure.subplots(1, 3)
-  _curve(angle, values, [report["whole"]["angle"] for report in reports], plots._PURPLE, "o", "whole model")
-  angle.axhline(90, color=plots._GREY, linewidth=0.8)
+  _curve(angle, values, [report["whole"]["angle"] for report in reports], drawing.PURPLE, "o", "whole model")
+  angle.axhline(90, color=drawing.GREY, linewidth=0.8)
   angle.set(
     title="Angle between the gradients", ylabel="degrees", ylim=(0, 180), yticks=(0, 45, 90, 135, 180)
   )
@@ -93,13 +94,13 @@ def over(
   for name, marker, colour in zip(reports[0]["steps"], _MARKERS, _METHODS):
     changes = [_price(report["steps"][name]) for report in reports]
     price.plot(values, changes, color=colour, marker=marker, markersize=5, linewidth=1.6, label=name)
-  price.axhline(0, color=plots._GREY, linewidth=0.8)
+  price.axhline(0, color=drawing.GREY, linewidth=0.8)
   price.set(title="Retain loss paid for the forget loss", ylabel="change of retain loss / of forget loss")
   for axis in (angle, ratio, price):
     axis.set_xlabel(field)
     axis.grid(alpha=0.3)
-    plots._legend(axis, 2)
-  geometry_plots._save(figure, path)
+    drawing.legend_below(axis, 2)
+  drawing.save(figure, f"{os.fspath(path)}.png", f"{os.fspath(path)}.pdf")
 
 
 def calibration(titles: Sequence[str], reports: Sequence[Mapping[str, Any]], path: os.PathLike | str) -> None:
@@ -136,16 +137,16 @@ def calibration(titles: Sequence[str], reports: Sequence[Mapping[str, Any]], pat
           label=f"{role}, {name}",
         )
     reach = [min(values), max(values)]
-    axis.plot(reach, reach, color=plots._GREY, linewidth=1, zorder=0, label="as predicted")
+    axis.plot(reach, reach, color=drawing.GREY, linewidth=1, zorder=0, label="as predicted")
     axis.set(title=title, xlabel="predicted", ylabel="happened")
     axis.grid(alpha=0.3)
   handles, labels = axis.get_legend_handles_labels()
   figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-  geometry_plots._save(figure, path)
+  drawing.save(figure, f"{os.fspath(path)}.png", f"{os.fspath(path)}.pdf")
 
 
 def _name_blocks(axis, names) -> None:
-  every = -(-len(names) // plots._MAX_LABELS)
+  every = -(-len(names) // drawing.MAX_LABELS)
   size = float(np.clip(450 * every / len(names), 6, 9))
   axis.set_yticks(np.arange(0, len(names), every), short_names(names)[::every], fontsize=size)
   axis.set_ylim(len(names) - 0.4, -0.6)
@@ -154,12 +155,12 @@ def _name_blocks(axis, names) -> None:
 
 def _angles(axis, blocks, whole) -> None:
   places = np.arange(len(blocks))
-  axis.axvspan(0, forecast.HARD, color=plots._VERMILLION, alpha=0.1, linewidth=0)
-  axis.axvspan(forecast.EASY, 180, color=plots._GREEN, alpha=0.1, linewidth=0)
+  axis.axvspan(0, forecast.HARD, color=drawing.VERMILLION, alpha=0.1, linewidth=0)
+  axis.axvspan(forecast.EASY, 180, color=drawing.GREEN, alpha=0.1, linewidth=0)
   means, _, spreads = _means([block["angle"] for block in blocks], places)
-  axis.errorbar(means, places, xerr=spreads, linestyle="none", color=plots._GREY, elinewidth=2.5, alpha=0.6)
+  axis.errorbar(means, places, xerr=spreads, linestyle="none", color=drawing.GREY, elinewidth=2.5, alpha=0.6)
   first = [block["angle"]["first"] for block in blocks]
-  axis.plot(first, places, "o", color=plots._BLUE, markersize=4, label="first pair")
+  axis.plot(first, places, "o", color=drawing.BLUE, markersize=4, label="first pair")
   axis.axvline(whole["angle"]["first"], color="black", linestyle="--", linewidth=1.2, label="whole model")
   axis.set_title("Angle between retain and forget gradient", pad=22)
   axis.set(xlim=(0, 180), xticks=(0, 30, 60, 90, 120, 150, 180), xlabel="degrees: red hard, green easy")
@@ -195,7 +196,7 @@ def _legend_above(axis) -> None:
 
 def _changes(axis, report, role: str) -> None:
   names = list(report["steps"])
-  for offset, kind, colour in ((-0.2, "predicted", plots._SKY), (0.2, "happened", _COLOURS[role])):
+  for offset, kind, colour in ((-0.2, "predicted", drawing.SKY), (0.2, "happened", _COLOURS[role])):
     of_steps = [report["steps"][name][role][kind] for name in names]
     means, places, spreads = _means(of_steps, np.arange(len(names)) + offset)
     axis.bar(

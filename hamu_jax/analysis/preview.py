@@ -15,14 +15,16 @@ import ml_collections
 import optax
 
 import sam_jax
-from hamu_jax import experiment, methods, preemption
-from hamu_jax import loop as loop_lib
-from hamu_jax import step as step_lib
 from hamu_jax.analysis import alignment
+from hamu_jax.engine import loop as loop_lib
+from hamu_jax.engine import methods
+from hamu_jax.engine import step as step_lib
+from hamu_jax.engine.placement import place
+from hamu_jax.engine.train_state import create_state
 from hamu_jax.errors import UserError
+from hamu_jax.experiment import experiment
 from hamu_jax.paired import Paired
-from hamu_jax.source import place
-from hamu_jax.train_state import create_state
+from hamu_jax.run import preemption
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any

@@ -13,8 +13,7 @@ import zlib
 import numpy as np
 
 from hamu_jax.data.dataset import Contents, ImageSplit, Request
-from hamu_jax.data.failures import first_line
-from hamu_jax.errors import UserError
+from hamu_jax.errors import UserError, first_line
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))

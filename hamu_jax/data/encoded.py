@@ -8,8 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from hamu_jax.data.failures import first_line
-from hamu_jax.errors import UserError
+from hamu_jax.errors import UserError, first_line
 
 # Images at least this large are cut out of a larger one, as ImageNet is evaluated: 224 out of 256.
 MARGIN_FROM = 128

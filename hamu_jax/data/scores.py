@@ -16,8 +16,7 @@ import zlib
 
 import numpy as np
 
-from hamu_jax.data.failures import first_line
-from hamu_jax.errors import UserError
+from hamu_jax.errors import UserError, first_line
 
 SUFFIXES = (".npz", ".npy")
 SCORE_KEYS = ("tr_mem", "memorization")

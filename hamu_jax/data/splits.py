@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hamu_jax.data.failures import first_line
-from hamu_jax.errors import UserError
+from hamu_jax.errors import UserError, first_line
 from hamu_jax.paired import Paired
 from sam_jax import memorization
 

@@ -14,17 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hamu_jax.data.failures import first_line
-from hamu_jax.data.text_sources import (
-  DUPLICATES,
-  PARAPHRASED,
-  PERTURBED,
-  TEXT_SOURCES,
-  Request,
-  Shelf,
-)
+from hamu_jax.data.text_sources import DUPLICATES, PARAPHRASED, PERTURBED, TEXT_SOURCES, Request, Shelf
 from hamu_jax.data.text_tables import Table, Tables, cells, length
-from hamu_jax.errors import UserError
+from hamu_jax.errors import UserError, first_line
 
 ROLES = ("retain", "forget", "test")
 # Columns that say whose text a row is, in order of preference.

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hamu_jax.data.failures import first_line
 from hamu_jax.data.huggingface import Hub, read_parquet
-from hamu_jax.errors import UserError
+from hamu_jax.errors import UserError, first_line
 
 Table = dict[str, Sequence[Any]]  # by column, a list or a `pyarrow.ChunkedArray` of the rows
 Tables = Callable[[str, str], Table]  # (split, config field that names it) -> its table

@@ -12,8 +12,7 @@ import numpy as np
 
 from hamu_jax.data.dataset import Contents, ImageSplit, Request
 from hamu_jax.data.encoded import EncodedImages
-from hamu_jax.data.failures import CONNECT_SECONDS, first_line, unreachable
-from hamu_jax.errors import UserError
+from hamu_jax.errors import CONNECT_SECONDS, UserError, first_line, unreachable
 
 # Features that name a record: ImageNet's and CIFAR's.
 NAME_KEYS = ("file_name", "id")

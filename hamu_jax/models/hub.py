@@ -2,8 +2,7 @@
 
 import pathlib
 
-from hamu_jax.data.failures import CONNECT_SECONDS, first_line
-from hamu_jax.errors import UserError
+from hamu_jax.errors import CONNECT_SECONDS, UserError, first_line
 
 # Weights in formats that hold code, or that nothing here reads, are left where they are.
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")

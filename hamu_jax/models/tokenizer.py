@@ -13,8 +13,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hamu_jax.data.failures import first_line
-from hamu_jax.errors import UserError
+from hamu_jax.errors import UserError, first_line
 from hamu_jax.models import llama_gguf
 
 TOKENIZER_FILE = "tokenizer.json"

@@ -4,7 +4,7 @@ Everything that looks at a retain and a forget gradient together measures them h
 angle in a log, the branch of HAMU and an alignment plot are the same numbers.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -156,3 +156,9 @@ def _safe_sqrt(square):
   """Square root whose derivative at zero is zero; NaN stays NaN."""
   is_zero = square == 0
   return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
+
+
+def tensor_names(params: Any) -> list[str]:
+  """Names such as ``stage1.block0.conv.kernel`` of a pytree's leaves, in tree-leaf order."""
+  leaves, _ = jax.tree.flatten_with_path(params)
+  return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]

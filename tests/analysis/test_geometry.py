@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hamu_jax import config as config_lib
-from hamu_jax import models, rundir
+from hamu_jax import models
 from hamu_jax.analysis import geometry
+from hamu_jax.config import default as config_lib
 from hamu_jax.metrics import classification
 from hamu_jax.paired import Paired
+from hamu_jax.run import rundir
 from sam_jax import entanglement
 
 

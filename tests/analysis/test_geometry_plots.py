@@ -10,6 +10,7 @@ from PIL import Image
 from hamu_jax.analysis import geometry_plots
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
+from hamu_jax.report import drawing
 
 COORDINATES = np.linspace(-1, 1, 5)
 TITLES = ("before: original", "after: unlearned")
@@ -19,7 +20,7 @@ TITLES = ("before: original", "after: unlearned")
 def figures(monkeypatch):
   """The figures that are drawn, in order, kept from the disk."""
   drawn = []
-  monkeypatch.setattr(geometry_plots, "_save", lambda figure, path: drawn.append(figure))
+  monkeypatch.setattr(drawing, "save", lambda figure, *paths: drawn.append(figure))
   return drawn
 
 

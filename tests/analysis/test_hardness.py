@@ -11,12 +11,16 @@ import optax
 import pytest
 from PIL import Image
 
-from hamu_jax import config as config_lib
-from hamu_jax import experiment, loop, main, methods, preemption
-from hamu_jax import step as step_lib
+from hamu_jax import main
 from hamu_jax.analysis import forecast, hardness, hardness_plots, preview
-from hamu_jax.rundir import read_metrics
-from hamu_jax.train_state import create_state
+from hamu_jax.config import command_line as config_command_line
+from hamu_jax.config import default as config_lib
+from hamu_jax.engine import loop, methods
+from hamu_jax.engine import step as step_lib
+from hamu_jax.engine.train_state import create_state
+from hamu_jax.experiment import experiment
+from hamu_jax.run import preemption
+from hamu_jax.run.rundir import read_metrics
 from hamu_jax.transforms import BRANCHES, hamu
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -52,7 +56,7 @@ def make_config(folder):
   """-> function: the small configuration with other values, on the same original model."""
 
   def make(**overrides):
-    config = main.parse(["hardness", *SMALL]).config
+    config = config_command_line.parse(["hardness", *SMALL]).config
     config.stage_cache = str(folder / "stages")
     with config.unlocked():
       config.update_from_flattened_dict(overrides)

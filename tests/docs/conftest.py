@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from hamu_jax import data, methods, models, objectives
+from hamu_jax import data, models
+from hamu_jax.engine import methods, objectives
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hamu_jax import data, main, models, objectives, rundir
+from hamu_jax import data, main, models
+from hamu_jax.engine import objectives
+from hamu_jax.run import rundir
 
 RESULTS_PAGE = pathlib.Path(__file__).parent.parent.parent / "docs" / "results.md"
 SHORT = [

@@ -12,8 +12,8 @@ import ml_collections
 import pytest
 import yaml
 
-from hamu_jax import config as config_lib
-from hamu_jax import methods
+from hamu_jax.config import default as config_lib
+from hamu_jax.engine import methods
 from launch import expand, sweep
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

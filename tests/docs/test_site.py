@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hamu_jax import config as config_lib
+from hamu_jax.config import default as config_lib
 
 pytest.importorskip("material")
 pytest.importorskip("mkdocstrings_handlers.python")

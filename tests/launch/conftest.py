@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hamu_jax import rundir
+from hamu_jax.run import rundir
 from launch import expand, local
 
 ROOT = pathlib.Path(__file__).parent.parent.parent

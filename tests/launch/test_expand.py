@@ -5,9 +5,11 @@ import pathlib
 
 import pytest
 
-from hamu_jax import config as config_lib
-from hamu_jax import methods, stage_plan, vision
+from hamu_jax.config import default as config_lib
+from hamu_jax.engine import methods
 from hamu_jax.errors import UserError
+from hamu_jax.experiment import stage_plan
+from hamu_jax.vision import task as vision
 from launch import expand, experiments
 
 SWEEPS = pathlib.Path("configs/sweeps")

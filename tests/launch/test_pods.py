@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from hamu_jax import config as config_lib
-from hamu_jax import main
+from hamu_jax.config import command_line as config_command_line
+from hamu_jax.config import default as config_lib
 from hamu_jax.models import llama_config
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -87,7 +87,7 @@ def on_each_host(launched, folder):
 @each_configuration
 def test_launched_configuration_is_valid(launched, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
-  values = main.parse(["hamu_jax.main", *on_each_host(launched, tmp_path)])
+  values = config_command_line.parse(["hamu_jax.main", *on_each_host(launched, tmp_path)])
   if values.config.data.forget == "memorization":
     values.config.data.scores = config_lib.ESTIMATE
   config_lib.validate(values.config)

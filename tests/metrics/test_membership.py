@@ -9,14 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from hamu_jax.errors import UserError
 from hamu_jax.metrics import membership
-from hamu_jax.metrics.membership import (
-  loss_auc,
-  min_k,
-  min_k_auc,
-  min_k_plus_plus,
-  svc_mia,
-  zlib_ratio,
-)
+from hamu_jax.metrics.membership import loss_auc, min_k, min_k_auc, min_k_plus_plus, svc_mia, zlib_ratio
 
 # Few distinct values, so that ties within and across the sets are common.
 losses = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 3.0, np.inf]), min_size=1, max_size=12)

@@ -14,9 +14,9 @@ import pytest
 import safetensors.numpy
 
 from hamu_jax import models
+from hamu_jax.engine.step import clip
 from hamu_jax.errors import UserError
 from hamu_jax.models import resnet
-from hamu_jax.step import clip
 from hamu_jax.transforms import hamu
 
 ROLES = ("retain", "forget")

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from hamu_jax.engine.objectives import Outputs
 from hamu_jax.models.batch_norm import BatchNorm
-from hamu_jax.objectives import Outputs
 
 
 class Mlp(nn.Module):

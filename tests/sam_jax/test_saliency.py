@@ -8,10 +8,10 @@ import pytest
 from hypothesis import strategies as st
 
 from hamu_jax.data.batching import BatchPlan, Stream
+from hamu_jax.experiment.saliency import forget_gradient
 from hamu_jax.paired import Paired
-from hamu_jax.saliency import forget_gradient
-from hamu_jax.source import ImageData, Resident
-from hamu_jax.vision import make_fetch
+from hamu_jax.vision.feed import ImageData, Resident
+from hamu_jax.vision.task import make_fetch
 from sam_jax import apply_mask, complement, saliency_mask
 from tests.sam_jax import nets
 

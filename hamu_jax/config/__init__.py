@@ -1,0 +1,10 @@
+"""The configuration of an experiment: its fields, their defaults, what they may be, and who reads them.
+
+Files under `configs/` start from `default_config()`; the papers' settings are in `sharpness_paper` and
+`language_paper`, small versions on embedded data in `digits`. May import `engine`, `data`, `metrics`,
+`models`, `transforms` and `sam_jax`, whose tables of choices it checks against.
+"""
+
+from hamu_jax.config.default import default_config, optimizer_config
+
+__all__ = ["default_config", "optimizer_config"]

@@ -1,0 +1,194 @@
+"""Memorization scores of the training rows, estimated by an ensemble trained on random subsets.
+
+    mem_i = P(model is right on i | i was in its subset) - P(... | i was not)
+
+Source: Feldman and Zhang, What Neural Networks Memorize and Why (arXiv 2008.03703).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from hamu_jax import data as data_lib
+from hamu_jax.engine import loop as loop_lib
+from hamu_jax.engine import methods
+from hamu_jax.engine import step as step_lib
+from hamu_jax.errors import UserError
+from hamu_jax.run import rundir as rundir_lib
+from hamu_jax.run import stage_cache as stages
+from hamu_jax.transforms.stop import Stop
+from sam_jax import memorization
+
+# Fields of the options that change how the work is shared out, not its result.
+_SHARING = ("models", "parallel", "evaluate_epochs")
+_STAGE = "memorization"
+
+
+class Estimate(NamedTuple):
+  """Memorization scores and what they come from.
+
+  Attributes:
+    scores: [N] float64.
+    correct: [K, N] bool, which rows each model gets right.
+    included: [K, N] bool, which rows each model was trained on.
+    seconds: that training took, over all the processes that worked on it.
+  """
+
+  scores: np.ndarray
+  correct: np.ndarray
+  included: np.ndarray
+  seconds: float
+
+
+def subsets(options: ml_collections.ConfigDict, num_rows: int, seed: int) -> np.ndarray:
+  """Draws which rows each model sees, and finds out whether scores can be estimated from them.
+
+  Args:
+    options: `config.memorization`.
+    num_rows: N, how many rows there are.
+    seed: of the draws.
+
+  Returns:
+    [K, N] bool.
+
+  Raises:
+    UserError: a subset is empty, whole or smaller than a batch, or the models are too few for some row to
+      be both in and out of subsets.
+  """
+  try:
+    included = memorization.subsample(num_rows, options.models, options.fraction, seed)
+  except ValueError as error:
+    raise UserError(f"config.memorization.fraction={options.fraction}: {error}") from error
+  try:
+    memorization.memorization_scores(np.zeros_like(included), included)
+  except ValueError as error:
+    raise UserError(f"config.memorization.models={options.models}: {error}") from error
+  size = int(included[0].sum())
+  if options.batch_size > size:
+    raise UserError(
+      f"config.memorization.batch_size={options.batch_size}: a model sees {size} of {num_rows} rows, so "
+      f"choose 1..{size}"
+    )
+  return included
+
+
+def estimate(
+  options: ml_collections.ConfigDict,
+  available: np.ndarray,
+  inputs: Mapping[str, Any],
+  *,
+  seed: int,
+  init,
+  loop: loop_lib.Loop,
+  evaluator,
+  cache: stages.StageCache,
+  rundir: rundir_lib.RunDir,
+) -> Estimate:
+  """Memorization scores of some training rows, from groups of models that are trained at once.
+
+  Every finished model is a stage in the cache, so an interrupted estimate goes on with those that are not,
+  in groups of another size if that is asked for.
+
+  Args:
+    options: `config.memorization`.
+    available: [N] the rows.
+    inputs: what else the models depend on, as JSON values.
+    seed: model k is drawn, shuffled and given its subset by `seed` and k.
+    init: seed -> the untrained model's variables.
+    loop: trains the groups.
+    evaluator: evaluates models on one split, the rows in order.
+    cache: of finished models.
+    rundir: where the means of a group's metrics are logged; has the checkpoints of the group in progress.
+
+  Raises:
+    UserError: training fails, or the options do not suffice, see `subsets`.
+  """
+  included = subsets(options, len(available), seed)
+  keys = [
+    stages.fingerprint(
+      {
+        **inputs,
+        "seed": seed,
+        "available": available.tolist(),
+        "options": {name: value for name, value in options.to_dict().items() if name not in _SHARING},
+        "member": k,
+      }
+    )
+    for k in range(options.models)
+  ]
+  unfinished = [k for k, key in enumerate(keys) if cache.outcome(_STAGE, key) is None]
+  init = jax.jit(init)
+  for first in range(0, len(unfinished), options.parallel):
+    group = unfinished[first : first + options.parallel]
+    members = [
+      loop_lib.Member(
+        _stage(f"{_STAGE}{group[0]}", options, available[included[k]], seed + k),
+        loop.watch.run(lambda k=k: init(seed + k)),
+        step_lib.Frozen(),
+        rundir,
+      )
+      for k in group
+    ]
+    name = stages.fingerprint({"models": [keys[k] for k in group]})
+    outcomes = loop.run(members, rundir.path / "checkpoints" / f"{_STAGE}-{name}")
+    _check(outcomes)
+    # By way of the host: models from a checkpoint are bound to one device, where an evaluator on several
+    # could not use them.
+    variables = jax.device_put(
+      jax.tree.map(
+        lambda *leaves: np.stack(leaves), *jax.device_get([outcome.variables for outcome in outcomes])
+      )
+    )
+    examples = loop.watch.run(lambda v=variables: evaluator.per_example(v, members=True))
+    (values,) = examples.values()
+    for k, outcome, correct in zip(group, outcomes, values["correct"].astype(bool), strict=True):
+      cache.publish(
+        _STAGE,
+        keys[k],
+        {
+          "steps": outcome.steps,
+          "seconds": outcome.seconds,
+          "correct": np.packbits(correct).tobytes().hex(),
+        },
+      )
+  records = [cache.outcome(_STAGE, key) for key in keys]
+  correct = np.stack(
+    [
+      np.unpackbits(np.frombuffer(bytes.fromhex(record["correct"]), np.uint8), count=len(available))
+      for record in records
+    ]
+  ).astype(bool)
+  return Estimate(
+    memorization.memorization_scores(correct, included),
+    correct,
+    included,
+    sum(record["seconds"] for record in records),
+  )
+
+
+def _stage(name: str, options: ml_collections.ConfigDict, rows: np.ndarray, seed: int) -> loop_lib.Stage:
+  """The training of one model on its own rows, by the name of its group."""
+  plan = data_lib.training_plan(rows, batch_size=options.batch_size, seed=seed)
+  return loop_lib.Stage(
+    name,
+    methods.TRAINING,
+    options,
+    plan,
+    plan.num_steps(options.epochs),
+    seed,
+    train=True,
+    training_mode=True,
+  )
+
+
+def _check(outcomes: Sequence[loop_lib.Outcome]) -> None:
+  """Raises a UserError if the training of a model was stopped."""
+  for outcome in outcomes:
+    if outcome.stop != Stop.NONE:
+      raise UserError(
+        f"memorization: a loss, gradient or update was not finite after {outcome.steps} steps; lower "
+        "config.memorization.optimizer.learning_rate or set config.memorization.clip_norm"
+      )

@@ -1,0 +1,148 @@
+"""Saliency masks of a model and a forget set: the gradient that ranks the weights, and the mask stage."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+import sam_jax
+from hamu_jax import models
+from hamu_jax.engine import objectives
+from hamu_jax.errors import UserError
+from hamu_jax.run import hosts
+from hamu_jax.run import stage_cache as stages
+
+Tree = Any
+
+
+def forget_gradient(
+  forward, fetch, source, plan, variables: Tree, *, base: Tree, microbatch: int = 0
+) -> Tree:
+  """`|sum_b g_b|` over the batches b of the forget set, g_b the gradient of a batch's mean cross-entropy.
+
+  In evaluation mode, at the original model. The batches count alike, also a short last one.
+
+  Args:
+    forward: see `objectives.role_gradient`.
+    fetch: see `objectives.role_gradient`.
+    source: `source.Resident` or `source.Streamed`.
+    plan: a plan whose epoch is one pass over the forget set.
+    variables: the original model's.
+    base: variables that are not trained.
+    microbatch: most examples differentiated at a time; 0 takes a batch whole.
+
+  Returns:
+    Pytree of the structure of the parameters, not negative.
+
+  Source: SalUn (arXiv 2310.12508).
+  """
+  gradient_of = objectives.role_gradient(forward, fetch, ("ce",), train=False, microbatch=microbatch)
+  key = jax.random.key(0)  # Nothing is drawn without augmentation.
+
+  @jax.jit
+  def add(total, variables, base, data, rows_B):
+    inputs = objectives.Inputs(base, None, data, key, key, {})
+    sums = gradient_of(variables, inputs, rows_B, {"ce": jnp.float32(1)})
+    return jax.tree.map(lambda leaf, new: leaf + new / sums.count, total, sums.gradient)
+
+  source.prepare(plan, plan.steps_per_epoch)
+  total = jax.tree.map(jnp.zeros_like, variables["params"])
+  for step in range(plan.steps_per_epoch):
+    data, feed = source.chunk(plan, step, step + 1, None)
+    total = add(total, variables, base, data, feed.rows.forget[0])
+  return jax.tree.map(jnp.abs, total)
+
+
+def cached_mask(
+  config: ml_collections.ConfigDict,
+  params: Tree,
+  gradient: Callable[[], Tree],
+  *,
+  cache: stages.StageCache,
+  key: str,
+  provenance: Mapping[str, Any],
+) -> tuple[Tree, dict[str, Any]]:
+  """The mask of `config.fraction`, from the mask stage, which makes those of all `config.fractions`.
+
+  Args:
+    config: `config.mask`.
+    params: the parameters or their shapes.
+    gradient: computes what `forget_gradient` returns.
+    cache: of finished stages. The stage's record says how many weights each mask has, and what share of
+      the gradient's sum.
+    key: of the stage.
+    provenance: JSON values that its record repeats: of which model and data the masks are.
+
+  Returns:
+    The mask, and the record of the stage.
+  """
+  fractions = list(config.fractions)
+  began = time.monotonic()
+  if hosts.agree(cache.outcome("mask", key) is None):
+    magnitude = gradient()
+    masks = [sam_jax.saliency_mask(magnitude, f, select=config.select) for f in fractions]
+    # A forget set without any gradient has no shares.
+    total = _sum(magnitude) or 1.0
+    record = [
+      {
+        "fraction": fraction,
+        "weights": int(_sum(mask)),
+        "gradient_share": float(_sum(sam_jax.apply_mask(magnitude, mask)) / total),
+      }
+      for fraction, mask in zip(fractions, masks, strict=True)
+    ]
+    options = {name: config[name] for name in ("select", "batch_size")}
+    options["seconds"] = time.monotonic() - began
+    # As NumPy: every process has computed them, and none on the others' devices.
+    cache.publish("mask", key, {**provenance, **options, "masks": record}, jax.device_get(masks))
+  templates = [_like(params) for _ in fractions]
+  mask = cache.model("mask", key, templates)[fractions.index(config.fraction)]
+  return mask, cache.outcome("mask", key)
+
+
+def check_fractions(config: ml_collections.ConfigDict, params: Tree) -> None:
+  """Raises a UserError if the mask of a fraction that is asked for would mark no weight.
+
+  Args:
+    config: `config.mask`.
+    params: the parameters or their shapes.
+  """
+  weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+  for fraction in config.fractions if config.fraction and not config.path else ():
+    if not int(weights * fraction):
+      raise UserError(
+        f"config.mask.fractions={tuple(config.fractions)!r}: {fraction!r} of {weights} weights is none; "
+        f"choose at least {1 / weights:.3g}"
+      )
+
+
+def read_mask(path: str, params: Tree) -> Tree:
+  """A mask that a run left behind.
+
+  Args:
+    path: the safetensors file.
+    params: the parameters or their shapes.
+
+  Raises:
+    UserError: it is of another model, or holds anything but zeros and ones.
+  """
+  try:
+    # As they are: among integers the weights of a model would be a mask.
+    mask = models.load_weights(path, {"params": _like(params, np.float32)})["params"]
+  except UserError as error:
+    raise UserError(f"config.mask.path: {error}") from error
+  if any(np.any((np.asarray(leaf) != 0) & (np.asarray(leaf) != 1)) for leaf in jax.tree.leaves(mask)):
+    raise UserError(f"config.mask.path={path!r}: a mask holds zeros and ones only; give a mask.safetensors")
+  return jax.tree.map(lambda leaf: leaf.astype(np.int8), mask)
+
+
+def _like(params: Tree, dtype=np.int8) -> Tree:
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), params)
+
+
+def _sum(tree: Tree) -> float:
+  return sum(float(np.asarray(leaf).sum(dtype=np.float64)) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,198 @@
+"""The stages of an experiment: what each runs, and the key of all that its result depends on."""
+
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+import hamu_jax
+from hamu_jax import data as data_lib
+from hamu_jax.config import default as config_lib
+from hamu_jax.engine import loop, methods
+from hamu_jax.models import weights
+from hamu_jax.paired import Paired
+from hamu_jax.run.stage_cache import fingerprint
+from hamu_jax.vision import evaluation
+
+
+class Plan(NamedTuple):
+  """What is run for one split into retain and forget rows.
+
+  Attributes:
+    stages: by name: `pretrain`, `retrain` and, unless the method trains from scratch, `unlearn`.
+    keys: of these and of `mask`; a stage's result is cached under its name and key.
+    final: the stage whose model is the unlearned one.
+  """
+
+  stages: dict[str, loop.Stage]
+  keys: dict[str, str]
+  final: str
+
+
+def model_inputs(config: ml_collections.ConfigDict, task: Any) -> dict[str, Any]:
+  """What every model of an experiment depends on, as JSON values."""
+  return {
+    "version": hamu_jax.__version__,
+    "data": task.problem.fingerprint,
+    **task.inputs,
+    "model": {
+      name: value for name, value in config.model.to_dict().items() if name != "weights" and value is not None
+    },
+    "seed": config.seed,
+  }
+
+
+def make_plan(config: ml_collections.ConfigDict, task: Any, split: Paired, *, devices: int) -> Plan:
+  """Plans the stages for the rows that are to be forgotten.
+
+  Args:
+    config: validated.
+    task: `vision.Vision` or `language.Language`.
+    split: the rows by role.
+    devices: how many work on a step.
+
+  Raises:
+    UserError: a batch is larger than its set.
+  """
+  method = methods.METHODS[config.method.name]
+  # Where training is selected by nothing that the forget set decides, neither is the order of its rows,
+  # and one original model serves every forget set.
+  by_split = config.train.select == "best" and not len(task.problem.validation)
+  rows = np.concatenate(split)
+  stages = [
+    _training(config, task, "pretrain", rows if by_split else np.sort(rows)),
+    _training(config, task, "retrain", split.retain),
+  ]
+  inputs = model_inputs(config, task)
+  keys = {
+    stage.name: fingerprint(
+      inputs
+      | {
+        "rows": stage.plan.streams.retain.rows.tolist(),
+        "train": config.train.to_dict(),
+        "sam": _sam_inputs(stage.sam),
+        "selected_by": [part.tolist() for part in split] if by_split else task.problem.validation.tolist(),
+      }
+    )
+    for stage in stages
+  }
+  if config.model.weights:
+    # A file may change under its name.
+    keys["pretrain"] = fingerprint(inputs | {"weights": task.weights_fingerprint(config.model.weights)})
+  masks = inputs | {
+    "parent": keys["pretrain"],
+    "forget": split.forget.tolist(),
+    "mask": {name: config.mask[name] for name in ("batch_size", "select")},
+  }
+  keys["mask"] = fingerprint(masks | {"fractions": config.mask.fractions})
+  if method.from_scratch:
+    return Plan({stage.name: stage for stage in stages}, keys, "retrain")
+  stages.append(_unlearning(config, task, method, split))
+  keys["unlearn"] = fingerprint(
+    inputs
+    | {
+      "parent": keys["pretrain"],
+      "split": [part.tolist() for part in split],
+      "method": config.method.to_dict() | {"seed": stages[-1].seed},
+      "microbatch": stages[-1].microbatch,
+      **task.unlearning_inputs,
+      "sam": _sam_inputs(stages[-1].sam),
+      "mask": _mask_inputs(config.mask, masks),
+      "pairing": config.pairing,
+      "devices": devices,
+    }
+  )
+  return Plan({stage.name: stage for stage in stages}, keys, "unlearn")
+
+
+def is_masked(config: ml_collections.ConfigDict) -> bool:
+  """Whether `config.mask` restricts which weights move."""
+  return bool(config.fraction or config.path)
+
+
+def _training(config, task, name: str, rows: np.ndarray) -> loop.Stage:
+  plan = data_lib.training_plan(
+    rows,
+    batch_size=config.train.batch_size,
+    seed=config.seed,
+    reshuffle=config.train.shuffle == "each_epoch",
+  )
+  return loop.Stage(
+    name,
+    methods.TRAINING,
+    config.train,
+    plan,
+    plan.num_steps(config.train.epochs),
+    config.seed,
+    train=True,
+    training_mode=True,
+    microbatch=task.microbatch(True),
+    best=evaluation.selection_score if config.train.select == "best" else None,
+    sam=_sam(config.sam, config.sam.train_rho, "min"),
+  )
+
+
+def _unlearning(config, task, method: methods.Method, split: Paired) -> loop.Stage:
+  options, seed = config.method, config_lib.seed_of(config, "method")
+  plan = _unlearning_batches(method, options, split, seed)
+  steps = plan.num_steps(options.epochs)
+  training_mode = task.in_training_mode(options)
+  return loop.Stage(
+    "unlearn",
+    method,
+    options,
+    plan,
+    min(steps, options.max_steps or steps),
+    seed,
+    training_mode=training_mode,
+    microbatch=task.microbatch(training_mode),
+    sam=_sam(config.sam, config.sam.rho, config.sam.mode),
+    mask_scope=config.mask.scope if is_masked(config.mask) else None,
+  )
+
+
+def _unlearning_batches(method: methods.Method, options, split: Paired, seed: int):
+  """The batches of a method, by its layout."""
+  if method.layout == "passes":
+    return data_lib.pass_plan(
+      split,
+      [substep.roles[0] for substep in method.substeps],
+      [substep.epochs and options[substep.epochs] for substep in method.substeps],
+      batch_size=options.batch_size,
+      seed=seed,
+      shuffle=options.shuffle,
+    )
+  layout = method.layout
+  if layout == "paired" and len(method.roles) == 1:
+    (layout,) = method.roles
+  return data_lib.unlearning_plan(
+    split,
+    layout,
+    batch_size=options.batch_size,
+    seed=seed,
+    repeats=options.repeats,
+    shuffle=options.shuffle,
+    epoch=options.epoch,
+  )
+
+
+def _sam(config, rho: float, mode: str) -> ml_collections.ConfigDict | None:
+  """`config.sam` of a stage with radius `rho`, None for plain gradients."""
+  if not rho:
+    return None
+  sam = config.copy_and_resolve_references()
+  sam.update(rho=rho, mode=mode)
+  return sam
+
+
+def _sam_inputs(sam) -> dict[str, Any] | None:
+  """What a stage depends on of its sharpness."""
+  return sam and {name: sam[name] for name in ("rho", "adaptive", "lamb", "mode", "scope")}
+
+
+def _mask_inputs(config, masks: dict[str, Any]) -> list[Any] | None:
+  """What a stage depends on of its mask: the file, or what one fraction of the mask stage does."""
+  if not is_masked(config):
+    return None
+  origin = weights.fingerprint(config.path) if config.path else [fingerprint(masks), config.fraction]
+  return [origin, config.scope]

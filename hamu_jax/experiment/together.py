@@ -1,0 +1,177 @@
+"""Runs experiments that differ in settings and seeds alone, their stages together.
+
+  python -m hamu_jax.together --config=FILE --workdir=A --config.method.constraint_ratio=0.1 -- \\
+      --config=FILE --workdir=B --config.method.constraint_ratio=0.2
+
+takes the arguments of one `hamu_jax.main` after the other, with `--` between them; `launch.sweep
+--engine=vmap` writes such commands. The models of a stage that are not in the stage cache are trained
+as one program, mapped over their weights, rows and settings, on one device. Each experiment then goes on by
+itself: its run directory is the one that `hamu_jax.main` leaves, with the same numbers up to rounding.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import ml_collections
+
+from hamu_jax.config import command_line as config_command_line
+from hamu_jax.config import default as config_lib
+from hamu_jax.engine import step as step_lib
+from hamu_jax.errors import UserError
+from hamu_jax.experiment import experiment
+from hamu_jax.run import command_line, preemption, rundir
+from hamu_jax.run import stage_cache as stages
+
+# What a stage's program takes as data. `epochs` also decides how many steps there are.
+_SETTINGS = frozenset(
+  f"{section}.{name}"
+  for section in ("train", "method")
+  for name in (*step_lib.TRACED, "optimizer.learning_rate")
+  if name != "epochs"
+) | {"sam.rho", "sam.lamb", "sam.train_rho"}
+_SEEDS = frozenset({"seed", "method.seed", "evaluate.seed"})
+# Of these, 0 switches something off.
+_OFF_AT_ZERO = frozenset({"train.clip_norm", "method.clip_norm", "sam.rho", "sam.train_rho"})
+
+
+def group_key(config: ml_collections.ConfigDict) -> str | None:
+  """What experiments that can be trained together have in common; None for one that cannot be.
+
+  They differ at most in numbers that their steps read as data (learning rates, constraint, radius, rho and
+  the methods' coefficients, unless one of them switches something off) and, for images whose forget set
+  does not depend on them, in seeds. `pmap` has its devices for one model, and Weights & Biases a process for
+  one run.
+
+  Args:
+    config: validated.
+  """
+  if config.pairing == "pmap" or config.distributed.coordinator or config.wandb.project:
+    return None
+  fixed = {}
+  own_seeds = not config_lib.is_language(config) and config.data.scores != config_lib.ESTIMATE
+  for name, value in rundir.fields(rundir.jsonable(config.to_dict())):
+    if config_lib.is_incidental(name) or (name in _SEEDS and own_seeds):
+      continue
+    if name in _SETTINGS:
+      value = bool(value) if name in _OFF_AT_ZERO else value is not None
+    fixed[name] = value
+  return stages.fingerprint(fixed)
+
+
+def train(experiments: Sequence[experiment.Experiment]) -> dict[int, UserError]:
+  """Trains all that the stage cache lacks, stage by stage, and publishes it there.
+
+  Args:
+    experiments: of one `group_key`, the others `like` the first.
+
+  Returns:
+    By number, why an experiment cannot go on.
+
+  Raises:
+    preemption.Preempted: the run was asked to end; what it did is saved.
+  """
+  failures = {}
+  lead = experiments[0]
+  for each in experiments:
+    each.prepare()
+  for name in ("pretrain", "retrain", "unlearn"):
+    lacking = {}
+    for number, each in enumerate(experiments):
+      if number not in failures and name in each.keys() and each.lacks(name):
+        # Experiments may have a stage in common.
+        lacking.setdefault(each.keys()[name], []).append(number)
+    if not lacking:
+      continue
+    trained = [experiments[numbers[0]] for numbers in lacking.values()]
+    # One alone goes on from where it was by itself.
+    key = next(iter(lacking)) if len(lacking) == 1 else stages.fingerprint({"together": list(lacking)})
+    owner = trained[0] if len(lacking) == 1 else lead
+    outcomes = lead.loop.run([each.member(name) for each in trained], owner.checkpoints(f"{name}-{key}"))
+    for each, numbers, outcome in zip(trained, lacking.values(), outcomes, strict=True):
+      try:
+        each.publish(name, outcome, together=len(trained))
+      except UserError as error:
+        failures |= dict.fromkeys(numbers, error)
+  return failures
+
+
+def run_members(
+  members: Sequence[tuple[ml_collections.ConfigDict, pathlib.Path]], watch: preemption.Watch
+) -> dict[int, UserError]:
+  """Runs experiments together, each to its end.
+
+  Args:
+    members: validated configurations of one `group_key`, and their run directories.
+    watch: notices signals.
+
+  Returns:
+    As `train`.
+
+  Raises:
+    UserError: as `experiment.Experiment`.
+    preemption.Preempted: as `train`.
+  """
+  with contextlib.ExitStack() as stack:
+    experiments = []
+    for config, workdir in members:
+      like = experiments[0] if experiments else None
+      experiments.append(experiment.Experiment(config, workdir, watch, like=like))
+      stack.callback(experiments[-1].close)
+    failures = train(experiments)
+    for number, each in enumerate(experiments):
+      if number not in failures:
+        each.run()
+  return failures
+
+
+def _run(arguments: Sequence[str]) -> None:
+  members = [config_command_line.parse([arguments[0], *part]) for part in _parts(arguments[1:])]
+  for values in members:
+    config_lib.validate(values.config)
+    if not values.workdir:
+      raise UserError("--workdir is missing: each experiment needs a run directory of its own")
+  workdirs = [values.workdir for values in members]
+  for workdir in workdirs:
+    if workdirs.count(workdir) > 1:
+      raise UserError(f"--workdir={workdir}: two experiments have it; each needs a run directory of its own")
+  keys = [group_key(values.config) for values in members]
+  for workdir, key in zip(workdirs, keys, strict=True):
+    if key is None or key != keys[0]:
+      raise UserError(
+        f"--workdir={workdir}: its configuration differs from that of {workdirs[0]} in more than settings "
+        "and seeds, or uses pmap, several processes or wandb; run it by hamu_jax.main"
+      )
+  with preemption.Watch() as watch:
+    failures = run_members([(values.config, pathlib.Path(values.workdir)) for values in members], watch)
+  if failures:
+    number, error = next(iter(failures.items()))
+    others = f"; {len(failures) - 1} more failed" if len(failures) > 1 else ""
+    raise UserError(f"{workdirs[number]}: {error}{others}")
+
+
+def _parts(arguments: Sequence[str]) -> Iterator[list[str]]:
+  """The arguments of each experiment."""
+  part = []
+  for argument in arguments:
+    if argument == "--":
+      yield part
+      part = []
+    else:
+      part.append(argument)
+  yield part
+
+
+def run(arguments: Sequence[str]) -> int:
+  """Parses a command line and runs its experiments.
+
+  Args:
+    arguments: as `sys.argv`, the program's name first.
+
+  Returns:
+    The exit status: 0, or 2 for bad input. A run that was interrupted ends the process with 143.
+  """
+  if {"--help", "-h"} & set(arguments):
+    print(__doc__)
+    return 0
+  return command_line.run(lambda: _run(arguments))

@@ -1,0 +1,203 @@
+"""The device program of a stage of an experiment, from shapes alone.
+
+It is the loop's own, but nothing is opened for it: neither data nor weights nor devices. What kind of
+experiment it is of is said by `language_plan` and `vision_plan`.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from hamu_jax.engine import loop, methods, objectives
+from hamu_jax.engine import pairing as pairing_lib
+from hamu_jax.engine import step as step_lib
+from hamu_jax.engine.train_state import create_state
+from hamu_jax.experiment import stage_plan
+from hamu_jax.paired import Paired
+
+Tree = Any
+# Of the original model, and of the unlearned one.
+STAGES = ("pretrain", "unlearn")
+
+
+class AbstractStage:
+  """A stage, ready to be compiled.
+
+  Attributes:
+    stage: as the loop runs it.
+    devices: those that work on a step.
+
+  Args:
+    config: validated.
+    task: as `experiment.Experiment` has one.
+    split: the rows by role.
+    devices: to choose from; they need not be there.
+    stage: one of `STAGES`. A method that trains from scratch unlearns by that.
+
+  Raises:
+    UserError: the experiment cannot run on these devices.
+  """
+
+  # What an example is.
+  examples: str
+
+  def __init__(
+    self, config: ml_collections.ConfigDict, task: Any, split: Paired, devices: Sequence[Any], stage: str
+  ):
+    config = config.copy_and_resolve_references()
+    # Trained weights have the shapes of new ones.
+    config.model.weights = ""
+    self._config, self._task = config, task
+    self.devices = pairing_lib.choose_devices(devices, config.pairing, config.devices)
+    plan = stage_plan.make_plan(config, task, split, devices=len(self.devices))
+    # An experiment needs devices that all of its stages can share out.
+    meshes = {
+      name: loop.stage_mesh(one, config.pairing, self.devices, config.mesh.weights)
+      for name, one in plan.stages.items()
+    }
+    chosen = plan.final if stage == "unlearn" else stage
+    self.stage, self._mesh = plan.stages[chosen], meshes[chosen]
+    self._together = loop.shared_axes(self._mesh)
+
+  @property
+  def batch_rows(self) -> int:
+    """Rows of a role's batch."""
+    raise NotImplementedError
+
+  @property
+  def parameters(self) -> tuple[int, int]:
+    """How many the model has that no stage trains, and how many are trained."""
+    trees = self._base(), self._task.template["params"]
+    return tuple(sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees)
+
+  @property
+  def share(self) -> int:
+    """Rows of a role's batch on a device, at most."""
+    return jax.tree.leaves(self._rows())[0].shape[-1]
+
+  @property
+  def trips(self) -> tuple[int, int]:
+    """How often the loops run whose length is data, see `hlo.read`: one step, and its pieces."""
+    return 1, -(-self.share // self.stage.microbatch) if self.stage.microbatch else 1
+
+  def facts(self) -> list[tuple[str, str]]:
+    """What is compiled and assumed, by name."""
+    what = self.stage.name if self.stage.train else self._config.method.name
+    each = " a role" if len(self.stage.method.roles) > 1 else ""
+    return [("step", f"{what}, {self._config.pairing}, {self.stage.plan.batch_size} {self.examples}{each}")]
+
+  def step(self) -> jax.stages.Lowered:
+    """A chunk of steps, as the loop runs them."""
+    return self._lower(self._program.step)
+
+  def plain(self) -> jax.stages.Lowered:
+    """In its place the gradients of each role's loss alone: no transform and no optimizer."""
+    role = objectives.role_gradient(
+      self._task.forward(self._config.pairing),
+      self._fetch,
+      ("ce",),
+      train=self.stage.training_mode,
+      microbatch=self.stage.microbatch,
+      together=self._together,
+    )
+    # Where each half of the devices has a role, its rows have both names.
+    roles = self.stage.method.roles[: 1 if self.stage.method.device_groups == 2 and self._mesh else 2]
+
+    def step(state, frozen, data, feed, settings):
+      key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+      inputs = objectives.Inputs(frozen.base, None, data, key, key, settings)
+      gradients = [
+        role(state.variables, inputs, getattr(feed.rows, name), {"ce": jnp.float32(1)}).gradient
+        for name in roles
+      ]
+      if self._mesh:
+        gradients = jax.lax.psum(gradients, pairing_lib.SHARE_AXES)
+      # They have to go somewhere, or the compiler leaves them out.
+      total = jax.tree.map(lambda *leaves: sum(leaves), *gradients)
+      return state.replace(params=total, step=state.step + 1), {}
+
+    return self._lower(step)
+
+  def _base(self) -> Tree:
+    """Shapes of the variables that no stage trains, placed."""
+    return {}
+
+  def _data(self) -> Tree:
+    """Shapes of what the steps of a chunk gather from, placed."""
+    raise NotImplementedError
+
+  @property
+  def _sharded_data(self) -> bool:
+    """See `step.compile_target`."""
+    return False
+
+  @property
+  def _fetch(self):
+    return self._task.fetch(self.stage.options.augment)
+
+  @functools.cached_property
+  def _program(self) -> step_lib.StepProgram:
+    pairing = self._config.pairing
+    return loop.stage_program(
+      self.stage,
+      forward=self._task.forward(pairing),
+      fetch=self._fetch,
+      pairing=pairing,
+      together=self._together,
+    )
+
+  def _lower(self, step) -> jax.stages.Lowered:
+    stage, base, template = self.stage, self._base(), self._task.template
+    settings = step_lib.settings_of(stage.options, stage.sam)
+    state = jax.eval_shape(
+      lambda variables: create_state(variables, self._program.optimizers(settings), stage.seed), template
+    )
+    reference, mask = None, None
+    if methods.needs_reference(stage.method, objectives.TERMS):
+      reference = template
+    if stage.mask_scope:
+      mask = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.int8), template["params"])
+    chunk = step_lib.compile_target(
+      step_lib.make_chunk(step),
+      self._mesh,
+      stage.method.roles,
+      sharded_data=self._sharded_data,
+      base_specs=loop.specs(base),
+    )
+    return chunk.lower(
+      self._placed(state),
+      step_lib.Frozen(self._placed(reference), self._placed(mask), base),
+      self._data(),
+      self._feed(),
+      self._placed(jax.ShapeDtypeStruct((), jnp.int32)),
+      settings,
+    )
+
+  @property
+  def _roles(self) -> int:
+    """How many have rows."""
+    return sum(role is not None for role in self.stage.plan.streams)
+
+  def _rows(self):
+    """The rows of a chunk's feed."""
+    empty = np.zeros((step_lib.CHUNK_CAPACITY, self.batch_rows), np.int32)
+    rows = Paired(*(None if role is None else empty for role in self.stage.plan.streams))
+    return rows if self._mesh is None else pairing_lib.shard_rows(rows, self._mesh)
+
+  def _feed(self) -> step_lib.Feed:
+    epoch = jax.ShapeDtypeStruct((step_lib.CHUNK_CAPACITY,), jnp.int32)
+    spec = jax.sharding.PartitionSpec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
+    return step_lib.Feed(self._placed(self._rows(), spec), self._placed(epoch))
+
+  def _placed(self, tree: Tree, spec=jax.sharding.PartitionSpec()) -> Tree:
+    """Shapes on the device, or on the mesh as `spec` has them."""
+    if self._mesh is None:
+      sharding = jax.sharding.SingleDeviceSharding(self.devices[0])
+    else:
+      sharding = jax.sharding.NamedSharding(self._mesh, spec)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

@@ -1,0 +1,8 @@
+"""The program `python -m hamu_jax.report`, see `hamu_jax.report.report`."""
+
+import sys
+
+from hamu_jax.report.report import run
+
+if __name__ == "__main__":
+  sys.exit(run(sys.argv))

@@ -1,0 +1,334 @@
+"""The run directory: everything a run leaves behind, and the only place that writes metrics.
+
+    config.json     the resolved configuration
+    metrics.jsonl   one JSON object a line: stage, step, split, then the values
+    summary.json    results, steps, stop reason, seconds and provenance
+    tb/<stage>/     TensorBoard events
+    wandb.json      the Weights & Biases run id, when config.wandb asks for it
+    checkpoints/    orbax; beside it the plots
+
+All JSON is strict: NaN and infinities, which JSON has no numbers for, are written as null. JSON
+files are replaced atomically; metrics are appended, so that a killed process leaves at most one
+torn last line, which `read_metrics` reports and the next `RunDir.open` removes.
+"""
+
+import contextlib
+import io
+import json
+import math
+import os
+import pathlib
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hamu_jax.errors import UserError
+from hamu_jax.run.sinks import Sink, TensorBoardSink, WandbSink
+
+
+class MetricsLog(NamedTuple):
+  """What a metrics.jsonl holds."""
+
+  rows: list[dict[str, Any]]
+  torn: bool  # the last line is cut off and not among the rows
+
+
+def jsonable(value: Any) -> Any:
+  """The plain JSON form of a value: strict numbers, lists and string-keyed dicts.
+
+  Args:
+    value: Nested mappings and sequences of strings, numbers, None, paths, NumPy and JAX arrays.
+
+  Returns:
+    The same structure; arrays are lists, tuples are lists, NaN and infinities are None.
+
+  Raises:
+    TypeError: something else is in it.
+  """
+  if value is None or isinstance(value, (str, bool, int)):
+    return value
+  if isinstance(value, float):
+    return float(value) if math.isfinite(value) else None
+  if isinstance(value, Mapping):
+    return {str(key): jsonable(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [jsonable(item) for item in value]
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    array = np.asarray(value)
+    # Extension floats such as bfloat16 have no Python counterpart of their own.
+    return jsonable(array.tolist() if array.dtype.kind in "biuf" else array.astype(float).tolist())
+  raise TypeError(f"cannot write a {type(value).__name__} as JSON: {value!r}")
+
+
+def read_metrics(path: os.PathLike | str) -> MetricsLog:
+  """Reads the metrics of a run directory, tolerating a torn last line.
+
+  Args:
+    path: The run directory or its metrics.jsonl; without such a file there are no rows.
+
+  Returns:
+    The rows in the order written, and whether a torn last line was left out.
+
+  Raises:
+    UserError: a line before the last is not JSON; the file was not written by a run.
+  """
+  path = pathlib.Path(path)
+  path = path / "metrics.jsonl" if path.is_dir() else path
+  lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+  rows = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError as error:
+      if number == len(lines):
+        return MetricsLog(rows, torn=True)
+      raise UserError(f"{path}: line {number} is not JSON ({error}); repair or delete it") from error
+  return MetricsLog(rows, torn=False)
+
+
+def write_json(path: os.PathLike | str, value: Any) -> None:
+  """Writes `value` as JSON so that `path` holds the old or the new content, never a part.
+
+  Args:
+    path: The file; its folder exists.
+    value: Anything `jsonable` accepts.
+
+  Raises:
+    UserError: the disk is full or the folder not writable.
+  """
+  write_bytes(path, (json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_bytes(path: os.PathLike | str, data: bytes) -> None:
+  """Writes a file so that `path` holds the old or the new content, never a part.
+
+  Args:
+    path: The file; its folder exists.
+    data: The content.
+
+  Raises:
+    UserError: the disk is full or the folder not writable.
+  """
+  path = pathlib.Path(path)
+  # One fixed name: a file left behind by a killed process is overwritten, not collected.
+  partial = path.with_name(f".{path.name}.partial")
+  with _writing(path):
+    with open(partial, "wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_arrays(path: os.PathLike | str, **arrays: np.ndarray) -> None:
+  """Writes an `.npz` so that `path` holds the old or the new content, never a part.
+
+  Args:
+    path: The file; its folder exists.
+    **arrays: By name.
+
+  Raises:
+    UserError: the disk is full or the folder not writable.
+  """
+  buffer = io.BytesIO()
+  np.savez(buffer, **arrays)
+  write_bytes(path, buffer.getvalue())
+
+
+def read_json(path: os.PathLike | str) -> Any:
+  """Reads a JSON file of a run directory.
+
+  Raises:
+    UserError: the file is missing or not JSON.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_text())
+  except FileNotFoundError as error:
+    raise UserError(f"{path} does not exist; choose the --workdir of a run") from error
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON ({error}); delete it or choose another --workdir") from error
+
+
+class RunDir:
+  """One run's directory, opened for writing.
+
+  Every method that writes does nothing when `writer` is false, so that all processes of a
+  multi-host run call them alike and one of them writes.
+  """
+
+  def __init__(self, path: os.PathLike | str, *, writer: bool = True, sinks: Sequence[Sink] = ()):
+    """Wraps an existing directory; `open` is the way to start or resume a run.
+
+    Args:
+      path: The directory.
+      writer: Whether this process writes.
+      sinks: Receivers of every metrics row beside metrics.jsonl.
+    """
+    self.path = pathlib.Path(path)
+    self.writer = writer
+    self._sinks = tuple(sinks)
+    self._metrics = None
+
+  @classmethod
+  def open(
+    cls,
+    path: os.PathLike | str,
+    config: Mapping[str, Any],
+    *,
+    ignore: Sequence[str] = (),
+    writer: bool = True,
+  ) -> "RunDir":
+    """Starts a run in `path`, or resumes the one that is there.
+
+    Args:
+      path: The directory, made when missing.
+      config: The resolved configuration; its section ``wandb`` (project, name, entity, mode) adds
+        the Weights & Biases sink when ``project`` is not empty.
+      ignore: Dotted names of fields or sections that may differ from the run that is there, e.g.
+        ``("wandb", "log.every")``; the file then takes the new values.
+      writer: Whether this process writes.
+
+    Returns:
+      The run directory, with config.json written and TensorBoard as a sink.
+
+    Raises:
+      UserError: the directory belongs to another experiment or cannot be written.
+    """
+    path, config = pathlib.Path(path), jsonable(config)
+    with _writing(path):
+      if (path / "config.json").exists():
+        _same_experiment(path, read_json(path / "config.json"), config, ignore)
+      if not writer:
+        return cls(path, writer=False)
+      path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "config.json", config)
+    sinks = [TensorBoardSink(path / "tb")]
+    if config.get("wandb", {}).get("project"):
+      if not (path / "wandb.json").exists():
+        write_json(path / "wandb.json", {"id": uuid.uuid4().hex})
+      run_id = read_json(path / "wandb.json")["id"]
+      sinks.append(WandbSink(config, directory=path, run_id=run_id))
+    run = cls(path, sinks=sinks)
+    run._keep(lambda row: True)
+    return run
+
+  def write(self, stage: str, step: int, split: str, values: Mapping[str, Any]) -> None:
+    """Appends one row to metrics.jsonl and hands it to every sink.
+
+    Args:
+      stage: ``pretrain``, ``retrain``, ``unlearn`` or ``evaluate``.
+      step: The stage's steps so far, the one that the row describes included.
+      split: ``retain``, ``forget``, ``test`` for evaluations; ``step`` for a step's diagnostics.
+      values: Numbers, lists or arrays by name.
+
+    Raises:
+      UserError: the disk is full or the directory not writable.
+    """
+    if not self.writer:
+      return
+    values = jsonable(values)
+    row = {"stage": stage, "step": int(step), "split": split}
+    if taken := row.keys() & values.keys():
+      raise ValueError(f"metrics may not be called {', '.join(sorted(taken))}")
+    line = memoryview((json.dumps(row | values, allow_nan=False) + "\n").encode())
+    with _writing(self.path / "metrics.jsonl"):
+      if self._metrics is None:
+        self._metrics = open(self.path / "metrics.jsonl", "ab", buffering=0)
+      while line:
+        line = line[self._metrics.write(line) :]
+      for sink in self._sinks:
+        sink.write(stage, row["step"], split, values)
+
+  def truncate(self, stage: str, step: int, *, evaluated: int | None = None) -> None:
+    """Drops what a resumed stage will write again, and a torn last line.
+
+    Args:
+      stage: The stage that resumes.
+      step: The step it resumes from, so that its rows beyond go; -1 when it starts over.
+      evaluated: The last evaluation it will not repeat, so that rows of splits other than ``step``
+        beyond it go too; None: an evaluation at `step` is not repeated either.
+    """
+    last = {"step": step}
+    evaluated = step if evaluated is None else evaluated
+    self._keep(lambda row: row["stage"] != stage or row["step"] <= last.get(row["split"], evaluated))
+    with _writing(self.path):
+      for sink in self._sinks:
+        sink.rewind(stage, step)
+
+  def write_json(self, name: str, value: Any) -> None:
+    """Writes the JSON file `name`, e.g. ``summary.json``; see the function of that name."""
+    if self.writer:
+      write_json(self.path / name, value)
+
+  def close(self) -> None:
+    """Closes the metrics file and every sink, also when one of them fails."""
+    self._close_metrics()
+    with _writing(self.path), contextlib.ExitStack() as stack:
+      for sink in self._sinks:
+        stack.callback(sink.close)
+
+  def _close_metrics(self) -> None:
+    if self._metrics is not None:
+      self._metrics.close()
+      self._metrics = None
+
+  def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrites metrics.jsonl with the wanted rows, when that changes it."""
+    path = self.path / "metrics.jsonl"
+    if not self.writer or not path.exists():
+      return
+    self._close_metrics()
+    rows, _ = read_metrics(path)
+    kept = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows if wanted(row))
+    if kept.encode() != path.read_bytes():
+      write_bytes(path, kept.encode())
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f"cannot write {error.filename or path}: {error.strerror or error}; "
+      "make room or choose another --workdir"
+    ) from error
+
+
+def _same_experiment(
+  path: pathlib.Path, there: Mapping[str, Any], here: Mapping[str, Any], ignore: Sequence[str]
+) -> None:
+  there, here = dict(fields(there)), dict(fields(here))
+  differing = [
+    name
+    for name in sorted(there.keys() | here.keys())
+    if (name not in there or name not in here or there[name] != here[name])
+    and not any(name == field or name.startswith(field + ".") for field in ignore)
+  ]
+  if not differing:
+    return
+
+  def show(fields, name):
+    return json.dumps(fields[name]) if name in fields else "absent"
+
+  first = "; ".join(
+    f"config.{name} is {show(there, name)} there and {show(here, name)} here" for name in differing[:3]
+  )
+  more = f"; and {len(differing) - 3} more fields differ" if len(differing) > 3 else ""
+  raise UserError(
+    f"workdir {path} belongs to another experiment: {first}{more}; choose another --workdir or delete {path}"
+  )
+
+
+def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """The leaves of nested dicts under dotted names; an empty dict is a leaf."""
+  if isinstance(config, Mapping) and config:
+    for name, value in config.items():
+      yield from fields(value, f"{prefix}.{name}" if prefix else name)
+  else:
+    yield prefix, config

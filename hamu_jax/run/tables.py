@@ -1,0 +1,93 @@
+"""Aligned text: the table of a run's results, and of anything else."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_STAGES = {"original": "pretrain", "retrained": "retrain", "unlearned": "unlearn"}
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """Aligned columns, the first to the left and, below a header, the others to the right."""
+  cells = [[str(cell) for cell in row] for row in ([header] if header else []) + list(rows)]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  return "\n".join(
+    "  ".join(
+      cell.rjust(width) if column and header else cell.ljust(width)
+      for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in cells
+  )
+
+
+def results_table(summary: Mapping[str, Any]) -> str:
+  """The results of a run as aligned text, at most 120 columns wide for ordinary numbers.
+
+  One row for each of the original, retrained and unlearned model that the run has. Accuracies are
+  in percent; a value that does not exist for a row is "-", one that is not a number "nan".
+
+  Args:
+    summary: The content of summary.json: ``results`` by model, ``seconds`` by stage.
+
+  Returns:
+    Lines of equal length, joined; no trailing newline.
+  """
+  rows = [name for name in _STAGES if name in summary["results"]]
+  columns = list(_columns(summary, rows))
+  widths = [max(map(len, column)) for column in columns]
+  first = max(map(len, rows), default=0)
+  lines = [
+    "  ".join([name.ljust(first), *(text.rjust(width) for text, width in zip(cells, widths))])
+    for name, *cells in zip(["", "", *rows], *columns)
+  ]
+  return "\n".join([*lines[:2], "-" * len(lines[0]), *lines[2:]])
+
+
+def _columns(summary: Mapping[str, Any], rows: list[str]) -> Iterator[list[str]]:
+  """The columns as texts, two header lines first."""
+  results = summary["results"]
+  for split in ("retain", "forget", "test"):
+    cells = [results[row].get(split, {}) for row in rows]
+    yield [split, "acc %", *(_percent(cell, "accuracy") for cell in cells)]
+    yield [split, "loss", *(_cell(cell, "loss", 4) for cell in cells)]
+  # Whole forgotten classes: the test accuracy on the classes that stay, and on those that go.
+  for split, name in (("test_retain", "kept"), ("test_forget", "forgotten")):
+    cells = [results[row].get(split, {}) for row in rows]
+    if any(cells):
+      yield ["test acc %", name, *(_percent(cell, "accuracy") for cell in cells)]
+  # Language models: how much of the true answers the generated ones have, and TOFU's two scores.
+  suites = [results[row].get("suite", {}) for row in rows]
+  if any(suites):
+    for split in ("retain", "forget"):
+      yield [split, "ROUGE %", *(_percent(suite.get(split, {}), "rouge") for suite in suites)]
+    for title, name in (("model", "utility"), ("forget", "quality")):
+      key = f"{title}_{name}"
+      if any(key in suite for suite in suites):
+        yield [title, name, *(_cell(suite, key, 4) for suite in suites)]
+    marks = [suite.get("watermark", {}) for suite in suites]
+    if any(marks):
+      yield ["watermark", "AUC", *(_cell(mark, "forget_retain_auc", 4) for mark in marks)]
+  yield ["forget/test", "loss AUC", *(_cell(results[row], "forget_test_auc", 4) for row in rows)]
+  # The share of the forget set that an attack by confidence takes for rows the model never saw.
+  cells = [results[row].get("membership", {}) for row in rows]
+  if any(cells):
+    yield ["unseen", "% MIA", *(_percent(cell, "confidence") for cell in cells)]
+  yield ["tug of", "war", *(_cell(results[row], "tug_of_war", 4) for row in rows)]
+  seconds = summary.get("seconds", {})
+  yield ["", "seconds", *(_cell(seconds, _STAGES[row], 1) for row in rows)]
+
+
+def _percent(values: Mapping[str, Any], name: str) -> str:
+  value = values.get(name)
+  return _cell(values if value is None else {name: 100 * value}, name, 2)
+
+
+def _cell(values: Mapping[str, Any], name: str, digits: int) -> str:
+  return format_number(values[name], digits) if name in values else "-"
+
+
+def format_number(value: float | None, digits: int) -> str:
+  """Fixed digits, or four significant ones where those would take more than ten characters."""
+  if value is None:
+    return "nan"
+  text = f"{float(value):.{digits}f}"
+  return text if len(text) <= 10 else f"{float(value):.4g}"

@@ -1,0 +1,166 @@
+"""What an experiment learns and what it forgets: a dataset, and its training rows by role."""
+
+import hashlib
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+
+from hamu_jax import data as data_lib
+from hamu_jax.config import default as config_lib
+from hamu_jax.errors import UserError
+from hamu_jax.paired import Paired
+from hamu_jax.vision import feed as source
+from sam_jax import memorization
+
+
+class Problem(NamedTuple):
+  """A dataset and which of its training rows may be learnt.
+
+  Attributes:
+    config: `config.data`.
+    dataset: as loaded.
+    validation: [V] int32 training rows that no stage learns from, ascending.
+    available: [n] int32 all others, ascending.
+  """
+
+  config: ml_collections.ConfigDict
+  dataset: data_lib.Dataset
+  validation: np.ndarray
+  available: np.ndarray
+
+  @property
+  def fingerprint(self) -> str:
+    """Of the data."""
+    return self.dataset.fingerprint
+
+  @property
+  def estimates_scores(self) -> bool:
+    """Whether the forget set goes by memorization scores that are still to be estimated."""
+    return self.config.forget == "memorization" and self.config.scores == config_lib.ESTIMATE
+
+  @property
+  def available_rows(self) -> np.ndarray:
+    """[n] the rows of the original training split that the available ones are."""
+    return self.dataset.train_rows[self.available]
+
+  def read_scores(self) -> np.ndarray | None:
+    """[n] memorization scores of the available rows from a file; None if the forget set needs none.
+
+    Raises:
+      UserError: see `data.read_scores`.
+    """
+    if self.config.forget != "memorization" or self.estimates_scores:
+      return None
+    names = self.dataset.train_names
+    return data_lib.read_scores(
+      self.config.scores,
+      rows=self.available_rows,
+      total=self.dataset.train_total,
+      names=None if names is None else names[self.available],
+      ordered=self.dataset.train_ordered,
+    )
+
+  def split(self, scores: np.ndarray | None) -> Paired:
+    """The retain and the forget rows among the available ones.
+
+    Args:
+      scores: [n] their memorization scores, where the forget set goes by them. None while they are still
+        to be estimated finds out whether their use would fail.
+
+    Raises:
+      UserError: see `data.make_split`, or a listed row is held out for validation.
+    """
+    labels = self.dataset.train.labels
+    if self.estimates_scores and scores is None:
+      scores = np.zeros(len(self.available))
+    if self.config.forget != "indices":
+      return Paired(
+        *(self.available[rows] for rows in _make_split(self.config, labels[self.available], scores))
+      )
+    # A list of rows counts among all of them.
+    whole = _make_split(self.config, labels, None)
+    if held_out := np.setdiff1d(whole.forget, self.available).tolist():
+      raise UserError(
+        f"config.data.forget_indices={self.config.forget_indices!r}: row {held_out[0]} is held out for "
+        f"validation ({len(held_out)} such rows); leave them out or set config.data.validation_fraction=0"
+      )
+    return whole._replace(retain=whole.retain[np.isin(whole.retain, self.available)])
+
+  def levels(self, scores: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The most, half and least memorized rows, as many of each as are forgotten; {} without scores."""
+    if scores is None:
+      return {}
+    size = min(self.config.forget_size, len(self.available))
+    return {
+      level: self.available[memorization.select(scores, size, level)]
+      for level in memorization.LEVELS
+      if level != "mixed"
+    }
+
+  def image_data(self, split: Paired) -> source.ImageData:
+    """The training split as steps gather from it."""
+    train = self.dataset.train
+    forget = np.zeros(len(train.labels), bool)
+    forget[split.forget] = True
+    return source.ImageData(train.images, train.labels, forget, np.arange(len(train.labels), dtype=np.int32))
+
+
+def scores_fingerprint(scores: np.ndarray | None) -> str | None:
+  """SHA-256, in hexadecimal, of memorization scores; None without any."""
+  return None if scores is None else hashlib.sha256(scores.tobytes()).hexdigest()
+
+
+def load(config: ml_collections.ConfigDict) -> Problem:
+  """Loads the dataset and holds out its validation rows.
+
+  Args:
+    config: `config.data`.
+
+  Raises:
+    UserError: see `data.load`, or there is not a mean for every channel.
+  """
+  return hold_out(config, config_lib.load_dataset(config))
+
+
+def hold_out(config: ml_collections.ConfigDict, dataset: data_lib.Dataset) -> Problem:
+  """The problem of a dataset whose validation rows are held out.
+
+  Args:
+    config: `config.data`.
+    dataset: as loaded.
+
+  Raises:
+    UserError: no row would be held out although that is asked for, or there is not a mean for every channel.
+  """
+  channels = dataset.train.images.shape[-1]
+  if len(config.mean) != channels:
+    raise UserError(
+      f"config.data.mean={tuple(config.mean)}: the images have {channels} channel(s); give "
+      "config.data.mean and config.data.std one value for each"
+    )
+  labels = dataset.train.labels
+  validation = data_lib.validation_rows(labels, config.validation_fraction, config.seed)
+  if config.validation_fraction and not len(validation):
+    raise UserError(
+      f"config.data.validation_fraction={config.validation_fraction!r}: holds out no row of classes of "
+      f"at most {np.bincount(labels).max()} rows; choose a larger share, or 0"
+    )
+  available = np.setdiff1d(np.arange(len(labels)), validation)
+  return Problem(config, dataset, validation.astype(np.int32), available.astype(np.int32))
+
+
+def _make_split(config, labels: np.ndarray, scores: np.ndarray | None) -> Paired:
+  return data_lib.make_split(
+    config.forget,
+    labels,
+    seed=config.seed,
+    forget_class=config.forget_class,
+    hard_probability=config.hard_probability,
+    forget_fraction=config.forget_fraction,
+    forget_indices=config.forget_indices,
+    memorization_level=config.memorization_level,
+    forget_size=config.forget_size,
+    scores=scores,
+    duplicates=config.duplicates,
+  )

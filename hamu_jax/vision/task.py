@@ -1,0 +1,286 @@
+"""What makes an experiment one on images: how a batch is made, what the model is fed, what is evaluated."""
+
+import copy
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from hamu_jax import data as data_lib
+from hamu_jax import models
+from hamu_jax.config import default as config_lib
+from hamu_jax.engine import pairing as pairing_lib
+from hamu_jax.engine.objectives import Outputs
+from hamu_jax.models import weights
+from hamu_jax.paired import Paired
+from hamu_jax.run import rundir
+from hamu_jax.vision import evaluation
+from hamu_jax.vision import feed as source_lib
+from hamu_jax.vision import request as request_lib
+from hamu_jax.vision.evaluation import Examples
+
+
+def make_init(model, image_shape: Sequence[int]):
+  """(seed) -> the variables of an untrained image model.
+
+  Args:
+    model: linen module.
+    image_shape: (H, W, C).
+  """
+
+  def init(seed):
+    variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)), train=False)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+  return init
+
+
+def make_features(model, mean, std):
+  """(variables, images [B, H, W, C] uint8) -> the inputs [B, F] of the model's last layer.
+
+  In evaluation mode; arguments as of `make_forward`.
+  """
+
+  def features(variables, images):
+    dtype = jax.tree.leaves(variables["params"])[0].dtype
+    images = data_lib.normalize(images, mean, std, dtype)
+    _, recorded = model.apply(variables, images, train=False, mutable=["intermediates"])
+    return recorded["intermediates"]["features"][0]
+
+  return features
+
+
+def make_forward(model, mean, std, axis_name: str | None):
+  """(variables, batch, key, train) -> (Outputs with logits [B, C], batch_stats) of an image model.
+
+  Args:
+    model: linen module.
+    mean: of each channel, in [0, 1].
+    std: of each channel.
+    axis_name: mesh axis over which training-mode batch norm shares its statistics.
+  """
+
+  def forward(variables, batch, key, train):
+    del key  # These models draw no random numbers.
+    dtype = jax.tree.leaves(variables["params"])[0].dtype
+    images = data_lib.normalize(batch["image"], mean, std, dtype)
+    if not train:
+      return Outputs(model.apply(variables, images, train=False)), variables["batch_stats"]
+    logits, updated = model.apply(
+      variables,
+      images,
+      train=True,
+      mask=batch["mask"],
+      axis_name=axis_name,
+      mutable=["batch_stats"],
+    )
+    # A model without batch norm updates nothing.
+    return Outputs(logits), updated.get("batch_stats", variables["batch_stats"])
+
+  return forward
+
+
+def make_fetch(augment: str):
+  """(`source.ImageData`, rows [B], key) -> batch, gathered on the device and augmented."""
+
+  def fetch(data, rows, key):
+    batch = data_lib.take(data.images, data.labels, rows)
+    present = rows.clip(0)
+    # Keys go by the dataset's row, wherever a window has put it.
+    batch |= {"row": data.ids[present], "forget": data.forget[present]}
+    keys = data_lib.example_keys(key, batch["row"])
+    return batch | {"image": data_lib.augment(batch["image"], keys, augment)}
+
+  return fetch
+
+
+def evaluation_splits(
+  dataset: data_lib.Dataset,
+  split: Paired,
+  validation: np.ndarray,
+  classes: Sequence[int] = (),
+  levels: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Examples]:
+  """Every set of examples that is evaluated.
+
+  Args:
+    dataset: training and test images.
+    split: training rows by role.
+    validation: training rows that no stage learns from; none if empty.
+    classes: where the forget set is made of whole classes, these; the test set is then also shown in two
+      parts, `test_forget` of the forgotten classes and `test_retain` of all others.
+    levels: training rows by level of memorization, each evaluated under its name.
+  """
+  train, test = dataset.train, dataset.test
+
+  def of_train(rows):
+    return Examples(train.images, train.labels, rows)
+
+  def of_test(rows):
+    return Examples(test.images, test.labels, rows)
+
+  splits = {
+    "retain": of_train(split.retain),
+    "forget": of_train(split.forget),
+    "test": of_test(np.arange(len(test.labels))),
+  }
+  if len(validation):
+    splits["validation"] = of_train(validation)
+  if classes:
+    forgotten = np.isin(test.labels, classes)
+    if 0 < forgotten.sum() < forgotten.size:
+      splits["test_retain"] = of_test(np.flatnonzero(~forgotten))
+      splits["test_forget"] = of_test(np.flatnonzero(forgotten))
+  return splits | {name: of_train(rows) for name, rows in (levels or {}).items()}
+
+
+class Vision:
+  """An experiment on images.
+
+  Attributes:
+    problem: which rows are learnt.
+    init: seed -> the variables of an untrained model.
+    template: their shapes.
+
+  Args:
+    config: validated.
+    problem: None loads that of the configuration.
+    platform: what it will run on; None: what JAX runs on here.
+
+  Raises:
+    UserError: see `problem.load`.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    problem: request_lib.Problem | None = None,
+    platform: str | None = None,
+  ):
+    self._config, self._platform = config, platform
+    self.problem = problem or request_lib.load(config.data)
+    self._image_shape = self.problem.dataset.train.images.shape[1:]
+    self._model = config_lib.build_model(
+      config.model, num_classes=len(self.problem.dataset.class_names), platform=platform
+    )
+    self.init = make_init(self._model, self._image_shape)
+    self.template = jax.eval_shape(self.init, config.seed)
+
+  def with_config(self, config: ml_collections.ConfigDict):
+    """The same data and model under a configuration that differs in settings and seeds alone."""
+    other = copy.copy(self)
+    other._config = config
+    return other
+
+  @property
+  def inputs(self) -> dict[str, Any]:
+    """What every stage depends on, as JSON values."""
+    return {"normalization": [self._config.data.mean, self._config.data.std]}
+
+  @property
+  def evaluation_inputs(self) -> dict[str, Any]:
+    """What evaluations depend on beside the model."""
+    return {}
+
+  @property
+  def unlearning_inputs(self) -> dict[str, Any]:
+    """What unlearning depends on beside the method's options."""
+    return {}
+
+  @property
+  def provenance(self) -> dict[str, Any]:
+    """What else the results come from."""
+    return {}
+
+  def in_training_mode(self, options: ml_collections.ConfigDict) -> bool:
+    """Whether unlearning runs batch norm on the statistics of its batches."""
+    return options.batch_norm == "batch"
+
+  def microbatch(self, training_mode: bool) -> int:
+    """Images that are differentiated at a time; batch statistics need all of a batch."""
+    if training_mode:
+      return 0
+    return self._config.method.microbatch or models.microbatch_size(*self._image_shape[:2], self._platform)
+
+  def forward(self, pairing: str):
+    """See `make_forward`; the training statistics are over all devices of a role."""
+    axis = pairing_lib.DATA_AXIS if pairing == "pmap" else None
+    return make_forward(self._model, self._config.data.mean, self._config.data.std, axis)
+
+  def fetch(self, augment: str):
+    """See `make_fetch`."""
+    return make_fetch(augment)
+
+  def source(self, split: Paired) -> source_lib.Resident | source_lib.Streamed:
+    """The training images."""
+    kind = source_lib.Streamed if self._config.data.stream else source_lib.Resident
+    return kind(self.problem.image_data(split))
+
+  def base(self, mesh: jax.sharding.Mesh | None) -> dict[str, Any]:
+    """All of a model is trained."""
+    del mesh
+    return {}
+
+  def evaluator(
+    self, split: Paired, scores: np.ndarray | None, mesh: jax.sharding.Mesh | None
+  ) -> evaluation.Evaluator:
+    """Evaluates every split of the images.
+
+    Args:
+      split: training rows by role.
+      scores: memorization scores, where the forget set goes by them.
+      mesh: devices that share an evaluation, None for the default one.
+    """
+    data = self._config.data
+    return self.evaluator_of(
+      mesh,
+      evaluation_splits(
+        self.problem.dataset,
+        split,
+        self.problem.validation,
+        data.forget_class if data.forget == "class" else (),
+        self.problem.levels(scores),
+      ),
+    )
+
+  def evaluator_of(
+    self, mesh: jax.sharding.Mesh | None, splits: Mapping[str, Examples]
+  ) -> evaluation.Evaluator:
+    """Evaluates some splits; evaluation has no training statistics."""
+    return evaluation.Evaluator(self.forward("sequential"), splits, self._config.evaluate.batch_size, mesh)
+
+  def extras(self, evaluator: evaluation.Evaluator) -> dict[str, Any]:
+    """{kind: (JSON values it depends on, variables -> (values, examples))} of final evaluations."""
+    size, seed = self._config.evaluate.membership_size, config_lib.seed_of(self._config, "evaluate")
+    if not self._config.evaluate.membership:
+      return {}
+    return {
+      "membership": (
+        {"size": size, "seed": seed},
+        lambda variables: (evaluator.membership(variables, size, seed), {}),
+      )
+    }
+
+  def compare(self, results: dict[str, Any], examples: Mapping[str, Any]) -> None:
+    """Images have no comparison of their own with the retrained model."""
+
+  def read_weights(self, path: str) -> Any:
+    """See `models.load_weights`."""
+    return models.load_weights(path, self.template)
+
+  def weights_fingerprint(self, path: str) -> str:
+    """Of the file that `read_weights` reads."""
+    return weights.fingerprint(path)
+
+  def save(self, workdir: pathlib.Path, name: str, variables: Any) -> None:
+    """Leaves a model as a safetensors file."""
+    rundir.write_bytes(workdir / f"{name}.safetensors", models.weights_bytes(variables))
+
+  def work(self, source: Any, stage: Any, steps: int) -> dict[str, Any]:
+    """Nothing more to say of a stage."""
+    del source, stage, steps
+    return {}

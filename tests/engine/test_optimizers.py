@@ -1,0 +1,86 @@
+"""Schedules against closed forms; optimizers against optax called by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hamu_jax.config import default as config_lib
+from hamu_jax.engine import optimizers
+from hamu_jax.errors import UserError
+
+
+def section(**values):
+  config = config_lib.optimizer_config(values.pop("name", "sgd"), 0.1)
+  config.update(values)
+  return config
+
+
+@pytest.mark.parametrize(
+  ("values", "wanted"),
+  [
+    ({}, {0: 1, 55: 1, 99: 1}),
+    ({"schedule": "cosine"}, {0: 1, 50: 0.5, 25: (1 + 2**-0.5) / 2, 100: 0}),
+    ({"schedule": "linear"}, {0: 1, 25: 0.75, 100: 0}),
+    (
+      {"schedule": "step", "decay_epochs": (2.0, 5.0), "decay_factor": 0.1},
+      {19: 1, 20: 0.1, 49: 0.1, 50: 0.01},
+    ),
+    ({"warmup_epochs": 2.0}, {0: 0, 10: 0.5, 20: 1, 80: 1}),
+    ({"warmup_epochs": 2.0, "schedule": "cosine"}, {10: 0.5, 20: 1, 60: 0.5, 100: 0}),
+    (
+      {"warmup_epochs": 1.0, "schedule": "step", "decay_epochs": (3.0,)},
+      {5: 0.5, 29: 1, 30: 0.1},
+    ),
+  ],
+)
+def test_schedule_shapes(values, wanted):
+  shape = optimizers.schedule_shape(section(**values), lambda epochs: 10 * epochs, total_steps=100)
+  for step, factor in wanted.items():
+    np.testing.assert_allclose(shape(step), factor, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("values", "reference"),
+  [
+    ({}, optax.sgd(0.1)),
+    ({"momentum": 0.9, "nesterov": True}, optax.sgd(0.1, momentum=0.9, nesterov=True)),
+    (
+      {"momentum": 0.9, "weight_decay": 5e-4},
+      optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9)),
+    ),
+    ({"name": "adamw", "b1": 0.8}, optax.adamw(0.1, b1=0.8, weight_decay=0.0)),
+    ({"name": "adamw", "weight_decay": 0.3}, optax.adamw(0.1, weight_decay=0.3)),
+    ({"name": "lion", "weight_decay": 0.0}, optax.lion(0.1, weight_decay=0.0)),
+  ],
+)
+def test_optimizer_is_the_optax_one(values, reference):
+  params = {"w": jnp.asarray([1.0, -2.0, 3.0])}
+  gradients = {"w": jnp.asarray([0.5, 0.1, -0.7])}
+  moved = []
+  for optimizer in (optimizers.make_optimizer(section(**values), 0.1), reference):
+    state, current = optimizer.init(params), params
+    for _ in range(3):
+      updates, state = optimizer.update(gradients, state, current)
+      current = optax.apply_updates(current, updates)
+    moved.append(current["w"])
+  np.testing.assert_array_equal(*moved)
+  assert not np.allclose(moved[0], params["w"])
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"name": "sdg"}, "'sdg' is not an optax optimizer; choose"),
+    ({"name": "chain"}, "not an optax optimizer"),
+    ({"name": "sgd", "b1": 0.9}, "optimizer.b1=0.9: optax.sgd takes no such"),
+  ],
+)
+def test_what_optax_does_not_have_is_refused(values, message):
+  with pytest.raises(UserError, match=message):
+    optimizers.make_optimizer(section(**values), 0.1)
+
+
+def test_unknown_schedule_is_refused():
+  with pytest.raises(UserError, match="'cosin': choose from constant, cosine"):
+    optimizers.schedule_shape(section(schedule="cosin"), lambda epochs: 10 * epochs, 100)
