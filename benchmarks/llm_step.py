@@ -175,10 +175,10 @@ def make_step(args, model, config, data, variables, frozen, places, pairing):
     schedule=optax.constant_schedule(1.0),
   )
   chunk = step_lib.compile_target(step_lib.make_chunk(program.step), None, ("retain", "forget"))
-  settings = step_lib.settings_of(options)
-  state = jax.device_put(create_state(variables, program.optimizers(settings), 0))
-  feed = placement.place_feed(places, np.zeros(1, np.int32), None)
-  return lambda: chunk(state, frozen, data, feed, jnp.int32(1), settings)
+  hyperparameters = step_lib.hyperparameters_of(options)
+  state = jax.device_put(create_state(variables, program.optimizers(hyperparameters), 0))
+  batches = placement.place_batches(places, np.zeros(1, np.int32), None)
+  return lambda: chunk(state, frozen, data, batches, jnp.int32(1), hyperparameters)
 
 
 def time_steps(args):

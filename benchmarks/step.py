@@ -33,17 +33,17 @@ from hamu_jax.paired import Paired
 from hamu_jax.planning import plan
 from hamu_jax.planning import vision as vision_plan
 from hamu_jax.run import tables
-from hamu_jax.vision import feed as source_lib
+from hamu_jax.vision import feed as feed_lib
 from hamu_jax.vision import task as vision
 
 _CLASSES = 10
 
 
-def make_problem(args):
-  """-> model, data, variables, rows of one batch for each role."""
+def make_request(args):
+  """-> model, data, variables, examples of one batch for each role."""
   rng = np.random.default_rng(0)
   shape = (2 * args.batch, args.size, args.size, 3)
-  data = source_lib.ImageData(
+  data = feed_lib.ImageData(
     rng.integers(0, 256, shape).astype(np.uint8),
     rng.integers(0, _CLASSES, 2 * args.batch).astype(np.int32),
     np.arange(2 * args.batch) >= args.batch,
@@ -51,8 +51,8 @@ def make_problem(args):
   )
   model = models.build_model(args.model, num_classes=_CLASSES)
   variables = model.init(jax.random.key(0), jnp.zeros((1, *shape[1:])), train=False)
-  rows = np.arange(2 * args.batch, dtype=np.int32).reshape(2, 1, args.batch)
-  return model, data, variables, Paired(*rows)
+  indices = np.arange(2 * args.batch, dtype=np.int32).reshape(2, 1, args.batch)
+  return model, data, variables, Paired(*indices)
 
 
 def make_options(args, name):
@@ -63,7 +63,7 @@ def make_options(args, name):
 
 
 def make_chunk(args, model, name, pairing, mesh=None, rho=0.0, train=False):
-  """-> chunk as the loop runs it, its program and settings."""
+  """-> chunk as the loop runs it, its program and hyperparameters."""
   axis = pairing_lib.DATA_AXIS if pairing == "pmap" else None
   options = make_options(args, name)
   program = step_lib.make_step(
@@ -78,29 +78,29 @@ def make_chunk(args, model, name, pairing, mesh=None, rho=0.0, train=False):
     sharpness=step_lib.Sharpness() if rho else None,
   )
   chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, methods.METHODS[name].roles)
-  return chunk, program, step_lib.settings_of(options, {"rho": rho, "lamb": 1.0} if rho else None)
+  return chunk, program, step_lib.hyperparameters_of(options, {"rho": rho, "lamb": 1.0} if rho else None)
 
 
 def make_runner(args, problem, name, pairing, **options):
   """-> function without arguments that runs one step."""
-  model, data, variables, rows = problem
+  model, data, variables, indices = problem
   method = methods.METHODS[name]
   mesh = None
   if pairing == "pmap":
     mesh = pairing_lib.make_mesh(jax.devices(), method.device_groups)
-  chunk, program, settings = make_chunk(args, model, name, pairing, mesh, **options)
-  used = Paired(*(r if role in method.roles else None for role, r in rows._asdict().items()))
+  chunk, program, hyperparameters = make_chunk(args, model, name, pairing, mesh, **options)
+  used = Paired(*(r if role in method.roles else None for role, r in indices._asdict().items()))
   state, frozen, placed = placement.place(
-    (create_state(variables, program.optimizers(settings), 0), step_lib.Frozen(variables), data), mesh
+    (create_state(variables, program.optimizers(hyperparameters), 0), step_lib.Frozen(variables), data), mesh
   )
   if mesh is not None:
-    used = pairing_lib.shard_rows(used, mesh)
-  feed = placement.place_feed(used, np.zeros(1, np.int32), mesh)
-  return lambda: chunk(state, frozen, placed, feed, jnp.int32(1), settings)
+    used = pairing_lib.shard_indices(used, mesh)
+  batches = placement.place_batches(used, np.zeros(1, np.int32), mesh)
+  return lambda: chunk(state, frozen, placed, batches, jnp.int32(1), hyperparameters)
 
 
 def make_plain(args, model, *, train=False, microbatch=None):
-  """-> (variables, data, rows [B]) -> RoleSums: one plain gradient."""
+  """-> (variables, data, indices [B]) -> RoleSums: one plain gradient."""
   role = objectives.role_gradient(
     vision.make_forward(model, (0.5,) * 3, (0.25,) * 3, None),
     vision.make_fetch("none"),
@@ -109,35 +109,35 @@ def make_plain(args, model, *, train=False, microbatch=None):
     microbatch=args.microbatch if microbatch is None else microbatch,
   )
 
-  def plain(variables, data, rows):
+  def plain(variables, data, indices):
     key = jax.random.key(0)
     inputs = objectives.Inputs({}, None, data, key, key, {})
-    return role(variables, inputs, rows, {"ce": jnp.float32(1)})
+    return role(variables, inputs, indices, {"ce": jnp.float32(1)})
 
   return plain
 
 
 def time_steps(args):
   """Ratios of each method and pairing to two plain gradients."""
-  model, data, variables, rows = make_problem(args)
+  model, data, variables, indices = make_request(args)
   data = jax.device_put(data)
   plain = make_plain(args, model)
 
   @jax.jit
-  def floor(variables, data, rows):
-    return [plain(variables, data, role_rows[0]).gradient for role_rows in rows]
+  def floor(variables, data, indices):
+    return [plain(variables, data, role_indices[0]).gradient for role_indices in indices]
 
-  device_rows = jax.device_put(rows)
+  device_rows = jax.device_put(indices)
   functions = {"floor": lambda: floor(variables, data, device_rows)}
   for name in args.methods:
     for pairing in args.pairings:
-      functions[f"{name} {pairing}"] = make_runner(args, (model, data, variables, rows), name, pairing)
+      functions[f"{name} {pairing}"] = make_runner(args, (model, data, variables, indices), name, pairing)
   return print_ratios(args, interleave(functions, args.rounds), "floor")
 
 
 def time_sharpness(args):
   """Ratios of sharpness-aware steps to one plain step, with frozen and with training batch norm."""
-  problem = make_problem(args)
+  problem = make_request(args)
   results = {}
   for mode, train in (("frozen", False), ("training", True)):
     functions = {
@@ -161,7 +161,7 @@ def print_ratios(args, timed, base):
 
 def time_convolution(args):
   """Images/s of the model's own convolution path against `lax.conv`, frozen and training."""
-  own, data, variables, rows = make_problem(args)
+  own, data, variables, indices = make_request(args)
   other = models.build_model(args.model, num_classes=_CLASSES, platform="tpu")
   data = jax.device_put(data)
   functions = {}
@@ -169,7 +169,7 @@ def time_convolution(args):
   for mode, train in (("frozen", False), ("training", True)):
     for name, model, microbatch in (("lax.conv", other, 0), ("own", own, args.microbatch)):
       plain = jax.jit(make_plain(args, model, train=train, microbatch=0 if train else microbatch))
-      functions[f"{mode} {name}"] = lambda f=plain: f(variables, data, rows.retain[0])
+      functions[f"{mode} {name}"] = lambda f=plain: f(variables, data, indices.retain[0])
       gradients[f"{mode} {name}"] = functions[f"{mode} {name}"]().gradient
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients[f"{mode} own"]))
     error = max(

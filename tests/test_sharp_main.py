@@ -115,7 +115,7 @@ def test_the_training_rows_are_parted(whole):
   np.testing.assert_array_equal(rows["forget"], rows["high"])
   with np.load(whole / "memorization.npz") as memorization:
     available = np.sort(np.concatenate(parts[:2]))
-    np.testing.assert_array_equal(memorization["rows"], digits.train_rows[available])
+    np.testing.assert_array_equal(memorization["rows"], digits.train_indices[available])
 
 
 def test_accuracies_are_those_of_the_exported_models(whole):

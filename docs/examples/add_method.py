@@ -26,23 +26,23 @@ objectives.TERMS["uniform"] = objectives.Term(uniform_cross_entropy)
 # --8<-- [end:term]
 
 
-# --8<-- [start:row]
-def forget_weight(settings, epoch):
+# --8<-- [start:example]
+def forget_weight(hyperparameters, epoch):
   """The part of the objective that the retain set does not have."""
   del epoch
-  return 1 - settings["retain_weight"]
+  return 1 - hyperparameters["retain_weight"]
 
 
-def sum_of_both(options, learning_rate, settings):
+def sum_of_both(options, learning_rate, hyperparameters):
   """Coefficients are in the gradients already."""
-  del options, learning_rate, settings
+  del options, learning_rate, hyperparameters
   return transforms.add()
 
 
 methods.METHODS["uniform"] = methods.Method(
   (methods.SubStep({"ce": "retain_weight"}, {"uniform": forget_weight}, sum_of_both),)
 )
-# --8<-- [end:row]
+# --8<-- [end:example]
 
 
 def get_config():

@@ -141,11 +141,11 @@ class Preview:
     self._plain = _Gradients(self._loop, plain, _ONE)
     self._batches = Paired(
       *(
-        _Batches(self._loop.source, dataclasses.replace(plain.plan, streams=Paired(stream, None)), plain)
+        _Batches(self._loop.feed, dataclasses.replace(plain.plan, streams=Paired(stream, None)), plain)
         for stream in plain.plan.streams
       )
     )
-    self._pairs = _Batches(self._loop.source, plain.plan, plain)
+    self._pairs = _Batches(self._loop.feed, plain.plan, plain)
     self._captured, self._appliers = {}, {}
 
   def pair(self, number: int) -> Pair:
@@ -220,7 +220,7 @@ class Preview:
 
   def _scaled(self, substep: methods.SubStep, gradients: Paired) -> Paired:
     """As the step makes them of the plain losses' gradients."""
-    settings = step_lib.settings_of(self._stage.options)
+    hyperparameters = step_lib.hyperparameters_of(self._stage.options)
 
     def one(gradient, coefficients):
       if coefficients is None:
@@ -228,15 +228,15 @@ class Preview:
       seen = jax.tree.map(lambda leaf: coefficients["ce"] * leaf, gradient)
       if self._stage.mask_scope is not None:
         seen = sam_jax.apply_mask(seen, self._frozen.mask)
-      return step_lib.clip(seen, optax.tree.norm(seen), settings["clip_norm"])
+      return step_lib.clip(seen, optax.tree.norm(seen), hyperparameters["clip_norm"])
 
-    return Paired(*map(one, gradients, substep.coefficients(settings, 0)))
+    return Paired(*map(one, gradients, substep.coefficients(hyperparameters, 0)))
 
   def _applier(self, substep: methods.SubStep):
     """(gradients, params, mask) -> the update, a `Stop` code."""
     stage = self._stage
     program = self._loop.program(stage._replace(method=methods.Method((substep,))), None)
-    (optimizer,) = program.optimizers(step_lib.settings_of(stage.options))
+    (optimizer,) = program.optimizers(step_lib.hyperparameters_of(stage.options))
 
     @jax.jit
     def apply(seen, params, mask):
@@ -252,20 +252,20 @@ class _Batches:
   """The batches of a plan, of which the last one asked for is kept.
 
   Args:
-    source: `source.Resident` or one of the same interface.
+    feed: `feed.ResidentImages` or one of the same interface.
     plan: of a stage, or of one of its roles.
     stage: whose steps they are of.
   """
 
-  def __init__(self, source, plan, stage: loop_lib.Stage):
-    self._source, self._plan = source, plan
-    source.prepare(plan, max(stage.total_steps, stage.plan.steps_per_epoch))
+  def __init__(self, feed, plan, stage: loop_lib.Stage):
+    self._feed, self._plan = feed, plan
+    feed.prepare(plan, max(stage.total_steps, stage.plan.steps_per_epoch))
     self._last = None, None
 
   def at(self, number: int, mesh):
-    """The data and the feed of a step."""
+    """The data and the batches of a step."""
     if self._last[0] != (number, mesh):
-      self._last = (number, mesh), self._source.chunk(self._plan, number, number + 1, mesh)
+      self._last = (number, mesh), self._feed.chunk(self._plan, number, number + 1, mesh)
     return self._last[1]
 
 
@@ -282,13 +282,13 @@ class _Gradients:
     substep = substep._replace(transform=lambda *arguments: capture())
     self._loop, self._stage = loop, stage._replace(method=methods.Method((substep,)))
     self._mesh = loop_lib.stage_mesh(self._stage, loop.pairing, loop.devices, loop.weights)
-    self._settings = step_lib.settings_of(stage.options, stage.sam)
+    self._settings = step_lib.hyperparameters_of(stage.options, stage.sam)
     self._program = loop.program(self._stage, self._mesh)
 
-    def step(state, frozen, data, feed, count, settings):
+    def step(state, frozen, data, batches, count, hyperparameters):
       del count
-      feed = jax.tree.map(lambda leaf: leaf[0], feed)
-      state, metrics = self._program.step(state, frozen, data, feed, settings)
+      batches = jax.tree.map(lambda leaf: leaf[0], batches)
+      state, metrics = self._program.step(state, frozen, data, batches, hyperparameters)
       return state, Paired(*(metrics.get(f"{role}_loss") for role in Paired._fields))
 
     def gradients(*arguments):
@@ -322,7 +322,7 @@ class _Gradients:
       function,
       self._mesh,
       self._stage.method.roles,
-      sharded_data=self._loop.source.sharded,
+      sharded_data=self._loop.feed.sharded,
       base_specs=loop_lib.specs(self._loop.base(self._mesh)),
     )
 
@@ -331,6 +331,6 @@ class _Gradients:
     # The step draws what it would draw.
     state = state.replace(step=jnp.int32(number))
     state, frozen = place((state, frozen._replace(base=None)), self._mesh)
-    data, feed = batches.at(number, self._mesh)
+    data, batches = batches.at(number, self._mesh)
     frozen = frozen._replace(base=self._loop.base(self._mesh))
-    return state, frozen, data, feed, jnp.int32(1), self._settings
+    return state, frozen, data, batches, jnp.int32(1), self._settings

@@ -14,7 +14,7 @@ from hamu_jax.data.dataset import Dataset, ImageSplit
 from hamu_jax.data.device import AUGMENTATIONS, augment, example_keys, normalize, take
 from hamu_jax.data.scores import read_scores
 from hamu_jax.data.sources import SOURCES, load
-from hamu_jax.data.splits import FORGET_KINDS, make_split, validation_rows
+from hamu_jax.data.splits import FORGET_KINDS, make_split, validation_indices
 from hamu_jax.data.window import window
 
 __all__ = [
@@ -38,6 +38,6 @@ __all__ = [
   "take",
   "training_plan",
   "unlearning_plan",
-  "validation_rows",
+  "validation_indices",
   "window",
 ]

@@ -1,4 +1,4 @@
-"""Which rows each step sees: a pure function of the step number, so resuming needs no state.
+"""Which examples each step sees: a pure function of the step number, so resuming needs no state.
 
 Each set is cut into batches, the short last one kept; a pass over them follows the other. A pass over
 retain is an epoch, hence retain restarts with each epoch.
@@ -26,16 +26,16 @@ EPOCHS = ("matched", "pass")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-  """Endless passes over some rows.
+  """Endless passes over some examples.
 
   Attributes:
-    rows: [n] the rows of a pass, in order.
+    indices: [n] the examples of a pass, in order.
     batch_size: B.
     reshuffle_seed: if not None, pass p is reordered by `default_rng((*reshuffle_seed, p))`.
     period: if not None, the stream starts over every so many steps, and p counts the starts.
   """
 
-  rows: np.ndarray
+  indices: np.ndarray
   batch_size: int
   reshuffle_seed: tuple[int, ...] | None = None
   period: int | None = None
@@ -43,19 +43,19 @@ class Stream:
   @property
   def steps(self) -> int:
     """Batches in a pass."""
-    return -(-len(self.rows) // self.batch_size)
+    return -(-len(self.indices) // self.batch_size)
 
   def pass_batches(self, number: int) -> np.ndarray:
     """Returns all batches of one pass, [steps, B] int32, -1 = padding."""
-    rows = self.rows
+    indices = self.indices
     if self.reshuffle_seed is not None:
-      rows = np.random.default_rng((*self.reshuffle_seed, number)).permutation(rows)
+      indices = np.random.default_rng((*self.reshuffle_seed, number)).permutation(indices)
     batches = np.full(self.steps * self.batch_size, PADDING, np.int32)
-    batches[: len(rows)] = rows
+    batches[: len(indices)] = indices
     return batches.reshape(self.steps, self.batch_size)
 
   def batches(self, start: int, stop: int) -> np.ndarray:
-    """Returns the rows of steps start..stop-1, [stop - start, B] int32, -1 = padding."""
+    """Returns the examples of steps start..stop-1, [stop - start, B] int32, -1 = padding."""
     out = np.empty((stop - start, self.batch_size), np.int32)
     period = self.period or self.steps
     for number in range(start // period, -(-stop // period)):
@@ -67,10 +67,10 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchPlan:
-  """The rows of every step of a run.
+  """The examples of every step of a run.
 
   Attributes:
-    batch_size: B, rows of a role in a step, padding included.
+    batch_size: B, examples of a role in a step, padding included.
     streams: Paired streams, None for a role that no step reads.
     repeats: how many times an epoch of this plan goes over the data.
   """
@@ -101,15 +101,15 @@ class BatchPlan:
     """The epoch of each of the steps start..stop-1, int32."""
     return (np.arange(start, stop) // self.steps_per_epoch).astype(np.int32)
 
-  def rows(self, start: int, stop: int) -> Paired:
-    """Says which rows the steps start..stop-1 see.
+  def indices(self, start: int, stop: int) -> Paired:
+    """Says which examples the steps start..stop-1 see.
 
     Args:
       start: first step, from 0.
       stop: the step after the last one.
 
     Returns:
-      Paired [stop - start, B] int32 rows of the training split, -1 for padding; None for a role
+      Paired [stop - start, B] int32 examples of the training split, -1 for padding; None for a role
       that no step reads.
     """
     return Paired(*(None if stream is None else stream.batches(start, stop) for stream in self.streams))
@@ -120,7 +120,7 @@ class PassPlan:
   """An epoch goes through the sets one after the other; the batch of the other role is all padding.
 
   Attributes:
-    batch_size: B, rows of a role in a step, padding included.
+    batch_size: B, examples of a role in a step, padding included.
     streams: Paired streams.
     order: the roles in the order of their passes.
     active: for each of `order`, the number of first epochs that have this pass; None for all.
@@ -158,8 +158,8 @@ class PassPlan:
     """The epoch of each of the steps start..stop-1, int32."""
     return np.array([epoch for epoch, _, _ in self._steps(start, stop)], np.int32)
 
-  def rows(self, start: int, stop: int) -> Paired:
-    """As `BatchPlan.rows`."""
+  def indices(self, start: int, stop: int) -> Paired:
+    """As `BatchPlan.indices`."""
     out = Paired(*(np.full((stop - start, self.batch_size), PADDING, np.int32) for _ in self.streams))
     passes = {}
     for step, (epoch, role, index) in enumerate(self._steps(start, stop)):
@@ -183,7 +183,7 @@ class PassPlan:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class JointPlan:
-  """The rows of models that are trained together, each on its own.
+  """The examples of models that are trained together, each on its own.
 
   Attributes:
     plans: one a model, with the same epochs and roles.
@@ -193,16 +193,16 @@ class JointPlan:
 
   @property
   def batch_size(self) -> int:
-    """Rows of a role in a step, of all models."""
+    """Examples of a role in a step, of all models."""
     return sum(plan.batch_size for plan in self.plans)
 
   def epochs(self, start: int, stop: int) -> np.ndarray:
     """As `BatchPlan.epochs`."""
     return self.plans[0].epochs(start, stop)
 
-  def rows(self, start: int, stop: int) -> Paired:
-    """As `BatchPlan.rows`, but [stop - start, models, B]."""
-    own = [plan.rows(start, stop) for plan in self.plans]
+  def indices(self, start: int, stop: int) -> Paired:
+    """As `BatchPlan.indices`, but [stop - start, models, B]."""
+    own = [plan.indices(start, stop) for plan in self.plans]
     return Paired(
       *(None if roles[0] is None else np.stack(roles, axis=1) for roles in zip(*own, strict=True))
     )
@@ -211,7 +211,7 @@ class JointPlan:
 def join_plans(
   plans: Sequence[BatchPlan | PassPlan],
 ) -> tuple[BatchPlan | PassPlan | JointPlan, bool]:
-  """Returns one plan for all models, and whether each has rows of its own in it or all the same."""
+  """Returns one plan for all models, and whether each has examples of its own in it or all the same."""
   if all(_equal(plan, plans[0]) for plan in plans[1:]):
     return plans[0], False
   return JointPlan(tuple(plans)), True
@@ -242,19 +242,20 @@ def _shuffled(*sets: np.ndarray, seed: int) -> list[np.ndarray]:
   """
   generator = random.Random(seed)
   result = []
-  for rows in sets:
-    rows = rows.tolist()
-    generator.shuffle(rows)
-    result.append(np.array(rows, np.int32))
+  for indices in sets:
+    indices = indices.tolist()
+    generator.shuffle(indices)
+    result.append(np.array(indices, np.int32))
   return result
 
 
 def _check_fits(field: str, batch_size: int, **sets: np.ndarray) -> None:
   """Refuses a batch size that a set cannot fill even once."""
-  for role, rows in sets.items():
-    if not 1 <= batch_size <= len(rows):
+  for role, indices in sets.items():
+    if not 1 <= batch_size <= len(indices):
       raise UserError(
-        f"{field}={batch_size}: the {role} set has {len(rows)} rows, so choose 1..{len(rows)} or more data"
+        f"{field}={batch_size}: the {role} set has {len(indices)} examples, so choose"
+        f" 1..{len(indices)} or more data"
       )
 
 
@@ -277,9 +278,9 @@ def unlearning_plan(
   batches. With `pass` epochs each goes over its own set once. `merged` is one pass over both sets.
 
   Args:
-    split: Paired rows.
+    split: Paired examples.
     roles: one of `ROLES`.
-    batch_size: rows of a role in a step.
+    batch_size: examples of a role in a step.
     seed: of the shuffle.
     repeats: join that many copies of the data into one epoch, which has fewer short batches.
     shuffle: one of `SHUFFLES`. With "each_epoch" forget starts over with every epoch and cycles over
@@ -315,9 +316,9 @@ def unlearning_plan(
   first = used.get("retain", used.get("merged", split.forget))
   retain, forget = _shuffled(first, split.forget, seed=seed)
 
-  def stream(rows, key, copies=1, period=None):
+  def stream(indices, key, copies=1, period=None):
     reshuffle = (seed, *key) if shuffle == "each_epoch" else None
-    return Stream(np.tile(rows, copies * repeats), batch_size, reshuffle, period if reshuffle else None)
+    return Stream(np.tile(indices, copies * repeats), batch_size, reshuffle, period if reshuffle else None)
 
   matched = epoch == "matched"
   if roles == "forget":
@@ -326,7 +327,7 @@ def unlearning_plan(
   elif roles == "paired":
     leading = stream(retain, ())
     # Forget is not repeated: it cycles.
-    cycling = dataclasses.replace(stream(forget, (1,), period=leading.steps), rows=forget)
+    cycling = dataclasses.replace(stream(forget, (1,), period=leading.steps), indices=forget)
     streams = Paired(leading, cycling)
   else:
     copies = 2 if matched and roles == "retain" else 1
@@ -346,10 +347,10 @@ def pass_plan(
   """Plans the batches of a method that goes through the sets one after the other.
 
   Args:
-    split: Paired rows.
+    split: Paired examples.
     order: the roles in the order of their passes in an epoch.
     active: for each of them, the number of first epochs that have this pass; None for all.
-    batch_size: rows in a step.
+    batch_size: examples in a step.
     seed: of the shuffles.
     shuffle: "each_epoch" orders pass e of retain by `default_rng((seed, e))`, of forget by
       `default_rng((seed, 1, e))`; "once" keeps the first order.
@@ -361,21 +362,21 @@ def pass_plan(
   """
   _check_fits("config.method.batch_size", batch_size, **split._asdict())
   if shuffle == "once":
-    rows, seeds = Paired(*_shuffled(*split, seed=seed)), Paired(None, None)
+    indices, seeds = Paired(*_shuffled(*split, seed=seed)), Paired(None, None)
   else:
-    rows, seeds = split, Paired((seed,), (seed, 1))
+    indices, seeds = split, Paired((seed,), (seed, 1))
   streams = Paired(
-    *(Stream(np.asarray(role, np.int32), batch_size, key) for role, key in zip(rows, seeds, strict=True))
+    *(Stream(np.asarray(role, np.int32), batch_size, key) for role, key in zip(indices, seeds, strict=True))
   )
   return PassPlan(batch_size, streams, tuple(order), tuple(active))
 
 
-def training_plan(rows: np.ndarray, *, batch_size: int, seed: int, reshuffle: bool = True) -> BatchPlan:
+def training_plan(indices: np.ndarray, *, batch_size: int, seed: int, reshuffle: bool = True) -> BatchPlan:
   """Plans the batches of plain training, as the retain role.
 
   Args:
-    rows: [n] the rows to train on.
-    batch_size: rows in a step.
+    indices: [n] the examples to train on.
+    batch_size: examples in a step.
     seed: of the shuffles.
     reshuffle: epoch e is ordered by `default_rng((seed, e))`; otherwise all epochs keep the one
       order that the reference shuffles once.
@@ -386,9 +387,9 @@ def training_plan(rows: np.ndarray, *, batch_size: int, seed: int, reshuffle: bo
   Raises:
     UserError: for a batch larger than the set.
   """
-  _check_fits("config.train.batch_size", batch_size, training=rows)
+  _check_fits("config.train.batch_size", batch_size, training=indices)
   if reshuffle:
-    stream = Stream(np.asarray(rows, np.int32), batch_size, reshuffle_seed=(seed,))
+    stream = Stream(np.asarray(indices, np.int32), batch_size, reshuffle_seed=(seed,))
   else:
-    stream = Stream(_shuffled(rows, seed=seed)[0], batch_size)
+    stream = Stream(_shuffled(indices, seed=seed)[0], batch_size)
   return BatchPlan(batch_size, Paired(stream, None))

@@ -13,7 +13,7 @@ from hamu_jax.errors import UserError
 class ImageSplit(NamedTuple):
   """Images with their class numbers, in the order of the source."""
 
-  images: np.ndarray | EncodedImages  # [N, H, W, C] uint8, or what decodes to that by rows
+  images: np.ndarray | EncodedImages  # [N, H, W, C] uint8, or what decodes to that when indexed
   labels: np.ndarray  # [N] int32
 
 
@@ -25,10 +25,10 @@ class Dataset(NamedTuple):
   test: ImageSplit
   class_names: tuple[str, ...]
   fingerprint: str  # sha256 of the contents, in hexadecimal
-  train_rows: np.ndarray  # [N] int64, each training image's row in the original training split
-  train_total: int  # rows of the original training split
+  train_indices: np.ndarray  # [N] int64, the index of each training image in the original training split
+  train_total: int  # examples of the original training split
   train_names: np.ndarray | None  # [N] str, the training images' file names, where they have any
-  train_ordered: bool = True  # whether `train_rows` is known; a source may have shuffled its rows
+  train_ordered: bool = True  # whether `train_indices` is known; a source may have shuffled its examples
 
 
 class Request(NamedTuple):
@@ -50,26 +50,26 @@ class Contents(NamedTuple):
   train: ImageSplit
   test: ImageSplit
   class_names: tuple[str, ...]
-  # [N] the training rows' places in the original training split; None if the source keeps its order
-  train_rows: np.ndarray | None = None
+  # [N] the training examples' places in the original training split; None if the source keeps its order
+  train_indices: np.ndarray | None = None
   train_names: np.ndarray | None = None  # [N] str, the training images' file names, if any
-  train_ordered: bool = True  # False if the source has shuffled its rows and nothing numbers them
+  train_ordered: bool = True  # False if the source has shuffled its examples and nothing numbers them
 
 
-def balanced_rows(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
-  """Chooses a class-balanced subset of rows.
+def balanced_subset(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+  """Chooses a class-balanced subset of examples.
 
-  Every class's rows are shuffled by `seed` and dealt one a class and round, classes in ascending
-  order, until `size` rows are dealt: class counts differ by at most one while no class runs out,
+  Every class's examples are shuffled by `seed` and dealt one a class and round, classes in ascending
+  order, until `size` examples are dealt: class counts differ by at most one while no class runs out,
   and a smaller subset of the same seed lies within a larger one.
 
   Args:
     labels: [N] class numbers.
-    size: how many rows to choose, at most N.
+    size: how many examples to choose, at most N.
     seed: of the shuffle.
 
   Returns:
-    [size] row numbers, ascending.
+    [size] example numbers, ascending.
   """
   order = np.random.default_rng(seed).permutation(len(labels))
   by_class = order[np.argsort(labels[order], kind="stable")]
@@ -78,24 +78,24 @@ def balanced_rows(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
   return np.sort(by_class[np.lexsort((sorted_labels, rounds))[:size]])
 
 
-def subset_rows(labels: np.ndarray, size: int, seed: int, field: str) -> np.ndarray:
-  """Chooses `size` class-balanced rows of a split; 0 keeps all of it.
+def choose_subset(labels: np.ndarray, size: int, seed: int, field: str) -> np.ndarray:
+  """Chooses `size` class-balanced examples of a split; 0 keeps all of it.
 
   Args:
     labels: [N] class numbers of the split.
-    size: how many rows to keep.
+    size: how many examples to keep.
     seed: of the choice, see `balanced_rows`.
     field: the config field that holds `size`, for the error message.
 
   Returns:
-    [n] row numbers, ascending.
+    [n] example numbers, ascending.
 
   Raises:
     UserError: if `size` is negative or larger than the split.
   """
   if not 0 <= size <= len(labels):
     raise UserError(f"{field}={size}: choose 1..{len(labels)}, or 0 for the whole split")
-  return balanced_rows(labels, size, seed) if size else np.arange(len(labels))
+  return balanced_subset(labels, size, seed) if size else np.arange(len(labels))
 
 
 def checked_labels(split: ImageSplit, classes: int, name: str) -> ImageSplit:
@@ -117,8 +117,8 @@ def checked_labels(split: ImageSplit, classes: int, name: str) -> ImageSplit:
   wrong = np.flatnonzero((split.labels < 0) | (split.labels >= classes))
   if len(wrong):
     raise UserError(
-      f"{name}: row {wrong[0]} has label {split.labels[wrong[0]]}, outside the {classes} classes"
-      f" 0..{classes - 1} ({len(wrong)} such rows)"
+      f"{name}: example {wrong[0]} has label {split.labels[wrong[0]]}, outside the {classes} classes"
+      f" 0..{classes - 1} ({len(wrong)} such examples)"
     )
   return split._replace(labels=split.labels.astype(np.int32))
 

@@ -16,24 +16,24 @@ BOX_ASPECT = (3 / 4, 4 / 3)
 BOX_TRIES = 10
 
 
-def take(images: jax.Array, labels: jax.Array, rows: jax.Array) -> dict[str, jax.Array]:
+def take(images: jax.Array, labels: jax.Array, indices: jax.Array) -> dict[str, jax.Array]:
   """Gathers a batch out of a resident split.
 
   Args:
     images: [N, H, W, C].
     labels: [N].
-    rows: [..., B] integers, -1 for padding, which gathers row 0 under a mask of False.
+    indices: [..., B] integers, -1 for padding, which gathers example 0 under a mask of False.
 
   Returns:
-    {"image": [..., B, H, W, C], "label": [..., B], "mask": [..., B] bool, "row": `rows`}.
+    {"image": [..., B, H, W, C], "label": [..., B], "mask": [..., B] bool, "index": `indices`}.
   """
-  mask = rows >= 0
-  present = jnp.where(mask, rows, 0)
+  mask = indices >= 0
+  present = jnp.where(mask, indices, 0)
   return {
     "image": jnp.take(images, present, axis=0),
     "label": jnp.take(labels, present, axis=0),
     "mask": mask,
-    "row": rows,
+    "index": indices,
   }
 
 
@@ -64,20 +64,20 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
   return (images.astype(dtype) / 255 - mean) / std
 
 
-def example_keys(step_key: jax.Array, rows: jax.Array) -> jax.Array:
-  """Derives a key for each example from its dataset row.
+def example_keys(step_key: jax.Array, indices: jax.Array) -> jax.Array:
+  """Derives a key for each example from its index in the dataset.
 
   What is drawn for an example thus depends on nothing else in the batch: not on its position, the
-  padding, or the device. A row that a batch holds twice draws the same twice.
+  padding, or the device. An example that a batch holds twice draws the same twice.
 
   Args:
     step_key: the key of the step.
-    rows: [B] dataset rows.
+    indices: [B] of examples in the dataset.
 
   Returns:
     [B] keys.
   """
-  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, rows)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, indices)
 
 
 def _flip(image_HxWxC: jax.Array, key: jax.Array) -> jax.Array:

@@ -2,8 +2,8 @@
 
 An `.npz` holds the scores as `tr_mem` (Feldman and Zhang's CIFAR-100 and ImageNet files) or
 `memorization` (RUM's CIFAR-10 estimates, and ours). Beside them may be what each score belongs to:
-`tr_filenames`, the images' file names, or `rows`, rows of the original training split; without
-either the scores are those of all rows in order, as in an `.npy` with one vector.
+`tr_filenames`, the images' file names, or `rows`, indices of examples in the original training split; without
+either the scores are those of all examples in order, as in an `.npy` with one vector.
 
 ImageNet's file names are an array of Python objects, that is a pickle, which could run any code
 when it is loaded. They are read here without NumPy or anything else being called: see `_Unpickler`.
@@ -35,28 +35,28 @@ _UNREADABLE = (
 def read_scores(
   path: str,
   *,
-  rows: np.ndarray,
+  indices: np.ndarray,
   total: int,
   names: np.ndarray | None = None,
   ordered: bool = True,
 ) -> np.ndarray:
-  """Reads the memorization scores of training rows.
+  """Reads the memorization scores of training examples.
 
   Args:
     path: an `.npz` or `.npy` file.
-    rows: [N] the rows of the original training split whose scores are wanted.
-    total: how many rows that split has.
-    names: [N] file names of these rows, for a file that lists scores by name; of both only the
+    indices: [N] the examples of the original training split whose scores are wanted.
+    total: how many examples that split has.
+    names: [N] file names of these examples, for a file that lists scores by name; of both only the
       last component counts, without its suffix and the class that the hub's ImageNet appends.
-    ordered: whether `rows` is known; else the source has shuffled its rows, and a file that lists
-      scores by row cannot be matched, unless this project estimated them for the same data.
+    ordered: whether `indices` is known; else the source has shuffled its examples, and a file that lists
+      scores by example cannot be matched, unless this project estimated them for the same data.
 
   Returns:
     [N] float64.
 
   Raises:
     UserError: if the file is missing, corrupt or made for another dataset, lacks the scores or
-      some of the rows, or holds anything but numbers and names.
+      some of the examples, or holds anything but numbers and names.
 
   Source: pluskid.github.io/influence-memorization publishes such files.
   """
@@ -64,7 +64,7 @@ def read_scores(
   file = pathlib.Path(path)
   if not path or not file.is_file():
     raise UserError(
-      f"{field}: no such file; give an .npz or .npy of one memorization score a training row,"
+      f"{field}: no such file; give an .npz or .npy of one memorization score a training example,"
       " published or estimated by this project"
     )
   if file.suffix not in SUFFIXES:
@@ -75,30 +75,32 @@ def read_scores(
     raise UserError(f"{field}: cannot be read as scores ({first_line(error)})") from None
   scores = arrays[key]
   if scores.ndim != 1 or scores.dtype.kind not in "fiu":
-    raise UserError(f"{field}: needs one number a row, but {key} is {scores.dtype} of shape {scores.shape}")
+    raise UserError(
+      f"{field}: needs one number an example, but {key} is {scores.dtype} of shape {scores.shape}"
+    )
   for key in {NAMES_KEY, ROWS_KEY} & arrays.keys():
     if len(arrays[key]) != len(scores):
       raise UserError(f"{field}: holds {len(scores)} scores, but {len(arrays[key])} {key}")
   if NAMES_KEY in arrays:
     scores = _by_name(scores, arrays[NAMES_KEY], names, field)
   elif ROWS_KEY in arrays:
-    scores = _by_key(scores, arrays[ROWS_KEY].tolist(), rows.tolist(), "row", field)
+    scores = _by_key(scores, arrays[ROWS_KEY].tolist(), indices.tolist(), "example", field)
   elif not ordered:
     raise UserError(
-      f"{field}: lists its scores by row, but this source has shuffled its rows and nothing numbers"
+      f"{field}: lists its scores by example, but this source has shuffled its examples and nothing numbers"
       " them; take the dataset from another source, or let the scores be estimated"
     )
   elif len(scores) == total:
-    scores = scores[rows]
+    scores = scores[indices]
   else:
     raise UserError(
-      f"{field}: {len(scores)} scores for {total} training rows; it was made for another dataset"
+      f"{field}: {len(scores)} scores for {total} training examples; it was made for another dataset"
     )
   unknown = np.flatnonzero(~np.isfinite(scores))
   if len(unknown):
     raise UserError(
-      f"{field}: {len(unknown)} of {len(scores)} training rows have no finite score, first row"
-      f" {rows[unknown[0]]}"
+      f"{field}: {len(unknown)} of {len(scores)} training examples have no finite score, first example"
+      f" {indices[unknown[0]]}"
     )
   return scores.astype(np.float64)
 
@@ -116,13 +118,13 @@ def _by_name(scores, score_names, names, field: str) -> np.ndarray:
 
 def _by_key(scores, keys, wanted: list, what: str, field: str) -> np.ndarray:
   """Aligns scores by what each belongs to."""
-  place = {key: row for row, key in enumerate(keys)}
+  place = {key: index for index, key in enumerate(keys)}
   if len(place) < len(scores) or len(set(wanted)) < len(wanted):
     raise UserError(f"{field}: some {what} is there twice, so scores cannot be told apart")
   missing = [key for key in wanted if key not in place]
   if missing:
     raise UserError(
-      f"{field}: no score for {len(missing)} of {len(wanted)} training rows, such as {what}"
+      f"{field}: no score for {len(missing)} of {len(wanted)} training examples, such as {what}"
       f" {missing[0]}; it was made for another dataset"
     )
   return scores[[place[key] for key in wanted]]

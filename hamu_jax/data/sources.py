@@ -15,8 +15,8 @@ from hamu_jax.data.dataset import (
   ImageSplit,
   Request,
   checked_labels,
+  choose_subset,
   fingerprint,
-  subset_rows,
 )
 from hamu_jax.data.encoded import EncodedImages, resized
 from hamu_jax.errors import UserError
@@ -130,24 +130,24 @@ def load(
   classes = len(contents.class_names)
   train = checked_labels(contents.train, classes, f"{where}, train")
   test = checked_labels(contents.test, classes, f"{where}, {test_split}")
-  train_rows = subset_rows(train.labels, train_size, seed, "config.data.train_size")
-  test_rows = subset_rows(test.labels, test_size, seed, "config.data.test_size")
-  kept = Contents(_read(train, train_rows, request), _read(test, test_rows, request), contents.class_names)
+  train_indices = choose_subset(train.labels, train_size, seed, "config.data.train_size")
+  test_rows = choose_subset(test.labels, test_size, seed, "config.data.test_size")
+  kept = Contents(_read(train, train_indices, request), _read(test, test_rows, request), contents.class_names)
   if kept.train.images.shape[1:] != kept.test.images.shape[1:]:
     raise UserError(
       f"{where}: train images are {kept.train.images.shape[1:]} but test images are"
       f" {kept.test.images.shape[1:]}; one shape is needed"
     )
-  places, names = contents.train_rows, contents.train_names
+  places, names = contents.train_indices, contents.train_names
   return Dataset(
     name or source,
     kept.train,
     kept.test,
     kept.class_names,
     fingerprint(kept),
-    train_rows=train_rows if places is None else places[train_rows],
+    train_indices=train_indices if places is None else places[train_indices],
     train_total=len(train.labels),
-    train_names=None if names is None else names[train_rows],
+    train_names=None if names is None else names[train_indices],
     train_ordered=contents.train_ordered,
   )
 

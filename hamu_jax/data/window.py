@@ -1,8 +1,8 @@
 """Windows of a streamed split: the images of some steps, decoded while the device is busy.
 
-A split too large for memory reaches the device a window at a time: the rows of the next steps,
-each decoded once, with the steps' rows renumbered to places in the window. Every host makes the
-windows of its own rows, so that it decodes nothing that another host trains on.
+A split too large for memory reaches the device a window at a time: the examples of the next steps,
+each decoded once, with the steps' examples renumbered to places in the window. Every host makes the
+windows of its own examples, so that it decodes nothing that another host trains on.
 """
 
 import numpy as np
@@ -12,30 +12,30 @@ from hamu_jax.data.encoded import EncodedImages
 
 
 def window(
-  images: np.ndarray | EncodedImages, rows: np.ndarray, capacity: int
+  images: np.ndarray | EncodedImages, indices: np.ndarray, capacity: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Decodes the images of some steps.
 
   Args:
     images: [N, H, W, C] uint8, or encoded ones.
-    rows: [...] int32 rows of `images`, -1 for padding; a row may occur many times.
-    capacity: M, room for so many distinct rows: the window's static shape.
+    indices: [...] int32 examples of `images`, -1 for padding; an example may occur many times.
+    capacity: M, room for so many distinct examples: the window's static shape.
 
   Returns:
-    images_MxHxWxC: uint8, each distinct row once in ascending order, black beyond them.
-    local: [...] int32, in the shape of `rows`: where in the window each row is, -1 for padding.
-    rows_M: int32, the row that each place of the window holds, which keys its augmentation; -1
+    images_MxHxWxC: uint8, each distinct example once in ascending order, black beyond them.
+    local: [...] int32, in the shape of `indices`: where in the window each example is, -1 for padding.
+    index_M: int32, the example that each place of the window holds, which keys its augmentation; -1
       beyond them.
 
   Raises:
-    ValueError: if there are more than `capacity` distinct rows.
+    ValueError: if there are more than `capacity` distinct examples.
   """
-  distinct = np.unique(rows[rows >= 0])
+  distinct = np.unique(indices[indices >= 0])
   if len(distinct) > capacity:
-    raise ValueError(f"{len(distinct)} distinct rows do not fit a window of {capacity}")
+    raise ValueError(f"{len(distinct)} distinct examples do not fit a window of {capacity}")
   images_MxHxWxC = np.zeros((capacity, *images.shape[1:]), np.uint8)
   images_MxHxWxC[: len(distinct)] = images[distinct]
-  rows_M = np.full(capacity, PADDING, np.int32)
-  rows_M[: len(distinct)] = distinct
-  local = np.where(rows >= 0, np.searchsorted(distinct, rows), PADDING)
-  return images_MxHxWxC, local.astype(np.int32), rows_M
+  index_M = np.full(capacity, PADDING, np.int32)
+  index_M[: len(distinct)] = distinct
+  local = np.where(indices >= 0, np.searchsorted(distinct, indices), PADDING)
+  return images_MxHxWxC, local.astype(np.int32), index_M

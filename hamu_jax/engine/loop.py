@@ -37,9 +37,9 @@ class Stage(NamedTuple):
 
   Attributes:
     name: `pretrain`, `retrain`, `unlearn`, or `memorization` and the number of its group's first model.
-    method: row of the method table.
+    method: a row of the method table.
     options: `config.train`, `config.method` or `config.memorization`.
-    plan: which rows each step reads.
+    plan: which examples each step reads.
     total_steps: length of the stage.
     seed: seed of the stage's randomness on the device.
     train: whether it trains a new model; any other is evaluated before its first step, too.
@@ -69,7 +69,7 @@ class Member(NamedTuple):
 
   Attributes:
     stage: what it goes through; those of members that are trained together have the same step, and
-      differ in their seeds, rows and settings alone.
+      differ in their seeds, examples and hyperparameters alone.
     variables: the model to start from.
     frozen: what its steps read beside the data and the base.
     rundir: where its metrics are logged; of members that share one, the means are.
@@ -199,8 +199,8 @@ class Loop:
 
   Attributes:
     forward: (variables, batch, key, train) -> (`objectives.Outputs`, batch_stats).
-    fetch: (augmentation name) -> (data, rows, key) -> batch.
-    source: the data that `fetch` reads, see `source.Resident` and `source.Streamed`.
+    fetch: (augmentation name) -> (data, examples, key) -> batch.
+    feed: delivers the data that `fetch` reads, see `vision.feed` and `language.feed`.
     evaluate: variables -> {split: {name: value}, name: value}; None if models are not evaluated.
     pairing: `sequential`, `vmap` or `pmap`.
     devices: devices that `pmap` uses.
@@ -213,7 +213,7 @@ class Loop:
 
   forward: Callable[..., Any]
   fetch: Callable[..., Any]
-  source: Any
+  feed: Any
   evaluate: Callable[[Tree], dict[str, Any]] | None
   pairing: str
   devices: tuple[jax.Device, ...]
@@ -234,7 +234,7 @@ class Loop:
       together=shared_axes(mesh),
     )
 
-  def _program(self, stage: Stage, members: int, own_rows: bool):
+  def _program(self, stage: Stage, members: int, separate_indices: bool):
     """The stage's step and jitted chunk; stages with the same step share one compilation."""
     optimizer = stage.options.optimizer
     constant = optimizer.schedule == "constant" and not optimizer.warmup_epochs
@@ -244,7 +244,7 @@ class Loop:
       stage.microbatch,
       stage.mask_scope,
       members,
-      own_rows,
+      separate_indices,
       length,
       *(section and section.to_json(sort_keys=True) for section in (stage.options, stage.sam)),
     )
@@ -257,8 +257,8 @@ class Loop:
         mesh,
         stage.method.roles,
         members=members if members > 1 else 0,
-        own_rows=own_rows,
-        sharded_data=self.source.sharded,
+        separate_indices=separate_indices,
+        sharded_data=self.feed.sharded,
         base_specs=specs(self.base(mesh)),
       )
       self._programs[key] = (program, chunk, mesh)
@@ -267,8 +267,8 @@ class Loop:
   def run(self, members: Sequence[Member], path) -> list[Outcome]:
     """Runs a stage from its newest checkpoint, or from the start.
 
-    Several members run as one program, mapped over their states, rows and settings. One whose stage ends
-    early waits for the others. Each has the result that it has alone, up to the rounding of sums that the
+    Several members run as one program, mapped over their states, examples and hyperparameters. One whose
+    stage ends early waits for the others. Each has the result that it has alone, up to the rounding of sums that the
     compiler may take in another order.
 
     Args:
@@ -280,20 +280,22 @@ class Loop:
     """
     started = time.monotonic()
     stage, count = members[0].stage, len(members)
-    plan, own_rows = data_lib.join_plans([member.stage.plan for member in members])
-    program, chunk, mesh = self._program(stage, count, own_rows)
-    settings = _join([step_lib.settings_of(each.stage.options, each.stage.sam) for each in members])
-    self.source.prepare(plan, stage.total_steps)
+    plan, separate_indices = data_lib.join_plans([member.stage.plan for member in members])
+    program, chunk, mesh = self._program(stage, count, separate_indices)
+    hyperparameters = _join(
+      [step_lib.hyperparameters_of(each.stage.options, each.stage.sam) for each in members]
+    )
+    self.feed.prepare(plan, stage.total_steps)
 
-    def create(variables, seed, settings):
-      return create_state(variables, program.optimizers(settings), seed)
+    def create(variables, seed, hyperparameters):
+      return create_state(variables, program.optimizers(hyperparameters), seed)
 
     if count > 1:
       variables = _join([member.variables for member in members])
       seeds = jnp.asarray([member.stage.seed for member in members])
-      state = jax.vmap(create)(variables, seeds, settings)
+      state = jax.vmap(create)(variables, seeds, hyperparameters)
     else:
-      state = create(members[0].variables, stage.seed, settings)
+      state = create(members[0].variables, stage.seed, hyperparameters)
     frozen = _join([member.frozen._replace(base=None) for member in members])
     state, starts, frozen = place((state, [member.variables for member in members], frozen), mesh)
     position = _Position(state, [_Track(start) for start in starts])
@@ -318,7 +320,7 @@ class Loop:
           position,
           bar,
           save,
-          lambda state, data, feed, count: chunk(state, frozen, data, feed, count, settings),
+          lambda state, data, batches, count: chunk(state, frozen, data, batches, count, hyperparameters),
           mesh,
         )
     except preemption.Preempted:
@@ -362,11 +364,11 @@ class Loop:
 
       step = position.step()
       until = min([total_steps, *(at for at in due_at if at > step)])
-      count = min(chunk_steps, until - step, self.source.most_steps(plan))
-      data, feed = self.watch.run(lambda: self.source.chunk(plan, step, step + count, mesh))
+      count = min(chunk_steps, until - step, self.feed.most_steps(plan))
+      data, batches = self.watch.run(lambda: self.feed.chunk(plan, step, step + count, mesh))
       began = time.monotonic()
       state, metrics, done = self.watch.run(
-        lambda: jax.block_until_ready(chunk(position.state, data, feed, jnp.int32(count)))
+        lambda: jax.block_until_ready(chunk(position.state, data, batches, jnp.int32(count)))
       )
       # Who ended before has done nothing, and nothing is logged of it.
       before = [at for at, _ in progress]

@@ -12,9 +12,9 @@ import optax
 from hamu_jax import transforms
 from hamu_jax.paired import Paired
 
-Settings = Mapping[str, Any]
-# A number, the name of a setting, or (settings, epoch) -> scalar.
-Coefficient = float | str | Callable[[Settings, Any], Any]
+Hyperparameters = Mapping[str, Any]
+# A number, the name of a setting, or (hyperparameters, epoch) -> scalar.
+Coefficient = float | str | Callable[[Hyperparameters, Any], Any]
 
 
 class SubStep(NamedTuple):
@@ -25,7 +25,7 @@ class SubStep(NamedTuple):
       loss has a negative coefficient, except for transforms that know the roles (hamu, gru, pcgrad),
       which take the gradients of the plain losses.
     forget: the same for the forget objective.
-    transform: (options, learning rate schedule, settings) -> the optax transformation that turns the
+    transform: (options, learning rate schedule, hyperparameters) -> the optax transformation that turns the
       role gradients into one equivalent gradient.
     one_loss: whether the update descends the sum of both objectives, so that one perturbation can serve
       both roles.
@@ -56,13 +56,13 @@ class SubStep(NamedTuple):
     """The roles whose batches it reads."""
     return tuple(role for role in ("retain", "forget") if getattr(self, role) is not None)
 
-  def coefficients(self, settings: Settings, epoch) -> Paired:
+  def coefficients(self, hyperparameters: Hyperparameters, epoch) -> Paired:
     """{term: scalar array} of each role in an epoch; None as in `terms`."""
 
     def value(coefficient):
       if callable(coefficient):
-        coefficient = coefficient(settings, epoch)
-      return jnp.asarray(settings[coefficient] if isinstance(coefficient, str) else coefficient)
+        coefficient = coefficient(hyperparameters, epoch)
+      return jnp.asarray(hyperparameters[coefficient] if isinstance(coefficient, str) else coefficient)
 
     def values(role):
       return role and {name: value(coefficient) for name, coefficient in role.items()}
@@ -79,7 +79,7 @@ class Method(NamedTuple):
       both sets, read as the retain role. "passes": an epoch goes through the sets one after the other,
       in the order of the sub-steps, each of which acts on the batches of its own role.
     needs_mask: whether it is undefined without a saliency mask.
-    from_scratch: whether it trains a new model on the retain set, with the settings of training.
+    from_scratch: whether it trains a new model on the retain set, with the hyperparameters of training.
     for_language: whether it is defined for language models alone.
   """
 
@@ -112,44 +112,44 @@ class Method(NamedTuple):
     return max(len(substep.roles) for substep in self.substeps)
 
 
-def _plain(options, learning_rate, settings):
-  del options, learning_rate, settings
+def _plain(options, learning_rate, hyperparameters):
+  del options, learning_rate, hyperparameters
   return transforms.plain()
 
 
-def _average(options, learning_rate, settings):
-  del options, learning_rate, settings
+def _average(options, learning_rate, hyperparameters):
+  del options, learning_rate, hyperparameters
   return transforms.average()
 
 
-def _add(options, learning_rate, settings):
-  del options, learning_rate, settings
+def _add(options, learning_rate, hyperparameters):
+  del options, learning_rate, hyperparameters
   return transforms.add()
 
 
-def _gru(options, learning_rate, settings):
+def _gru(options, learning_rate, hyperparameters):
   del learning_rate
-  return transforms.gru(max_norm=settings["max_norm"], reference_sign=options.reference_sign)
+  return transforms.gru(max_norm=hyperparameters["max_norm"], reference_sign=options.reference_sign)
 
 
-def _pcgrad(options, learning_rate, settings):
+def _pcgrad(options, learning_rate, hyperparameters):
   del learning_rate
-  return transforms.pcgrad(max_norm=settings["max_norm"], reference_sign=options.reference_sign)
+  return transforms.pcgrad(max_norm=hyperparameters["max_norm"], reference_sign=options.reference_sign)
 
 
 def _hamu(variant):
-  def build(options, learning_rate, settings):
-    constraint = settings["constraint"]
+  def build(options, learning_rate, hyperparameters):
+    constraint = hyperparameters["constraint"]
     if constraint is None:
       # A ratio means ratio times the current rate.
       def constraint(count):
-        return settings["constraint_ratio"] * learning_rate(count)
+        return hyperparameters["constraint_ratio"] * learning_rate(count)
 
     return transforms.hamu(
       learning_rate,
       constraint,
       variant=variant,
-      radius=settings["radius"],
+      radius=hyperparameters["radius"],
       share=options.share,
       scope=options.scope,
       normalize_share=options.normalize_share,
@@ -161,18 +161,20 @@ def _hamu(variant):
   return build
 
 
-def _forget_weight(settings, epoch):
+def _forget_weight(hyperparameters, epoch):
   """The ascended part of neggrad and sharp_minmax: -(1 - alpha)."""
   del epoch
-  return settings["retain_weight"] - 1
+  return hyperparameters["retain_weight"] - 1
 
 
-def _l1_weight(settings, epoch):
+def _l1_weight(hyperparameters, epoch):
   """`alpha (1 - e / (E - E0))` in epoch e of E, 0 in the last E0 epochs."""
-  decaying = jnp.asarray(settings["epochs"] - settings["l1_free_epochs"], jnp.result_type(float))
+  decaying = jnp.asarray(
+    hyperparameters["epochs"] - hyperparameters["l1_free_epochs"], jnp.result_type(float)
+  )
   # On a safe divisor, for a run without any L1 epoch.
   share = 1 - epoch / jnp.where(decaying > 0, decaying, 1)
-  return settings["l1_weight"] * jnp.where(epoch < decaying, share, 0)
+  return hyperparameters["l1_weight"] * jnp.where(epoch < decaying, share, 0)
 
 
 def _one(retain, forget, transform, **options) -> Method:
@@ -190,10 +192,10 @@ def _for_language(retain, forget) -> Method:
   return _one(retain, forget, _add)._replace(for_language=True)
 
 
-def _negative_forget_coefficient(settings, epoch):
+def _negative_forget_coefficient(hyperparameters, epoch):
   """An ascended term's."""
   del epoch
-  return -settings["forget_coefficient"]
+  return -hyperparameters["forget_coefficient"]
 
 
 _RANDOM_LABEL = Method((SubStep({"random_label": 1.0}, None, _plain),), layout="merged")
@@ -248,7 +250,7 @@ METHODS: dict[str, Method] = {
   **_FOR_LANGUAGE,
 }
 
-# Training from scratch is the same step with one role: whatever rows the stage retains.
+# Training from scratch is the same step with one role: whatever examples the stage retains.
 TRAINING = METHODS["ft"]
 
 

@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
     data: what `fetch` gathers from.
     key: key of the step.
     epoch_key: key of the epoch, for what is drawn once in it.
-    settings: a method's settings by name.
+    hyperparameters: a method's hyperparameters by name.
   """
 
   base: Tree
@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
   data: Tree
   key: jax.Array
   epoch_key: jax.Array
-  settings: Mapping[str, Any]
+  hyperparameters: Mapping[str, Any]
 
 
 class Context(NamedTuple):
@@ -58,14 +58,14 @@ class Context(NamedTuple):
     reference: `Outputs` of the frozen original model, or None.
     params: the parameters that are differentiated.
     epoch_key: see `Inputs`.
-    settings: see `Inputs`.
+    hyperparameters: see `Inputs`.
   """
 
   batch: Batch
   reference: Outputs | None
   params: Tree
   epoch_key: jax.Array
-  settings: Mapping[str, Any]
+  hyperparameters: Mapping[str, Any]
 
 
 class Term(NamedTuple):
@@ -126,11 +126,11 @@ def random_label_cross_entropy(outputs, context):
   """
   batch, logits = context.batch, outputs.logits
 
-  def draw(row):
-    key = jax.random.fold_in(context.epoch_key, row)
+  def draw(index):
+    key = jax.random.fold_in(context.epoch_key, index)
     return jax.random.randint(key, (), 0, logits.shape[-1], jnp.int32)
 
-  drawn = jax.vmap(draw)(batch["row"].reshape(-1)).reshape(batch["row"].shape)
+  drawn = jax.vmap(draw)(batch["index"].reshape(-1)).reshape(batch["index"].shape)
   return -log_probability(logits, jnp.where(batch["forget"], drawn, batch["label"]))
 
 
@@ -145,9 +145,9 @@ def kl_to_reference(outputs, context):
 def distillation(outputs, context):
   """`T^2 KL(p0_T || p_T)` of each prediction, with logits divided by the temperature T.
 
-  Source: SCRUB (arXiv 2302.09880); `settings["temperature"]` is T.
+  Source: SCRUB (arXiv 2302.09880); `hyperparameters["temperature"]` is T.
   """
-  temperature = jnp.asarray(context.settings["temperature"], outputs.logits.dtype)
+  temperature = jnp.asarray(context.hyperparameters["temperature"], outputs.logits.dtype)
   divided = (context.reference.logits / temperature, outputs.logits / temperature)
   return temperature**2 * _kl(*divided)
 
@@ -162,7 +162,7 @@ def npo(outputs, context):
   """`-(2/b) log sigmoid(-b (log p - log p0))` of each example, log p summed over its answer.
 
   Negative preference optimisation: ascent whose weight fades as the answer gets less likely than it was
-  in the original model. Source: arXiv 2404.05868, equation 3; b is `settings["preference_beta"]`, 0.1.
+  in the original model. Source: arXiv 2404.05868, equation 3; b is `hyperparameters["preference_beta"]`, 0.1.
   """
   beta = _beta(context, 0.1)
   ratio = _sequence_log_ratio(outputs, context, "mask")
@@ -172,21 +172,21 @@ def npo(outputs, context):
 def simnpo(outputs, context):
   """`-(2/b) log sigmoid(b (nll / length - d))` of each example: NPO without the original model.
 
-  Source: arXiv 2410.07163, equation 4; b is `settings["preference_beta"]`, 4.5, and the margin d
-  `settings["margin"]`.
+  Source: arXiv 2410.07163, equation 4; b is `hyperparameters["preference_beta"]`, 4.5, and the margin d
+  `hyperparameters["margin"]`.
   """
   beta = _beta(context, 4.5)
   log_probs = log_probability(outputs.logits, context.batch["label"])
   length = jnp.maximum(_per_example(jnp.ones_like(log_probs), context, "mask"), 1)
   loss = -_per_example(log_probs, context, "mask") / length
-  return -2 / beta * jax.nn.log_sigmoid(beta * (loss - context.settings["margin"]))
+  return -2 / beta * jax.nn.log_sigmoid(beta * (loss - context.hyperparameters["margin"]))
 
 
 def dpo(outputs, context):
   """`-(2/b) log sigmoid(b (win - lose))` of each example, with the log ratios to the original model.
 
   Direct preference optimisation: the alternative answer, "I don't know", wins over the example's own.
-  Source: arXiv 2305.18290 as TOFU (arXiv 2401.06121) uses it; b is `settings["preference_beta"]`, 0.1.
+  Source: arXiv 2305.18290 as TOFU (arXiv 2401.06121) uses it; b is `hyperparameters["preference_beta"]`, 0.1.
   """
   beta = _beta(context, 0.1)
   win = _sequence_log_ratio(outputs, context, "alternative_mask")
@@ -197,12 +197,12 @@ def dpo(outputs, context):
 def misdirection(outputs, context):
   """`|h - c u|^2 / D` of each prediction, h the states [D] of a layer and u a fixed random unit vector.
 
-  Source: RMU (arXiv 2403.03218), equation 1; c is `settings["steering"]`.
+  Source: RMU (arXiv 2403.03218), equation 1; c is `hyperparameters["steering"]`.
   """
   hidden = _exact(outputs.hidden)
   direction = jax.random.uniform(jax.random.key(_DIRECTION_SEED), hidden.shape[-1:], hidden.dtype)
   direction = direction / jnp.linalg.norm(direction)
-  target = (context.settings["steering"] * direction).astype(hidden.dtype)
+  target = (context.hyperparameters["steering"] * direction).astype(hidden.dtype)
   target = target.reshape((1,) * (hidden.ndim - 1) + target.shape)
   return jnp.mean(jnp.square(hidden - target), axis=-1)
 
@@ -224,7 +224,7 @@ def _exact(hidden):
 def undial(outputs, context):
   """Cross-entropy to the original model's distribution with the true token's logit lowered by b.
 
-  Source: UNDIAL (arXiv 2402.10052), equation 3; b is `settings["preference_beta"]`, 10.
+  Source: UNDIAL (arXiv 2402.10052), equation 3; b is `hyperparameters["preference_beta"]`, 10.
   """
   reference = context.reference.logits
   lowered = jax.nn.one_hot(context.batch["label"], reference.shape[-1], dtype=reference.dtype)
@@ -236,7 +236,7 @@ def weighted_cross_entropy(outputs, context):
   """`p^b CE` of each prediction, p its probability, through which no gradient flows.
 
   Ascended, it leaves alone what is forgotten already. Source: WGA (arXiv 2502.19301), equation 9; b is
-  `settings["preference_beta"]`, 1.
+  `hyperparameters["preference_beta"]`, 1.
   """
   log_probs = log_probability(outputs.logits, context.batch["label"])
   weight = jnp.exp(_beta(context, 1.0) * log_probs)
@@ -245,7 +245,7 @@ def weighted_cross_entropy(outputs, context):
 
 def _beta(context, default: float):
   """The method's own value where `config.method.preference_beta` is not set."""
-  beta = context.settings["preference_beta"]
+  beta = context.hyperparameters["preference_beta"]
   return default if beta is None else beta
 
 
@@ -318,7 +318,7 @@ def role_gradient(
 
   Args:
     forward: (variables, batch, key, train) -> (Outputs, batch_stats).
-    fetch: (data, rows [B], key) -> batch with `label` and `mask`, [B, ...] each; row -1 is padding.
+    fetch: (data, indices [B], key) -> batch with `label` and `mask`, [B, ...] each; index -1 is padding.
     terms: names in `TERMS`; no other term is computed.
     train: whether the model is in training mode.
     microbatch: most rows differentiated at a time; 0 takes the batch whole, which a model with batch
@@ -327,16 +327,16 @@ def role_gradient(
       something over them.
 
   Returns:
-    (variables, Inputs, rows [B], coefficients {term: scalar}) -> RoleSums.
+    (variables, Inputs, indices [B], coefficients {term: scalar}) -> RoleSums.
   """
   needs_reference = any(TERMS[name].needs_reference for name in terms)
 
-  def whole(variables, inputs, rows_B, coefficients):
-    chex.assert_rank(rows_B, 1)
-    batch = fetch(inputs.data, rows_B, inputs.key)
+  def whole(variables, inputs, index_B, coefficients):
+    chex.assert_rank(index_B, 1)
+    batch = fetch(inputs.data, index_B, inputs.key)
     label, mask = batch["label"], batch["mask"]
     chex.assert_equal_shape([label, mask])
-    chex.assert_equal_shape_prefix([label, rows_B], 1)
+    chex.assert_equal_shape_prefix([label, index_B], 1)
     reference = None
     if needs_reference:
       reference, _ = forward({**inputs.base, **inputs.reference}, batch, inputs.key, False)
@@ -346,7 +346,7 @@ def role_gradient(
       outputs, batch_stats = forward({**inputs.base, **variables, "params": params}, batch, inputs.key, train)
       chex.assert_shape(outputs.logits, (*label.shape, None))
       dtype = outputs.logits.dtype
-      context = Context(batch, reference, params, inputs.epoch_key, inputs.settings)
+      context = Context(batch, reference, params, inputs.epoch_key, inputs.hyperparameters)
 
       def summed(values, over="mask"):
         weights = batch[over].astype(dtype)
@@ -366,26 +366,26 @@ def role_gradient(
     gradient, (values, count, batch_stats) = jax.grad(objective, has_aux=True)(variables["params"])
     return RoleSums(gradient, values, count, batch_stats)
 
-  def accumulated(variables, inputs, rows_B, coefficients):
+  def accumulated(variables, inputs, index_B, coefficients):
     if train and variables["batch_stats"]:
-      raise ValueError(f"microbatch={microbatch}: batch statistics need all rows of a batch")
+      raise ValueError(f"microbatch={microbatch}: batch statistics need all of a batch")
     # Equal pieces, not full ones and a rest: the least padding.
-    pieces = -(-rows_B.shape[0] // microbatch)
-    size = -(-rows_B.shape[0] // pieces)
-    rows_B = jnp.pad(rows_B, (0, pieces * size - rows_B.shape[0]), constant_values=-1)
-    rows_NxM = rows_B.reshape(pieces, size)
-    is_used_N = jnp.any(rows_NxM >= 0, axis=1)
+    pieces = -(-index_B.shape[0] // microbatch)
+    size = -(-index_B.shape[0] // pieces)
+    index_B = jnp.pad(index_B, (0, pieces * size - index_B.shape[0]), constant_values=-1)
+    index_NxM = index_B.reshape(pieces, size)
+    is_used_N = jnp.any(index_NxM >= 0, axis=1)
     used = jnp.max(jnp.where(is_used_N, jnp.arange(1, pieces + 1), 0))
     if together:
       used = jax.lax.pmax(used, together)
 
-    def piece(rows_M):
-      return whole(variables, inputs, rows_M, coefficients)._replace(batch_stats=())
+    def piece(index_M):
+      return whole(variables, inputs, index_M, coefficients)._replace(batch_stats=())
 
     def add(index, total):
-      return jax.tree.map(jnp.add, total, piece(rows_NxM[index]))
+      return jax.tree.map(jnp.add, total, piece(index_NxM[index]))
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(piece, rows_NxM[0]))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(piece, index_NxM[0]))
     total = jax.lax.fori_loop(0, used, add, zeros)
     return total._replace(batch_stats=variables["batch_stats"])
 

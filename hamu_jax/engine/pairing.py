@@ -86,46 +86,46 @@ def make_mesh(devices, roles: int, weights: int = 1) -> jax.sharding.Mesh:
   return jax.sharding.Mesh(devices.reshape(roles, -1, weights), (ROLE_AXIS, DATA_AXIS, WEIGHTS_AXIS))
 
 
-def shard_rows(rows: Paired, mesh: jax.sharding.Mesh) -> np.ndarray:
+def shard_indices(indices: Paired, mesh: jax.sharding.Mesh) -> np.ndarray:
   """Splits batches among devices.
 
   Args:
-    rows: for each role [n, B] int32 rows of n batches, or None.
+    indices: for each role [n, B] int32 examples of n batches, or None.
     mesh: as made by `make_mesh`. With an axis of two roles each batch goes to its own half of the
       devices, with one each batch goes to all devices.
 
   Returns:
     [n, present roles, devices a role, b] int32, b the largest share; shorter ones are padded with -1.
   """
-  present = [batch_rows for batch_rows in rows if batch_rows is not None]
+  present = [batch_indices for batch_indices in indices if batch_indices is not None]
   shards = mesh.devices[0].size
-  share = -(-max(batch_rows.shape[1] for batch_rows in present) // shards)
+  share = -(-max(batch_indices.shape[1] for batch_indices in present) // shards)
 
-  def split(batch_rows):
-    count, size = batch_rows.shape
+  def split(batch_indices):
+    count, size = batch_indices.shape
     padded = np.full((count, shards * share), -1, np.int32)
-    padded[:, :size] = batch_rows
+    padded[:, :size] = batch_indices
     # Interleaved, so that the padding of a short batch is spread over the devices.
     return padded.reshape(count, share, shards).transpose(0, 2, 1)
 
-  return np.stack([split(batch_rows) for batch_rows in present], axis=1)
+  return np.stack([split(batch_indices) for batch_indices in present], axis=1)
 
 
-def own_rows(rows: jax.Array, roles: tuple[str, ...], mesh: jax.sharding.Mesh) -> Paired:
-  """Inside `shard_map`: a device's own rows, by role.
+def own_indices(indices: jax.Array, roles: tuple[str, ...], mesh: jax.sharding.Mesh) -> Paired:
+  """Inside `shard_map`: a device's own examples, by role.
 
   Args:
-    rows: [n, r, 1, b], its part of what `shard_rows` made.
-    roles: the roles whose rows these are.
-    mesh: the mesh of that `shard_rows`. With an axis of two roles a device has the rows of its own
+    indices: [n, r, 1, b], its part of what `shard_indices` made.
+    roles: the roles whose examples these are.
+    mesh: the mesh of that `shard_indices`. With an axis of two roles a device has the examples of its own
       role alone, and they stand for both.
 
   Returns:
-    Paired [n, b]; None for a role without rows.
+    Paired [n, b]; None for a role without examples.
   """
   if mesh.devices.shape[0] == 2:
-    return Paired(rows[:, 0, 0], rows[:, 0, 0])
-  by_role = {role: rows[:, index, 0] for index, role in enumerate(roles)}
+    return Paired(indices[:, 0, 0], indices[:, 0, 0])
+  by_role = {role: indices[:, index, 0] for index, role in enumerate(roles)}
   return Paired(by_role.get("retain"), by_role.get("forget"))
 
 
@@ -154,9 +154,9 @@ def _role_means(function, sharpen, reduce=lambda sums: sums):
     reduce: adds the sums of all devices that have a part of the batch.
   """
 
-  def means(variables, inputs, rows_B, coefficients):
+  def means(variables, inputs, index_B, coefficients):
     def at(params, coefficients):
-      return _means(reduce(function({**variables, "params": params}, inputs, rows_B, coefficients)))
+      return _means(reduce(function({**variables, "params": params}, inputs, index_B, coefficients)))
 
     return sharpen(at)(variables["params"], coefficients)
 
@@ -169,11 +169,11 @@ def _one_by_one(role_function, terms: Paired, sharpen, reduce=lambda sums: sums)
     None if names is None else _role_means(role_function(names), sharpen, reduce) for names in terms
   ]
 
-  def gradients(variables, inputs, rows, coefficients):
+  def gradients(variables, inputs, indices, coefficients):
     return Paired(
       *(
-        None if function is None else function(variables, inputs, role_rows, role_coefficients)
-        for function, role_rows, role_coefficients in zip(functions, rows, coefficients, strict=True)
+        None if function is None else function(variables, inputs, role_indices, role_coefficients)
+        for function, role_indices, role_coefficients in zip(functions, indices, coefficients, strict=True)
       )
     )
 
@@ -200,8 +200,8 @@ def _vmap(role_function, terms: Paired, sharpen):
   union = _union(terms)
   mapped = jax.vmap(_role_means(role_function(union), sharpen), in_axes=(None, None, 0, 0))
 
-  def gradients(variables, inputs, rows, coefficients):
-    means = mapped(variables, inputs, jnp.stack(rows), _stack_coefficients(coefficients, union))
+  def gradients(variables, inputs, indices, coefficients):
+    means = mapped(variables, inputs, jnp.stack(indices), _stack_coefficients(coefficients, union))
     return Paired(*(jax.tree.map(lambda leaf, i=i: leaf[i], means) for i in range(2)))
 
   return gradients
@@ -215,9 +215,9 @@ def _device_halves(role_function, terms: Paired, sharpen, train: bool, together:
   def branch(role_terms):
     function = role_function(role_terms)
 
-    def run(variables, inputs, rows_b, coefficients):
+    def run(variables, inputs, index_b, coefficients):
       own = {name: coefficients[name] for name in role_terms}
-      sums = function(variables, inputs, rows_b, own)
+      sums = function(variables, inputs, index_b, own)
       # Both branches must return the same structure; what a role lacks is left out again below.
       nothing = objectives.Sum(jnp.zeros_like(sums.count), jnp.zeros_like(sums.count))
       return sums._replace(values={name: sums.values.get(name, nothing) for name in names})
@@ -239,14 +239,14 @@ def _device_halves(role_function, terms: Paired, sharpen, train: bool, together:
     logged = {"ce", "accuracy", *names}
     return means._replace(values={name: means.values[name] for name in sorted(logged)})
 
-  def gradients(variables, inputs, rows, coefficients):
+  def gradients(variables, inputs, indices, coefficients):
     is_forget = lax.axis_index(ROLE_AXIS) == 1
     chosen = {
       name: values[is_forget.astype(jnp.int32)]
       for name, values in _stack_coefficients(coefficients, union).items()
     }
-    # Each half has its own rows under both names.
-    means = own_means(variables, inputs, rows.retain, chosen)
+    # Each half has its own examples under both names.
+    means = own_means(variables, inputs, indices.retain, chosen)
     # Frozen statistics need no exchange.
     moving = means if train else means._replace(batch_stats=())
     vector, restore = jax.flatten_util.ravel_pytree(moving)
@@ -283,8 +283,8 @@ def make_gradients(
     together: whether the devices of a half exchange something within the per-role function.
 
   Returns:
-    (variables, Inputs, rows, coefficients) -> Paired of RoleMeans (None for an unused role). `rows` and
-    `coefficients` are Paired; under `pmap` the rows are those of `own_rows`, and it must run inside
+    (variables, Inputs, indices, coefficients) -> Paired of RoleMeans (None for an unused role). `indices`
+    and `coefficients` are Paired; under `pmap` the indices are those of `own_indices`, and it must run inside
     `shard_map` over a mesh of `make_mesh`.
   """
   both = None not in terms

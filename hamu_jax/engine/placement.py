@@ -22,21 +22,21 @@ def _pad(steps: np.ndarray) -> np.ndarray:
   return np.pad(steps, [(0, missing)] + [(0, 0)] * (steps.ndim - 1), constant_values=-1)
 
 
-def place_feed(rows: Any, epoch: np.ndarray, mesh: jax.sharding.Mesh | None) -> step_lib.Feed:
+def place_batches(indices: Any, epoch: np.ndarray, mesh: jax.sharding.Mesh | None) -> step_lib.Batches:
   """Puts the batches of a chunk on the device, padded to `CHUNK_CAPACITY` steps.
 
   Args:
-    rows: Paired [n, B] (of a joint plan [n, models, B]) int32 rows of each role, or None; with a mesh,
-      what `pairing.shard_rows` made of them.
+    indices: Paired [n, B] (of a joint plan [n, models, B]) int32 examples of each role, or None; with a mesh,
+      what `pairing.shard_indices` made of them.
     epoch: [n] int32.
-    mesh: where `pmap` splits the rows among devices.
+    mesh: where `pmap` splits the examples among devices.
   """
-  rows, epoch = jax.tree.map(_pad, (rows, epoch))
+  indices, epoch = jax.tree.map(_pad, (indices, epoch))
   if mesh is None:
-    return jax.device_put(step_lib.Feed(rows, epoch))
+    return jax.device_put(step_lib.Batches(indices, epoch))
   spec = jax.sharding.PartitionSpec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
-  # By callback, because a host knows the rows within its own windows only.
+  # By callback, because a host knows the examples within its own windows only.
   sharded = jax.make_array_from_callback(
-    rows.shape, jax.sharding.NamedSharding(mesh, spec), lambda index: rows[index]
+    indices.shape, jax.sharding.NamedSharding(mesh, spec), lambda index: indices[index]
   )
-  return step_lib.Feed(sharded, place(epoch, mesh))
+  return step_lib.Batches(sharded, place(epoch, mesh))

@@ -69,21 +69,21 @@ class Frozen(NamedTuple):
   base: Tree = {}
 
 
-class Feed(NamedTuple):
+class Batches(NamedTuple):
   """The batches of a chunk, with a leading axis of CHUNK_CAPACITY steps; of one step without it.
 
   Attributes:
-    rows: Paired [n, B] int32 rows of each role, -1 for padding, None for a role that is not read; as
-      `pairing.shard_rows` has them under `pmap`.
+    indices: Paired [n, B] int32 examples of each role, -1 for padding, None for a role that is not read; as
+      `pairing.shard_indices` has them under `pmap`.
     epoch: [n] int32, the epoch of each step.
   """
 
-  rows: Any
+  indices: Any
   epoch: jax.Array
 
 
 class Sharpness(NamedTuple):
-  """How gradients are sharpness-aware; the radius and its weight are settings (`rho`, `lamb`).
+  """How gradients are sharpness-aware; the radius and its weight are hyperparameters (`rho`, `lamb`).
 
   Attributes:
     adaptive: see `sam_jax.perturbation`.
@@ -101,25 +101,25 @@ class StepProgram(NamedTuple):
   """A step and what starts its state.
 
   Attributes:
-    step: (state, Frozen, data, Feed, settings) -> (state, metrics), pure.
-    optimizers: (settings) -> one optax transformation for each of `Method.optimizers`.
+    step: (state, Frozen, data, Batches, hyperparameters) -> (state, metrics), pure.
+    optimizers: (hyperparameters) -> one optax transformation for each of `Method.optimizers`.
   """
 
   step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
   optimizers: Callable[..., tuple[optax.GradientTransformation, ...]]
 
 
-def settings_of(options: ml_collections.ConfigDict, sam: Any = None) -> dict[str, float | None]:
+def hyperparameters_of(options: ml_collections.ConfigDict, sam: Any = None) -> dict[str, float | None]:
   """The values of a stage's options that enter its step as data; None switches a feature off.
 
   Args:
     options: `config.train` or `config.method`.
     sam: {"rho", "lamb"} of sharpness-aware gradients, or None for plain ones.
   """
-  settings = {name: options[name] for name in TRACED if name in options}
-  settings["clip_norm"] = settings["clip_norm"] or None
-  settings["learning_rate"] = options.optimizer.learning_rate
-  return settings | ({name: float(sam[name]) for name in ("rho", "lamb")} if sam else {})
+  hyperparameters = {name: options[name] for name in TRACED if name in options}
+  hyperparameters["clip_norm"] = hyperparameters["clip_norm"] or None
+  hyperparameters["learning_rate"] = options.optimizer.learning_rate
+  return hyperparameters | ({name: float(sam[name]) for name in ("rho", "lamb")} if sam else {})
 
 
 def clip(gradient: Tree, norm: jax.Array, max_norm: float | None) -> Tree:
@@ -161,7 +161,7 @@ def make_step(
     method: a row of `methods.METHODS`.
     options: `config.method`, or `config.train` for training.
     forward: (variables, batch, key, train) -> (`objectives.Outputs`, batch_stats).
-    fetch: (data, rows [B], key) -> batch.
+    fetch: (data, indices [B], key) -> batch.
     pairing: `sequential`, `vmap` or `pmap`.
     train: whether the model runs in training mode: batch norm on batch statistics, dropout on.
     schedule: step count -> multiple of the peak learning rate.
@@ -195,26 +195,26 @@ def make_step(
   # One transform and base optimizer for each name; sub-steps of one name have the same.
   by_name = {substep.optimizer: builder for substep, builder in zip(method.substeps, builders)}
 
-  def optimizers_of(settings):
-    return tuple(by_name[name].optimizer(settings) for name in method.optimizers)
+  def optimizers_of(hyperparameters):
+    return tuple(by_name[name].optimizer(hyperparameters) for name in method.optimizers)
 
-  def run_substep(builder, state, frozen, inputs, rows, epoch):
+  def run_substep(builder, state, frozen, inputs, indices, epoch):
     """-> updated state, metrics, stop code."""
     slot = method.optimizers.index(builder.substep.optimizer)
     params, batch_stats, opt_state, metrics, stop = builder.apply(
-      state.variables, state.opt_state[slot], frozen, inputs, rows, epoch
+      state.variables, state.opt_state[slot], frozen, inputs, indices, epoch
     )
     opt_states = (*state.opt_state[:slot], opt_state, *state.opt_state[slot + 1 :])
     proposed = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_states)
     return proposed, metrics, stop
 
-  def run_pass(builder, state, frozen, inputs, rows, epoch):
+  def run_pass(builder, state, frozen, inputs, indices, epoch):
     """`run_substep` where its batch is not all padding."""
     (role,) = builder.substep.roles
-    active = pairing_lib.anywhere(getattr(rows, role) >= 0, pairing)
+    active = pairing_lib.anywhere(getattr(indices, role) >= 0, pairing)
 
     def run():
-      return run_substep(builder, state, frozen, inputs, rows, epoch)
+      return run_substep(builder, state, frozen, inputs, indices, epoch)
 
     def skip():
       zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run))
@@ -223,28 +223,30 @@ def make_step(
     state, metrics, stop = lax.cond(active, run, skip)
     return state, metrics | {f"{role}_active": active}, stop
 
-  def step(state, frozen, data, feed, settings):
+  def step(state, frozen, data, batches, hyperparameters):
     key = jax.random.wrap_key_data(state.rng)
     inputs = objectives.Inputs(
       frozen.base,
       frozen.reference,
       data,
       jax.random.fold_in(key, state.step),
-      jax.random.fold_in(jax.random.fold_in(key, _EPOCHS), feed.epoch),
-      settings,
+      jax.random.fold_in(jax.random.fold_in(key, _EPOCHS), batches.epoch),
+      hyperparameters,
     )
     proposed, metrics = state, {}
     stop = jnp.asarray(Stop.NONE, jnp.int32)
     for builder in builders:
       run = run_pass if method.layout == "passes" else run_substep
-      proposed, substep_metrics, substep_stop = run(builder, proposed, frozen, inputs, feed.rows, feed.epoch)
+      proposed, substep_metrics, substep_stop = run(
+        builder, proposed, frozen, inputs, batches.indices, batches.epoch
+      )
       if len(builders) > 1:
         (role,) = builder.substep.roles
         substep_metrics[f"{role}_update_norm"] = substep_metrics.pop("update_norm")
       metrics |= substep_metrics
       stop = jnp.where(stop == Stop.NONE, substep_stop, stop).astype(jnp.int32)
     accepted = stop == Stop.NONE
-    metrics["learning_rate"] = jnp.asarray(settings["learning_rate"] * schedule(state.step))
+    metrics["learning_rate"] = jnp.asarray(hyperparameters["learning_rate"] * schedule(state.step))
     metrics["stop"] = stop
     proposed = proposed.replace(step=state.step + 1)
     # A zero gradient alone would still move AdamW, so a rejected step returns the whole old state.
@@ -272,41 +274,41 @@ class _SubStepBuilder:
     scope = sharpness.scope if sharpness else "step"
     self._by_role = scope == "role" or (scope == "auto" and not substep.one_loss)
 
-    # The settings and the mask that `sharpen` needs are known only inside a step.
+    # The hyperparameters and the mask that `sharpen` needs are known only inside a step.
     self._gradients = lambda sharpen: pairing_lib.make_gradients(
       pairing, role_function, substep.terms, train=train, sharpen=sharpen, together=together
     )
 
-  def optimizer(self, settings):
+  def optimizer(self, hyperparameters):
     """The transform and the base optimizer it feeds."""
 
     def learning_rate(count):
-      return settings["learning_rate"] * self._schedule(count)
+      return hyperparameters["learning_rate"] * self._schedule(count)
 
     return optax.chain(
-      self.substep.transform(self._options, learning_rate, settings),
+      self.substep.transform(self._options, learning_rate, hyperparameters),
       optimizers.make_optimizer(self._options.optimizer, learning_rate),
     )
 
-  def apply(self, variables, opt_state, frozen, inputs, rows, epoch):
+  def apply(self, variables, opt_state, frozen, inputs, indices, epoch):
     """-> params, batch_stats, opt_state, metrics, stop code."""
-    settings, params = inputs.settings, variables["params"]
+    hyperparameters, params = inputs.hyperparameters, variables["params"]
     mask = self._mask(frozen)
-    means = self._means(variables, inputs, rows, epoch, mask)
+    means = self._means(variables, inputs, indices, epoch, mask)
     if mask is not None and self._mask_scope != "perturbed":
       means = jax.tree.map(
         lambda mean: mean._replace(gradient=sam_jax.apply_mask(mean.gradient, mask)),
         means,
         is_leaf=_is_means,
       )
-    clipped, metrics = _clipped_gradients(means, settings["clip_norm"])
-    updates, opt_state = self.optimizer(settings).update(
+    clipped, metrics = _clipped_gradients(means, hyperparameters["clip_norm"])
+    updates, opt_state = self.optimizer(hyperparameters).update(
       clipped.retain, opt_state, params, forget_grads=clipped.forget
     )
     if mask is not None and self._mask_scope == "update":
       updates = sam_jax.apply_mask(updates, mask)
     metrics["update_norm"] = optax.tree.norm(updates)
-    stop = _stop_code(opt_state[0], metrics, self._options, settings)
+    stop = _stop_code(opt_state[0], metrics, self._options, hyperparameters)
     if hasattr(opt_state[0], "diagnostics"):
       metrics |= opt_state[0].diagnostics._asdict()
     batch_stats = variables["batch_stats"]
@@ -320,23 +322,23 @@ class _SubStepBuilder:
       return None
     return frozen.mask if self.substep.moves == "salient" else sam_jax.complement(frozen.mask)
 
-  def _means(self, variables, inputs, rows, epoch, mask) -> Paired:
+  def _means(self, variables, inputs, indices, epoch, mask) -> Paired:
     """The means of both roles over their batches, with sharpness-aware gradients where asked for."""
-    coefficients = self.substep.coefficients(inputs.settings, epoch)
+    coefficients = self.substep.coefficients(inputs.hyperparameters, epoch)
 
     def sharpen(at):
-      return self._sharpen(at, inputs.settings, mask)
+      return self._sharpen(at, inputs.hyperparameters, mask)
 
     if self._by_role:
-      return self._gradients(sharpen)(variables, inputs, rows, coefficients)
+      return self._gradients(sharpen)(variables, inputs, indices, coefficients)
     gradients = self._gradients(lambda at: at)
 
     def at(params, coefficients):
-      return gradients({**variables, "params": params}, inputs, rows, coefficients)
+      return gradients({**variables, "params": params}, inputs, indices, coefficients)
 
     return sharpen(at)(variables["params"], coefficients)
 
-  def _sharpen(self, at, settings, mask):
+  def _sharpen(self, at, hyperparameters, mask):
     """(params, coefficients) -> means, a role's or both roles', with sharpness-aware gradients."""
     if self._sharpness is None:
       return at
@@ -357,8 +359,8 @@ class _SubStepBuilder:
       gradients, means = sam_jax.sharpness_aware(
         lambda point: gradients_and_means(at(point, clean)),
         perturbed_grad_fn=lambda point: perturbed(point, coefficients),
-        rho=settings["rho"],
-        lamb=settings["lamb"],
+        rho=hyperparameters["rho"],
+        lamb=hyperparameters["lamb"],
         adaptive=self._sharpness.adaptive,
         mode=self._sharpness.mode,
         has_aux=True,
@@ -406,14 +408,14 @@ def _clipped_gradients(means: Paired, max_norm):
   return Paired(*(one(role, mean) for role, mean in means._asdict().items())), metrics
 
 
-def _stop_code(transform_state, metrics, options, settings):
+def _stop_code(transform_state, metrics, options, hyperparameters):
   """The `Stop` code of an update: what is not finite first, then the transform's, then a loss's."""
   stop = jnp.asarray(Stop.NONE, jnp.int32)
   if options.get("stop_on_loss"):
     if "forget_loss" in metrics:
-      stop = jnp.where(metrics["forget_loss"] < settings["min_forget_loss"], Stop.FORGET_LOSS, stop)
+      stop = jnp.where(metrics["forget_loss"] < hyperparameters["min_forget_loss"], Stop.FORGET_LOSS, stop)
     if "retain_loss" in metrics:
-      stop = jnp.where(metrics["retain_loss"] > settings["max_retain_loss"], Stop.RETAIN_LOSS, stop)
+      stop = jnp.where(metrics["retain_loss"] > hyperparameters["max_retain_loss"], Stop.RETAIN_LOSS, stop)
   if hasattr(transform_state, "stop"):
     stop = jnp.where(transform_state.stop == Stop.NONE, stop, transform_state.stop)
   # A gradient that is not finite has a norm that is not.
@@ -425,16 +427,16 @@ def make_chunk(step):
   """Runs up to `CHUNK_CAPACITY` steps as one device program.
 
   Returns:
-    (state, Frozen, data, Feed, count, settings) -> (state, metrics, done). The feed has a leading axis
-    of CHUNK_CAPACITY, of which the first `count` (int32 scalar, data) are run, fewer if a step stops;
+    (state, Frozen, data, Batches, count, hyperparameters) -> (state, metrics, done). The batches have a
+    leading axis of CHUNK_CAPACITY, of which the first `count` (int32 scalar, data) are run, fewer if a step stops;
     metrics are stacked along the same axis and `done` says how many of them are filled. The number of
     steps being data, one compilation serves every chunk of a stage.
   """
 
-  def chunk(state, frozen, data, feed, count, settings):
+  def chunk(state, frozen, data, batches, count, hyperparameters):
     def one(state, index):
-      step_feed = jax.tree.map(lambda leaf: leaf[index], feed)
-      return step(state, frozen, data, step_feed, settings)
+      step_batches = jax.tree.map(lambda leaf: leaf[index], batches)
+      return step(state, frozen, data, step_batches, hyperparameters)
 
     _, shapes = jax.eval_shape(one, state, jnp.zeros([], jnp.int32))
     buffers = jax.tree.map(lambda leaf: jnp.zeros((CHUNK_CAPACITY, *leaf.shape), leaf.dtype), shapes)
@@ -460,7 +462,7 @@ def compile_target(
   roles: tuple[str, ...],
   *,
   members: int = 0,
-  own_rows: bool = False,
+  separate_indices: bool = False,
   sharded_data: bool = False,
   base_specs: Tree = jax.sharding.PartitionSpec(),
 ):
@@ -469,17 +471,17 @@ def compile_target(
   Args:
     chunk: as `make_chunk` builds it.
     mesh: of `pmap`; None for one device.
-    roles: the roles whose rows the feed has.
-    members: if not 0, as many states, references, masks, settings and metrics, all with a leading axis,
-      are mapped over.
-    own_rows: whether each of them has its own rows, [n, members, B]; else all have the same.
+    roles: the roles whose examples the batches have.
+    members: if not 0, as many states, references, masks, hyperparameters and metrics, all with a leading
+      axis, are mapped over.
+    separate_indices: whether each of them has its own examples, [n, members, B]; else all have the same.
     sharded_data: whether each device of the mesh has data of its own, of which the leaves have leading
       axes [roles, devices a role]; else all have the same.
     base_specs: how `Frozen.base` lies on the mesh.
   """
   if members:
-    feed = Feed(rows=1 if own_rows else None, epoch=None)
-    return jax.jit(jax.vmap(chunk, in_axes=(0, Frozen(0, 0, None), None, feed, None, 0)))
+    batches = Batches(indices=1 if separate_indices else None, epoch=None)
+    return jax.jit(jax.vmap(chunk, in_axes=(0, Frozen(0, 0, None), None, batches, None, 0)))
   if mesh is None:
     return jax.jit(chunk)
   spec = jax.sharding.PartitionSpec
@@ -487,11 +489,11 @@ def compile_target(
   frozen_spec = Frozen(spec(), spec(), base_specs)
   data_spec = spec(pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES) if sharded_data else spec()
 
-  def device_chunk(state, frozen, data, feed, count, settings):
+  def device_chunk(state, frozen, data, batches, count, hyperparameters):
     if sharded_data:
       data = jax.tree.map(lambda leaf: leaf[0, 0], data)
-    feed = feed._replace(rows=pairing_lib.own_rows(feed.rows, roles, mesh))
-    return chunk(state, frozen, data, feed, count, settings)
+    batches = batches._replace(indices=pairing_lib.own_indices(batches.indices, roles, mesh))
+    return chunk(state, frozen, data, batches, count, hyperparameters)
 
   return jax.jit(
     jax.shard_map(
@@ -501,7 +503,7 @@ def compile_target(
         spec(),
         frozen_spec,
         data_spec,
-        Feed(rows=sharded_rows, epoch=spec()),
+        Batches(indices=sharded_rows, epoch=spec()),
         spec(),
         spec(),
       ),

@@ -97,7 +97,7 @@ class Experiment:
     watch: notices signals.
     record: whether it takes possession of the run directory and logs there; without, stages are
       still looked up and left where they would be.
-    like: an experiment that differs from this one in settings and seeds alone, see
+    like: an experiment that differs from this one in hyperparameters and seeds alone, see
       `together.group_key`; data, model and programs are shared with it.
   """
 
@@ -119,14 +119,14 @@ class Experiment:
       self._task = (language.Language if config_lib.is_language(config) else vision.Vision)(config)
     else:
       self._task = like._task.with_config(config)
-    self._problem = self._task.problem
+    self._request = self._task.request
     self._devices = self._choose_devices()
-    if self._problem.estimates_scores:
+    if self._request.estimates_scores:
       self._check_ensemble()
     self._template = self._task.template
     self._init = jax.jit(self._task.init) if like is None else like._init
-    self._scores = self._problem.read_scores()
-    self._split = self._problem.split(self._scores)
+    self._scores = self._request.read_scores()
+    self._split = self._request.split(self._scores)
     self._plan = self._make_plan()
     self._imported = self._import_weights() if like is None else like._imported
     self._given_mask = self._read_mask()
@@ -146,7 +146,7 @@ class Experiment:
         f"config.data.scores={config_lib.ESTIMATE!r}: an ensemble is trained by one process; estimate the "
         "scores in a run of its own and give its memorization.npz"
       )
-    memorization.subsets(self._config.memorization, len(self._problem.available), self._config.seed)
+    memorization.subsets(self._config.memorization, len(self._request.available), self._config.seed)
 
   def _choose_devices(self) -> tuple[jax.Device, ...]:
     """All devices for `pmap`, or as many as asked for; one for the other pairings."""
@@ -182,7 +182,7 @@ class Experiment:
     return loop_lib.Loop(
       forward=self._task.forward(pairing),
       fetch=self._task.fetch,
-      source=self._task.source(self._split),
+      feed=self._task.feed(self._split),
       evaluate=evaluate,
       pairing=pairing,
       devices=self._devices,
@@ -253,7 +253,7 @@ class Experiment:
       "seconds": outcome.seconds,
       "together": together,
       "parent": None if stage.train else self._plan.keys["pretrain"],
-      "work": self._task.work(self.loop.source, stage, outcome.steps),
+      "work": self._task.work(self.loop.feed, stage, outcome.steps),
     }
     self._cache.publish(name, key, record, outcome.variables)
     self._cache.publish("evaluate", self._evaluation_key(name), outcome.evaluation)
@@ -276,7 +276,7 @@ class Experiment:
         "options": {
           option: self._config.evaluate[option] for option in ("batch_size", "batch_tokens", "min_k_fraction")
         },
-        "splits": {split: examples.rows.tolist() for split, examples in self._evaluator.splits.items()},
+        "splits": {split: examples.indices.tolist() for split, examples in self._evaluator.splits.items()},
       }
     )
 
@@ -318,15 +318,15 @@ class Experiment:
     return self._watch.run(lambda: self._init(self._config.seed))
 
   def estimate_memorization(self) -> memorization.Estimate:
-    """Memorization scores of the rows that may be learnt, by an ensemble; leaves them in a file."""
-    train = self._problem.dataset.train
+    """Memorization scores of the examples that may be learnt, by an ensemble; leaves them in a file."""
+    train = self._request.dataset.train
     evaluator = self._task.evaluator_of(
       self._evaluation_mesh,
-      {"train": evaluation.Examples(train.images, train.labels, self._problem.available)},
+      {"train": evaluation.Examples(train.images, train.labels, self._request.available)},
     )
     estimate = memorization.estimate(
       self._config.memorization,
-      self._problem.available,
+      self._request.available,
       stage_plan.model_inputs(self._config, self._task),
       seed=self._config.seed,
       init=self._task.init,
@@ -340,7 +340,7 @@ class Experiment:
       rundir_lib.write_arrays(
         self._workdir / "memorization.npz",
         memorization=estimate.scores,
-        rows=self._problem.available_rows,
+        rows=self._request.original_indices,
       )
     return estimate
 
@@ -363,7 +363,7 @@ class Experiment:
         lambda: saliency.forget_gradient(
           self._task.forward("sequential"),
           self._task.fetch("none"),
-          self.loop.source,
+          self.loop.feed,
           plan,
           placement.place(jax.device_get(original), None),
           base=self._task.base(None),
@@ -379,7 +379,7 @@ class Experiment:
       key=self._plan.keys["mask"],
       provenance={
         "parent": self._plan.keys["pretrain"],
-        "data": self._problem.fingerprint,
+        "data": self._request.fingerprint,
         "forget_rows": len(self._split.forget),
       },
     )
@@ -429,11 +429,11 @@ class Experiment:
     """Makes the loop and the evaluator, once; an ensemble whose scores choose the forget set comes first."""
     if self.loop is not None:
       return
-    if self._problem.estimates_scores:
+    if self._request.estimates_scores:
       estimate = self.estimate_memorization()
       self._records["memorization"] = {"seconds": estimate.seconds}
       self._scores = estimate.scores
-      self._split = self._problem.split(self._scores)
+      self._split = self._request.split(self._scores)
       self._plan = self._make_plan()
     if self._like is None:
       self._evaluator = self._task.evaluator(self._split, self._scores, self._evaluation_mesh)
@@ -510,7 +510,7 @@ class Experiment:
       "device": self._devices[0].device_kind,
       "devices": len(self._devices),
       "processes": jax.process_count(),
-      "data_fingerprint": self._problem.fingerprint,
+      "data_fingerprint": self._request.fingerprint,
       **self._task.provenance,
       "config_fingerprint": stages_lib.fingerprint(self._config.to_dict()),
       "scores_fingerprint": request_lib.scores_fingerprint(self._scores),
@@ -540,7 +540,7 @@ class Experiment:
     if mask is not None:
       self._task.save(self._workdir, "mask", {"params": mask})
     rundir_lib.write_arrays(
-      self._workdir / "split.npz", validation=self._problem.validation, **self._split._asdict()
+      self._workdir / "split.npz", validation=self._request.validation, **self._split._asdict()
     )
     rows = rundir_lib.read_metrics(self._workdir).rows
     run_plots.tradeoff(

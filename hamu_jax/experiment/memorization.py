@@ -1,4 +1,4 @@
-"""Memorization scores of the training rows, estimated by an ensemble trained on random subsets.
+"""Memorization scores of the training examples, estimated by an ensemble trained on random subsets.
 
     mem_i = P(model is right on i | i was in its subset) - P(... | i was not)
 
@@ -32,8 +32,8 @@ class Estimate(NamedTuple):
 
   Attributes:
     scores: [N] float64.
-    correct: [K, N] bool, which rows each model gets right.
-    included: [K, N] bool, which rows each model was trained on.
+    correct: [K, N] bool, which examples each model gets right.
+    included: [K, N] bool, which examples each model was trained on.
     seconds: that training took, over all the processes that worked on it.
   """
 
@@ -43,23 +43,23 @@ class Estimate(NamedTuple):
   seconds: float
 
 
-def subsets(options: ml_collections.ConfigDict, num_rows: int, seed: int) -> np.ndarray:
-  """Draws which rows each model sees, and finds out whether scores can be estimated from them.
+def subsets(options: ml_collections.ConfigDict, num_examples: int, seed: int) -> np.ndarray:
+  """Draws which examples each model sees, and finds out whether scores can be estimated from them.
 
   Args:
     options: `config.memorization`.
-    num_rows: N, how many rows there are.
+    num_examples: N, how many examples there are.
     seed: of the draws.
 
   Returns:
     [K, N] bool.
 
   Raises:
-    UserError: a subset is empty, whole or smaller than a batch, or the models are too few for some row to
+    UserError: a subset is empty, whole or smaller than a batch, or the models are too few for some example to
       be both in and out of subsets.
   """
   try:
-    included = memorization.subsample(num_rows, options.models, options.fraction, seed)
+    included = memorization.subsample(num_examples, options.models, options.fraction, seed)
   except ValueError as error:
     raise UserError(f"config.memorization.fraction={options.fraction}: {error}") from error
   try:
@@ -69,8 +69,8 @@ def subsets(options: ml_collections.ConfigDict, num_rows: int, seed: int) -> np.
   size = int(included[0].sum())
   if options.batch_size > size:
     raise UserError(
-      f"config.memorization.batch_size={options.batch_size}: a model sees {size} of {num_rows} rows, so "
-      f"choose 1..{size}"
+      f"config.memorization.batch_size={options.batch_size}: a model sees {size} of {num_examples} "
+      f"examples, so choose 1..{size}"
     )
   return included
 
@@ -87,19 +87,19 @@ def estimate(
   cache: stages.StageCache,
   rundir: rundir_lib.RunDir,
 ) -> Estimate:
-  """Memorization scores of some training rows, from groups of models that are trained at once.
+  """Memorization scores of some training examples, from groups of models that are trained at once.
 
   Every finished model is a stage in the cache, so an interrupted estimate goes on with those that are not,
   in groups of another size if that is asked for.
 
   Args:
     options: `config.memorization`.
-    available: [N] the rows.
+    available: [N] the examples.
     inputs: what else the models depend on, as JSON values.
     seed: model k is drawn, shuffled and given its subset by `seed` and k.
     init: seed -> the untrained model's variables.
     loop: trains the groups.
-    evaluator: evaluates models on one split, the rows in order.
+    evaluator: evaluates models on one split, the examples in order.
     cache: of finished models.
     rundir: where the means of a group's metrics are logged; has the checkpoints of the group in progress.
 
@@ -169,9 +169,9 @@ def estimate(
   )
 
 
-def _stage(name: str, options: ml_collections.ConfigDict, rows: np.ndarray, seed: int) -> loop_lib.Stage:
-  """The training of one model on its own rows, by the name of its group."""
-  plan = data_lib.training_plan(rows, batch_size=options.batch_size, seed=seed)
+def _stage(name: str, options: ml_collections.ConfigDict, indices: np.ndarray, seed: int) -> loop_lib.Stage:
+  """The training of one model on its own examples, by the name of its group."""
+  plan = data_lib.training_plan(indices, batch_size=options.batch_size, seed=seed)
   return loop_lib.Stage(
     name,
     methods.TRAINING,

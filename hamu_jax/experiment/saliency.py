@@ -19,9 +19,7 @@ from hamu_jax.run import stage_cache as stages
 Tree = Any
 
 
-def forget_gradient(
-  forward, fetch, source, plan, variables: Tree, *, base: Tree, microbatch: int = 0
-) -> Tree:
+def forget_gradient(forward, fetch, feed, plan, variables: Tree, *, base: Tree, microbatch: int = 0) -> Tree:
   """`|sum_b g_b|` over the batches b of the forget set, g_b the gradient of a batch's mean cross-entropy.
 
   In evaluation mode, at the original model. The batches count alike, also a short last one.
@@ -29,7 +27,7 @@ def forget_gradient(
   Args:
     forward: see `objectives.role_gradient`.
     fetch: see `objectives.role_gradient`.
-    source: `source.Resident` or `source.Streamed`.
+    feed: `feed.ResidentImages` or `feed.StreamedImages`.
     plan: a plan whose epoch is one pass over the forget set.
     variables: the original model's.
     base: variables that are not trained.
@@ -44,16 +42,16 @@ def forget_gradient(
   key = jax.random.key(0)  # Nothing is drawn without augmentation.
 
   @jax.jit
-  def add(total, variables, base, data, rows_B):
+  def add(total, variables, base, data, index_B):
     inputs = objectives.Inputs(base, None, data, key, key, {})
-    sums = gradient_of(variables, inputs, rows_B, {"ce": jnp.float32(1)})
+    sums = gradient_of(variables, inputs, index_B, {"ce": jnp.float32(1)})
     return jax.tree.map(lambda leaf, new: leaf + new / sums.count, total, sums.gradient)
 
-  source.prepare(plan, plan.steps_per_epoch)
+  feed.prepare(plan, plan.steps_per_epoch)
   total = jax.tree.map(jnp.zeros_like, variables["params"])
   for step in range(plan.steps_per_epoch):
-    data, feed = source.chunk(plan, step, step + 1, None)
-    total = add(total, variables, base, data, feed.rows.forget[0])
+    data, batches = feed.chunk(plan, step, step + 1, None)
+    total = add(total, variables, base, data, batches.indices.forget[0])
   return jax.tree.map(jnp.abs, total)
 
 

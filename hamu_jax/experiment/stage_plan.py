@@ -16,7 +16,7 @@ from hamu_jax.vision import evaluation
 
 
 class Plan(NamedTuple):
-  """What is run for one split into retain and forget rows.
+  """What is run for one split into retain and forget examples.
 
   Attributes:
     stages: by name: `pretrain`, `retrain` and, unless the method trains from scratch, `unlearn`.
@@ -33,7 +33,7 @@ def model_inputs(config: ml_collections.ConfigDict, task: Any) -> dict[str, Any]
   """What every model of an experiment depends on, as JSON values."""
   return {
     "version": hamu_jax.__version__,
-    "data": task.problem.fingerprint,
+    "data": task.request.fingerprint,
     **task.inputs,
     "model": {
       name: value for name, value in config.model.to_dict().items() if name != "weights" and value is not None
@@ -43,24 +43,24 @@ def model_inputs(config: ml_collections.ConfigDict, task: Any) -> dict[str, Any]
 
 
 def make_plan(config: ml_collections.ConfigDict, task: Any, split: Paired, *, devices: int) -> Plan:
-  """Plans the stages for the rows that are to be forgotten.
+  """Plans the stages for the examples that are to be forgotten.
 
   Args:
     config: validated.
     task: `vision.Vision` or `language.Language`.
-    split: the rows by role.
+    split: the examples by role.
     devices: how many work on a step.
 
   Raises:
     UserError: a batch is larger than its set.
   """
   method = methods.METHODS[config.method.name]
-  # Where training is selected by nothing that the forget set decides, neither is the order of its rows,
+  # Where training is selected by nothing that the forget set decides, neither is the order of its examples,
   # and one original model serves every forget set.
-  by_split = config.train.select == "best" and not len(task.problem.validation)
-  rows = np.concatenate(split)
+  by_split = config.train.select == "best" and not len(task.request.validation)
+  indices = np.concatenate(split)
   stages = [
-    _training(config, task, "pretrain", rows if by_split else np.sort(rows)),
+    _training(config, task, "pretrain", indices if by_split else np.sort(indices)),
     _training(config, task, "retrain", split.retain),
   ]
   inputs = model_inputs(config, task)
@@ -68,10 +68,10 @@ def make_plan(config: ml_collections.ConfigDict, task: Any, split: Paired, *, de
     stage.name: fingerprint(
       inputs
       | {
-        "rows": stage.plan.streams.retain.rows.tolist(),
+        "rows": stage.plan.streams.retain.indices.tolist(),
         "train": config.train.to_dict(),
         "sam": _sam_inputs(stage.sam),
-        "selected_by": [part.tolist() for part in split] if by_split else task.problem.validation.tolist(),
+        "selected_by": [part.tolist() for part in split] if by_split else task.request.validation.tolist(),
       }
     )
     for stage in stages
@@ -110,9 +110,9 @@ def is_masked(config: ml_collections.ConfigDict) -> bool:
   return bool(config.fraction or config.path)
 
 
-def _training(config, task, name: str, rows: np.ndarray) -> loop.Stage:
+def _training(config, task, name: str, indices: np.ndarray) -> loop.Stage:
   plan = data_lib.training_plan(
-    rows,
+    indices,
     batch_size=config.train.batch_size,
     seed=config.seed,
     reshuffle=config.train.shuffle == "each_epoch",

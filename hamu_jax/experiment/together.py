@@ -1,12 +1,12 @@
-"""Runs experiments that differ in settings and seeds alone, their stages together.
+"""Runs experiments that differ in hyperparameters and seeds alone, their stages together.
 
   python -m hamu_jax.together --config=FILE --workdir=A --config.method.constraint_ratio=0.1 -- \\
       --config=FILE --workdir=B --config.method.constraint_ratio=0.2
 
 takes the arguments of one `hamu_jax.main` after the other, with `--` between them; `launch.sweep
 --engine=vmap` writes such commands. The models of a stage that are not in the stage cache are trained
-as one program, mapped over their weights, rows and settings, on one device. Each experiment then goes on by
-itself: its run directory is the one that `hamu_jax.main` leaves, with the same numbers up to rounding.
+as one program, mapped over their weights, examples and hyperparameters, on one device. Each experiment then
+goes on by itself: its run directory is the one that `hamu_jax.main` leaves, with the same numbers up to rounding.
 """
 
 import contextlib
@@ -139,8 +139,8 @@ def _run(arguments: Sequence[str]) -> None:
   for workdir, key in zip(workdirs, keys, strict=True):
     if key is None or key != keys[0]:
       raise UserError(
-        f"--workdir={workdir}: its configuration differs from that of {workdirs[0]} in more than settings "
-        "and seeds, or uses pmap, several processes or wandb; run it by hamu_jax.main"
+        f"--workdir={workdir}: its configuration differs from that of {workdirs[0]} in more than "
+        "hyperparameters and seeds, or uses pmap, several processes or wandb; run it by hamu_jax.main"
       )
   with preemption.Watch() as watch:
     failures = run_members([(values.config, pathlib.Path(values.workdir)) for values in members], watch)

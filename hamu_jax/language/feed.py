@@ -9,7 +9,7 @@ from hamu_jax.data import packing
 from hamu_jax.data.batching import PADDING
 from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.engine import step as step_lib
-from hamu_jax.engine.placement import place, place_feed
+from hamu_jax.engine.placement import place, place_batches
 from hamu_jax.paired import Paired
 
 # Bytes of rows that one window may hold on a device.
@@ -23,10 +23,10 @@ class _Prepared(NamedTuple):
   shape: packing.Shape
 
 
-class Packed:
+class PackedTexts:
   """Texts as steps read them: for a batch of examples, a batch of the rows that hold them.
 
-  The interface of `source.Resident`, but a chunk's data is a window of `packing.PackedRows`, and
+  The interface of `feed.ResidentImages`, but a chunk's data is a window of `packing.PackedRows`, and
   its rows are places in it, those in use first. `prepare` comes before all else that is asked of a
   plan; the shapes are then the same for all chunks of it.
 
@@ -75,7 +75,7 @@ class Packed:
 
   def chunk(
     self, plan, start: int, stop: int, mesh: jax.sharding.Mesh | None
-  ) -> tuple[packing.PackedRows, step_lib.Feed]:
+  ) -> tuple[packing.PackedRows, step_lib.Batches]:
     """The texts and the batches of the steps start..stop-1 of a plan, on the devices of the mesh.
 
     Returns:
@@ -83,7 +83,7 @@ class Packed:
       each role's rows in the window, -1 for padding.
     """
     shape = self.shape(plan)
-    batches = plan.rows(start, stop)
+    batches = plan.indices(start, stop)
     roles = sum(role is not None for role in batches)
     window = shape.empty(self.most_steps(plan) * roles * shape.rows)
     filled = 0
@@ -104,8 +104,8 @@ class Packed:
 
     rows = Paired(*map(packed, self._packers, batches))
     if mesh is not None:
-      rows = pairing_lib.shard_rows(rows, mesh)
-    return place(window, mesh), place_feed(rows, plan.epochs(start, stop), mesh)
+      rows = pairing_lib.shard_indices(rows, mesh)
+    return place(window, mesh), place_batches(rows, plan.epochs(start, stop), mesh)
 
   def tokens(self, plan, start: int, stop: int) -> int:
     """How many tokens the texts of the steps start..stop-1 have, in both roles."""
@@ -125,7 +125,7 @@ class Packed:
     """The dataset rows of each batch of some steps, without padding, and what packs them."""
     return [
       (packer, batch[batch >= 0])
-      for packer, role in zip(self._packers, plan.rows(start, stop), strict=True)
+      for packer, role in zip(self._packers, plan.indices(start, stop), strict=True)
       if role is not None
       for batch in role
     ]

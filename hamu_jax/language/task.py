@@ -17,7 +17,7 @@ from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.engine.objectives import TERMS, Outputs
 from hamu_jax.errors import UserError
 from hamu_jax.language.evaluation import Evaluator, Questions
-from hamu_jax.language.feed import Packed
+from hamu_jax.language.feed import PackedTexts
 from hamu_jax.metrics import tofu, watermark
 from hamu_jax.models import llama, lora, lora_weights, pretrained, sharding
 from hamu_jax.models.llama_config import LlamaConfig
@@ -28,32 +28,32 @@ from hamu_jax.run import stage_cache as stages
 Tree = Any
 
 
-class TextProblem(NamedTuple):
-  """Which texts are learnt and which of them are forgotten; as `problem.Problem`.
+class TextRequest(NamedTuple):
+  """Which texts are learnt and which of them are forgotten; as `request.Problem`.
 
   Attributes:
     fingerprint: of the texts that are learnt.
-    rows: the examples to retain and to forget, which follow each other.
+    indices: the examples to retain and to forget, which follow each other.
   """
 
   fingerprint: str
-  rows: Paired
+  indices: Paired
 
   estimates_scores = False
   validation = np.zeros(0, np.int32)
 
   @property
   def available(self) -> np.ndarray:
-    """[n] the rows of all examples."""
-    return np.concatenate(self.rows)
+    """[n] the indices of all examples."""
+    return np.concatenate(self.indices)
 
   def read_scores(self) -> None:
     """Forget sets of texts go by no scores."""
 
   def split(self, scores: None) -> Paired:
-    """The rows by role."""
+    """The indices by role."""
     del scores
-    return self.rows
+    return self.indices
 
 
 def make_apply(model: llama.Llama, config: lora.LoraConfig, tokens: lora.Tokens | None = None):
@@ -121,7 +121,7 @@ def fetch(rows_data: packing.PackedRows, rows_B, key):
   present_B = rows_B >= 0
   taken = jax.tree.map(lambda leaf: leaf[rows_B.clip(0)], rows_data)
   batch = taken._asdict()
-  batch["row"] = batch.pop("prediction_row")
+  batch["index"] = batch.pop("prediction_row")
   for name in ("mask", "alternative_mask", "example_mask"):
     batch[name] = batch[name] & present_B[:, None]
   return batch
@@ -223,7 +223,7 @@ class Language(Adapted):
   """An experiment on a language model.
 
   Attributes:
-    problem: which examples are retained and forgotten.
+    request: which examples are retained and forgotten.
 
   Args:
     config: validated.
@@ -257,11 +257,11 @@ class Language(Adapted):
     splits = self._texts.splits
     self._encoded = {name: self._encode(split.prompts, split.answers) for name, split in splits.items()}
     retained, forgotten = len(splits["retain"].answers), len(splits["forget"].answers)
-    rows = np.arange(retained + forgotten, dtype=np.int32)
+    indices = np.arange(retained + forgotten, dtype=np.int32)
     # What is only evaluated must not train anything anew.
     learnt = [[splits[role].prompts, splits[role].answers] for role in Paired._fields]
-    self.problem = TextProblem(
-      stages.fingerprint({"learnt": learnt}), Paired(rows[:retained], rows[retained:])
+    self.request = TextRequest(
+      stages.fingerprint({"learnt": learnt}), Paired(indices[:retained], indices[retained:])
     )
     self._bases = {}
 
@@ -302,7 +302,7 @@ class Language(Adapted):
     cut = {name: split.truncated for name, split in self._encoded.items() if split.truncated}
     return {"base": self._pretrained.name, "base_fingerprint": self._pretrained.fingerprint, "cut": cut}
 
-  def source(self, split: Paired) -> Packed:
+  def feed(self, split: Paired) -> PackedTexts:
     """The training texts, packed."""
     del split
     texts = self._texts.splits
@@ -314,8 +314,8 @@ class Language(Adapted):
         prompts, refusals.draw(self._refusals, len(prompts), config_lib.seed_of(self._config, "method"))
       )
     forget = np.zeros(len(examples.ids), bool)
-    forget[self.problem.rows.forget] = True
-    return Packed(
+    forget[self.request.indices.forget] = True
+    return PackedTexts(
       packing.TextData(examples, alternatives, forget),
       self._config.text.row_length,
       max(self.microbatch(True), 1),
@@ -450,13 +450,13 @@ class Language(Adapted):
       base_model=self._pretrained.name,
     )
 
-  def work(self, source: Packed, stage: Any, steps: int) -> dict[str, Any]:
+  def work(self, feed: PackedTexts, stage: Any, steps: int) -> dict[str, Any]:
     """What the first steps of a stage compute: tokens of texts, and the share of padding beside them."""
     if not steps:
       return {}
     return {
-      "tokens": source.tokens(stage.plan, 0, steps),
-      "padding_share": source.padding_share(stage.plan, steps),
+      "tokens": feed.tokens(stage.plan, 0, steps),
+      "padding_share": feed.padding_share(stage.plan, steps),
     }
 
   def _encode(self, prompts, answers) -> encoding.Encoded:

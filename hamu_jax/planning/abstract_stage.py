@@ -35,7 +35,7 @@ class AbstractStage:
   Args:
     config: validated.
     task: as `experiment.Experiment` has one.
-    split: the rows by role.
+    split: the examples by role.
     devices: to choose from; they need not be there.
     stage: one of `STAGES`. A method that trains from scratch unlearns by that.
 
@@ -65,8 +65,8 @@ class AbstractStage:
     self._together = loop.shared_axes(self._mesh)
 
   @property
-  def batch_rows(self) -> int:
-    """Rows of a role's batch."""
+  def examples_per_batch(self) -> int:
+    """Examples of a role's batch."""
     raise NotImplementedError
 
   @property
@@ -77,8 +77,8 @@ class AbstractStage:
 
   @property
   def share(self) -> int:
-    """Rows of a role's batch on a device, at most."""
-    return jax.tree.leaves(self._rows())[0].shape[-1]
+    """Examples of a role's batch on a device, at most."""
+    return jax.tree.leaves(self._indices())[0].shape[-1]
 
   @property
   def trips(self) -> tuple[int, int]:
@@ -105,14 +105,14 @@ class AbstractStage:
       microbatch=self.stage.microbatch,
       together=self._together,
     )
-    # Where each half of the devices has a role, its rows have both names.
+    # Where each half of the devices has a role, its examples have both names.
     roles = self.stage.method.roles[: 1 if self.stage.method.device_groups == 2 and self._mesh else 2]
 
-    def step(state, frozen, data, feed, settings):
+    def step(state, frozen, data, batches, hyperparameters):
       key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-      inputs = objectives.Inputs(frozen.base, None, data, key, key, settings)
+      inputs = objectives.Inputs(frozen.base, None, data, key, key, hyperparameters)
       gradients = [
-        role(state.variables, inputs, getattr(feed.rows, name), {"ce": jnp.float32(1)}).gradient
+        role(state.variables, inputs, getattr(batches.indices, name), {"ce": jnp.float32(1)}).gradient
         for name in roles
       ]
       if self._mesh:
@@ -153,9 +153,10 @@ class AbstractStage:
 
   def _lower(self, step) -> jax.stages.Lowered:
     stage, base, template = self.stage, self._base(), self._task.template
-    settings = step_lib.settings_of(stage.options, stage.sam)
+    hyperparameters = step_lib.hyperparameters_of(stage.options, stage.sam)
     state = jax.eval_shape(
-      lambda variables: create_state(variables, self._program.optimizers(settings), stage.seed), template
+      lambda variables: create_state(variables, self._program.optimizers(hyperparameters), stage.seed),
+      template,
     )
     reference, mask = None, None
     if methods.needs_reference(stage.method, objectives.TERMS):
@@ -173,26 +174,26 @@ class AbstractStage:
       self._placed(state),
       step_lib.Frozen(self._placed(reference), self._placed(mask), base),
       self._data(),
-      self._feed(),
+      self._batches(),
       self._placed(jax.ShapeDtypeStruct((), jnp.int32)),
-      settings,
+      hyperparameters,
     )
 
   @property
   def _roles(self) -> int:
-    """How many have rows."""
+    """How many have examples."""
     return sum(role is not None for role in self.stage.plan.streams)
 
-  def _rows(self):
-    """The rows of a chunk's feed."""
-    empty = np.zeros((step_lib.CHUNK_CAPACITY, self.batch_rows), np.int32)
-    rows = Paired(*(None if role is None else empty for role in self.stage.plan.streams))
-    return rows if self._mesh is None else pairing_lib.shard_rows(rows, self._mesh)
+  def _indices(self):
+    """The examples of a chunk's batches."""
+    empty = np.zeros((step_lib.CHUNK_CAPACITY, self.examples_per_batch), np.int32)
+    indices = Paired(*(None if role is None else empty for role in self.stage.plan.streams))
+    return indices if self._mesh is None else pairing_lib.shard_indices(indices, self._mesh)
 
-  def _feed(self) -> step_lib.Feed:
+  def _batches(self) -> step_lib.Batches:
     epoch = jax.ShapeDtypeStruct((step_lib.CHUNK_CAPACITY,), jnp.int32)
     spec = jax.sharding.PartitionSpec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
-    return step_lib.Feed(self._placed(self._rows(), spec), self._placed(epoch))
+    return step_lib.Batches(self._placed(self._indices(), spec), self._placed(epoch))
 
   def _placed(self, tree: Tree, spec=jax.sharding.PartitionSpec()) -> Tree:
     """Shapes on the device, or on the mesh as `spec` has them."""

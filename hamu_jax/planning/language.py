@@ -11,7 +11,7 @@ import numpy as np
 
 from hamu_jax.data import encoding, packing
 from hamu_jax.language import task as language
-from hamu_jax.language.feed import Packed
+from hamu_jax.language.feed import PackedTexts
 from hamu_jax.models.llama_config import LlamaConfig
 from hamu_jax.paired import Paired
 from hamu_jax.planning import abstract_stage
@@ -42,20 +42,20 @@ class Texts(language.Adapted):
     super().__init__(config, sizes)
     self._example_tokens = example_tokens
     count = _BATCHES * max(config.train.batch_size, config.method.batch_size)
-    rows = np.arange(2 * count, dtype=np.int32)
-    self.problem = language.TextProblem("", Paired(rows[:count], rows[count:]))
+    indices = np.arange(2 * count, dtype=np.int32)
+    self.request = language.TextRequest("", Paired(indices[:count], indices[count:]))
 
-  def source(self) -> Packed:
+  def feed(self) -> PackedTexts:
     """The texts, packed."""
-    rows = self.problem.rows
-    spread = np.linspace(SHORTEST, LONGEST, len(rows.retain)) * self._example_tokens
+    indices = self.request.indices
+    spread = np.linspace(SHORTEST, LONGEST, len(indices.retain)) * self._example_tokens
     tokens = np.tile(spread.round().astype(int).clip(2, self._config.text.max_length), 2)
     prompts = (tokens * PROMPT).astype(int).clip(1)
     alternatives = None
     if self._needs_alternatives:
       alternatives = _encoded(prompts + _REFUSAL, prompts)
-    forget = np.arange(len(tokens)) >= len(rows.retain)
-    return Packed(
+    forget = np.arange(len(tokens)) >= len(indices.retain)
+    return PackedTexts(
       packing.TextData(_encoded(tokens, prompts), alternatives, forget),
       self._config.text.row_length,
       max(self.microbatch(True), 1),
@@ -94,14 +94,14 @@ class AbstractStage(abstract_stage.AbstractStage):
     stage: str = "unlearn",
   ):
     task = Texts(config, sizes, example_tokens)
-    super().__init__(config, task, task.problem.rows, devices, stage)
+    super().__init__(config, task, task.request.indices, devices, stage)
     self._example_tokens = example_tokens
-    self._source = task.source()
-    self._source.prepare(self.stage.plan, self.stage.total_steps)
-    self.shape = self._source.shape(self.stage.plan)
+    self._feed = task.feed()
+    self._feed.prepare(self.stage.plan, self.stage.total_steps)
+    self.shape = self._feed.shape(self.stage.plan)
 
   @property
-  def batch_rows(self) -> int:
+  def examples_per_batch(self) -> int:
     """Packed rows of a role's batch."""
     return self.shape.rows
 
@@ -128,5 +128,5 @@ class AbstractStage(abstract_stage.AbstractStage):
     return {"base": self._placed(base) if self._mesh is None else base}
 
   def _data(self) -> Tree:
-    steps = self._source.most_steps(self.stage.plan)
+    steps = self._feed.most_steps(self.stage.plan)
     return self._placed(self.shape.empty(steps * self._roles * self.shape.rows))

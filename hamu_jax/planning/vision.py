@@ -12,7 +12,7 @@ from hamu_jax.data import dataset as dataset_lib
 from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.errors import UserError
 from hamu_jax.planning import abstract_stage
-from hamu_jax.vision import feed as source_lib
+from hamu_jax.vision import feed as feed_lib
 from hamu_jax.vision import request as request_lib
 from hamu_jax.vision import task as vision
 
@@ -26,13 +26,13 @@ class Sizes(NamedTuple):
 
   Attributes:
     name: for people.
-    rows: of its training split.
+    indices: of its training split.
     shape: (H, W, C) of an image; None where images have sizes of their own.
     classes: how many.
   """
 
   name: str
-  rows: int
+  indices: int
   shape: tuple[int, int, int] | None
   classes: int
 
@@ -75,21 +75,21 @@ def find_sizes(config: ml_collections.ConfigDict) -> Sizes:
   return sizes
 
 
-def make_problem(config: ml_collections.ConfigDict, sizes: Sizes) -> request_lib.Problem:
-  """Black images of a known dataset's sizes; all classes have as many rows as each other, or one more.
+def make_request(config: ml_collections.ConfigDict, sizes: Sizes) -> request_lib.UnlearningRequest:
+  """Black images of a known dataset's sizes; all classes have as many examples as each other, or one more.
 
   Args:
     config: `config.data`.
     sizes: of the dataset.
 
   Raises:
-    UserError: see `problem.hold_out`.
+    UserError: see `request.hold_out`.
   """
-  labels = np.arange(sizes.rows, dtype=np.int32) % sizes.classes
-  rows = dataset_lib.subset_rows(labels, config.train_size, config.seed, "config.data.train_size")
+  labels = np.arange(sizes.indices, dtype=np.int32) % sizes.classes
+  indices = dataset_lib.choose_subset(labels, config.train_size, config.seed, "config.data.train_size")
   # One black pixel, however large.
-  images = np.broadcast_to(np.zeros((), np.uint8), (len(rows), *sizes.shape))
-  split = data_lib.ImageSplit(images, labels[rows])
+  images = np.broadcast_to(np.zeros((), np.uint8), (len(indices), *sizes.shape))
+  split = data_lib.ImageSplit(images, labels[indices])
   return request_lib.hold_out(
     config,
     data_lib.Dataset(
@@ -98,8 +98,8 @@ def make_problem(config: ml_collections.ConfigDict, sizes: Sizes) -> request_lib
       split,
       tuple(map(str, range(sizes.classes))),
       fingerprint="",
-      train_rows=rows,
-      train_total=sizes.rows,
+      train_indices=indices,
+      train_total=sizes.indices,
       train_names=None,
     ),
   )
@@ -121,14 +121,14 @@ class AbstractStage(abstract_stage.AbstractStage):
 
   def __init__(self, config: ml_collections.ConfigDict, devices: Sequence[Any], stage: str = "unlearn"):
     self._sizes = find_sizes(config.data)
-    task = vision.Vision(config, make_problem(config.data, self._sizes), _PLATFORM)
-    split = task.problem.split(None)
+    task = vision.Vision(config, make_request(config.data, self._sizes), _PLATFORM)
+    split = task.request.split(None)
     super().__init__(config, task, split, devices, stage)
-    self._source = task.source(split)
-    self._images = task.problem.image_data(split)
+    self._feed = task.feed(split)
+    self._images = task.request.feed_data(split)
 
   @property
-  def batch_rows(self) -> int:
+  def examples_per_batch(self) -> int:
     """Images of a role's batch."""
     return self.stage.plan.batch_size
 
@@ -137,7 +137,7 @@ class AbstractStage(abstract_stage.AbstractStage):
     shape = "x".join(map(str, self._images.images.shape[1:]))
     where = "all of them on each device"
     if self._config.data.stream:
-      where = f"those of at most {self._source.most_steps(self.stage.plan)} steps on their devices"
+      where = f"those of at most {self._feed.most_steps(self.stage.plan)} steps on their devices"
     pieces = f", {self.stage.microbatch} at a time" if self.stage.microbatch else ""
     return [
       *super().facts(),
@@ -151,20 +151,20 @@ class AbstractStage(abstract_stage.AbstractStage):
 
   @property
   def _sharded_data(self) -> bool:
-    return self._source.sharded
+    return self._feed.sharded
 
   def _data(self) -> Tree:
     """As the sources of `hamu_jax.vision.feed` place it."""
     leading, spec = (len(self._images.labels),), jax.sharding.PartitionSpec()
     if self._config.data.stream:
-      steps = self._source.most_steps(self.stage.plan)
-      leading = (steps * self._roles * self.batch_rows,)
+      steps = self._feed.most_steps(self.stage.plan)
+      leading = (steps * self._roles * self.examples_per_batch,)
       if self._mesh is not None:
         halves, devices = self._mesh.devices.shape[0], self._mesh.devices[0].size
         leading = halves, devices, steps * self._roles // halves * self.share
         spec = jax.sharding.PartitionSpec(pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
     return self._placed(
-      source_lib.ImageData(
+      feed_lib.ImageData(
         *(jax.ShapeDtypeStruct((*leading, *leaf.shape[1:]), leaf.dtype) for leaf in self._images)
       ),
       spec,

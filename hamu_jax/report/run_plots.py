@@ -88,7 +88,7 @@ def alignment(
   from matplotlib.figure import Figure
 
   rows = [row for row in rows if row["stage"] == stage and row["split"] == "step"]
-  columns = {name: column for name in _PANELS if (column := column(rows, name)) is not None}
+  columns = {name: found for name in _PANELS if (found := column(rows, name)) is not None}
   angles = columns.get("angle")
   by_tensor = angles is not None and angles[1].shape[1] > 1
   width, height = 9, 2.6 * max(len(columns), 2) + 0.8

@@ -10,17 +10,17 @@ from hamu_jax.metrics import classification, membership
 
 
 class Examples(NamedTuple):
-  """Some rows of a labelled image split.
+  """Some examples of a labelled image split.
 
   Attributes:
-    images: [N, H, W, C] uint8, or anything that gives it when indexed by rows.
+    images: [N, H, W, C] uint8, or anything that gives it when indexed.
     labels: [N] int32.
-    rows: [n] which of them.
+    indices: [n] which of them.
   """
 
   images: Any
   labels: np.ndarray
-  rows: np.ndarray
+  indices: np.ndarray
 
 
 class Evaluator:
@@ -63,13 +63,13 @@ class Evaluator:
   def _batch(self, examples: Examples, start: int):
     """Examples [start, start + batch size), padded with copies of the first."""
     index = np.arange(start, start + self._batch_size)
-    valid = index < len(examples.rows)
-    rows = examples.rows[np.where(valid, index, 0)]
+    valid = index < len(examples.indices)
+    indices = examples.indices[np.where(valid, index, 0)]
     leaves = {
-      "image": lambda part: examples.images[rows[part]],
-      "label": lambda part: examples.labels[rows[part]],
+      "image": lambda part: examples.images[indices[part]],
+      "label": lambda part: examples.labels[indices[part]],
       "mask": lambda part: valid[part],
-      "row": lambda part: rows[part].astype(np.int32),
+      "index": lambda part: indices[part].astype(np.int32),
     }
     if self._sharding is None:
       return {name: leaf(slice(None)) for name, leaf in leaves.items()}
@@ -84,7 +84,7 @@ class Evaluator:
 
   def _over(self, examples: Examples, function, axis: int = 0):
     """The concatenated values of `function`, (batch) -> pytree, over all batches of a split."""
-    count = len(examples.rows)
+    count = len(examples.indices)
     pieces = [
       jax.device_get(function(self._batch(examples, start))) for start in range(0, count, self._batch_size)
     ]
@@ -128,17 +128,19 @@ class Evaluator:
 
     Args:
       variables: the model's.
-      most: retain and test rows that the attacks learn from, each; as many of both.
+      most: retain and test examples that the attacks learn from, each; as many of both.
       seed: of their draw.
     """
     known, unknown = self.splits["retain"], self.splits["test"]
-    size = min(most, len(known.rows), len(unknown.rows))
+    size = min(most, len(known.indices), len(unknown.indices))
     rng = np.random.default_rng(seed)
-    drawn = [split._replace(rows=np.sort(rng.permutation(split.rows)[:size])) for split in (known, unknown)]
+    drawn = [
+      split._replace(indices=np.sort(rng.permutation(split.indices)[:size])) for split in (known, unknown)
+    ]
     sets = []
     for split in (*drawn, self.splits["forget"]):
       probs = self._over(split, lambda batch: self._probabilities(variables, batch))
-      sets += [probs, split.labels[split.rows]]
+      sets += [probs, split.labels[split.indices]]
     return membership.svc_mia(*sets)
 
 

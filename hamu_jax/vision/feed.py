@@ -1,6 +1,6 @@
 """Where the images of a chunk of steps are: resident on the device, or brought in window by window.
 
-Either way a step gathers its batch from `ImageData` by row, so the step itself knows nothing of it.
+Either way a step gathers its batch from `ImageData` by index, so the step itself knows nothing of it.
 """
 
 import concurrent.futures
@@ -13,7 +13,7 @@ import numpy as np
 from hamu_jax import data as data_lib
 from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.engine import step as step_lib
-from hamu_jax.engine.placement import place, place_feed
+from hamu_jax.engine.placement import place, place_batches
 
 # Bytes of images that one window may hold on a device.
 _WINDOW_BYTES = 2**29
@@ -26,7 +26,7 @@ class ImageData(NamedTuple):
     images: [M, H, W, C] uint8.
     labels: [M] int32.
     forget: [M] bool, whether an example is to be forgotten.
-    ids: [M] int32, the row of the training split that each is.
+    ids: [M] int32, the index in the training split that each has.
   """
 
   images: Any
@@ -35,7 +35,7 @@ class ImageData(NamedTuple):
   ids: Any
 
 
-class Resident:
+class ResidentImages:
   """All images stay on the device.
 
   Args:
@@ -56,21 +56,21 @@ class Resident:
     del plan
     return step_lib.CHUNK_CAPACITY
 
-  def chunk(self, plan, start: int, stop: int, mesh) -> tuple[ImageData, step_lib.Feed]:
+  def chunk(self, plan, start: int, stop: int, mesh) -> tuple[ImageData, step_lib.Batches]:
     """The data and the batches of the steps start..stop-1 of a plan, on the devices of the mesh."""
     if self._placed is None or self._placed[0] != mesh:
       self._placed = None  # Frees the copy on another mesh first.
       self._placed = (mesh, place(self._data, mesh))
-    rows = plan.rows(start, stop)
+    indices = plan.indices(start, stop)
     if mesh is not None:
-      rows = pairing_lib.shard_rows(rows, mesh)
-    return self._placed[1], place_feed(rows, plan.epochs(start, stop), mesh)
+      indices = pairing_lib.shard_indices(indices, mesh)
+    return self._placed[1], place_batches(indices, plan.epochs(start, stop), mesh)
 
 
-class Streamed:
-  """Each chunk brings the images of its own rows, decoded while the device works on the one before.
+class StreamedImages:
+  """Each chunk brings the images of its own examples, decoded while the device works on the one before.
 
-  Every device gets the rows of its own batches alone, and a host decodes those of its own devices.
+  Every device gets the examples of its own batches alone, and a host decodes those of its own devices.
 
   Args:
     data: the training split, with images that are decoded where they are indexed.
@@ -85,42 +85,42 @@ class Streamed:
     self._ahead = None
 
   def prepare(self, plan, total_steps: int) -> None:
-    """As `Resident.prepare`."""
+    """As `ResidentImages.prepare`."""
 
   def most_steps(self, plan) -> int:
     """Most steps that a chunk may have: as many as fit a window."""
     bytes_a_step = 2 * plan.batch_size * int(np.prod(self._data.images.shape[1:]))
     return int(np.clip(_WINDOW_BYTES // bytes_a_step, 1, step_lib.CHUNK_CAPACITY))
 
-  def chunk(self, plan, start: int, stop: int, mesh) -> tuple[ImageData, step_lib.Feed]:
-    """As `Resident.chunk`; starts on the chunk after it, which is most likely as long."""
+  def chunk(self, plan, start: int, stop: int, mesh) -> tuple[ImageData, step_lib.Batches]:
+    """As `ResidentImages.chunk`; starts on the chunk after it, which is most likely as long."""
     wanted, future = (plan, start, stop, mesh), None
     if self._ahead is not None and self._ahead[0] == wanted:
       future = self._ahead[1]
-    data, rows = future.result() if future else self._window(*wanted)
+    data, indices = future.result() if future else self._window(*wanted)
     following = (plan, stop, 2 * stop - start, mesh)
     self._ahead = following, self._worker.submit(self._window, *following)
-    return data, place_feed(rows, plan.epochs(start, stop), mesh)
+    return data, place_batches(indices, plan.epochs(start, stop), mesh)
 
   def _window(self, plan, start, stop, mesh):
-    """-> the images of these steps on the devices, and the rows counted within them."""
-    rows = plan.rows(start, stop)
-    present = [role for role in rows if role is not None]
+    """-> the images of these steps on the devices, and the examples counted within them."""
+    indices = plan.indices(start, stop)
+    present = [role for role in indices if role is not None]
     if mesh is None:
-      # A joint plan has rows [n, models, B].
+      # A joint plan has indices [n, models, B].
       capacity = self.most_steps(plan) * sum(math.prod(role.shape[1:]) for role in present)
       stacked = np.stack(present)
       data, local = self._decode(stacked, capacity)
       local = iter(local)
-      return jax.device_put(data), type(rows)(*(role if role is None else next(local) for role in rows))
-    return self._sharded_window(pairing_lib.shard_rows(rows, mesh), self.most_steps(plan), mesh)
+      return jax.device_put(data), type(indices)(*(role if role is None else next(local) for role in indices))
+    return self._sharded_window(pairing_lib.shard_indices(indices, mesh), self.most_steps(plan), mesh)
 
-  def _sharded_window(self, rows, most_steps, mesh):
-    """`_window` of rows [n, r, shards, b]: one window for each device."""
+  def _sharded_window(self, indices, most_steps, mesh):
+    """`_window` of indices [n, r, shards, b]: one window for each device."""
     axes = (mesh.devices.shape[0], mesh.devices[0].size)
-    roles_a_device = rows.shape[1] // axes[0]
-    capacity = most_steps * roles_a_device * rows.shape[3]
-    local = np.full_like(rows, -1)
+    roles_a_device = indices.shape[1] // axes[0]
+    capacity = most_steps * roles_a_device * indices.shape[3]
+    local = np.full_like(indices, -1)
     windows = {}
 
     def window(index):
@@ -128,7 +128,7 @@ class Streamed:
       if place_of not in windows:
         role, shard = place_of
         own = np.s_[:, role * roles_a_device : (role + 1) * roles_a_device, shard]
-        windows[place_of], local[own] = self._decode(rows[own], capacity)
+        windows[place_of], local[own] = self._decode(indices[own], capacity)
       return windows[place_of]
 
     sharding = jax.sharding.NamedSharding(
@@ -147,6 +147,6 @@ class Streamed:
     )
     return data, local
 
-  def _decode(self, rows, capacity) -> tuple[ImageData, np.ndarray]:
-    images, local, ids = data_lib.window(self._data.images, rows, capacity)
+  def _decode(self, indices, capacity) -> tuple[ImageData, np.ndarray]:
+    images, local, ids = data_lib.window(self._data.images, indices, capacity)
     return ImageData(images, self._data.labels[ids], self._data.forget[ids], ids), local

@@ -1,4 +1,4 @@
-"""What an experiment learns and what it forgets: a dataset, and its training rows by role."""
+"""What an experiment learns and what it forgets: a dataset, and its training examples by role."""
 
 import hashlib
 from typing import NamedTuple
@@ -10,17 +10,17 @@ from hamu_jax import data as data_lib
 from hamu_jax.config import default as config_lib
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
-from hamu_jax.vision import feed as source
+from hamu_jax.vision import feed
 from sam_jax import memorization
 
 
-class Problem(NamedTuple):
-  """A dataset and which of its training rows may be learnt.
+class UnlearningRequest(NamedTuple):
+  """A dataset and which of its training examples may be learnt.
 
   Attributes:
     config: `config.data`.
     dataset: as loaded.
-    validation: [V] int32 training rows that no stage learns from, ascending.
+    validation: [V] int32 training examples that no stage learns from, ascending.
     available: [n] int32 all others, ascending.
   """
 
@@ -40,12 +40,12 @@ class Problem(NamedTuple):
     return self.config.forget == "memorization" and self.config.scores == config_lib.ESTIMATE
 
   @property
-  def available_rows(self) -> np.ndarray:
-    """[n] the rows of the original training split that the available ones are."""
-    return self.dataset.train_rows[self.available]
+  def original_indices(self) -> np.ndarray:
+    """[n] the examples of the original training split that the available ones are."""
+    return self.dataset.train_indices[self.available]
 
   def read_scores(self) -> np.ndarray | None:
-    """[n] memorization scores of the available rows from a file; None if the forget set needs none.
+    """[n] memorization scores of the available examples from a file; None if the forget set needs none.
 
     Raises:
       UserError: see `data.read_scores`.
@@ -55,40 +55,40 @@ class Problem(NamedTuple):
     names = self.dataset.train_names
     return data_lib.read_scores(
       self.config.scores,
-      rows=self.available_rows,
+      indices=self.original_indices,
       total=self.dataset.train_total,
       names=None if names is None else names[self.available],
       ordered=self.dataset.train_ordered,
     )
 
   def split(self, scores: np.ndarray | None) -> Paired:
-    """The retain and the forget rows among the available ones.
+    """The retain and the forget examples among the available ones.
 
     Args:
       scores: [n] their memorization scores, where the forget set goes by them. None while they are still
         to be estimated finds out whether their use would fail.
 
     Raises:
-      UserError: see `data.make_split`, or a listed row is held out for validation.
+      UserError: see `data.make_split`, or a listed example is held out for validation.
     """
     labels = self.dataset.train.labels
     if self.estimates_scores and scores is None:
       scores = np.zeros(len(self.available))
     if self.config.forget != "indices":
       return Paired(
-        *(self.available[rows] for rows in _make_split(self.config, labels[self.available], scores))
+        *(self.available[indices] for indices in _make_split(self.config, labels[self.available], scores))
       )
-    # A list of rows counts among all of them.
+    # A list of examples counts among all of them.
     whole = _make_split(self.config, labels, None)
     if held_out := np.setdiff1d(whole.forget, self.available).tolist():
       raise UserError(
-        f"config.data.forget_indices={self.config.forget_indices!r}: row {held_out[0]} is held out for "
-        f"validation ({len(held_out)} such rows); leave them out or set config.data.validation_fraction=0"
+        f"config.data.forget_indices={self.config.forget_indices!r}: example {held_out[0]} is held out for "
+        f"validation ({len(held_out)} such examples); leave them out or set config.data.validation_fraction=0"
       )
     return whole._replace(retain=whole.retain[np.isin(whole.retain, self.available)])
 
   def levels(self, scores: np.ndarray | None) -> dict[str, np.ndarray]:
-    """The most, half and least memorized rows, as many of each as are forgotten; {} without scores."""
+    """The most, half and least memorized examples, as many of each as are forgotten; {} without scores."""
     if scores is None:
       return {}
     size = min(self.config.forget_size, len(self.available))
@@ -98,12 +98,12 @@ class Problem(NamedTuple):
       if level != "mixed"
     }
 
-  def image_data(self, split: Paired) -> source.ImageData:
+  def feed_data(self, split: Paired) -> feed.ImageData:
     """The training split as steps gather from it."""
     train = self.dataset.train
     forget = np.zeros(len(train.labels), bool)
     forget[split.forget] = True
-    return source.ImageData(train.images, train.labels, forget, np.arange(len(train.labels), dtype=np.int32))
+    return feed.ImageData(train.images, train.labels, forget, np.arange(len(train.labels), dtype=np.int32))
 
 
 def scores_fingerprint(scores: np.ndarray | None) -> str | None:
@@ -111,8 +111,8 @@ def scores_fingerprint(scores: np.ndarray | None) -> str | None:
   return None if scores is None else hashlib.sha256(scores.tobytes()).hexdigest()
 
 
-def load(config: ml_collections.ConfigDict) -> Problem:
-  """Loads the dataset and holds out its validation rows.
+def load(config: ml_collections.ConfigDict) -> UnlearningRequest:
+  """Loads the dataset and holds out its validation examples.
 
   Args:
     config: `config.data`.
@@ -123,15 +123,16 @@ def load(config: ml_collections.ConfigDict) -> Problem:
   return hold_out(config, config_lib.load_dataset(config))
 
 
-def hold_out(config: ml_collections.ConfigDict, dataset: data_lib.Dataset) -> Problem:
-  """The problem of a dataset whose validation rows are held out.
+def hold_out(config: ml_collections.ConfigDict, dataset: data_lib.Dataset) -> UnlearningRequest:
+  """The request of a dataset whose validation examples are held out.
 
   Args:
     config: `config.data`.
     dataset: as loaded.
 
   Raises:
-    UserError: no row would be held out although that is asked for, or there is not a mean for every channel.
+    UserError: no example would be held out although that is asked for, or there is not a mean for every
+      channel.
   """
   channels = dataset.train.images.shape[-1]
   if len(config.mean) != channels:
@@ -140,14 +141,14 @@ def hold_out(config: ml_collections.ConfigDict, dataset: data_lib.Dataset) -> Pr
       "config.data.mean and config.data.std one value for each"
     )
   labels = dataset.train.labels
-  validation = data_lib.validation_rows(labels, config.validation_fraction, config.seed)
+  validation = data_lib.validation_indices(labels, config.validation_fraction, config.seed)
   if config.validation_fraction and not len(validation):
     raise UserError(
-      f"config.data.validation_fraction={config.validation_fraction!r}: holds out no row of classes of "
-      f"at most {np.bincount(labels).max()} rows; choose a larger share, or 0"
+      f"config.data.validation_fraction={config.validation_fraction!r}: holds out no example of classes of "
+      f"at most {np.bincount(labels).max()} examples; choose a larger share, or 0"
     )
   available = np.setdiff1d(np.arange(len(labels)), validation)
-  return Problem(config, dataset, validation.astype(np.int32), available.astype(np.int32))
+  return UnlearningRequest(config, dataset, validation.astype(np.int32), available.astype(np.int32))
 
 
 def _make_split(config, labels: np.ndarray, scores: np.ndarray | None) -> Paired:

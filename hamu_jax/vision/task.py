@@ -19,7 +19,7 @@ from hamu_jax.models import weights
 from hamu_jax.paired import Paired
 from hamu_jax.run import rundir
 from hamu_jax.vision import evaluation
-from hamu_jax.vision import feed as source_lib
+from hamu_jax.vision import feed as feed_lib
 from hamu_jax.vision import request as request_lib
 from hamu_jax.vision.evaluation import Examples
 
@@ -85,14 +85,14 @@ def make_forward(model, mean, std, axis_name: str | None):
 
 
 def make_fetch(augment: str):
-  """(`source.ImageData`, rows [B], key) -> batch, gathered on the device and augmented."""
+  """(`feed.ImageData`, indices [B], key) -> batch, gathered on the device and augmented."""
 
-  def fetch(data, rows, key):
-    batch = data_lib.take(data.images, data.labels, rows)
-    present = rows.clip(0)
-    # Keys go by the dataset's row, wherever a window has put it.
-    batch |= {"row": data.ids[present], "forget": data.forget[present]}
-    keys = data_lib.example_keys(key, batch["row"])
+  def fetch(data, indices, key):
+    batch = data_lib.take(data.images, data.labels, indices)
+    present = indices.clip(0)
+    # Keys go by the index in the dataset, wherever a window has put it.
+    batch |= {"index": data.ids[present], "forget": data.forget[present]}
+    keys = data_lib.example_keys(key, batch["index"])
     return batch | {"image": data_lib.augment(batch["image"], keys, augment)}
 
   return fetch
@@ -109,19 +109,19 @@ def evaluation_splits(
 
   Args:
     dataset: training and test images.
-    split: training rows by role.
-    validation: training rows that no stage learns from; none if empty.
+    split: training examples by role.
+    validation: training examples that no stage learns from; none if empty.
     classes: where the forget set is made of whole classes, these; the test set is then also shown in two
       parts, `test_forget` of the forgotten classes and `test_retain` of all others.
-    levels: training rows by level of memorization, each evaluated under its name.
+    levels: training examples by level of memorization, each evaluated under its name.
   """
   train, test = dataset.train, dataset.test
 
-  def of_train(rows):
-    return Examples(train.images, train.labels, rows)
+  def of_train(indices):
+    return Examples(train.images, train.labels, indices)
 
-  def of_test(rows):
-    return Examples(test.images, test.labels, rows)
+  def of_test(indices):
+    return Examples(test.images, test.labels, indices)
 
   splits = {
     "retain": of_train(split.retain),
@@ -135,37 +135,37 @@ def evaluation_splits(
     if 0 < forgotten.sum() < forgotten.size:
       splits["test_retain"] = of_test(np.flatnonzero(~forgotten))
       splits["test_forget"] = of_test(np.flatnonzero(forgotten))
-  return splits | {name: of_train(rows) for name, rows in (levels or {}).items()}
+  return splits | {name: of_train(indices) for name, indices in (levels or {}).items()}
 
 
 class Vision:
   """An experiment on images.
 
   Attributes:
-    problem: which rows are learnt.
+    request: which examples are learnt.
     init: seed -> the variables of an untrained model.
     template: their shapes.
 
   Args:
     config: validated.
-    problem: None loads that of the configuration.
+    request: None loads that of the configuration.
     platform: what it will run on; None: what JAX runs on here.
 
   Raises:
-    UserError: see `problem.load`.
+    UserError: see `request.load`.
   """
 
   def __init__(
     self,
     config: ml_collections.ConfigDict,
-    problem: request_lib.Problem | None = None,
+    request: request_lib.UnlearningRequest | None = None,
     platform: str | None = None,
   ):
     self._config, self._platform = config, platform
-    self.problem = problem or request_lib.load(config.data)
-    self._image_shape = self.problem.dataset.train.images.shape[1:]
+    self.request = request or request_lib.load(config.data)
+    self._image_shape = self.request.dataset.train.images.shape[1:]
     self._model = config_lib.build_model(
-      config.model, num_classes=len(self.problem.dataset.class_names), platform=platform
+      config.model, num_classes=len(self.request.dataset.class_names), platform=platform
     )
     self.init = make_init(self._model, self._image_shape)
     self.template = jax.eval_shape(self.init, config.seed)
@@ -215,10 +215,10 @@ class Vision:
     """See `make_fetch`."""
     return make_fetch(augment)
 
-  def source(self, split: Paired) -> source_lib.Resident | source_lib.Streamed:
+  def feed(self, split: Paired) -> feed_lib.ResidentImages | feed_lib.StreamedImages:
     """The training images."""
-    kind = source_lib.Streamed if self._config.data.stream else source_lib.Resident
-    return kind(self.problem.image_data(split))
+    kind = feed_lib.StreamedImages if self._config.data.stream else feed_lib.ResidentImages
+    return kind(self.request.feed_data(split))
 
   def base(self, mesh: jax.sharding.Mesh | None) -> dict[str, Any]:
     """All of a model is trained."""
@@ -231,7 +231,7 @@ class Vision:
     """Evaluates every split of the images.
 
     Args:
-      split: training rows by role.
+      split: training examples by role.
       scores: memorization scores, where the forget set goes by them.
       mesh: devices that share an evaluation, None for the default one.
     """
@@ -239,11 +239,11 @@ class Vision:
     return self.evaluator_of(
       mesh,
       evaluation_splits(
-        self.problem.dataset,
+        self.request.dataset,
         split,
-        self.problem.validation,
+        self.request.validation,
         data.forget_class if data.forget == "class" else (),
-        self.problem.levels(scores),
+        self.request.levels(scores),
       ),
     )
 
@@ -280,7 +280,7 @@ class Vision:
     """Leaves a model as a safetensors file."""
     rundir.write_bytes(workdir / f"{name}.safetensors", models.weights_bytes(variables))
 
-  def work(self, source: Any, stage: Any, steps: int) -> dict[str, Any]:
+  def work(self, feed: Any, stage: Any, steps: int) -> dict[str, Any]:
     """Nothing more to say of a stage."""
-    del source, stage, steps
+    del feed, stage, steps
     return {}

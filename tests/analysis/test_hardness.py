@@ -321,7 +321,7 @@ def test_a_previewed_step_is_the_loops_step(make_config, tmp_path, overrides):
   program = loop.stage_program(
     stage, forward=running.forward, fetch=running.fetch("none"), pairing="sequential", together=()
   )
-  settings = step_lib.settings_of(stage.options, stage.sam)
+  settings = step_lib.hyperparameters_of(stage.options, stage.sam)
   state = create_state(start.original, program.optimizers(settings), stage.seed)
   # A method of one role has pairs of another plan; the preview is of its own rows in that.
   plan = stage.plan if reads_pairs else look._stage.plan

@@ -270,13 +270,13 @@ def final_params(options, opposed=False):
   )
   weights = (0.1 if opposed else 1.0) * jnp.asarray(rng.normal(size=(6, classes)))
   params = {"w": weights, "b": jnp.zeros(classes)}
-  settings = step_lib.settings_of(options, {"rho": 0.1, "lamb": 1.0})
+  settings = step_lib.hyperparameters_of(options, {"rho": 0.1, "lamb": 1.0})
   state = create_state({"params": params}, program.optimizers(settings), 0)
   step = jax.jit(program.step)
   rows = Paired(jnp.arange(20), jnp.arange(20, 40))
   reference = {"params": jax.tree.map(lambda leaf: leaf + 0.1, params), "batch_stats": {}}
   mask = jax.tree.map(lambda leaf: jnp.arange(leaf.size).reshape(leaf.shape) % 2, params)
-  feed = step_lib.Feed(rows, jnp.int32(0))
+  feed = step_lib.Batches(rows, jnp.int32(0))
   for _ in range(3):
     state, _ = step(state, step_lib.Frozen(reference, mask), data, feed, settings)
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])

@@ -42,7 +42,7 @@ def test_nothing_is_left_of_the_other_dataset(name):
   config_lib.validate(config)
   assert (config.model.name, config.model.width, config.method.name) == ("resnet18", 16, name)
   digits = config_lib.load_dataset(config.data)
-  held_out = len(data.validation_rows(digits.train.labels, config.data.validation_fraction, 0))
+  held_out = len(data.validation_indices(digits.train.labels, config.data.validation_fraction, 0))
   available = len(digits.train.labels) - held_out
   forget = config.data.forget_size
   assert config.train.batch_size <= available - forget

@@ -13,8 +13,8 @@ SPLIT = Paired(np.arange(57, dtype=np.int32), np.arange(100, 131, dtype=np.int32
 ROLES_OF = {"ft": "retain", "ga": "forget"}
 
 
-def _valid(rows):
-  return rows[rows >= 0]
+def _valid(indices):
+  return indices[indices >= 0]
 
 
 def _plan(roles, split, batch_size, seed, repeats=1):
@@ -32,7 +32,7 @@ def test_shuffled_sets_are_the_reference(golden, case):
     expected = data[f"splits/{case}/retain_shuffled"], data[f"splits/{case}/forget_shuffled"]
     seed = int(data[f"splits/{case}/case"][1])
   plan = unlearning_plan(split, "paired", batch_size=40, seed=seed)
-  epoch = plan.rows(0, plan.steps_per_epoch)
+  epoch = plan.indices(0, plan.steps_per_epoch)
   np.testing.assert_array_equal(_valid(epoch.retain), expected[0])
   np.testing.assert_array_equal(_valid(epoch.forget)[: len(expected[1])], expected[1])
 
@@ -59,14 +59,14 @@ def test_runs_see_the_rows_of_the_reference_command_line(golden, case):
     plan = training_plan(np.concatenate(split), reshuffle=False, **options)
   else:
     roles = ROLES_OF.get(method, "paired")
-    options["allow_oversized_batch"] = case == 2  # 6 rows to forget, batches of 8.
+    options["allow_oversized_batch"] = case == 2  # 6 examples to forget, batches of 8.
     plan = unlearning_plan(split, roles, repeats=int(repeats), **options)
-  rows = plan.rows(0, plan.num_steps(int(epochs)))
+  indices = plan.indices(0, plan.num_steps(int(epochs)))
   if "train" in expected:
-    got = {"train": rows.forget if method == "ga" else rows.retain}
-    assert (rows.retain if method == "ga" else rows.forget) is None
+    got = {"train": indices.forget if method == "ga" else indices.retain}
+    assert (indices.retain if method == "ga" else indices.forget) is None
   else:
-    got = rows._asdict()
+    got = indices._asdict()
   assert got.keys() == expected.keys()
   for role, value in expected.items():
     np.testing.assert_array_equal(got[role], value)
@@ -77,11 +77,11 @@ def test_runs_see_the_rows_of_the_reference_command_line(golden, case):
   "roles, run", [("paired", "hamu-q_equal_sgd"), ("retain", "ft_sgd"), ("forget", "ga_sgd")]
 )
 def test_cutting_into_batches_is_the_reference_trajectories(golden, roles, run):
-  # These runs do not shuffle, so our rows are compared through the shuffled order.
+  # These runs do not shuffle, so our examples are compared through the shuffled order.
   plan = unlearning_plan(Paired(SPLIT.retain, SPLIT.forget - 100), roles, batch_size=12, seed=7)
-  rows = plan.rows(0, 25)
+  indices = plan.indices(0, 25)
   with np.load(golden / "hamu" / "data.npz") as data:
-    for role, got in rows._asdict().items():
+    for role, got in indices._asdict().items():
       if got is None:
         continue
       expected = data[f"trajectories/{run}/{role}_idx"]
@@ -109,7 +109,7 @@ def test_rows_depend_only_on_the_step_number(roles, retain, forget, batch_size, 
   hypothesis.assume(roles != "plain" or batch_size <= retain)
   start, middle, stop = sorted(cuts)
   plan = _plan(roles, _split(retain, forget), batch_size, seed)
-  whole, left, right = plan.rows(start, stop), plan.rows(start, middle), plan.rows(middle, stop)
+  whole, left, right = plan.indices(start, stop), plan.indices(start, middle), plan.indices(middle, stop)
   for one, two, three in zip(whole, left, right, strict=True):
     if one is not None:
       np.testing.assert_array_equal(one, np.concatenate([two, three]))
@@ -121,14 +121,14 @@ def test_each_epoch_sees_each_row_equally_often(roles, retain, forget, batch_siz
   hypothesis.assume(roles != "plain" or batch_size <= retain)
   split = _split(retain, forget)
   plan = _plan(roles, split, batch_size, seed, repeats)
-  rows = plan.rows(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+  indices = plan.indices(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
   times = {
     "plain": 1,
     "paired": repeats,
     "retain": 2 * repeats,
     "forget": 2 * max(1, retain // forget) * repeats,
   }[roles]
-  own = rows.forget if roles == "forget" else rows.retain
+  own = indices.forget if roles == "forget" else indices.retain
   values, counts = np.unique(_valid(own), return_counts=True)
   np.testing.assert_array_equal(values, split.forget if roles == "forget" else split.retain)
   assert (counts == times).all()
@@ -142,24 +142,24 @@ def test_each_epoch_sees_each_row_equally_often(roles, retain, forget, batch_siz
 def test_forget_cycles_on_across_epochs_in_one_order(retain, forget, batch_size):
   plan = _plan("paired", _split(retain, forget), batch_size, 3)
   period = -(-forget // batch_size)
-  rows = plan.rows(0, 3 * plan.steps_per_epoch + period).forget
-  np.testing.assert_array_equal(rows[period:], rows[:-period])
-  np.testing.assert_array_equal(np.sort(_valid(rows[:period])), 1000 + np.arange(forget))
+  indices = plan.indices(0, 3 * plan.steps_per_epoch + period).forget
+  np.testing.assert_array_equal(indices[period:], indices[:-period])
+  np.testing.assert_array_equal(np.sort(_valid(indices[:period])), 1000 + np.arange(forget))
 
 
 def test_training_reshuffles_each_epoch_by_seed_and_epoch():
   plan = training_plan(SPLIT.retain, batch_size=12, seed=9)
   for epoch in range(3):
-    rows = plan.rows(epoch * 5, epoch * 5 + 5)
-    np.testing.assert_array_equal(_valid(rows.retain), np.random.default_rng((9, epoch)).permutation(57))
-    assert rows.forget is None
+    indices = plan.indices(epoch * 5, epoch * 5 + 5)
+    np.testing.assert_array_equal(_valid(indices.retain), np.random.default_rng((9, epoch)).permutation(57))
+    assert indices.forget is None
 
 
 def test_repeated_rows_stay_repeated():
-  rows = np.array([3, 3, 8])
+  indices = np.array([3, 3, 8])
   for reshuffle in (True, False):
-    plan = training_plan(rows, batch_size=2, seed=0, reshuffle=reshuffle)
-    assert sorted(_valid(plan.rows(0, 2).retain)) == [3, 3, 8]
+    plan = training_plan(indices, batch_size=2, seed=0, reshuffle=reshuffle)
+    assert sorted(_valid(plan.indices(0, 2).retain)) == [3, 3, 8]
 
 
 @pytest.mark.parametrize(
@@ -174,11 +174,11 @@ def test_num_steps(epochs, repeats, steps):
 def test_a_batch_may_be_the_whole_set_but_not_more():
   for roles, size in (("paired", 31), ("retain", 57), ("forget", 31)):
     unlearning_plan(SPLIT, roles, batch_size=size, seed=0)
-    message = rf"config.method.batch_size={size + 1}: the \w+ set has {size} rows"
+    message = rf"config.method.batch_size={size + 1}: the \w+ set has {size} examples"
     with pytest.raises(UserError, match=message):
       unlearning_plan(SPLIT, roles, batch_size=size + 1, seed=0)
   training_plan(SPLIT.retain, batch_size=57, seed=0)
-  with pytest.raises(UserError, match="config.train.batch_size=58: the training set has 57 rows"):
+  with pytest.raises(UserError, match="config.train.batch_size=58: the training set has 57 examples"):
     training_plan(SPLIT.retain, batch_size=58, seed=0)
 
 
@@ -219,10 +219,10 @@ def test_pairs_start_over_with_each_epoch(retain, forget, batch_size, seed, epoc
   )
   length, period = _passes(retain, batch_size), _passes(forget, batch_size)
   assert plan.steps_per_epoch == length
-  rows = plan.rows(epoch * length, (epoch + 1) * length)
-  np.testing.assert_array_equal(np.sort(_valid(rows.retain)), split.retain)
-  np.testing.assert_array_equal(rows.forget[period:], rows.forget[:-period])
-  first = _valid(rows.forget[:period])
+  indices = plan.indices(epoch * length, (epoch + 1) * length)
+  np.testing.assert_array_equal(np.sort(_valid(indices.retain)), split.retain)
+  np.testing.assert_array_equal(indices.forget[period:], indices.forget[:-period])
+  first = _valid(indices.forget[:period])
   # Unless the epoch is over before, its first batches are the whole set.
   assert len(set(first)) == len(first) == min(forget, length * batch_size)
   assert set(first) <= set(split.forget)
@@ -246,7 +246,7 @@ def test_reordered_rows_depend_only_on_the_step_number(retain, forget, batch_siz
     allow_oversized_batch=True,
   )
   start, middle, stop = sorted(cuts)
-  whole, left, right = plan.rows(start, stop), plan.rows(start, middle), plan.rows(middle, stop)
+  whole, left, right = plan.indices(start, stop), plan.indices(start, middle), plan.indices(middle, stop)
   for one, two, three in zip(whole, left, right, strict=True):
     if one is not None:
       np.testing.assert_array_equal(one, np.concatenate([two, three]))
@@ -254,20 +254,20 @@ def test_reordered_rows_depend_only_on_the_step_number(retain, forget, batch_siz
 
 def test_pairs_are_reordered_by_seed_and_epoch():
   plan = unlearning_plan(SPLIT, "paired", batch_size=12, seed=9, shuffle="each_epoch")
-  # 57 rows to retain make 5 batches, 31 to forget 3.
-  epochs = [plan.rows(5 * epoch, 5 * epoch + 5) for epoch in range(3)]
+  # 57 examples to retain make 5 batches, 31 to forget 3.
+  epochs = [plan.indices(5 * epoch, 5 * epoch + 5) for epoch in range(3)]
   for role in Paired._fields:
-    orders = [_valid(getattr(rows, role))[: len(getattr(SPLIT, role))] for rows in epochs]
+    orders = [_valid(getattr(indices, role))[: len(getattr(SPLIT, role))] for indices in epochs]
     for order in orders:
       np.testing.assert_array_equal(np.sort(order), getattr(SPLIT, role))
-    # Random orders have one row in common places, on average.
+    # Random orders have one example in common places, on average.
     assert max(np.sum(orders[0] == orders[1]), np.sum(orders[1] == orders[2])) < 10
   # Of the same length the two sets are not shuffled alike.
   plan = unlearning_plan(_split(40, 40), "paired", batch_size=40, seed=9, shuffle="each_epoch")
-  rows = plan.rows(0, 1)
-  assert np.sum(rows.retain == rows.forget - 1000) < 10
+  indices = plan.indices(0, 1)
+  assert np.sum(indices.retain == indices.forget - 1000) < 10
   # Another seed is another order.
-  other = unlearning_plan(SPLIT, "paired", batch_size=12, seed=10, shuffle="each_epoch").rows(0, 5)
+  other = unlearning_plan(SPLIT, "paired", batch_size=12, seed=10, shuffle="each_epoch").indices(0, 5)
   assert np.sum(other.retain == epochs[0].retain) < 15
 
 
@@ -295,9 +295,9 @@ def test_an_epoch_of_one_pass(retain, forget, batch_size, roles, seed, epoch, sh
   wanted = np.concatenate(split) if roles == "merged" else getattr(split, roles)
   length = _passes(repeats * len(wanted), batch_size)
   assert plan.steps_per_epoch == length
-  rows = plan.rows(epoch * length, (epoch + 1) * length)
-  assert (rows.retain is None) == (roles == "forget") and (rows.forget is None) == (roles != "forget")
-  (own,) = [role for role in rows if role is not None]
+  indices = plan.indices(epoch * length, (epoch + 1) * length)
+  assert (indices.retain is None) == (roles == "forget") and (indices.forget is None) == (roles != "forget")
+  (own,) = [role for role in indices if role is not None]
   np.testing.assert_array_equal(np.sort(_valid(own)), np.sort(np.tile(wanted, repeats)))
   np.testing.assert_array_equal(plan.epochs(epoch * length, (epoch + 1) * length), [epoch] * length)
 
@@ -307,7 +307,7 @@ def test_a_merged_epoch_is_one_shuffled_pass_over_both_sets(epoch):
   options = {"batch_size": 11, "seed": 4, "epoch": epoch}
   plan = unlearning_plan(SPLIT, "merged", shuffle="each_epoch", **options)
   assert plan.num_steps(2) == 16
-  orders = [_valid(plan.rows(8 * number, 8 * number + 8).retain) for number in range(2)]
+  orders = [_valid(plan.indices(8 * number, 8 * number + 8).retain) for number in range(2)]
   for order in orders:
     np.testing.assert_array_equal(np.sort(order), np.concatenate(SPLIT))
     # Both sets are spread over the epoch.
@@ -315,12 +315,12 @@ def test_a_merged_epoch_is_one_shuffled_pass_over_both_sets(epoch):
     assert places.min() < 22 and places.max() > 65
   assert np.sum(orders[0] == orders[1]) < 10
   once = unlearning_plan(SPLIT, "merged", shuffle="once", **options)
-  np.testing.assert_array_equal(once.rows(0, 8).retain, once.rows(8, 16).retain)
+  np.testing.assert_array_equal(once.indices(0, 8).retain, once.indices(8, 16).retain)
 
 
 def test_a_merged_batch_is_checked_against_both_sets():
   unlearning_plan(SPLIT, "merged", batch_size=88, seed=0)
-  with pytest.raises(UserError, match="batch_size=89: the merged set has 88 rows"):
+  with pytest.raises(UserError, match="batch_size=89: the merged set has 88 examples"):
     unlearning_plan(SPLIT, "merged", batch_size=89, seed=0)
 
 
@@ -351,10 +351,10 @@ def test_forget_is_passed_in_the_first_epochs_and_retain_in_all(retain, forget, 
       if role == "forget" and epoch >= msteps:
         continue
       stop = start + _passes(len(getattr(split, role)), plan.batch_size)
-      rows = plan.rows(start, stop)._asdict()
-      np.testing.assert_array_equal(np.sort(_valid(rows[role])), getattr(split, role))
+      indices = plan.indices(start, stop)._asdict()
+      np.testing.assert_array_equal(np.sort(_valid(indices[role])), getattr(split, role))
       # Each step has a batch of one role.
-      assert (rows[role][:, 0] >= 0).all() and (rows[other] == -1).all()
+      assert (indices[role][:, 0] >= 0).all() and (indices[other] == -1).all()
       np.testing.assert_array_equal(plan.epochs(start, stop), [epoch] * (stop - start))
       start = stop
     # The step count that schedules and evaluations go by.
@@ -366,7 +366,11 @@ def test_forget_is_passed_in_the_first_epochs_and_retain_in_all(retain, forget, 
 def test_passes_depend_only_on_the_step_number(retain, forget, batch_size, msteps, seed, cuts):
   _, plan = _pass_plan(retain, forget, batch_size, msteps, seed)
   start, middle, stop = sorted(cuts)
-  for read in (lambda *steps: plan.rows(*steps).retain, lambda *steps: plan.rows(*steps).forget, plan.epochs):
+  for read in (
+    lambda *steps: plan.indices(*steps).retain,
+    lambda *steps: plan.indices(*steps).forget,
+    plan.epochs,
+  ):
     whole = read(start, stop)
     np.testing.assert_array_equal(whole, np.concatenate([read(start, middle), read(middle, stop)]))
     for step in range(start, min(stop, start + 5)):
@@ -387,11 +391,11 @@ def test_positions_within_an_epoch(retain, forget, batch_size, msteps, seed, epo
 
 def test_passes_are_reordered_and_the_two_sets_are_not_shuffled_alike():
   split = _split(40, 40)
-  rows = pass_plan(split, ("forget", "retain"), (2, None), batch_size=40, seed=3).rows(0, 4)
-  first, second = rows.retain[1::2]
+  indices = pass_plan(split, ("forget", "retain"), (2, None), batch_size=40, seed=3).indices(0, 4)
+  first, second = indices.retain[1::2]
   assert np.sum(first == second) < 10
-  assert np.sum(rows.forget[0] == rows.forget[2]) < 10
-  assert np.sum(first == rows.forget[0] - 1000) < 10
+  assert np.sum(indices.forget[0] == indices.forget[2]) < 10
+  assert np.sum(first == indices.forget[0] - 1000) < 10
 
 
 @pytest.mark.parametrize("batch_size, role", [(32, "forget"), (58, "retain"), (0, "retain")])

@@ -15,21 +15,21 @@ _augment = jax.jit(augment, static_argnums=2)
 
 
 def test_take_gathers_rows_and_masks_padding():
-  rows = jnp.array([[7, 0, -1], [19, 7, -1]], jnp.int32)
-  batch = jax.jit(take)(IMAGES, LABELS, rows)
+  indices = jnp.array([[7, 0, -1], [19, 7, -1]], jnp.int32)
+  batch = jax.jit(take)(IMAGES, LABELS, indices)
   np.testing.assert_array_equal(batch["mask"], [[True, True, False]] * 2)
   np.testing.assert_array_equal(batch["image"][:, :2], IMAGES[[[7, 0], [19, 7]]])
   np.testing.assert_array_equal(batch["label"][:, :2], LABELS[[[7, 0], [19, 7]]])
-  np.testing.assert_array_equal(batch["row"], rows)
+  np.testing.assert_array_equal(batch["index"], indices)
   assert batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32
   # The reference pads with label -1, which a one-hot or a gather reads as the last class.
   assert (batch["label"] >= 0).all()
 
 
 def test_take_maps_over_a_leading_axis():
-  rows = jnp.array([[3, -1], [5, 6]])
-  mapped = jax.vmap(take, in_axes=(None, None, 0))(jnp.array(IMAGES), jnp.array(LABELS), rows)
-  for key, value in take(jnp.array(IMAGES), jnp.array(LABELS), rows).items():
+  indices = jnp.array([[3, -1], [5, 6]])
+  mapped = jax.vmap(take, in_axes=(None, None, 0))(jnp.array(IMAGES), jnp.array(LABELS), indices)
+  for key, value in take(jnp.array(IMAGES), jnp.array(LABELS), indices).items():
     np.testing.assert_array_equal(mapped[key], value)
 
 
@@ -51,8 +51,8 @@ def test_normalize_refuses_statistics_of_another_channel_count():
     normalize(IMAGES, (0.5,) * 3, (0.5,))
 
 
-def _keys(rows):
-  return example_keys(jax.random.key(3), jnp.array(rows))
+def _keys(indices):
+  return example_keys(jax.random.key(3), jnp.array(indices))
 
 
 def test_keys_follow_the_row_and_the_step():
@@ -76,9 +76,9 @@ def test_none_changes_nothing():
 
 
 def test_flip_mirrors_about_half_of_the_images():
-  rows = np.arange(2000)
-  images = jnp.array(IMAGES[rows % 20])
-  result = np.asarray(_augment(images, _keys(rows), "flip"))
+  indices = np.arange(2000)
+  images = jnp.array(IMAGES[indices % 20])
+  result = np.asarray(_augment(images, _keys(indices), "flip"))
   kept = (result == images).all((1, 2, 3))
   mirrored = (result == images[:, :, ::-1]).all((1, 2, 3))
   assert (kept ^ mirrored).all()
@@ -87,10 +87,10 @@ def test_flip_mirrors_about_half_of_the_images():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_crop_flip_takes_every_window_of_the_framed_image(dtype):
-  rows = np.arange(3000)
+  indices = np.arange(3000)
   image = IMAGES[0].astype(dtype)
   images = jnp.broadcast_to(jnp.array(image), (3000, *image.shape))
-  result = np.asarray(_augment(images, _keys(rows), "crop_flip"))
+  result = np.asarray(_augment(images, _keys(indices), "crop_flip"))
   assert result.dtype == dtype
   framed = np.pad(image, ((4, 4), (4, 4), (0, 0)))
   windows = np.array([framed[i : i + 6, j : j + 5] for i in range(9) for j in range(9)])
@@ -143,17 +143,17 @@ def test_boxes_are_distributed_as_torchvision_draws_them_and_lie_within():
 
 
 def test_a_random_resized_crop_is_one_of_its_boxes_and_maybe_mirrored():
-  rows = np.arange(300)
+  indices = np.arange(300)
   image = jnp.array(RNG.uniform(0, 255, (8, 8, 3)), jnp.float32)
   images = jnp.broadcast_to(image, (300, 8, 8, 3))
-  result = np.asarray(_augment(images, _keys(rows), "random_resized_crop"))
+  result = np.asarray(_augment(images, _keys(indices), "random_resized_crop"))
 
   @jax.jit
   @jax.vmap
   def boxed(key):
     return device.resize_box(image, *device.random_box(jax.random.split(key)[0], 8, 8))
 
-  expected = np.asarray(boxed(_keys(rows)))
+  expected = np.asarray(boxed(_keys(indices)))
   kept = np.isclose(result, expected, atol=1e-3).all((1, 2, 3))
   mirrored = np.isclose(result, expected[:, :, ::-1], atol=1e-3).all((1, 2, 3))
   assert (kept ^ mirrored).all()
@@ -163,10 +163,10 @@ def test_a_random_resized_crop_is_one_of_its_boxes_and_maybe_mirrored():
 
 @pytest.mark.parametrize("kind", ["crop_flip", "random_resized_crop"])
 def test_augmentation_draws_the_same_in_64_bit_mode(kind):
-  rows = np.arange(20)
-  expected = np.asarray(_augment(jnp.array(IMAGES), _keys(rows), kind))
+  indices = np.arange(20)
+  expected = np.asarray(_augment(jnp.array(IMAGES), _keys(indices), kind))
   with jax.enable_x64(True):
-    result = _augment(jnp.array(IMAGES), _keys(rows.astype(np.int32)), kind)
+    result = _augment(jnp.array(IMAGES), _keys(indices.astype(np.int32)), kind)
   np.testing.assert_array_equal(result, expected)
 
 

@@ -1,4 +1,4 @@
-"""Score files as they are published, their alignment to rows, and every refusal."""
+"""Score files as they are published, their alignment to examples, and every refusal."""
 
 import builtins
 import io
@@ -13,7 +13,7 @@ from hamu_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.uniform(-0.1, 1, 12)
-NAMES = [f"n0144{row % 3}764_{row * 37}.JPEG" for row in range(12)]
+NAMES = [f"n0144{index % 3}764_{index * 37}.JPEG" for index in range(12)]
 
 
 def _save(path, **arrays):
@@ -36,9 +36,9 @@ def _save_pickle(path, pickled, scores=SCORES, version=(1, 0), shape=None):
   return str(path)
 
 
-def _refused(path, message, rows=np.arange(12), total=12, names=None):
+def _refused(path, message, indices=np.arange(12), total=12, names=None):
   with pytest.raises(UserError, match=message) as error:
-    read_scores(str(path), rows=rows, total=total, names=names)
+    read_scores(str(path), indices=indices, total=total, names=names)
   assert "\n" not in str(error.value)
   assert str(error.value).startswith("config.data.scores=")
 
@@ -47,26 +47,26 @@ def _refused(path, message, rows=np.arange(12), total=12, names=None):
 def test_scores_are_indexed_by_the_original_row(tmp_path, key):
   matrices = {"infl_matrix_class0": np.ones((3, 3)), "tr_classidx_0": np.arange(3)}
   path = _save(tmp_path / "scores.npz", **{key: SCORES.astype(np.float32)}, **matrices)
-  rows = np.array([7, 0, 11])
-  result = read_scores(path, rows=rows, total=12)
+  indices = np.array([7, 0, 11])
+  result = read_scores(path, indices=indices, total=12)
   assert result.dtype == np.float64
-  np.testing.assert_array_equal(result, SCORES.astype(np.float32)[rows])
+  np.testing.assert_array_equal(result, SCORES.astype(np.float32)[indices])
 
 
 def test_a_plain_vector_is_scores(tmp_path):
   np.save(tmp_path / "scores.npy", SCORES)
-  result = read_scores(str(tmp_path / "scores.npy"), rows=np.arange(12), total=12)
+  result = read_scores(str(tmp_path / "scores.npy"), indices=np.arange(12), total=12)
   np.testing.assert_array_equal(result, SCORES)
 
 
 def test_a_file_may_say_which_rows_its_scores_are_of(tmp_path):
   order = RNG.permutation(40)[:12]
   path = _save(tmp_path / "scores.npz", memorization=SCORES, rows=order)
-  rows = order[[5, 2, 9]]
-  np.testing.assert_array_equal(read_scores(path, rows=rows, total=40), SCORES[[5, 2, 9]])
+  indices = order[[5, 2, 9]]
+  np.testing.assert_array_equal(read_scores(path, indices=indices, total=40), SCORES[[5, 2, 9]])
   other = np.setdiff1d(np.arange(40), order)[:2]
-  message = f"no score for 2 of 3 training rows, such as row {other[0]}"
-  _refused(path, message, rows=np.append(other, order[0]), total=40)
+  message = f"no score for 2 of 3 training examples, such as example {other[0]}"
+  _refused(path, message, indices=np.append(other, order[0]), total=40)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
@@ -78,10 +78,10 @@ def test_names_in_object_arrays_are_read_whatever_the_protocol(tmp_path, protoco
   old = pickled.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
   order = RNG.permutation(12)
   # The hub's ImageNet appends the class, and a folder may stand before.
-  wanted = [f"train/{NAMES[row][:-5]}_{NAMES[row][:9]}.JPEG" for row in order]
+  wanted = [f"train/{NAMES[index][:-5]}_{NAMES[index][:9]}.JPEG" for index in order]
   for number, data in enumerate((pickled, old)):
     path = _save_pickle(tmp_path / f"{number}.npz", data)
-    result = read_scores(path, rows=np.arange(12), total=99, names=wanted)
+    result = read_scores(path, indices=np.arange(12), total=99, names=wanted)
     np.testing.assert_array_equal(result, SCORES[order])
 
 
@@ -90,13 +90,13 @@ def test_names_are_read_as_numpy_saves_them(tmp_path, names):
   path = _save(tmp_path / "index.npz", tr_mem=SCORES, tr_filenames=names, tt_filenames=names)
   kept = np.array([10, 3])
   wanted = np.array(NAMES, np.dtypes.StringDType())[kept]
-  np.testing.assert_array_equal(read_scores(path, rows=kept, total=12, names=wanted), SCORES[kept])
+  np.testing.assert_array_equal(read_scores(path, indices=kept, total=12, names=wanted), SCORES[kept])
 
 
 def test_version_2_headers_are_read(tmp_path):
   pickled = pickle.dumps(np.array(NAMES, object), 3)
   path = _save_pickle(tmp_path / "index.npz", pickled, version=(2, 0))
-  np.testing.assert_array_equal(read_scores(path, rows=np.arange(12), total=12, names=NAMES), SCORES)
+  np.testing.assert_array_equal(read_scores(path, indices=np.arange(12), total=12, names=NAMES), SCORES)
 
 
 @pytest.mark.parametrize("level", ["high", "mid", "low"])
@@ -109,7 +109,7 @@ def test_imagenet_forget_sets_are_the_reference_rows(tmp_path, golden, level):
   path = _save(tmp_path / "imagenet_index.npz", tr_mem=scores, tr_filenames=names)
   aligned = read_scores(
     path,
-    rows=np.arange(500),
+    indices=np.arange(500),
     total=500,
     names=[f"n01440764_{name}_n01440764.JPEG" for name in dataset_ids],
   )
@@ -190,13 +190,13 @@ def test_files_for_other_data_are_refused(tmp_path):
   path = _save(tmp_path / "key.npz", scores=SCORES, labels=SCORES)
   _refused(path, "it holds scores, labels; needs one of tr_mem, memorization")
   path = _save(tmp_path / "length.npz", tr_mem=SCORES)
-  _refused(path, "12 scores for 50000 training rows; it was made for another", total=50000)
+  _refused(path, "12 scores for 50000 training examples; it was made for another", total=50000)
   path = _save(tmp_path / "nan.npz", tr_mem=np.where(np.arange(12) % 5 == 3, np.nan, SCORES))
-  _refused(path, "2 of 12 training rows have no finite score, first row 3")
+  _refused(path, "2 of 12 training examples have no finite score, first example 3")
   path = _save(tmp_path / "matrix.npz", tr_mem=SCORES[:, None])
-  _refused(path, r"one number a row, but tr_mem is float64 of shape \(12, 1\)")
+  _refused(path, r"one number an example, but tr_mem is float64 of shape \(12, 1\)")
   path = _save(tmp_path / "text.npz", tr_mem=np.array(NAMES))
-  _refused(path, "one number a row, but tr_mem is <U")
+  _refused(path, "one number an example, but tr_mem is <U")
   path = _save(tmp_path / "objects.npz", tr_mem=SCORES.astype(object))
   _refused(path, "Object arrays cannot be loaded")
   (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 no archive")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from hamu_jax.data import SOURCES, cifar10_binary, load
-from hamu_jax.data.dataset import balanced_rows
+from hamu_jax.data.dataset import balanced_subset
 from hamu_jax.data.encoded import resized
 from hamu_jax.errors import UserError
 
@@ -39,9 +39,9 @@ def _png(image):
 def _write_parquet(path, images, labels, image_key="img", names=NAMES):
   """A file as `datasets` writes it: encoded images, class names in the metadata."""
   features = datasets.Features({image_key: datasets.Image(), "label": datasets.ClassLabel(names=names)})
-  rows = {image_key: [{"bytes": _png(image), "path": None} for image in images], "label": labels}
+  indices = {image_key: [{"bytes": _png(image), "path": None} for image in images], "label": labels}
   path.parent.mkdir(parents=True, exist_ok=True)
-  datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
+  datasets.Dataset.from_dict(indices, features=features).to_parquet(str(path))
 
 
 def _folder(path, **options):
@@ -121,20 +121,20 @@ def test_fingerprint_changes_with_anything_that_training_sees(tmp_path):
 
 def test_subset_is_balanced_nested_and_seeded():
   labels = np.repeat(np.arange(4), [50, 50, 50, 3])
-  small, large, other = (balanced_rows(labels, *args) for args in ((8, 1), (41, 1), (8, 2)))
+  small, large, other = (balanced_subset(labels, *args) for args in ((8, 1), (41, 1), (8, 2)))
   np.testing.assert_array_equal(np.bincount(labels[small]), [2, 2, 2, 2])
   np.testing.assert_array_equal(np.bincount(labels[large]), [13, 13, 12, 3])
   assert set(small) < set(large) and set(small) != set(other)
   assert (np.diff(large) > 0).all()
-  np.testing.assert_array_equal(balanced_rows(labels, 153, 1), np.arange(153))
+  np.testing.assert_array_equal(balanced_subset(labels, 153, 1), np.arange(153))
 
 
 def test_sizes_choose_rows_in_order_and_may_not_exceed_the_split(tmp_path):
   path = _folder(tmp_path)
   dataset = load("parquet", path=path, train_size=7, test_size=6, seed=4)
-  rows = balanced_rows(TRAIN_LABELS, 7, 4)
-  np.testing.assert_array_equal(dataset.train.images, TRAIN[rows])
-  np.testing.assert_array_equal(dataset.train.labels, TRAIN_LABELS[rows])
+  indices = balanced_subset(TRAIN_LABELS, 7, 4)
+  np.testing.assert_array_equal(dataset.train.images, TRAIN[indices])
+  np.testing.assert_array_equal(dataset.train.labels, TRAIN_LABELS[indices])
   np.testing.assert_array_equal(dataset.test.images, TEST)
   _refused("parquet", "config.data.train_size=13: choose 1..12", path=path, train_size=13)
   _refused("parquet", "config.data.test_size=-1: choose 1..6", path=path, test_size=-1)
@@ -213,10 +213,10 @@ def test_parquet_refuses_missing_columns_and_lists_them(tmp_path):
 
 def test_parquet_refuses_a_choice_of_columns(tmp_path):
   encoded = [_png(image) for image in TRAIN]
-  path = _write_plain(tmp_path, encoded, TRAIN_LABELS, row=np.arange(12), large=encoded)
+  path = _write_plain(tmp_path, encoded, TRAIN_LABELS, index=np.arange(12), large=encoded)
   message = r"config.data.image_key: 2 columns fit, name one of image .*, large"
   _refused("parquet", message, path=path, label_key="label")
-  message = r"config.data.label_key: 2 columns fit, name one of .*label .*row"
+  message = r"config.data.label_key: 2 columns fit, name one of .*label .*index"
   _refused("parquet", message, path=path, image_key="image")
   path = _write_plain(tmp_path, encoded, np.arange(12) * 1000)
   _refused("parquet", "holds 11000 but only 12 rows, so it is no class number", path=path)
@@ -225,9 +225,9 @@ def test_parquet_refuses_a_choice_of_columns(tmp_path):
 @pytest.mark.parametrize(
   "labels, message",
   [
-    ([0, 3], "row 1 has label 3, outside the 3 classes 0..2 .1 such"),
-    ([-1, 1], "row 0 has label -1"),
-    ([0, 2**32 + 1], "row 1 has label 4294967297"),
+    ([0, 3], "example 1 has label 3, outside the 3 classes 0..2 .1 such"),
+    ([-1, 1], "example 0 has label -1"),
+    ([0, 2**32 + 1], "example 1 has label 4294967297"),
   ],
 )
 def test_labels_outside_the_classes_are_refused(tmp_path, labels, message):
@@ -409,7 +409,7 @@ def _fake_tfds(records, *, names=NAMES, prepared=True, file_format="array_record
 def _records(images, labels, **names):
   """What TFDS gives, told not to decode; `names` are further features of bytes."""
   columns = {"image": [_png(image) for image in images], "label": labels, **names}
-  return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+  return [dict(zip(columns, index, strict=True)) for index in zip(*columns.values(), strict=True)]
 
 
 RECORDS = {"train": _records(TRAIN, TRAIN_LABELS), "test": _records(TEST, TEST_LABELS)}
@@ -560,7 +560,7 @@ def test_binary_refuses_missing_and_corrupt_files(tmp_path):
   refused("test_batch.bin is 9218 bytes, not a multiple of 3073", **{"test_batch.bin": short})
   refused("is truncated: its batches differ", **{"test_batch.bin": files["test_batch.bin"][:3073]})
   mislabelled = b"\x0a" + files["data_batch_1.bin"][1:]
-  refused("train: row 0 has label 10, outside the 10", **{"data_batch_1.bin": mislabelled})
+  refused("train: example 0 has label 10, outside the 10", **{"data_batch_1.bin": mislabelled})
 
 
 def test_every_source_is_exercised_here():

@@ -1,4 +1,4 @@
-"""The forget sets: the reference's rows, and every refusal."""
+"""The forget sets: the reference's examples, and every refusal."""
 
 import json
 
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from hamu_jax.data import FORGET_KINDS, make_split, validation_rows
+from hamu_jax.data import FORGET_KINDS, make_split, validation_indices
 from hamu_jax.errors import UserError
 
 LABELS = np.repeat(np.arange(10), 10)
-# No two rows are equally memorized: row 0 the most, row 99 the least.
+# No two examples are equally memorized: example 0 the most, example 99 the least.
 SCORES = np.linspace(1, 0, 100)
 
 
@@ -79,30 +79,30 @@ def test_memorization_forgets_in_the_order_of_the_selection(level, expected):
 )
 def test_validation_takes_its_share_of_every_class(fraction, counts):
   labels = np.random.default_rng(0).permutation(np.repeat([0, 2, 3, 7], [50, 6, 20, 2]))
-  rows = validation_rows(labels, fraction, seed=4)
-  np.testing.assert_array_equal(np.bincount(labels[rows], minlength=8)[[0, 2, 3, 7]], counts)
-  assert (np.diff(rows) > 0).all()
-  np.testing.assert_array_equal(rows, validation_rows(labels, fraction, seed=4))
+  indices = validation_indices(labels, fraction, seed=4)
+  np.testing.assert_array_equal(np.bincount(labels[indices], minlength=8)[[0, 2, 3, 7]], counts)
+  assert (np.diff(indices) > 0).all()
+  np.testing.assert_array_equal(indices, validation_indices(labels, fraction, seed=4))
   if fraction:
-    assert set(rows) != set(validation_rows(labels, fraction, seed=5))
-    assert set(validation_rows(labels, 0.1, seed=4)) <= set(rows)
+    assert set(indices) != set(validation_indices(labels, fraction, seed=5))
+    assert set(validation_indices(labels, 0.1, seed=4)) <= set(indices)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_validation_of_everything_or_less_than_nothing_is_refused(fraction):
   with pytest.raises(UserError, match=r"config.data.validation_fraction=.*in \[0, 1\)"):
-    validation_rows(LABELS, fraction, seed=0)
+    validation_indices(LABELS, fraction, seed=0)
 
 
-def _write(path, rows):
+def _write(path, indices):
   if path.suffix == ".npy":
-    np.save(path, np.array(rows))
+    np.save(path, np.array(indices))
   elif path.suffix == ".npz":
-    np.savez(path, forget=np.array(rows))
+    np.savez(path, forget=np.array(indices))
   elif path.suffix == ".json":
-    path.write_text(json.dumps(rows))
+    path.write_text(json.dumps(indices))
   else:
-    path.write_text("\n".join(map(str, rows)))
+    path.write_text("\n".join(map(str, indices)))
   return str(path)
 
 
@@ -116,18 +116,18 @@ def test_indices_are_read_from_every_format(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".json", ".txt"])
 @pytest.mark.parametrize(
-  "rows, message",
+  "indices, message",
   [
-    ([3, 100], "row 100 is outside the loaded training rows 0..99"),
-    ([-1, 3], "row -1 is outside"),
-    ([5, 6, 5], "row 5 is listed 2 times"),
+    ([3, 100], "example 100 is outside the loaded training examples 0..99"),
+    ([-1, 3], "example -1 is outside"),
+    ([5, 6, 5], "example 5 is listed 2 times"),
     ([], "the forget set is empty"),
     ([0.5, 1.5], "needs one vector of integers|cannot be read"),
     (list(range(100)), "the retain set is empty"),
   ],
 )
-def test_indices_refuses_wrong_rows(tmp_path, suffix, rows, message):
-  path = _write(tmp_path / f"rows{suffix}", rows)
+def test_indices_refuses_wrong_rows(tmp_path, suffix, indices, message):
+  path = _write(tmp_path / f"rows{suffix}", indices)
   with pytest.raises(UserError, match=message):
     make_split("indices", LABELS, seed=0, forget_indices=path)
 
@@ -145,14 +145,14 @@ def test_indices_refuses_an_array_of_objects_unread(tmp_path):
 @pytest.mark.parametrize(
   "name, content, message",
   [
-    ("rows.npz", b"PK\x03\x04 no archive", "cannot be read as row numbers"),
-    ("rows.npy", b"", "cannot be read as row numbers"),
-    ("rows.json", b"[1, 2", "cannot be read as row numbers"),
+    ("rows.npz", b"PK\x03\x04 no archive", "cannot be read as example numbers"),
+    ("rows.npy", b"", "cannot be read as example numbers"),
+    ("rows.json", b"[1, 2", "cannot be read as example numbers"),
     ("rows.json", b"[true, false]", "needs one vector of integers"),
     ("rows.json", b'{"a": 1}', "needs one vector of integers"),
     ("rows.json", b"[[1, 2]]", r"holds int64 of shape \(1, 2\)"),
-    ("rows.txt", b"1 two", "cannot be read as row numbers"),
-    ("rows.txt", b"\xff\xfe", "cannot be read as row numbers"),
+    ("rows.txt", b"1 two", "cannot be read as example numbers"),
+    ("rows.txt", b"\xff\xfe", "cannot be read as example numbers"),
     ("rows.csv", b"1,2", "choose a file of type .npy, .npz, .json, .txt"),
   ],
 )
@@ -178,7 +178,7 @@ def test_indices_refuses_unreadable_files(tmp_path, name, content, message):
     ("indices", {"forget_indices": "missing.npy"}, "no such file"),
     ("class", {"forget_class": (1,), "duplicates": -1}, "choose 0 or more"),
     ("memorization", {}, "but none are given: name a score file in config.data.scores"),
-    ("memorization", {"scores": SCORES[:9]}, r"but \(9,\) are given for 100 rows"),
+    ("memorization", {"scores": SCORES[:9]}, r"but \(9,\) are given for 100 examples"),
     (
       "memorization",
       {"scores": SCORES, "memorization_level": "medium"},
@@ -187,7 +187,7 @@ def test_indices_refuses_unreadable_files(tmp_path, name, content, message):
     (
       "memorization",
       {"scores": SCORES, "forget_size": 0},
-      "config.data.forget_size=0: there are 100 training rows, so choose 1..99",
+      "config.data.forget_size=0: there are 100 training examples, so choose 1..99",
     ),
     ("memorization", {"scores": SCORES, "forget_size": 100}, "choose 1..99"),
   ],

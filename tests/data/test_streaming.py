@@ -37,21 +37,21 @@ def _mock_tfds(monkeypatch, made, order, *, record_names, file_format="array_rec
   read = []
 
   class Records(list):
-    def __getitem__(self, row):
-      read.append(row)
-      return super().__getitem__(row)
+    def __getitem__(self, index):
+      read.append(index)
+      return super().__getitem__(index)
 
   def records(split, decoders):
     assert decoders == {"image": "encoded"}
     table = pq.read_table(made.files[split]).to_pylist()
     result = []
-    for row in order:
-      example = dict(table[row])
+    for index in order:
+      example = dict(table[index])
       example["image"] = example.pop(made.spec.image_key)["bytes"]
       example["label"] = example.pop(next(iter(made.spec.labels)))
       if record_names:
         key, name = record_names
-        example[key] = name(made, split, row).encode()
+        example[key] = name(made, split, index).encode()
       result.append(example)
     return Records(result)
 
@@ -110,7 +110,7 @@ def test_published_schemas_are_read(published, monkeypatch, arrow_cache, source,
     assert part.labels.dtype == np.int32
   assert len(dataset.class_names) == next(iter(spec.labels.values()))
   np.testing.assert_array_equal(dataset.train_names, published.names["train"])
-  np.testing.assert_array_equal(dataset.train_rows, np.arange(12))
+  np.testing.assert_array_equal(dataset.train_indices, np.arange(12))
   assert dataset.train_total == 12
 
 
@@ -119,7 +119,7 @@ def test_published_schemas_are_read(published, monkeypatch, arrow_cache, source,
   [
     ("cifar100", "label_key", "label_key: 2 columns fit, name one of .*fine_label .*coarse"),
     ("tiny_imagenet", "test_split", r"holds no test\*.parquet; config.data.test_split names"),
-    ("imagenet", "test_split", "test: row 0 has label -1, outside the 1000 classes"),
+    ("imagenet", "test_split", "test: example 0 has label -1, outside the 1000 classes"),
     ("imagenet", "image_size", "images have 4 shapes, one is needed.*config.data.image_size"),
   ],
   indirect=["published"],
@@ -149,9 +149,9 @@ ORDER = np.random.default_rng(3).permutation(12)
 @pytest.mark.parametrize(
   "published, record_names",
   [
-    ("cifar100", ("id", lambda made, split, row: f"{split}_{row:05d}")),
+    ("cifar100", ("id", lambda made, split, index: f"{split}_{index:05d}")),
     ("svhn", None),
-    ("imagenet", ("file_name", lambda made, split, row: made.names[split][row])),
+    ("imagenet", ("file_name", lambda made, split, index: made.names[split][index])),
   ],
   indirect=["published"],
 )
@@ -168,12 +168,12 @@ def test_tfds_records_are_traced_to_their_originals(published, monkeypatch, stre
   assert read == (chosen.tolist() if stream else [])
   np.testing.assert_array_equal(dataset.train.labels, published.labels["train"][ORDER])
   kind = record_names and record_names[0]
-  np.testing.assert_array_equal(dataset.train_rows, ORDER if kind == "id" else np.arange(12))
+  np.testing.assert_array_equal(dataset.train_indices, ORDER if kind == "id" else np.arange(12))
   if kind == "file_name":
     np.testing.assert_array_equal(dataset.train_names, np.array(published.names["train"])[ORDER])
   subset = load("tfds", train_size=5, **options)
-  kept = np.flatnonzero(np.isin(dataset.train_rows, subset.train_rows))
-  np.testing.assert_array_equal(subset.train_rows, dataset.train_rows[kept])
+  kept = np.flatnonzero(np.isin(dataset.train_indices, subset.train_indices))
+  np.testing.assert_array_equal(subset.train_indices, dataset.train_indices[kept])
   np.testing.assert_array_equal(subset.train.images[np.arange(5)], expected[kept])
   assert subset.train_total == 12
 
@@ -181,10 +181,10 @@ def test_tfds_records_are_traced_to_their_originals(published, monkeypatch, stre
 @pytest.mark.parametrize("published", ["svhn"], indirect=True)
 @pytest.mark.parametrize("name", ["train_{0}", "train_{1}", "other_{0}"])
 def test_tfds_names_that_do_not_number_the_rows_leave_their_order(published, monkeypatch, name):
-  record_names = ("id", lambda made, split, row: name.format(row, row + 1))
+  record_names = ("id", lambda made, split, index: name.format(index, index + 1))
   _mock_tfds(monkeypatch, published, ORDER, record_names=record_names)
-  rows = load("tfds", name="made").train_rows
-  np.testing.assert_array_equal(rows, ORDER if name == "train_{0}" else np.arange(12))
+  indices = load("tfds", name="made").train_indices
+  np.testing.assert_array_equal(indices, ORDER if name == "train_{0}" else np.arange(12))
 
 
 @pytest.mark.parametrize("published", ["svhn"], indirect=True)
@@ -206,14 +206,14 @@ def test_a_streamed_subset_is_that_of_the_whole(published, monkeypatch, arrow_ca
     assert isinstance(other.images, EncodedImages)
     np.testing.assert_array_equal(other.images[:], one.images)
     np.testing.assert_array_equal(other.labels, one.labels)
-  np.testing.assert_array_equal(streamed.train_rows, whole.train_rows)
-  np.testing.assert_array_equal(whole.train.labels, published.labels["train"][whole.train_rows])
-  np.testing.assert_array_equal(whole.train_names, np.array(published.names["train"])[whole.train_rows])
+  np.testing.assert_array_equal(streamed.train_indices, whole.train_indices)
+  np.testing.assert_array_equal(whole.train.labels, published.labels["train"][whole.train_indices])
+  np.testing.assert_array_equal(whole.train_names, np.array(published.names["train"])[whole.train_indices])
   assert whole.train_total == streamed.train_total == 12
   # A window is the batch that the device gathers from.
-  rows = np.array([[6, 0], [-1, 6]], np.int32)
-  images, local, _ = window(streamed.train.images, rows, capacity=4)
-  np.testing.assert_array_equal(images[local[0]], whole.train.images[rows[0]])
+  indices = np.array([[6, 0], [-1, 6]], np.int32)
+  images, local, _ = window(streamed.train.images, indices, capacity=4)
+  np.testing.assert_array_equal(images[local[0]], whole.train.images[indices[0]])
 
 
 @pytest.mark.parametrize("published", ["svhn"], indirect=True)

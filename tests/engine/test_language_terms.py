@@ -1,6 +1,6 @@
-"""Terms over predictions and examples of packed rows, against closed forms in NumPy, and their means.
+"""Terms over predictions and examples of packed examples, against closed forms in NumPy, and their means.
 
-Shapes: B rows, P predictions of a row, S slots, V classes, D hidden states, F inputs.
+Shapes: B examples, P predictions of an example, S slots, V classes, D hidden states, F inputs.
 """
 
 import itertools
@@ -13,12 +13,11 @@ import pytest
 import scipy.special
 
 from hamu_jax.config import default as config_lib
-from hamu_jax.engine import methods, objectives, pairing
+from hamu_jax.engine import methods, objectives, pairing, placement
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.objectives import Outputs
 from hamu_jax.engine.train_state import create_state
 from hamu_jax.paired import Paired
-from hamu_jax.vision import feed as source
 
 SIZES = {"predictions": 14, "slots": 4, "classes": 7, "hidden": 6, "inputs": 5}
 # None of them is what a method takes by itself.
@@ -47,24 +46,24 @@ METHODS = {
 
 
 def packed_rows(*texts, rng):
-  """Rows of [(own predictions, alternative predictions) of each example], padded behind."""
+  """Examples of [(own predictions, alternative predictions) of each example], padded behind."""
   predictions, slots = SIZES["predictions"], SIZES["slots"]
-  rows = len(texts)
+  indices = len(texts)
   batch = {
-    "label": np.zeros((rows, predictions), np.int32),
-    "slot": np.zeros((rows, predictions), np.int32),
-    "mask": np.zeros((rows, predictions), bool),
-    "alternative_mask": np.zeros((rows, predictions), bool),
-    "example_mask": np.zeros((rows, slots), bool),
+    "label": np.zeros((indices, predictions), np.int32),
+    "slot": np.zeros((indices, predictions), np.int32),
+    "mask": np.zeros((indices, predictions), bool),
+    "alternative_mask": np.zeros((indices, predictions), bool),
+    "example_mask": np.zeros((indices, slots), bool),
     # Also where padded: no value there may count.
-    "x": rng.normal(size=(rows, predictions, SIZES["inputs"])),
+    "x": rng.normal(size=(indices, predictions, SIZES["inputs"])),
   }
-  for row, examples in enumerate(texts):
+  for index, examples in enumerate(texts):
     place = 0
     for slot, counts in enumerate(examples):
-      batch["example_mask"][row, slot] = True
+      batch["example_mask"][index, slot] = True
       for name, count in zip(("mask", "alternative_mask"), counts, strict=True):
-        own = np.s_[row, place : place + count]
+        own = np.s_[index, place : place + count]
         batch[name][own] = True
         batch["slot"][own] = slot
         batch["label"][own] = rng.integers(SIZES["classes"], size=count)
@@ -99,7 +98,7 @@ def direction(size, dtype=np.float64):
   return drawn / np.linalg.norm(drawn)
 
 
-def closed_form(name, batch, outputs, reference, settings):
+def closed_form(name, batch, outputs, reference, hyperparameters):
   """-> values, and by the index of each value the gradients by the logits [B, P, V] and states [B, P, D].
 
   Args:
@@ -107,39 +106,41 @@ def closed_form(name, batch, outputs, reference, settings):
     batch: as of `packed_rows`.
     outputs: (logits, hidden) in NumPy.
     reference: those of the original model.
-    settings: "preference_beta" may be None.
+    hyperparameters: "preference_beta" may be None.
   """
   (logits, hidden), (logits0, hidden0) = outputs, reference
   log_p, log_p0 = (scipy.special.log_softmax(part, axis=-1) for part in (logits, logits0))
   p, p0 = np.exp(log_p), np.exp(log_p0)
   label = np.eye(logits.shape[-1])[batch["label"]]
   picked, picked0 = np.sum(label * log_p, axis=-1), np.sum(label * log_p0, axis=-1)
-  beta = settings["preference_beta"] or DEFAULT_BETA.get(name)
-  rows, predictions = picked.shape
+  beta = hyperparameters["preference_beta"] or DEFAULT_BETA.get(name)
+  indices, predictions = picked.shape
 
   if OVER.get(name) == "example_mask":
     values, slopes = np.zeros(batch["example_mask"].shape), {}
-    for row, slot in np.ndindex(values.shape):
-      own, other = (batch[mask][row] & (batch["slot"][row] == slot) for mask in ("mask", "alternative_mask"))
-      lose, win = ((picked - picked0)[row, which].sum() for which in (own, other))
+    for index, slot in np.ndindex(values.shape):
+      own, other = (
+        batch[mask][index] & (batch["slot"][index] == slot) for mask in ("mask", "alternative_mask")
+      )
+      lose, win = ((picked - picked0)[index, which].sum() for which in (own, other))
       slope = np.zeros(logits.shape)
-      toward = label[row] - p[row]  # The gradient of log p by the logits.
+      toward = label[index] - p[index]  # The gradient of log p by the logits.
       if name == "npo":
-        values[row, slot] = -2 / beta * np.log(scipy.special.expit(-beta * lose))
-        slope[row, own] = 2 * scipy.special.expit(beta * lose) * toward[own]
+        values[index, slot] = -2 / beta * np.log(scipy.special.expit(-beta * lose))
+        slope[index, own] = 2 * scipy.special.expit(beta * lose) * toward[own]
       elif name == "simnpo":
         length = max(own.sum(), 1)
-        rise = -picked[row, own].sum() / length - settings["margin"]
-        values[row, slot] = -2 / beta * np.log(scipy.special.expit(beta * rise))
-        slope[row, own] = 2 * scipy.special.expit(-beta * rise) / length * toward[own]
+        rise = -picked[index, own].sum() / length - hyperparameters["margin"]
+        values[index, slot] = -2 / beta * np.log(scipy.special.expit(beta * rise))
+        slope[index, own] = 2 * scipy.special.expit(-beta * rise) / length * toward[own]
       else:
-        values[row, slot] = -2 / beta * np.log(scipy.special.expit(beta * (win - lose)))
+        values[index, slot] = -2 / beta * np.log(scipy.special.expit(beta * (win - lose)))
         share = 2 * scipy.special.expit(-beta * (win - lose))
-        slope[row, own], slope[row, other] = share * toward[own], -share * toward[other]
-      slopes[row, slot] = slope, np.zeros(hidden.shape)
+        slope[index, own], slope[index, other] = share * toward[own], -share * toward[other]
+      slopes[index, slot] = slope, np.zeros(hidden.shape)
     return values, slopes
 
-  target = settings["steering"] * direction(hidden.shape[-1])
+  target = hyperparameters["steering"] * direction(hidden.shape[-1])
   lowered = scipy.special.softmax(logits0 - (beta or 0) * label, axis=-1)
   nothing, still = np.zeros(logits.shape), np.zeros(hidden.shape)
   values, logit_slope, hidden_slope = {
@@ -164,10 +165,10 @@ def closed_form(name, batch, outputs, reference, settings):
     ),
   }[name]()
   slopes = {}
-  for row, at in itertools.product(range(rows), range(predictions)):
-    where = np.zeros((rows, predictions, 1))
-    where[row, at] = 1
-    slopes[row, at] = where * logit_slope, where * hidden_slope
+  for index, at in itertools.product(range(indices), range(predictions)):
+    where = np.zeros((indices, predictions, 1))
+    where[index, at] = 1
+    slopes[index, at] = where * logit_slope, where * hidden_slope
   return values, slopes
 
 
@@ -185,9 +186,9 @@ TERMS = (
 )
 
 
-def context(batch, reference, **settings):
+def context(batch, reference, **hyperparameters):
   batch = {name: jnp.asarray(values) for name, values in batch.items()}
-  return objectives.Context(batch, reference, {}, jax.random.key(0), SETTINGS | settings)
+  return objectives.Context(batch, reference, {}, jax.random.key(0), SETTINGS | hyperparameters)
 
 
 @pytest.mark.parametrize("beta", [0.7, None])
@@ -196,8 +197,10 @@ def test_values_and_gradients(batch, outputs, name, beta):
   current, reference = outputs
   term = objectives.TERMS[name]
   assert term.over == OVER.get(name, "mask")
-  settings = SETTINGS | {"preference_beta": beta}
-  wanted, slopes = closed_form(name, batch, jax.device_get(current), jax.device_get(reference), settings)
+  hyperparameters = SETTINGS | {"preference_beta": beta}
+  wanted, slopes = closed_form(
+    name, batch, jax.device_get(current), jax.device_get(reference), hyperparameters
+  )
   # Only what a term says that it needs.
   given = current if term.needs_hidden else current._replace(hidden=None)
   needed = reference if term.needs_reference else None
@@ -205,7 +208,7 @@ def test_values_and_gradients(batch, outputs, name, beta):
   weights = rng.normal(size=wanted.shape) * batch[term.over]
 
   def total(given):
-    values = term.values(given, context(batch, needed, **settings))
+    values = term.values(given, context(batch, needed, **hyperparameters))
     assert values.shape == batch[term.over].shape
     return jnp.sum(jnp.asarray(weights) * values), values
 
@@ -309,17 +312,17 @@ def linear(variables, batch, key, train):
   return Outputs(batch["x"] @ params["w"], batch["x"] @ params["v"]), variables["batch_stats"]
 
 
-def fetch(data, rows_B, key):
+def fetch(data, index_B, key):
   del key
-  batch = {name: values[rows_B.clip(0)] for name, values in data.items()}
+  batch = {name: values[index_B.clip(0)] for name, values in data.items()}
   for name in ("mask", "alternative_mask", "example_mask"):
-    batch[name] = batch[name] & (rows_B >= 0)[:, None]
+    batch[name] = batch[name] & (index_B >= 0)[:, None]
   return batch
 
 
 @pytest.fixture
 def problem(x64):
-  """(data of 6 retain and 6 forget rows, variables, reference)."""
+  """(data of 6 retain and 6 forget examples, variables, reference)."""
   rng = np.random.default_rng(3)
   counts = [[(int(n), 0) for n in rng.integers(1, 4, size)] for size in (1, 4, 2, 3, 1, 2)]
   counts += [[(int(n), int(m)) for n, m in rng.integers(1, 3, (size, 2))] for size in (3, 1, 2, 1, 3, 2)]
@@ -336,10 +339,10 @@ def problem(x64):
 ROWS = Paired(np.array([3, 0, -1, 1, 5], np.int32), np.array([7, -1, 6, 11, 10], np.int32))
 
 
-def summed(problem, rows, coefficients):
+def summed(problem, indices, coefficients):
   """-> the gradient of a role's sum in closed form, its count, and each term's (sum, count)."""
   data, variables, reference = problem
-  batch = {name: values[rows[rows >= 0]] for name, values in data.items()}
+  batch = {name: values[indices[indices >= 0]] for name, values in data.items()}
 
   def outputs(params):
     return batch["x"] @ params["w"], batch["x"] @ params["v"]
@@ -373,7 +376,7 @@ def test_a_role_sums_over_what_its_term_says(problem, name, microbatch):
   role = objectives.role_gradient(linear, fetch, (name,), train=True, microbatch=microbatch)
   sums = jax.jit(role)(variables, step_inputs(problem), jnp.asarray(ROWS.forget), {name: jnp.asarray(-0.8)})
   gradient, count, values = summed(problem, ROWS.forget, {name: -0.8})
-  # Rows 6, 7, 10 and 11 have 3, 1, 3 and 2 examples.
+  # Examples 6, 7, 10 and 11 have 3, 1, 3 and 2 examples.
   assert sums.count == count and (OVER.get(name) != "example_mask" or count == 9)
   for leaf, wanted in gradient.items():
     np.testing.assert_allclose(sums.gradient[leaf], wanted, rtol=1e-9, atol=1e-12)
@@ -418,13 +421,17 @@ def test_one_step_of_each_method_whatever_the_pairing(problem, name):
       schedule=optax.constant_schedule(1.0),
       microbatch=1,
     )
-    settings = step_lib.settings_of(options)
+    hyperparameters = step_lib.hyperparameters_of(options)
     chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
-    state = create_state(variables, program.optimizers(settings), seed=0)
-    state, frozen, window = source.place((state, step_lib.Frozen(reference), data), mesh)
-    rows = Paired(*(role[None] for role in ROWS))
-    feed = source.place_feed(pairing.shard_rows(rows, mesh) if mesh else rows, np.zeros(1, np.int32), mesh)
-    state, metrics, done = jax.device_get(chunk(state, frozen, window, feed, jnp.int32(1), settings))
+    state = create_state(variables, program.optimizers(hyperparameters), seed=0)
+    state, frozen, window = placement.place((state, step_lib.Frozen(reference), data), mesh)
+    indices = Paired(*(role[None] for role in ROWS))
+    batches = placement.place_batches(
+      pairing.shard_indices(indices, mesh) if mesh else indices, np.zeros(1, np.int32), mesh
+    )
+    state, metrics, done = jax.device_get(
+      chunk(state, frozen, window, batches, jnp.int32(1), hyperparameters)
+    )
     assert done == 1 and state.stop == 0
     for leaf, value in wanted.items():
       np.testing.assert_allclose(

@@ -18,8 +18,7 @@ from hamu_jax.engine.objectives import Outputs
 from hamu_jax.paired import Paired
 from hamu_jax.run import preemption, rundir
 from hamu_jax.transforms.stop import Stop
-from hamu_jax.vision import evaluation
-from hamu_jax.vision import feed as source
+from hamu_jax.vision import evaluation, feed
 
 
 def forward(variables, batch, key, train):
@@ -30,9 +29,9 @@ def forward(variables, batch, key, train):
 def fetch(augment):
   del augment
 
-  def take(arrays, rows, key):
+  def take(arrays, indices, key):
     del key
-    return data.take(arrays.images, arrays.labels, rows)
+    return data.take(arrays.images, arrays.labels, indices)
 
   return take
 
@@ -68,7 +67,7 @@ def silent(stage, total, initial):
 @pytest.fixture
 def setup(tmp_path):
   rng = np.random.default_rng(0)
-  arrays = source.ImageData(
+  arrays = feed.ImageData(
     rng.normal(size=(32, 4)).astype(np.float32),
     rng.integers(0, 3, 32).astype(np.int32),
     np.zeros(32, bool),
@@ -85,7 +84,7 @@ def setup(tmp_path):
       runner = loop.Loop(
         forward=forward,
         fetch=fetch,
-        source=source.Resident(arrays),
+        feed=feed.ResidentImages(arrays),
         evaluate=evaluator.summary,
         pairing="sequential",
         devices=(),
@@ -107,12 +106,12 @@ def setup(tmp_path):
 
 
 def test_training_keeps_the_best_evaluated_epoch(setup):
-  outcome, evaluator, rows = setup([0.1, 0.9, 0.3, 0.9])
+  outcome, evaluator, indices = setup([0.1, 0.9, 0.3, 0.9])
   np.testing.assert_array_equal(outcome.variables["params"]["w"], evaluator.seen[1])
   assert outcome.steps == 16
   assert outcome.stop == Stop.NONE
-  assert [row["step"] for row in rows if row["split"] == "retain"] == [4, 8, 12, 16]
-  assert [row["step"] for row in rows if row["split"] == "step"] == list(range(1, 17))
+  assert [index["step"] for index in indices if index["split"] == "retain"] == [4, 8, 12, 16]
+  assert [index["step"] for index in indices if index["split"] == "step"] == list(range(1, 17))
 
 
 def test_or_the_last_one_on_request(setup):
@@ -138,8 +137,8 @@ class Together:
     self._folder = folder
     rng = np.random.default_rng(1)
     features = rng.normal(size=(32, 4)).astype(np.float32)
-    self._source = source.Resident(
-      source.ImageData(
+    self._feed = feed.ResidentImages(
+      feed.ImageData(
         features,
         (features @ rng.normal(size=(4, 3))).argmax(1).astype(np.int32),
         np.arange(32) >= 24,
@@ -168,7 +167,7 @@ class Together:
     )
 
   def run(self, numbers, interrupt_at=None):
-    """-> outcomes, rows of each run directory."""
+    """-> outcomes, examples of each run directory."""
 
     @contextlib.contextmanager
     def progress(stage, total, initial):
@@ -184,7 +183,7 @@ class Together:
       runner = loop.Loop(
         forward=forward,
         fetch=fetch,
-        source=self._source,
+        feed=self._feed,
         evaluate=self._evaluate,
         pairing="sequential",
         devices=(),
@@ -198,15 +197,17 @@ class Together:
 
 
 def assert_alike(found, wanted, **tolerance):
-  """Outcomes and rows, up to a tolerance or exactly."""
+  """Outcomes and examples, up to a tolerance or exactly."""
   compare = np.testing.assert_equal
   if tolerance:
     compare = functools.partial(np.testing.assert_allclose, **tolerance)
   for outcomes in zip(found[0], wanted[0], strict=True):
     jax.tree.map(compare, *map(plain, outcomes))
-  for rows, others in zip(found[1], wanted[1], strict=True):
-    assert [(row["step"], row["split"]) for row in rows] == [(row["step"], row["split"]) for row in others]
-    jax.tree.map(compare, *([drop_words(row) for row in log] for log in (rows, others)))
+  for indices, others in zip(found[1], wanted[1], strict=True):
+    assert [(index["step"], index["split"]) for index in indices] == [
+      (index["step"], index["split"]) for index in others
+    ]
+    jax.tree.map(compare, *([drop_words(index) for index in log] for log in (indices, others)))
 
 
 def plain(outcome):
@@ -215,8 +216,8 @@ def plain(outcome):
   return jax.device_get(outcome._replace(seconds=0.0, last_metrics=metrics))
 
 
-def drop_words(row):
-  return {name: value for name, value in row.items() if not isinstance(value, str)}
+def drop_words(index):
+  return {name: value for name, value in index.items() if not isinstance(value, str)}
 
 
 @pytest.mark.parametrize("numbers", [(0, 1), (0, 1, 2)])
@@ -225,7 +226,7 @@ def test_members_trained_together_end_as_they_do_alone(tmp_path, numbers):
   assert [outcome.stop for outcome in together[0]][:2] == [Stop.NONE, Stop.RETAIN_LOSS]
   assert 0 < together[0][1].steps < together[0][0].steps == 12
   alone = [Together(tmp_path / "alone").run((number,)) for number in numbers]
-  alone = [outcomes[0] for outcomes, _ in alone], [rows[0] for _, rows in alone]
+  alone = [outcomes[0] for outcomes, _ in alone], [indices[0] for _, indices in alone]
   assert_alike(together, alone, rtol=2e-5, atol=1e-6)
 
 
@@ -255,7 +256,7 @@ def test_members_of_one_run_directory_log_their_means(tmp_path):
     "stop": np.array([[0, 0, 0], [0, Stop.NONFINITE, 0]]),
   }
   loop._log([member, member], tracks, [4, 4], metrics, np.array([3, 2]))
-  rows = rundir.read_metrics(member.rundir.path).rows
-  assert [row["step"] for row in rows] == [5, 6]
-  assert [row["retain_loss"] for row in rows] == [1.5, 3.0]
-  assert [row["applied"] for row in rows] == [True, False]
+  indices = rundir.read_metrics(member.rundir.path).rows
+  assert [index["step"] for index in indices] == [5, 6]
+  assert [index["retain_loss"] for index in indices] == [1.5, 3.0]
+  assert [index["applied"] for index in indices] == [True, False]

@@ -1,4 +1,4 @@
-"""The table of methods against the definitions, row by row."""
+"""The table of methods against the definitions, example by example."""
 
 import chex
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from hamu_jax.config import default as config_lib
 from hamu_jax.engine import methods, objectives
 from hamu_jax.engine import step as step_lib
 
-SETTINGS = step_lib.settings_of(config_lib.default_config().method)
+SETTINGS = step_lib.hyperparameters_of(config_lib.default_config().method)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_objectives_of_the_methods_with_two_sub_steps():
 
 def test_the_l1_weight_falls_linearly_to_the_epochs_without_it():
   (substep,) = methods.METHODS["ft_l1"].substeps
-  settings = SETTINGS | {"epochs": 5, "l1_free_epochs": 1, "l1_weight": 0.4}
-  weights = [float(substep.coefficients(settings, epoch).retain["l1"]) for epoch in range(5)]
+  hyperparameters = SETTINGS | {"epochs": 5, "l1_free_epochs": 1, "l1_weight": 0.4}
+  weights = [float(substep.coefficients(hyperparameters, epoch).retain["l1"]) for epoch in range(5)]
   np.testing.assert_allclose(weights, [0.4, 0.3, 0.2, 0.1, 0.0], atol=1e-7)
 
 
@@ -83,7 +83,7 @@ def test_the_table_holds_the_methods_of_both_papers_and_those_of_language_models
     "sharp_minmax",
     *of_language,
   }
-  assert {name for name, row in methods.METHODS.items() if row.for_language} == of_language
+  assert {name for name, index in methods.METHODS.items() if index.for_language} == of_language
 
 
 def test_terms_of_a_role_are_averaged_over_the_same():

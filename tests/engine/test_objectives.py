@@ -15,20 +15,20 @@ def linear(variables, batch, key, train):
   return Outputs(batch["image"] @ variables["params"]), variables["batch_stats"]
 
 
-def context(batch, reference_logits=None, params=(), **settings):
+def context(batch, reference_logits=None, params=(), **hyperparameters):
   reference = Outputs(reference_logits)
-  return objectives.Context(batch, reference, params, jax.random.key(0), settings)
+  return objectives.Context(batch, reference, params, jax.random.key(0), hyperparameters)
 
 
 def inputs(data, reference=None):
   return objectives.Inputs({}, reference, data, jax.random.key(0), jax.random.key(0), {})
 
 
-def fetch(data, rows, key):
+def fetch(data, indices, key):
   del key
   images, labels = data
-  safe = jnp.maximum(rows, 0)
-  return {"image": images[safe], "label": labels[safe], "mask": rows >= 0, "row": rows}
+  safe = jnp.maximum(indices, 0)
+  return {"image": images[safe], "label": labels[safe], "mask": indices >= 0, "index": indices}
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_gradient_is_that_of_the_sum_over_valid_rows(problem, microbatch, terms)
   data, variables, reference = problem
   coefficients = {"ce": jnp.asarray(0.7), "kl": jnp.asarray(-1.3)}
   valid = np.array([3, 1, 4, 15, 9, 26, 5, 8, 7, 11])
-  rows = jnp.asarray(np.concatenate([valid[:6], [-1, -1], valid[6:], [-1]]).astype(np.int32))
+  indices = jnp.asarray(np.concatenate([valid[:6], [-1, -1], valid[6:], [-1]]).astype(np.int32))
 
   def objective(params):
     images, labels = data[0][valid], data[1][valid]
@@ -114,7 +114,7 @@ def test_gradient_is_that_of_the_sum_over_valid_rows(problem, microbatch, terms)
     return sum(coefficients[name] * parts[name].sum() for name in terms)
 
   role = objectives.role_gradient(linear, fetch, terms, train=False, microbatch=microbatch)
-  sums = role(variables, inputs(data, reference), rows, {name: coefficients[name] for name in terms})
+  sums = role(variables, inputs(data, reference), indices, {name: coefficients[name] for name in terms})
   np.testing.assert_allclose(sums.gradient, jax.grad(objective)(variables["params"]), rtol=1e-10)
   assert sums.count == 10
   correct = np.argmax(data[0][valid] @ variables["params"], axis=1) == data[1][valid]
@@ -124,9 +124,9 @@ def test_gradient_is_that_of_the_sum_over_valid_rows(problem, microbatch, terms)
 def test_no_unused_term_is_computed(problem):
   data, variables, _ = problem
   role = objectives.role_gradient(linear, fetch, ("ce",), train=False)
-  rows = jnp.arange(5, dtype=jnp.int32)
+  indices = jnp.arange(5, dtype=jnp.int32)
   # A reference that does not exist could not be evaluated.
-  sums = role(variables, inputs(data), rows, {"ce": jnp.asarray(1.0)})
+  sums = role(variables, inputs(data), indices, {"ce": jnp.asarray(1.0)})
   assert set(sums.values) == {"ce", "accuracy"}
 
 

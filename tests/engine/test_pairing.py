@@ -10,17 +10,17 @@ import optax
 import pytest
 
 from hamu_jax.config import default as config_lib
-from hamu_jax.engine import methods, pairing
+from hamu_jax.engine import methods, pairing, placement
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.train_state import create_state
 from hamu_jax.errors import UserError
 from hamu_jax.models.resnet import ConvNorm
 from hamu_jax.paired import Paired
-from hamu_jax.vision import feed as source
+from hamu_jax.vision import feed
 from hamu_jax.vision.task import make_fetch, make_forward
 
 CLASSES = 4
-# Short batches: 11 and 7 valid rows out of 12, which no number of devices divides.
+# Short batches: 11 and 7 valid examples out of 12, which no number of devices divides.
 ROWS = Paired(
   retain=np.array([[*range(11), -1], [*range(12, 24)]], np.int32),
   forget=np.array([[*range(30, 37), *[-1] * 5], [*range(37, 49)]], np.int32),
@@ -39,7 +39,7 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def problem():
   rng = np.random.default_rng(3)
-  data = source.ImageData(
+  data = feed.ImageData(
     rng.integers(0, 256, (50, 8, 8, 1)).astype(np.uint8),
     rng.integers(0, CLASSES, 50).astype(np.int32),
     np.arange(50) >= 30,
@@ -74,21 +74,21 @@ def prepare(problem, name, kind, devices, *, microbatch=0, train=False, augment=
     schedule=optax.constant_schedule(1.0),
     microbatch=microbatch,
   )
-  settings = step_lib.settings_of(options)
-  state = create_state(variables, program.optimizers(settings), seed=0)
-  rows = Paired(
+  hyperparameters = step_lib.hyperparameters_of(options)
+  state = create_state(variables, program.optimizers(hyperparameters), seed=0)
+  indices = Paired(
     *(
-      role_rows if role in method.roles else None
-      for role, role_rows in zip(Paired._fields, ROWS, strict=True)
+      role_indices if role in method.roles else None
+      for role, role_indices in zip(Paired._fields, ROWS, strict=True)
     )
   )
   chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
   frozen = step_lib.Frozen(reference)
-  state, frozen, data = source.place((state, frozen, data), mesh)
+  state, frozen, data = placement.place((state, frozen, data), mesh)
   if mesh is not None:
-    rows = pairing.shard_rows(rows, mesh)
-  feed = source.place_feed(rows, np.zeros(2, np.int32), mesh)
-  return chunk, (state, frozen, data, feed, jnp.int32(2), settings)
+    indices = pairing.shard_indices(indices, mesh)
+  batches = placement.place_batches(indices, np.zeros(2, np.int32), mesh)
+  return chunk, (state, frozen, data, batches, jnp.int32(2), hyperparameters)
 
 
 def run(*args, **kwargs):
@@ -132,7 +132,7 @@ def test_microbatches_change_nothing(problem, kind):
 
 
 def test_batch_statistics_are_synchronised(problem):
-  """Training on three devices, one of which gets fewer rows, is training on one."""
+  """Training on three devices, one of which gets fewer examples, is training on one."""
   wanted, _ = run(problem, "ft", "sequential", 1, train=True)
   got, _ = run(problem, "ft", "pmap", 3, train=True)
   changed = jax.tree.map(lambda a, b: np.abs(a - b).max(), wanted.batch_stats, problem[2]["batch_stats"])
@@ -202,11 +202,11 @@ def test_odd_number_of_devices_is_refused():
 
 def test_rows_are_shared_out_once_and_padding_evenly():
   mesh = pairing.make_mesh(jax.devices()[:4], 2)
-  shards = pairing.shard_rows(ROWS, mesh)
+  shards = pairing.shard_indices(ROWS, mesh)
   assert shards.shape == (2, 2, 2, 6)
-  for role, role_rows in enumerate(ROWS):
+  for role, role_indices in enumerate(ROWS):
     for step in range(2):
       got = shards[step, role]
-      assert sorted(got[got >= 0]) == sorted(role_rows[step][role_rows[step] >= 0])
+      assert sorted(got[got >= 0]) == sorted(role_indices[step][role_indices[step] >= 0])
       valid = (got >= 0).sum(axis=1)
       assert valid.max() - valid.min() <= 1

@@ -18,7 +18,7 @@ from hamu_jax.data import batching
 from hamu_jax.engine import objectives, optimizers, pairing
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.methods import METHODS
-from hamu_jax.engine.placement import place, place_feed
+from hamu_jax.engine.placement import place, place_batches
 from hamu_jax.engine.train_state import create_state
 from hamu_jax.paired import Paired
 from hamu_jax.vision.feed import ImageData
@@ -85,9 +85,9 @@ def golden_data(arrays, net):
   images, labels = (
     np.concatenate([arrays[f"{net}/{role}_{part}"] for role in Paired._fields]) for part in "xy"
   )
-  rows = np.arange(len(labels), dtype=np.int32)
-  forget = rows >= len(arrays[f"{net}/retain_y"])
-  return ImageData(nets.inputs(net, images), labels.astype(np.int32), forget, rows)
+  indices = np.arange(len(labels), dtype=np.int32)
+  forget = indices >= len(arrays[f"{net}/retain_y"])
+  return ImageData(nets.inputs(net, images), labels.astype(np.int32), forget, indices)
 
 
 def golden_plan(run, arrays, method):
@@ -95,8 +95,8 @@ def golden_plan(run, arrays, method):
   data = golden_data(arrays, run["name"].split("/")[0])
   retain, forget = data.ids[~data.forget], data.ids[data.forget]
 
-  def stream(rows):
-    return batching.Stream(rows, BATCH)
+  def stream(indices):
+    return batching.Stream(indices, BATCH)
 
   if method == "scrub_distill":
     return data, batching.PassPlan(
@@ -110,7 +110,9 @@ def golden_plan(run, arrays, method):
     return data, batching.BatchPlan(
       BATCH,
       Paired(
-        *(stream(rows) if role in used else None for role, rows in zip(Paired._fields, (retain, forget)))
+        *(
+          stream(indices) if role in used else None for role, indices in zip(Paired._fields, (retain, forget))
+        )
       ),
     )
   # Each epoch has its own copy of the data, with the labels drawn in it.
@@ -118,9 +120,9 @@ def golden_plan(run, arrays, method):
   copies = jax.tree.map(lambda leaf: np.concatenate([leaf] * len(orders)), data)
   labels = np.concatenate([np.append(data.labels[retain], labels) for labels in drawn])
   # The reference's orders count forget first.
-  rows = np.where(orders < len(forget), orders + len(retain), orders - len(forget))
-  rows += len(data.ids) * np.arange(len(orders))[:, None]
-  plan = batching.BatchPlan(BATCH, Paired(stream(rows.astype(np.int32).ravel()), None))
+  indices = np.where(orders < len(forget), orders + len(retain), orders - len(forget))
+  indices += len(data.ids) * np.arange(len(orders))[:, None]
+  plan = batching.BatchPlan(BATCH, Paired(stream(indices.astype(np.int32).ravel()), None))
   return copies._replace(labels=labels.astype(np.int32)), plan
 
 
@@ -172,14 +174,14 @@ def check_run(arrays, run):
   options = golden_options(run, base, NAMES[key])
   data, plan = golden_plan(run, arrays, options.name)
   program, step = golden_program(run, options, plan)
-  settings = step_lib.settings_of(options, run if "sam" in run else None)
-  state = create_state(golden_variables(arrays, net), program.optimizers(settings), seed=0)
+  hyperparameters = step_lib.hyperparameters_of(options, run if "sam" in run else None)
+  state = create_state(golden_variables(arrays, net), program.optimizers(hyperparameters), seed=0)
   teacher = golden_variables(
     arrays, net, "scrub_teacher_params" if key == "SCRUB" and net == "mlp" else "init_params"
   )
   frozen = step_lib.Frozen(teacher, nets.params(net, CLASSES, arrays[f"{net}/mask"]))
-  rows, epochs = plan.rows(0, run["steps"][-1]), plan.epochs(0, run["steps"][-1])
-  states = [s for s, _ in one_by_one(step, state, frozen, data, rows, epochs, settings)]
+  indices, epochs = plan.indices(0, run["steps"][-1]), plan.epochs(0, run["steps"][-1])
+  states = [s for s, _ in one_by_one(step, state, frozen, data, indices, epochs, hyperparameters)]
   for index, number in enumerate(run["steps"]):
     state = states[number - 1]
     close(nets.flat_params(net, CLASSES, state.params), arrays[f"{run['name']}/params"][index])
@@ -188,11 +190,11 @@ def check_run(arrays, run):
       jax.tree.map(close, dict(state.batch_stats), wanted)
 
 
-def one_by_one(step, state, frozen, data, rows, epochs, settings):
+def one_by_one(step, state, frozen, data, indices, epochs, hyperparameters):
   """The state and the metrics after each step."""
   for number in range(len(epochs)):
-    feed = jax.tree.map(lambda leaf: leaf[number], step_lib.Feed(rows, epochs))
-    state, metrics = step(state, frozen, data, feed, settings)
+    batches = jax.tree.map(lambda leaf: leaf[number], step_lib.Batches(indices, epochs))
+    state, metrics = step(state, frozen, data, batches, hyperparameters)
     yield state, metrics
 
 
@@ -222,10 +224,10 @@ ROWS = Paired(
   retain=np.array([[*range(11), -1], [*range(12, 24)]], np.int32),
   forget=np.array([[*range(61, 68), *[-1] * 5], [*range(70, 82)]], np.int32),
 )
-FIRST = jax.tree.map(lambda rows: rows[:1], ROWS)
+FIRST = jax.tree.map(lambda indices: indices[:1], ROWS)
 
 
-def own_options(name, **settings):
+def own_options(name, **hyperparameters):
   options = config_lib.default_config().method
   options.update(
     {
@@ -237,7 +239,7 @@ def own_options(name, **settings):
       "msteps": 1,
       "l1_weight": 1e-2,
       "clip_norm": 0.5,
-      **settings,
+      **hyperparameters,
     }
   )
   options.optimizer.update({"learning_rate": 0.1, "weight_decay": 0.05})
@@ -248,7 +250,7 @@ def run_steps(
   arrays,
   method,
   options,
-  rows,
+  indices,
   epochs,
   *,
   net="conv",
@@ -274,22 +276,26 @@ def run_steps(
     sharpness=sharpness,
     mask_scope=mask_scope,
   )
-  settings = step_lib.settings_of(options, {"rho": 0.5, "lamb": 0.7})
+  hyperparameters = step_lib.hyperparameters_of(options, {"rho": 0.5, "lamb": 0.7})
   variables = variables or golden_variables(arrays, net)
-  state = create_state(variables, program.optimizers(settings), seed=0)
+  state = create_state(variables, program.optimizers(hyperparameters), seed=0)
   teacher = {**variables, "params": jax.tree.map(lambda leaf: 1.1 * leaf, variables["params"])}
   frozen = step_lib.Frozen(teacher, nets.params(net, CLASSES, arrays[f"{net}/mask"]))
   state, frozen, data = place((state, frozen, golden_data(arrays, net)), mesh)
-  rows = Paired(*(role_rows if role in method.roles else None for role, role_rows in rows._asdict().items()))
+  indices = Paired(
+    *(role_indices if role in method.roles else None for role, role_indices in indices._asdict().items())
+  )
   epochs = np.asarray(epochs, np.int32)
   if mesh is None:
     metrics = []
-    for state, step_metrics in one_by_one(jax.jit(program.step), state, frozen, data, rows, epochs, settings):
+    for state, step_metrics in one_by_one(
+      jax.jit(program.step), state, frozen, data, indices, epochs, hyperparameters
+    ):
       metrics.append(step_metrics)
     metrics = jax.tree.map(lambda *leaves: np.stack(leaves), *metrics)
   else:
-    feed = place_feed(pairing.shard_rows(rows, mesh), epochs, mesh)
-    arguments = state, frozen, data, feed, np.int32(len(epochs)), settings
+    batches = place_batches(pairing.shard_indices(indices, mesh), epochs, mesh)
+    arguments = state, frozen, data, batches, np.int32(len(epochs)), hyperparameters
     chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
     state, metrics, _ = chunk(*arguments)
     metrics = jax.tree.map(lambda leaf: leaf[: len(epochs)], metrics)
@@ -338,7 +344,7 @@ def passes():
     seed=0,
   )
   assert plan.num_steps(2) == 6
-  return plan.rows(0, 6), plan.epochs(0, 6)
+  return plan.indices(0, 6), plan.epochs(0, 6)
 
 
 @pytest.mark.parametrize(
@@ -351,16 +357,16 @@ def passes():
   ],
 )
 def test_devices_agree_for_methods_without_pairs(x64, arrays, name, net, scope):
-  """All of them work on one batch; the random labels are those of the rows, not of the devices."""
-  rows, epochs = passes() if name == "scrub_distill" else (ROWS, [0, 1])
+  """All of them work on one batch; the random labels are those of the examples, not of the devices."""
+  indices, epochs = passes() if name == "scrub_distill" else (ROWS, [0, 1])
   if name == "salun":
-    rows = Paired(np.concatenate(ROWS, axis=1), None)
+    indices = Paired(np.concatenate(ROWS, axis=1), None)
   wanted, got = (
     run_steps(
       arrays,
       METHODS[name],
       own_options(name),
-      rows,
+      indices,
       epochs,
       net=net,
       kind=kind,
@@ -372,12 +378,12 @@ def test_devices_agree_for_methods_without_pairs(x64, arrays, name, net, scope):
   jax.tree.map(close, got, wanted)
 
 
-def mean_cross_entropy(data, rows, params, weight=1.0):
+def mean_cross_entropy(data, indices, params, weight=1.0):
   """Of the golden multilayer perceptron, by itself; times a weight."""
-  rows = rows[rows >= 0]
-  hidden = jnp.maximum(data.images[rows] @ params["fc1"]["kernel"] + params["fc1"]["bias"][None], 0)
+  indices = indices[indices >= 0]
+  hidden = jnp.maximum(data.images[indices] @ params["fc1"]["kernel"] + params["fc1"]["bias"][None], 0)
   logits = hidden @ params["fc2"]["kernel"] + params["fc2"]["bias"][None]
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.labels[rows])
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.labels[indices])
   return weight * losses.mean()
 
 
@@ -399,7 +405,7 @@ def test_a_pair_of_sharpness_aware_gradients_is_clipped_and_then_transformed(x64
   options.optimizer.weight_decay = 0.0
   state, metrics = run_steps(arrays, METHODS[name], options, FIRST, [0], net="mlp")
   params, data = golden_variables(arrays, "mlp")["params"], golden_data(arrays, "mlp")
-  sharp = Paired(*(sharp_by_hand(partial(mean_cross_entropy, data, rows[0]), params) for rows in ROWS))
+  sharp = Paired(*(sharp_by_hand(partial(mean_cross_entropy, data, indices[0]), params) for indices in ROWS))
   norms = Paired(*(optax.tree.norm(gradient) for gradient in sharp))
   assert min(norms) > 1.1 * most
   close(metrics["retain_grad_norm"][0], norms.retain)
@@ -422,8 +428,8 @@ def test_each_half_of_a_joint_loss_may_be_perturbed_by_its_own_gradient(x64, arr
   options.optimizer.weight_decay = 0.0
   params, data = golden_variables(arrays, "mlp")["params"], golden_data(arrays, "mlp")
   retain, forget = (
-    sharp_by_hand(partial(mean_cross_entropy, data, rows[0], weight=weight), params)
-    for rows, weight in zip(ROWS, (0.6, -0.4))
+    sharp_by_hand(partial(mean_cross_entropy, data, indices[0], weight=weight), params)
+    for indices, weight in zip(ROWS, (0.6, -0.4))
   )
   state, _ = run_steps(
     arrays,
@@ -467,11 +473,11 @@ def test_sharp_minmax_moves_each_weight_by_one_of_its_halves(x64, arrays, base):
 
 
 @jax.jit
-def drawn_labels(epoch_key, rows, forget):
+def drawn_labels(epoch_key, indices, forget):
   """The labels on which `random_label_cross_entropy` trains; the true one is 3."""
   # Of logits -k the cross-entropy of class k is k more than that of class 0.
-  logits = -jnp.broadcast_to(jnp.arange(CLASSES, dtype=jnp.float32), (len(rows), CLASSES))
-  batch = {"row": rows, "forget": forget, "label": jnp.full(len(rows), 3)}
+  logits = -jnp.broadcast_to(jnp.arange(CLASSES, dtype=jnp.float32), (len(indices), CLASSES))
+  batch = {"index": indices, "forget": forget, "label": jnp.full(len(indices), 3)}
   values = objectives.random_label_cross_entropy(
     objectives.Outputs(logits), objectives.Context(batch, None, None, epoch_key, {})
   )
@@ -479,9 +485,9 @@ def drawn_labels(epoch_key, rows, forget):
 
 
 def test_random_labels_are_uniform_and_of_the_forget_rows_only():
-  rows = np.arange(6000)
-  forget = rows % 6 != 0
-  first, second = (np.asarray(drawn_labels(jax.random.key(seed), rows, forget)) for seed in range(2))
+  indices = np.arange(6000)
+  forget = indices % 6 != 0
+  first, second = (np.asarray(drawn_labels(jax.random.key(seed), indices, forget)) for seed in range(2))
   np.testing.assert_array_equal(first[~forget], 3)
   for labels in (first[forget], second[forget]):
     counts = np.bincount(labels, minlength=CLASSES)
@@ -492,21 +498,21 @@ def test_random_labels_are_uniform_and_of_the_forget_rows_only():
 
 
 def test_random_labels_do_not_depend_on_the_batch():
-  key, rows, forget = jax.random.key(5), np.arange(100), np.ones(100, bool)
-  whole = drawn_labels(key, rows, forget)
+  key, indices, forget = jax.random.key(5), np.arange(100), np.ones(100, bool)
+  whole = drawn_labels(key, indices, forget)
   order = np.random.default_rng(0).permutation(100)
-  np.testing.assert_array_equal(drawn_labels(key, rows[order], forget), whole[order])
-  np.testing.assert_array_equal(drawn_labels(key, rows[40:50], forget[:10]), whole[40:50])
+  np.testing.assert_array_equal(drawn_labels(key, indices[order], forget), whole[order])
+  np.testing.assert_array_equal(drawn_labels(key, indices[40:50], forget[:10]), whole[40:50])
 
 
 def test_random_labels_are_redrawn_each_epoch_and_last_for_it(x64, arrays):
   """Three steps of an epoch and one of the next; at a rate of 0 only labels change the loss."""
   options = own_options("random_label")
   options.optimizer.learning_rate = 0.0
-  rows = np.arange(61, 73, dtype=np.int32)
-  rows = Paired(np.stack([rows, rows[::-1], rows, rows]), None)
+  indices = np.arange(61, 73, dtype=np.int32)
+  indices = Paired(np.stack([indices, indices[::-1], indices, indices]), None)
   _, metrics = run_steps(
-    arrays, METHODS["random_label"], options, rows, [0, 0, 0, 1], net="mlp", sharpness=None
+    arrays, METHODS["random_label"], options, indices, [0, 0, 0, 1], net="mlp", sharpness=None
   )
   same, reversed_, later, redrawn = metrics["retain_random_label"]
   close([reversed_, later], same, 1e-12)

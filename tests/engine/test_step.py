@@ -32,16 +32,16 @@ def forward(variables, batch, key, train):
   return Outputs(logits), variables["batch_stats"]
 
 
-def fetch(data, rows, key):
+def fetch(data, indices, key):
   del key
   images, labels = data
-  safe = jnp.maximum(rows, 0)
+  safe = jnp.maximum(indices, 0)
   return {
     "image": images[safe],
     "label": labels[safe],
-    "mask": rows >= 0,
-    "row": rows,
-    "forget": rows >= len(labels) // 2,
+    "mask": indices >= 0,
+    "index": indices,
+    "forget": indices >= len(labels) // 2,
   }
 
 
@@ -99,37 +99,37 @@ def golden_data(arrays):
 
 
 def golden_rows(arrays, name, steps):
-  """Rows of each step; forget rows count on from the retain ones."""
-  rows = []
+  """Examples of each step; forget examples count on from the retain ones."""
+  indices = []
   for role, offset in (("retain", 0), ("forget", len(arrays["data/retain_y"]))):
     stored = arrays.get(f"{name}/{role}_idx")
     if stored is None:
-      rows.append(None)
+      indices.append(None)
       continue
     stored = stored[:steps].astype(np.int32)
-    rows.append(np.where(stored < 0, -1, stored + offset))
-  return Paired(*rows)
+    indices.append(np.where(stored < 0, -1, stored + offset))
+  return Paired(*indices)
 
 
-def feed(rows):
-  rows = jax.tree.map(
+def batches(indices):
+  indices = jax.tree.map(
     lambda leaf: np.pad(leaf, ((0, step_lib.CHUNK_CAPACITY - len(leaf)), (0, 0)), constant_values=-1),
-    rows,
+    indices,
   )
-  return step_lib.Feed(rows, jnp.zeros(step_lib.CHUNK_CAPACITY, jnp.int32))
+  return step_lib.Batches(indices, jnp.zeros(step_lib.CHUNK_CAPACITY, jnp.int32))
 
 
 _CHUNKS = {}
 
 
-def run(options, params, data, rows, *, schedule=optax.constant_schedule(1.0), counts=None):
+def run(options, params, data, indices, *, schedule=optax.constant_schedule(1.0), counts=None):
   """Runs batches as one chunk.
 
-  Returns initial state and, for each of `counts` (default: all rows), (state, metrics, steps run).
+  Returns initial state and, for each of `counts` (default: all examples), (state, metrics, steps run).
   """
-  settings = step_lib.settings_of(options)
-  static = {name: value for name, value in options.to_dict().items() if name not in settings}
-  static |= {name: value is None for name, value in settings.items()}
+  hyperparameters = step_lib.hyperparameters_of(options)
+  static = {name: value for name, value in options.to_dict().items() if name not in hyperparameters}
+  static |= {name: value is None for name, value in hyperparameters.items()}
   static["optimizer"] = options.optimizer.to_dict() | {"learning_rate": None}
   # What differs only in data shares a compilation.
   key = json.dumps([static, jax.config.jax_enable_x64, id(schedule)], default=str)
@@ -146,12 +146,13 @@ def run(options, params, data, rows, *, schedule=optax.constant_schedule(1.0), c
     )
     _CHUNKS[key] = program, jax.jit(step_lib.make_chunk(program.step)), schedule
   program, chunk, _ = _CHUNKS[key]
-  state = create_state({"params": params}, program.optimizers(settings), seed=0)
-  (length,) = {len(leaf) for leaf in jax.tree.leaves(rows)}
+  state = create_state({"params": params}, program.optimizers(hyperparameters), seed=0)
+  (length,) = {len(leaf) for leaf in jax.tree.leaves(indices)}
   mask = jax.tree.map(lambda leaf: (jnp.arange(leaf.size) % 2).reshape(leaf.shape), params)
   frozen = step_lib.Frozen(state.variables, mask)
   return state, [
-    chunk(state, frozen, data, feed(rows), jnp.int32(count), settings) for count in (counts or [length])
+    chunk(state, frozen, data, batches(indices), jnp.int32(count), hyperparameters)
+    for count in (counts or [length])
   ]
 
 
@@ -186,10 +187,10 @@ def simple_problem(seed=0):
   rng = np.random.default_rng(seed)
   data = jnp.asarray(rng.normal(size=(40, 8)), jnp.float32), jnp.asarray(rng.integers(0, 4, 40))
   params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in SHAPES.items()}
-  rows = Paired(
+  indices = Paired(
     np.arange(20, dtype=np.int32).reshape(2, 10), np.arange(20, 40, dtype=np.int32).reshape(2, 10)
   )
-  return data, params, rows
+  return data, params, indices
 
 
 def assert_nothing_changed(before, after, stop):
@@ -202,14 +203,15 @@ def assert_nothing_changed(before, after, stop):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("name", [name for name, row in methods.METHODS.items() if not row.for_language])
+@pytest.mark.parametrize("name", [name for name, index in methods.METHODS.items() if not index.for_language])
 def test_a_step_that_is_not_finite_changes_nothing(name, optimizer):
-  data, params, rows = simple_problem()
+  data, params, indices = simple_problem()
   options = options_of(name, on_infeasible="project", constraint_ratio=0.01)
   options.optimizer.name = optimizer
   used = Paired(
     *(
-      role_rows if role in methods.METHODS[name].roles else None for role, role_rows in rows._asdict().items()
+      role_indices if role in methods.METHODS[name].roles else None
+      for role, role_indices in indices._asdict().items()
     )
   )
   # The second step reads a broken image.
@@ -224,10 +226,10 @@ def test_a_step_that_is_not_finite_changes_nothing(name, optimizer):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_an_infeasible_step_changes_nothing(optimizer):
-  data, params, rows = simple_problem()
+  data, params, indices = simple_problem()
   options = options_of("hamu-q", constraint_ratio=1.0)
   options.optimizer.name = optimizer
-  before, ((after, metrics, done),) = run(options, params, data, rows)
+  before, ((after, metrics, done),) = run(options, params, data, indices)
   assert_nothing_changed(before, after, Stop.INFEASIBLE)
   assert int(done) == 1
   assert 0 < float(metrics["feasible_ratio"][0]) < 1
@@ -238,22 +240,22 @@ def test_an_infeasible_step_changes_nothing(optimizer):
   [({"max_retain_loss": 1e-3}, Stop.RETAIN_LOSS), ({"min_forget_loss": 1e3}, Stop.FORGET_LOSS)],
 )
 def test_a_crossed_loss_threshold_changes_nothing(threshold, stop):
-  data, params, rows = simple_problem()
+  data, params, indices = simple_problem()
   loose = {"max_retain_loss": 1e3, "min_forget_loss": 0.0}
   options = options_of("gdiff", stop_on_loss=True, **(loose | threshold))
-  before, ((after, _, _),) = run(options, params, data, rows)
+  before, ((after, _, _),) = run(options, params, data, indices)
   assert_nothing_changed(before, after, stop)
 
 
 def test_a_schedule_acts_and_a_ratio_follows_it():
-  data, params, rows = simple_problem()
+  data, params, indices = simple_problem()
   options = options_of("hamu-q", on_infeasible="project", constraint_ratio=0.1)
   options.optimizer.learning_rate = 0.5
 
   def halving(count):
     return 0.5**count
 
-  _, ((_, metrics, _),) = run(options, params, data, rows, schedule=halving)
+  _, ((_, metrics, _),) = run(options, params, data, indices, schedule=halving)
   np.testing.assert_allclose(metrics["learning_rate"][:2], [0.5, 0.25])
   np.testing.assert_allclose(metrics["constraint"][:2].sum(axis=1), [0.05, 0.025], rtol=1e-5)
 

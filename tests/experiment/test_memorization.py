@@ -21,18 +21,17 @@ from hamu_jax.experiment import memorization
 from hamu_jax.run import preemption, rundir
 from hamu_jax.run import stage_cache as stages
 from hamu_jax.transforms.stop import Stop
-from hamu_jax.vision import evaluation
-from hamu_jax.vision import feed as source
+from hamu_jax.vision import evaluation, feed
 from hamu_jax.vision import task as vision
 from sam_jax.memorization import memorization_scores, subsample
 
 SEED = 3
 AVAILABLE = np.arange(3, 45, dtype=np.int32)
-# Groups of 3, 3 and 2 models; subsets of 21 rows make batches of 8, 8 and 5.
+# Groups of 3, 3 and 2 models; subsets of 21 examples make batches of 8, 8 and 5.
 MODELS, PARALLEL, BATCH, EPOCHS, STEPS = 8, 3, 8, 4, 12
 GROUPS = [("memorization0", 0), ("memorization3", 0), ("memorization6", 0)]
 RNG = np.random.default_rng(0)
-DATA = source.ImageData(
+DATA = feed.ImageData(
   RNG.integers(0, 256, (48, 2, 3, 1)).astype(np.uint8),
   RNG.integers(0, 3, 48).astype(np.int32),
   np.zeros(48, bool),
@@ -75,7 +74,7 @@ def runner():
     yield loop_lib.Loop(
       forward=linear,
       fetch=vision.make_fetch,
-      source=source.Resident(DATA),
+      feed=feed.ResidentImages(DATA),
       evaluate=None,
       pairing="sequential",
       devices=(),
@@ -279,8 +278,8 @@ def test_an_interrupted_estimate_goes_on_where_it_was(whole, estimate):
     together.models,
   )
   for stage, _ in GROUPS:
-    rows = [row for row in rundir.read_metrics(estimate.folder).rows if row["stage"] == stage]
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    indices = [index for index in rundir.read_metrics(estimate.folder).rows if index["stage"] == stage]
+    assert [index["step"] for index in indices] == list(range(1, STEPS + 1))
 
 
 def test_groups_of_another_size_go_on_with_the_models_that_are_not_finished(whole, estimate):
@@ -300,10 +299,10 @@ def test_groups_of_another_size_go_on_with_the_models_that_are_not_finished(whol
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("models", 3, r"models=3: \d+ of 42 rows are in no training subset .* train more than 3 models"),
-    ("fraction", 0.01, r"fraction=0.01: subsets of 0.01 of 42 rows: .* takes at least one row"),
+    ("models", 3, r"models=3: \d+ of 42 examples are in no training subset .* train more than 3 models"),
+    ("fraction", 0.01, r"fraction=0.01: subsets of 0.01 of 42 examples: .* takes at least one example"),
     ("fraction", 0.999, r"fraction=0.999: .* and leaves one$"),
-    ("batch_size", 22, r"batch_size=22: a model sees 21 of 42 rows, so choose 1\.\.21$"),
+    ("batch_size", 22, r"batch_size=22: a model sees 21 of 42 examples, so choose 1\.\.21$"),
   ],
 )
 def test_what_cannot_give_scores_is_refused_before_anything_is_trained(estimate, field, value, message):
@@ -323,20 +322,20 @@ def test_an_ensemble_that_diverges_is_one_clear_line(estimate, monkeypatch):
 
 
 def test_streamed_windows_hold_the_rows_of_all_models():
-  """More rows than a chunk has steps and models."""
+  """More examples than a chunk has steps and models."""
   count = 4000
   images = (np.arange(count) % 251).astype(np.uint8).reshape(count, 1, 1, 1)
-  rows = np.arange(count, dtype=np.int32)
+  indices = np.arange(count, dtype=np.int32)
   plan, _ = data.join_plans(
     [
-      data.training_plan(rows[included], batch_size=100, seed=SEED)
+      data.training_plan(indices[included], batch_size=100, seed=SEED)
       for included in subsample(count, 2, 0.5, SEED)
     ]
   )
-  streamed = source.Streamed(source.ImageData(images, rows, np.zeros(count, bool), rows))
-  arrays, feed = streamed.chunk(plan, 0, 10, None)
-  wanted = plan.rows(0, 10).retain
+  streamed = feed.StreamedImages(feed.ImageData(images, indices, np.zeros(count, bool), indices))
+  arrays, batches = streamed.chunk(plan, 0, 10, None)
+  wanted = plan.indices(0, 10).retain
   assert len(np.unique(wanted)) > 2 * step_lib.CHUNK_CAPACITY
-  local = np.asarray(feed.rows.retain[:10])
+  local = np.asarray(batches.indices.retain[:10])
   np.testing.assert_array_equal(np.asarray(arrays.ids)[local], wanted)
   np.testing.assert_array_equal(np.asarray(arrays.images)[local], images[wanted])

@@ -18,7 +18,7 @@ from hamu_jax.run import preemption
 from hamu_jax.run import stage_cache as stages
 
 MEAN, STD = 0.3, 0.4
-# 60 rows to forget: batches of 25, 25 and 10.
+# 60 examples to forget: batches of 25, 25 and 10.
 SIZE, BATCH = 300, 25
 
 
@@ -83,12 +83,12 @@ def magnitude(tenth):
     chosen = jnp.take_along_axis(logits, labels[:, None], 1)
     return jnp.mean(jax.nn.logsumexp(logits, 1, keepdims=True) - chosen)
 
-  batches = [rows[rows >= 0] for rows in plan.rows(0, 3).forget]
-  assert [len(rows) for rows in batches] == [25, 25, 10]
+  batches = [indices[indices >= 0] for indices in plan.indices(0, 3).forget]
+  assert [len(indices) for indices in batches] == [25, 25, 10]
   np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.sort(sets.forget))
   original = load_file(tenth / "original.safetensors")
   gradient = jax.jit(jax.grad(mean_loss))
-  gradients = [gradient(original, images[rows], digits.train.labels[rows]) for rows in batches]
+  gradients = [gradient(original, images[indices], digits.train.labels[indices]) for indices in batches]
   return {name: np.abs(sum(np.asarray(g[name], np.float64) for g in gradients)) for name in original}
 
 

@@ -17,7 +17,7 @@ def keys(**overrides):
     section, _, name = field.rpartition("__")
     (config[section] if section else config)[name] = value
   task = vision.Vision(config)
-  return stage_plan.make_plan(config, task, task.problem.split(None), devices=1).keys
+  return stage_plan.make_plan(config, task, task.request.split(None), devices=1).keys
 
 
 def differing(before, after):
@@ -87,6 +87,6 @@ def test_a_method_from_scratch_is_the_retrained_model():
   config.train.batch_size = 100
   config.method.name = "retrain"
   task = vision.Vision(config)
-  plan = stage_plan.make_plan(config, task, task.problem.split(None), devices=1)
+  plan = stage_plan.make_plan(config, task, task.request.split(None), devices=1)
   assert plan.final == "retrain"
   assert set(plan.stages) == {"pretrain", "retrain"}

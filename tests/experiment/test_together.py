@@ -74,18 +74,18 @@ def test_each_ends_as_it_does_alone(small, tmp_path):
     assert_close(found, wanted)
     assert_close(weights, others)
     logs = [rundir.read_metrics(tmp_path / folder / name).rows for folder in ("together", "alone")]
-    unlearning = [[row for row in rows if row["stage"] == "unlearn"] for rows in logs]
+    unlearning = [[index for index in indices if index["stage"] == "unlearn"] for indices in logs]
     assert len(unlearning[0]) == len(unlearning[1]) > 0
-    for row, other in zip(*unlearning, strict=True):
-      assert row.keys() == other.keys()
-      assert_close(row["retain_loss"] if "retain_loss" in row else row, other.get("retain_loss", other))
+    for index, other in zip(*unlearning, strict=True):
+      assert index.keys() == other.keys()
+      assert_close(index["retain_loss"] if "retain_loss" in index else index, other.get("retain_loss", other))
     assert summary["provenance"]["together"] == {"pretrain": 2, "retrain": 2, "unlearn": 4}
   # The members are different experiments.
   assert len({str(results(tmp_path / "together" / name)[0]["unlearned"]) for name in MEMBERS}) == 4
   # Nothing is left to do, together or alone.
-  rows = (tmp_path / "together" / "small" / "metrics.jsonl").read_bytes()
+  indices = (tmp_path / "together" / "small" / "metrics.jsonl").read_bytes()
   assert together.run(joined(small, tmp_path, "together", MEMBERS)) == 0
-  assert (tmp_path / "together" / "small" / "metrics.jsonl").read_bytes() == rows
+  assert (tmp_path / "together" / "small" / "metrics.jsonl").read_bytes() == indices
 
 
 @pytest.mark.slow

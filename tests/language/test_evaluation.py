@@ -70,7 +70,7 @@ def _questions(rng, size, perturbed=_WRONG, paraphrased=True):
 
 
 @pytest.fixture(scope="module")
-def problem():
+def case():
   """(apply, base, adapter, splits, logits): logits is the plain model's, by token numbers."""
   model = llama.Llama(_CONFIG)
   params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
@@ -101,8 +101,8 @@ def problem():
   return apply, {"base": params}, {"params": adapter}, splits, logits
 
 
-def _evaluator(problem, splits=None, devices=None, **options):
-  apply, base, _, own_splits, _ = problem
+def _evaluator(case, splits=None, devices=None, **options):
+  apply, base, _, own_splits, _ = case
   options = {"tokenizer": _Tokenizer(), "new_tokens": 5, "fraction": 0.2} | options
   if devices:
     # Rows and weights are split alike, as where a device cannot hold the model.
@@ -112,9 +112,9 @@ def _evaluator(problem, splits=None, devices=None, **options):
 
 
 @pytest.fixture(scope="module")
-def evaluator(problem):
+def evaluator(case):
   """Of few batches."""
-  return _evaluator(problem)
+  return _evaluator(case)
 
 
 def _brute(logits, ids, start):
@@ -137,9 +137,9 @@ def _brute(logits, ids, start):
 
 
 @pytest.fixture(scope="module")
-def expected(problem):
+def expected(case):
   """`per_example` by NumPy."""
-  *_, splits, logits = problem
+  *_, splits, logits = case
   result = {}
   for name, questions in splits.items():
     rows = [
@@ -156,11 +156,11 @@ def expected(problem):
   "batch_tokens, devices, predictions", [(1, None, 1024), (200, None, 1024), (512, None, 7), (600, 2, 16)]
 )
 def test_every_answer_whatever_the_batches(
-  problem, evaluator, expected, monkeypatch, batch_tokens, devices, predictions
+  case, evaluator, expected, monkeypatch, batch_tokens, devices, predictions
 ):
-  large = evaluator.per_example(problem[2])
+  large = evaluator.per_example(case[2])
   monkeypatch.setattr(evaluation, "_PREDICTIONS", predictions)
-  found = _evaluator(problem, devices=devices, batch_tokens=batch_tokens).per_example(problem[2])
+  found = _evaluator(case, devices=devices, batch_tokens=batch_tokens).per_example(case[2])
   assert list(found) == list(_SIZES)
   for name, values in found.items():
     assert values.keys() == expected[name].keys()
@@ -169,8 +169,8 @@ def test_every_answer_whatever_the_batches(
       np.testing.assert_allclose(value, expected[name][key], rtol=1e-4, atol=1e-5, err_msg=key)
 
 
-def test_means_and_aucs(problem, evaluator, expected):
-  summary = evaluator.summary(problem[2])
+def test_means_and_aucs(case, evaluator, expected):
+  summary = evaluator.summary(case[2])
   for name, size in _SIZES.items():
     assert summary[name].pop("count") == size
     assert set(summary[name]) == {"accuracy", "loss", "entropy", "probability"}
@@ -195,15 +195,15 @@ def test_means_and_aucs(problem, evaluator, expected):
   }
 
 
-def test_without_a_test_split(problem):
-  splits = {name: problem[3][name] for name in ("retain", "forget")}
-  summary = _evaluator(problem, splits).summary(problem[2])
+def test_without_a_test_split(case):
+  splits = {name: case[3][name] for name in ("retain", "forget")}
+  summary = _evaluator(case, splits).summary(case[2])
   assert "retain_forget_auc" in summary and "forget_retain_min_k_auc" in summary
   assert not any("test" in name for name in summary)
 
 
-def test_without_an_adapter_it_is_the_base_model(problem, evaluator):
-  apply, base, _, splits, _ = problem
+def test_without_an_adapter_it_is_the_base_model(case, evaluator):
+  apply, base, _, splits, _ = case
   found = evaluator.per_example({"params": {}})["forget"]["loss"]
   row = splits["forget"].rows[0]
   ids, start = splits["forget"].answers.ids[row], splits["forget"].answers.answer_start[row]
@@ -211,11 +211,11 @@ def test_without_an_adapter_it_is_the_base_model(problem, evaluator):
   np.testing.assert_allclose(found[0], _brute(lambda _: logits, ids, start)["loss"], rtol=1e-4)
 
 
-def test_one_compilation_a_width(problem):
-  evaluator = _evaluator(problem, batch_tokens=300)
+def test_one_compilation_a_width(case):
+  evaluator = _evaluator(case, batch_tokens=300)
   for _ in range(2):
-    evaluator.summary(problem[2])
-  lengths = [len(split.answers.ids[row]) for split in problem[3].values() for row in split.rows]
+    evaluator.summary(case[2])
+  lengths = [len(split.answers.ids[row]) for split in case[3].values() for row in split.rows]
   widths = np.unique(np.searchsorted([16, 24, 32, 48], lengths))
   assert evaluator._predict._cache_size() == len(widths)
 
@@ -254,9 +254,9 @@ def _continue(logits, prompt, most):
 
 
 @pytest.mark.parametrize("batch_tokens, devices", [(1, None), (120, None), (8192, 2)])
-def test_generation_is_token_by_token(problem, batch_tokens, devices):
-  *_, variables, splits, logits = problem
-  evaluator = _evaluator(problem, devices=devices, batch_tokens=batch_tokens)
+def test_generation_is_token_by_token(case, batch_tokens, devices):
+  *_, variables, splits, logits = case
+  evaluator = _evaluator(case, devices=devices, batch_tokens=batch_tokens)
   answers = splits["forget"].answers
   wanted = _Tokenizer().decode_batch(
     _continue(logits, answers.ids[row][: answers.answer_start[row]], 5) for row in splits["forget"].rows
@@ -264,24 +264,24 @@ def test_generation_is_token_by_token(problem, batch_tokens, devices):
   assert evaluator.generate(variables, "forget") == wanted
 
 
-def test_the_end_of_an_answer_is_not_in_it(problem):
-  *_, variables, splits, logits = problem
+def test_the_end_of_an_answer_is_not_in_it(case):
+  *_, variables, splits, logits = case
   answers, row = splits["forget"].answers, splits["forget"].rows[0]
   first, second, *_ = _continue(logits, answers.ids[row][: answers.answer_start[row]], 5)
   assert first != second
-  generated = _evaluator(problem, eos_token_ids=(second,)).generate(variables, "forget")
+  generated = _evaluator(case, eos_token_ids=(second,)).generate(variables, "forget")
   assert generated[0] == f"w{first}"
 
 
 @pytest.fixture(scope="module")
-def suite(problem):
+def suite(case):
   rng = np.random.default_rng(1)
-  splits = {name: problem[3][name] for name in ("retain", "forget")} | {
+  splits = {name: case[3][name] for name in ("retain", "forget")} | {
     "real_authors": _questions(rng, 3, paraphrased=False),
     "world_facts": _questions(rng, 4, paraphrased=False),
     "test": _questions(rng, 2, perturbed=0, paraphrased=False),
   }
-  return splits, *_evaluator(problem, splits).suite(problem[2])
+  return splits, *_evaluator(case, splits).suite(case[2])
 
 
 def _losses(logits, questions, encoded):
@@ -290,8 +290,8 @@ def _losses(logits, questions, encoded):
   )
 
 
-def test_scores_of_the_suite(problem, suite):
-  *_, logits = problem
+def test_scores_of_the_suite(case, suite):
+  *_, logits = case
   splits, values, records = suite
   means = {}
   for name, questions in splits.items():
@@ -320,7 +320,7 @@ def test_scores_of_the_suite(problem, suite):
   assert set(values) == {*splits, "model_utility"}
 
 
-def test_records_of_the_suite(problem, suite):
+def test_records_of_the_suite(case, suite):
   splits, _, records = suite
   for name, questions in splits.items():
     record = records[name]
@@ -329,28 +329,28 @@ def test_records_of_the_suite(problem, suite):
     assert record["answer"] == [questions.texts.answers[row] for row in questions.rows]
     assert all(len(value) == len(questions.rows) for value in record.values())
   # Between two models, as TOFU asks for it.
-  _, original = _evaluator(problem, {"forget": splits["forget"]}).suite({"params": {}})
+  _, original = _evaluator(case, {"forget": splits["forget"]}).suite({"params": {}})
   ratios = (records["forget"]["truth_ratio"], original["forget"]["truth_ratio"])
   assert tofu.forget_quality(*ratios) == pytest.approx(ks_2samp(*ratios).pvalue)
 
 
-def test_model_utility_needs_all_of_its_inputs(problem):
+def test_model_utility_needs_all_of_its_inputs(case):
   rng = np.random.default_rng(2)
   splits = {
     "retain": _questions(rng, 1, perturbed=0),
     "real_authors": _questions(rng, 1),
     "world_facts": _questions(rng, 1),
   }
-  values, records = _evaluator(problem, splits).suite(problem[2])
+  values, records = _evaluator(case, splits).suite(case[2])
   assert "model_utility" not in values
   assert values["retain"].keys() == {"rouge", "probability"}
   assert "average_perturb_loss" not in records["retain"]
 
 
-def test_texts_without_questions_are_read_only(problem):
+def test_texts_without_questions_are_read_only(case):
   questions = _questions(np.random.default_rng(3), 2, perturbed=0)
   questions = questions._replace(texts=questions.texts._replace(prompts=("",) * 4))
-  values, records = _evaluator(problem, {"retain": questions}).suite(problem[2])
+  values, records = _evaluator(case, {"retain": questions}).suite(case[2])
   assert values["retain"].keys() == {"probability"}
   assert "generated" not in records["retain"]
 
@@ -376,14 +376,14 @@ def _question(ids, start):
     ),
   ],
 )
-def test_splits_that_cannot_be_evaluated(problem, questions, message):
+def test_splits_that_cannot_be_evaluated(case, questions, message):
   with pytest.raises(UserError, match=message):
-    _evaluator(problem, {"forget": questions})
+    _evaluator(case, {"forget": questions})
 
 
-def test_a_prompt_may_fill_the_context_but_for_the_answer(problem):
-  evaluator = _evaluator(problem, {"forget": _question([3] * 92, 91)})
-  assert len(evaluator.generate(problem[2], "forget")) == 1
-  evaluator = _evaluator(problem, {"forget": _question([3] * 93, 92)})
+def test_a_prompt_may_fill_the_context_but_for_the_answer(case):
+  evaluator = _evaluator(case, {"forget": _question([3] * 92, 91)})
+  assert len(evaluator.generate(case[2], "forget")) == 1
+  evaluator = _evaluator(case, {"forget": _question([3] * 93, 92)})
   with pytest.raises(UserError, match="prompts of 92 tokens and 5 new ones exceed"):
-    evaluator.generate(problem[2], "forget")
+    evaluator.generate(case[2], "forget")

@@ -1,4 +1,4 @@
-"""Packed texts of a chunk: what a step gathers is its batch, whole and once."""
+"""PackedTexts texts of a chunk: what a step gathers is its batch, whole and once."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from hamu_jax.engine import pairing
 from hamu_jax.errors import UserError
 from hamu_jax.language import feed as packed
 from hamu_jax.paired import Paired
-from hamu_jax.vision import feed as source
+from hamu_jax.vision import feed
 
 SPLIT = Paired(np.arange(23, dtype=np.int32), np.arange(23, 30, dtype=np.int32))
 
@@ -57,15 +57,15 @@ def expected(texts, batch):
 @pytest.mark.parametrize("alternatives", [False, True])
 def test_each_step_gathers_its_examples_once(roles, alternatives):
   texts, plan = text_data(alternatives), make_plan(roles)
-  packed_source = packed.Packed(texts, 0, 2)
+  packed_feed = packed.PackedTexts(texts, 0, 2)
   total = 3 * plan.steps_per_epoch  # The last batch of an epoch is short.
-  packed_source.prepare(plan, total)
+  packed_feed.prepare(plan, total)
   shapes = set()
   for start, stop in ((0, 1), (1, 5), (5, 12), (12, total)):
-    window, feed = packed_source.chunk(plan, start, stop, None)
-    shapes.add(tuple(leaf.shape for leaf in jax.tree.leaves((window, feed))))
-    np.testing.assert_array_equal(feed.epoch[: stop - start], plan.epochs(start, stop))
-    for places, batches in zip(feed.rows, plan.rows(start, stop), strict=True):
+    window, batches = packed_feed.chunk(plan, start, stop, None)
+    shapes.add(tuple(leaf.shape for leaf in jax.tree.leaves((window, batches))))
+    np.testing.assert_array_equal(batches.epoch[: stop - start], plan.epochs(start, stop))
+    for places, batches in zip(batches.indices, plan.indices(start, stop), strict=True):
       assert (places is None) == (batches is None)
       if places is not None:
         places = np.asarray(places)
@@ -73,37 +73,37 @@ def test_each_step_gathers_its_examples_once(roles, alternatives):
         for step, batch in enumerate(batches):
           assert gathered(window, places[step]) == expected(texts, batch)
   assert len(shapes) == 1
-  shape = packed_source.shape(plan)
+  shape = packed_feed.shape(plan)
   assert shape.rows % 2 == 0
   present = sum(role is not None for role in plan.streams)
-  assert window.token.shape == (packed_source.most_steps(plan) * present * shape.rows, shape.tokens)
+  assert window.token.shape == (packed_feed.most_steps(plan) * present * shape.rows, shape.tokens)
 
 
 def test_passes_gather_nothing_of_the_role_whose_turn_it_is_not():
   texts = text_data()
   plan = data.pass_plan(SPLIT, ("forget", "retain"), (None, None), batch_size=5, seed=0)
-  packed_source = packed.Packed(texts, 0, 1)
-  packed_source.prepare(plan, plan.steps_per_epoch)
-  window, feed = packed_source.chunk(plan, 0, plan.steps_per_epoch, None)
+  packed_feed = packed.PackedTexts(texts, 0, 1)
+  packed_feed.prepare(plan, plan.steps_per_epoch)
+  window, batches = packed_feed.chunk(plan, 0, plan.steps_per_epoch, None)
   for role in ("retain", "forget"):
-    for places, batch in zip(np.asarray(getattr(feed.rows, role)), getattr(plan.rows(0, 7), role)):
+    for places, batch in zip(np.asarray(getattr(batches.indices, role)), getattr(plan.indices(0, 7), role)):
       assert gathered(window, places) == expected(texts, batch)
-  assert (np.asarray(feed.rows.retain[0]) == -1).all() and (feed.rows.forget[0] >= 0).any()
+  assert (np.asarray(batches.indices.retain[0]) == -1).all() and (batches.indices.forget[0] >= 0).any()
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_devices_share_the_rows_of_a_batch(groups):
   mesh = pairing.make_mesh(jax.devices()[:4], groups)
   texts, plan = text_data(), make_plan(batch_size=7)
-  packed_source = packed.Packed(texts, 32, 1)
-  packed_source.prepare(plan, 4)
-  window, feed = packed_source.chunk(plan, 0, 4, mesh)
+  packed_feed = packed.PackedTexts(texts, 32, 1)
+  packed_feed.prepare(plan, 4)
+  window, batches = packed_feed.chunk(plan, 0, 4, mesh)
   assert window.token.sharding.is_fully_replicated
   assert len(window.token.sharding.device_set) == 4
-  rows = np.asarray(feed.rows)  # [steps, roles, devices a role, b]
+  rows = np.asarray(batches.indices)  # [steps, roles, devices a role, b]
   assert rows.shape[1:3] == (2, 4 // groups)
   for step in range(4):
-    for role, batches in enumerate(plan.rows(0, 4)):
+    for role, batches in enumerate(plan.indices(0, 4)):
       # Each device has its rows in front, too, so that it can skip the rest.
       answers = [answer for share in rows[step, role] for answer in gathered(window, share)]
       assert sorted(answers) == expected(texts, batches[step])
@@ -111,13 +111,13 @@ def test_devices_share_the_rows_of_a_batch(groups):
 
 def test_as_many_steps_as_fit_a_window(monkeypatch):
   plan = make_plan()
-  packed_source = packed.Packed(text_data(), 32, 1)
-  packed_source.prepare(plan, 5)
-  assert packed_source.most_steps(plan) == 64
-  shape = packed_source.shape(plan)
+  packed_feed = packed.PackedTexts(text_data(), 32, 1)
+  packed_feed.prepare(plan, 5)
+  assert packed_feed.most_steps(plan) == 64
+  shape = packed_feed.shape(plan)
   monkeypatch.setattr(packed, "_WINDOW_BYTES", 3 * 2 * shape.rows * shape.row_bytes + 1)
-  assert packed_source.most_steps(plan) == 3
-  window, _ = packed_source.chunk(plan, 0, 3, None)
+  assert packed_feed.most_steps(plan) == 3
+  window, _ = packed_feed.chunk(plan, 0, 3, None)
   assert sum(leaf.nbytes for leaf in window) <= packed._WINDOW_BYTES
 
 
@@ -125,42 +125,42 @@ def test_padding_by_hand():
   # Texts of 6 tokens, rows of 8: a text a row, in pieces of two rows.
   texts = packing.TextData(Encoded((np.ones(6, np.int32),) * 5, np.full(5, 3), 0), None, np.zeros(5, bool))
   plan = data.training_plan(np.arange(5), batch_size=3, seed=0)
-  packed_source = packed.Packed(texts, 8, 2)
+  packed_feed = packed.PackedTexts(texts, 8, 2)
   # Steps of 3 and 2 examples: 4 and 2 rows are computed.
-  assert packed_source.padding_share(plan, 2) == pytest.approx(1 - 5 * 6 / (6 * 8))
-  assert packed_source.padding_share(plan, 4) == pytest.approx(1 - 5 * 6 / (6 * 8))
-  assert [packed_source.tokens(plan, 0, 1), packed_source.tokens(plan, 1, 2)] == [18, 12]
-  assert packed_source.tokens(plan, 0, 4) == 60
+  assert packed_feed.padding_share(plan, 2) == pytest.approx(1 - 5 * 6 / (6 * 8))
+  assert packed_feed.padding_share(plan, 4) == pytest.approx(1 - 5 * 6 / (6 * 8))
+  assert [packed_feed.tokens(plan, 0, 1), packed_feed.tokens(plan, 1, 2)] == [18, 12]
+  assert packed_feed.tokens(plan, 0, 4) == 60
 
 
 def test_tokens_count_both_roles_and_alternatives():
   texts, plan = text_data(alternatives=True), make_plan()
-  retain, forget = (role[role >= 0] for role in plan.rows(2, 5))
+  retain, forget = (role[role >= 0] for role in plan.indices(2, 5))
   wanted = sum(len(texts.examples.ids[row]) for row in [*retain, *forget])
   # A stage that retains must not depend on answers that only some methods read.
   wanted += sum(len(texts.alternatives.ids[row]) for row in forget)
-  assert packed.Packed(texts, 0, 1).tokens(plan, 2, 5) == wanted
+  assert packed.PackedTexts(texts, 0, 1).tokens(plan, 2, 5) == wanted
 
 
 def test_more_steps_are_prepared_anew_and_fewer_are_not():
   texts, plan = text_data(), make_plan()
-  packed_source = packed.Packed(texts, 0, 1)
-  packed_source.prepare(plan, 1)
-  packed_source.prepare(plan, 40)
-  shape = packed_source.shape(plan)
-  packed_source.prepare(plan, 3)
-  assert packed_source.shape(plan) == shape
-  other = packed.Packed(texts, 0, 1)
+  packed_feed = packed.PackedTexts(texts, 0, 1)
+  packed_feed.prepare(plan, 1)
+  packed_feed.prepare(plan, 40)
+  shape = packed_feed.shape(plan)
+  packed_feed.prepare(plan, 3)
+  assert packed_feed.shape(plan) == shape
+  other = packed.PackedTexts(texts, 0, 1)
   other.prepare(plan, 40)
   assert other.shape(plan) == shape
 
 
 def test_an_example_longer_than_a_row_is_refused():
-  packed_source = packed.Packed(text_data(), 16, 1)
+  packed_feed = packed.PackedTexts(text_data(), 16, 1)
   with pytest.raises(UserError, match="config.text.row_length=16"):
-    packed_source.prepare(make_plan(), 5)
+    packed_feed.prepare(make_plan(), 5)
 
 
 def test_it_has_what_the_loop_asks_of_a_source():
-  asked = {name for name in vars(source.Resident) if not name.startswith("_")}
-  assert "chunk" in asked and asked <= set(vars(packed.Packed))
+  asked = {name for name in vars(feed.ResidentImages) if not name.startswith("_")}
+  assert "chunk" in asked and asked <= set(vars(packed.PackedTexts))

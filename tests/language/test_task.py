@@ -15,7 +15,7 @@ from hamu_jax.config import default as config_lib
 from hamu_jax.config.language_paper import language_config
 from hamu_jax.data import packing
 from hamu_jax.data.encoding import Encoded
-from hamu_jax.engine import loop, methods, objectives, pairing
+from hamu_jax.engine import loop, methods, objectives, pairing, placement
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.train_state import create_state
 from hamu_jax.experiment import stage_plan
@@ -24,7 +24,6 @@ from hamu_jax.language import task as language
 from hamu_jax.models import llama, llama_config, lora
 from hamu_jax.paired import Paired
 from hamu_jax.run import preemption, rundir
-from hamu_jax.vision import feed as source
 
 CONFIG = llama_config.LlamaConfig(
   vocab_size=43,
@@ -44,7 +43,7 @@ SETTINGS = {"preference_beta": BETA, "margin": 0.0, "steering": 1.7}
 SPLIT = Paired(np.arange(6, dtype=np.int32), np.arange(6, 12, dtype=np.int32))
 
 
-class Problem(NamedTuple):
+class UnlearningRequest(NamedTuple):
   """Twelve texts and their alternatives, a model far from uniform, and two of its adapters."""
 
   texts: packing.TextData
@@ -60,7 +59,7 @@ def encoded(rng):
 
 
 @pytest.fixture(scope="module")
-def problem():
+def case():
   rng = np.random.default_rng(0)
   base = MODEL.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
   base = jax.tree_util.tree_map_with_path(
@@ -72,7 +71,7 @@ def problem():
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 4, leaf.dtype), new)
 
   texts = packing.TextData(encoded(rng), encoded(rng), np.arange(12) >= 6)
-  return Problem(texts, base, adapter(), adapter())
+  return UnlearningRequest(texts, base, adapter(), adapter())
 
 
 class Layout(NamedTuple):
@@ -99,10 +98,10 @@ def role_program(terms, dropout, piece):
   return jax.jit(objectives.role_gradient(forward, language.fetch, terms, train=True, microbatch=piece))
 
 
-def role_sums(problem, layout, coefficients, *, dropout=0.0, key=0):
+def role_sums(case, layout, coefficients, *, dropout=0.0, key=0):
   """`RoleSums` of the batch."""
   batch = BATCH[::-1] if layout.reverse else BATCH
-  packer = packing.Packer(problem.texts)
+  packer = packing.Packer(case.texts)
   shape = packer.shape([batch], layout.row_length, 1)
   if layout.gaps:
     shape = shape._replace(predictions=shape.predictions + 8, slots=shape.slots + 3)
@@ -111,11 +110,9 @@ def role_sums(problem, layout, coefficients, *, dropout=0.0, key=0):
   if layout.gaps:
     places = np.stack([places, np.full_like(places, -1)], axis=1).reshape(-1)[::-1]
   key = jax.random.key(key)
-  inputs = objectives.Inputs(
-    {"base": problem.base}, variables_of(problem.original), window, key, key, SETTINGS
-  )
+  inputs = objectives.Inputs({"base": case.base}, variables_of(case.original), window, key, key, SETTINGS)
   return role_program(tuple(sorted(coefficients)), dropout, layout.piece)(
-    variables_of(problem.adapter), inputs, jnp.asarray(places), jax.tree.map(jnp.asarray, coefficients)
+    variables_of(case.adapter), inputs, jnp.asarray(places), jax.tree.map(jnp.asarray, coefficients)
   )
 
 
@@ -123,9 +120,9 @@ def variables_of(adapter):
   return {"params": adapter, "batch_stats": {}}
 
 
-def unpacked(problem, coefficients):
+def unpacked(case, coefficients):
   """The same of a text a row and no adapter beside the weights: (gradient, {term: sum}, count)."""
-  texts = problem.texts
+  texts = case.texts
 
   def run(params, kind):
     """(log p of the answers' tokens and 0 elsewhere, all log p, states, whether an answer) before each."""
@@ -140,10 +137,10 @@ def unpacked(problem, coefficients):
     return jnp.where(answer, picked, 0), log_p, states, answer
 
   def merged(adapter):
-    return lora.merge(problem.base, lora.stack(adapter), LORA)
+    return lora.merge(case.base, lora.stack(adapter), LORA)
 
   def terms(adapter):
-    params, original = merged(adapter), merged(problem.original)
+    params, original = merged(adapter), merged(case.original)
     picked, log_p, states, answer = run(params, texts.examples)
     picked0, log_p0, states0, _ = run(original, texts.examples)
     lose = jnp.sum(picked - picked0, axis=1)
@@ -163,7 +160,7 @@ def unpacked(problem, coefficients):
     chosen = {name: all_terms[name] for name in coefficients}
     return sum(coefficients[name] * total for name, (total, _) in chosen.items()), chosen
 
-  gradient, chosen = jax.jit(jax.grad(terms, has_aux=True))(problem.adapter)
+  gradient, chosen = jax.jit(jax.grad(terms, has_aux=True))(case.adapter)
   return gradient, chosen
 
 
@@ -182,40 +179,40 @@ def assert_close(got, wanted, **tolerances):
   ],
   ids=lambda coefficients: "-".join(coefficients),
 )
-def test_a_role_depends_on_its_texts_alone(problem, coefficients):
-  gradient, wanted = unpacked(problem, coefficients)
+def test_a_role_depends_on_its_texts_alone(case, coefficients):
+  gradient, wanted = unpacked(case, coefficients)
   scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient))
   assert scale > 0.1
   for name, layout in LAYOUTS.items():
-    sums = role_sums(problem, layout, coefficients)
+    sums = role_sums(case, layout, coefficients)
     assert_close(sums.gradient, gradient, rtol=1e-4, atol=1e-5 * scale)
     for term, (total, count) in wanted.items():
       np.testing.assert_allclose(sums.values[term].total, total, rtol=1e-5, err_msg=name)
       assert sums.values[term].count == sums.count == count
 
 
-def test_dropout_depends_on_the_text_and_the_step_alone(problem):
+def test_dropout_depends_on_the_text_and_the_step_alone(case):
   layout, other_layout, _ = LAYOUTS.values()
-  first, other = (role_sums(problem, each, {"dpo": 1.0}, dropout=0.4) for each in (layout, other_layout))
+  first, other = (role_sums(case, each, {"dpo": 1.0}, dropout=0.4) for each in (layout, other_layout))
   assert_close(other.gradient, first.gradient, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(other.values["dpo"].total, first.values["dpo"].total, rtol=1e-5)
   for other in (
-    role_sums(problem, layout, {"dpo": 1.0}, dropout=0.4, key=1),
-    role_sums(problem, layout, {"dpo": 1.0}),
+    role_sums(case, layout, {"dpo": 1.0}, dropout=0.4, key=1),
+    role_sums(case, layout, {"dpo": 1.0}),
   ):
     assert abs(other.values["dpo"].total / first.values["dpo"].total - 1) > 1e-3
 
 
-def test_the_original_model_never_drops_out(problem):
+def test_the_original_model_never_drops_out(case):
   layout, terms = LAYOUTS["a text and its alternative a row"], {"kl": 1.0, "hidden": 1.0}
   # Where only its adapter does anything, dropout changes nothing.
-  nothing = problem._replace(adapter=jax.tree.map(jnp.zeros_like, problem.adapter))
+  nothing = case._replace(adapter=jax.tree.map(jnp.zeros_like, case.adapter))
   dropped, whole = (role_sums(nothing, layout, terms, dropout=dropout) for dropout in (0.4, 0.0))
   assert whole.values["kl"].total > 1 and whole.values["hidden"].total > 0.1
   for name in ("kl", "hidden", "ce"):
     np.testing.assert_allclose(dropped.values[name], whole.values[name], rtol=1e-5)
   # The model does drop out, so that it is not the original even where it has its adapter.
-  same = problem._replace(original=problem.adapter)
+  same = case._replace(original=case.adapter)
   dropped, whole = (role_sums(same, layout, terms, dropout=dropout) for dropout in (0.4, 0.0))
   for name in terms:
     assert dropped.values[name].total > 1e-2
@@ -256,8 +253,8 @@ def test_losses_and_gradients_are_pefts(golden, read_llama, shape, row_length, p
     np.testing.assert_allclose(ours.T, expected[name], rtol=0, atol=2e-6)
 
 
-def test_padding_predicts_nothing(problem):
-  packer = packing.Packer(problem.texts)
+def test_padding_predicts_nothing(case):
+  packer = packing.Packer(case.texts)
   shape = packer.shape([BATCH], 40, 1)
   window = jax.tree.map(jnp.asarray, packer.pack(BATCH, shape))
   batch = language.fetch(window, jnp.asarray([1, -1, 0]), jax.random.key(0))
@@ -266,11 +263,11 @@ def test_padding_predicts_nothing(problem):
     np.testing.assert_array_equal(batch[name][0], getattr(window, name)[1])
     np.testing.assert_array_equal(batch[name][2], getattr(window, name)[0])
   # Numbers of predictions, not of examples, as everywhere where there is one row a prediction.
-  assert batch["row"].shape == batch["label"].shape == batch["forget"].shape
-  np.testing.assert_array_equal(batch["row"][0], window.prediction_row[1])
+  assert batch["index"].shape == batch["label"].shape == batch["forget"].shape
+  np.testing.assert_array_equal(batch["index"][0], window.prediction_row[1])
 
 
-def run_steps(problem, name, kind, devices, *, dropout, count=2):
+def run_steps(case, name, kind, devices, *, dropout, count=2):
   """-> (parameters, metrics) after some steps of a method."""
   options = config_lib.default_config().method
   options.update(name=name, clip_norm=0.0, on_infeasible="project", constraint_ratio=0.1)
@@ -289,34 +286,36 @@ def run_steps(problem, name, kind, devices, *, dropout, count=2):
     schedule=optax.constant_schedule(1.0),
     microbatch=1,
   )
-  settings = step_lib.settings_of(options)
+  hyperparameters = step_lib.hyperparameters_of(options)
   chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
-  variables = variables_of(problem.adapter)
-  state = create_state(variables, program.optimizers(settings), seed=0)
+  variables = variables_of(case.adapter)
+  state = create_state(variables, program.optimizers(hyperparameters), seed=0)
   plan = data.unlearning_plan(SPLIT, "paired", batch_size=4, seed=0)
-  texts = packed.Packed(problem.texts, 0, 1)
+  texts = packed.PackedTexts(case.texts, 0, 1)
   texts.prepare(plan, count)
-  window, feed = texts.chunk(plan, 0, count, mesh)
-  frozen = step_lib.Frozen(variables, None, {"base": problem.base})
-  state, frozen = source.place((state, frozen), mesh)
-  state, metrics, done = jax.device_get(chunk(state, frozen, window, feed, jnp.int32(count), settings))
+  window, batches = texts.chunk(plan, 0, count, mesh)
+  frozen = step_lib.Frozen(variables, None, {"base": case.base})
+  state, frozen = placement.place((state, frozen), mesh)
+  state, metrics, done = jax.device_get(
+    chunk(state, frozen, window, batches, jnp.int32(count), hyperparameters)
+  )
   assert done == count and state.stop == 0
   return state.params, {name: values[:count] for name, values in metrics.items()}
 
 
 @pytest.mark.parametrize("kind", ["pmap", pytest.param("vmap", marks=pytest.mark.slow)])
-def test_dropout_is_the_same_whatever_the_pairing(problem, kind):
-  wanted, metrics = run_steps(problem, "gdiff", "sequential", 1, dropout=0.3)
-  moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), wanted, problem.adapter)
+def test_dropout_is_the_same_whatever_the_pairing(case, kind):
+  wanted, metrics = run_steps(case, "gdiff", "sequential", 1, dropout=0.3)
+  moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), wanted, case.adapter)
   assert max(jax.tree.leaves(moved)) > 1e-2
-  params, other = run_steps(problem, "gdiff", kind, 4, dropout=0.3)
+  params, other = run_steps(case, "gdiff", kind, 4, dropout=0.3)
   assert_close(params, wanted, rtol=1e-4)
   for name in ("retain_loss", "forget_loss", "forget_grad_norm"):
     np.testing.assert_allclose(other[name], metrics[name], rtol=1e-4, err_msg=name)
 
 
-def test_the_first_step_is_at_the_original(problem):
-  _, metrics = run_steps(problem, "scrub", "sequential", 1, dropout=0.0)
+def test_the_first_step_is_at_the_original(case):
+  _, metrics = run_steps(case, "scrub", "sequential", 1, dropout=0.0)
   for kl in ("retain_kl", "forget_kl"):
     np.testing.assert_allclose(metrics[kl][0], 0, atol=1e-6)
     assert metrics[kl][1] > 1e-5
@@ -362,7 +361,7 @@ KEYS = {
 
 def keys_of(config):
   task = language.Language(config)
-  return stage_plan.make_plan(config, task, task.problem.rows, devices=1).keys, task
+  return stage_plan.make_plan(config, task, task.request.indices, devices=1).keys, task
 
 
 @pytest.mark.parametrize("method, change, expected", KEYS.values(), ids=KEYS)
@@ -397,7 +396,7 @@ def run_stage(tmp_path, name, kind, **mesh):
   config_lib.validate(config)
   task = language.Language(config)
   devices = jax.devices() if kind == "pmap" else jax.devices()[:1]
-  stages = stage_plan.make_plan(config, task, task.problem.split(None), devices=len(devices)).stages
+  stages = stage_plan.make_plan(config, task, task.request.split(None), devices=len(devices)).stages
   rng = np.random.default_rng(0)
   variables = jax.tree.map(
     lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 8, leaf.dtype), task.template
@@ -408,7 +407,7 @@ def run_stage(tmp_path, name, kind, **mesh):
     runner = loop.Loop(
       forward=task.forward(kind),
       fetch=task.fetch,
-      source=task.source(task.problem.rows),
+      feed=task.feed(task.request.indices),
       evaluate=lambda variables: {},
       pairing=kind,
       devices=devices,

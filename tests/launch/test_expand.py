@@ -278,7 +278,7 @@ def test_members_share_what_the_plan_of_the_stages_shares(select):
     config.method.batch_size = 64
     config_lib.validate(config)
     task = vision.Vision(config)
-    split = task.problem.split(None)
+    split = task.request.split(None)
     stages = stage_plan.make_plan(config, task, split, devices=1).keys
     from_scratch = methods.METHODS[config.method.name].from_scratch
     used = {

@@ -67,7 +67,7 @@ def test_loss_and_gradients_are_those_of_whole_weights(adapted, data, weights, p
   rows = np.full(12, -1, np.int32)
   rows[: 3 * texts] = np.arange(3 * texts)
   # Interleaved: the devices' rows are no blocks of the batch, and the padding is spread.
-  own_rows = rows.reshape(3, 4).T.reshape(data, weights, 3)
+  own_indices = rows.reshape(3, 4).T.reshape(data, weights, 3)
   model = adapted.model.clone(rematerialization=policy)
   expected = jax.jit(_sums(model, adapted.lora, tokens, labels))(
     adapted.adapter, adapted.params, jnp.asarray(rows)
@@ -87,7 +87,11 @@ def test_loss_and_gradients_are_those_of_whole_weights(adapted, data, weights, p
       out_specs=P(),
       check_vma=False,
     )
-  )(adapted.adapter, jax.device_put(adapted.params, sharding.base_shardings(adapted.params, mesh)), own_rows)
+  )(
+    adapted.adapter,
+    jax.device_put(adapted.params, sharding.base_shardings(adapted.params, mesh)),
+    own_indices,
+  )
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
   for path, leaf in traverse_util.flatten_dict(expected[1]).items():
     scale = np.abs(leaf).max()

@@ -10,7 +10,7 @@ from hamu_jax.engine import methods, objectives, placement, step
 from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.errors import UserError
 from hamu_jax.planning import vision as vision_plan
-from hamu_jax.vision import feed as source_lib
+from hamu_jax.vision import feed as feed_lib
 
 ROWS = 60
 
@@ -30,13 +30,13 @@ def config():
 def images(stream):
   """The source of such a training split."""
   rng = np.random.default_rng(0)
-  data = source_lib.ImageData(
+  data = feed_lib.ImageData(
     rng.integers(0, 256, (ROWS, 8, 8, 3)).astype(np.uint8),
     rng.integers(0, 10, ROWS).astype(np.int32),
     np.arange(ROWS) % 2 == 0,
     np.arange(ROWS, dtype=np.int32),
   )
-  return (source_lib.Streamed if stream else source_lib.Resident)(data)
+  return (feed_lib.StreamedImages if stream else feed_lib.ResidentImages)(data)
 
 
 def filled(shapes):
@@ -66,7 +66,7 @@ def test_the_planned_program_runs_on_what_the_loop_feeds(method, pairing, stream
   mesh = None
   if pairing == "pmap":
     mesh = pairing_lib.make_mesh(jax.devices(), stage.stage.method.device_groups)
-  data, feed = images(stream).chunk(stage.stage.plan, 0, 2, mesh)
+  data, batches = images(stream).chunk(stage.stage.plan, 0, 2, mesh)
   state = filled(shapes[0]).replace(step=jnp.int32(0), stop=jnp.int32(0))
   frozen = shapes[1]
   needs_reference = methods.needs_reference(stage.stage.method, objectives.TERMS)
@@ -74,18 +74,20 @@ def test_the_planned_program_runs_on_what_the_loop_feeds(method, pairing, stream
   assert (frozen.mask is not None) == (method == "sharp_minmax")
   state, frozen = placement.place((state, filled(frozen)), mesh)
   # A compiled program takes no other shapes, types or places than it is compiled for.
-  settings = step.settings_of(stage.stage.options, stage.stage.sam)
-  state, _, done = lowered.compile()(state, frozen, data, feed, placement.place(jnp.int32(2), mesh), settings)
+  hyperparameters = step.hyperparameters_of(stage.stage.options, stage.stage.sam)
+  state, _, done = lowered.compile()(
+    state, frozen, data, batches, placement.place(jnp.int32(2), mesh), hyperparameters
+  )
   assert (int(state.step), int(state.stop), int(done)) == (2, 0, 2)
 
 
-@pytest.mark.parametrize("stage, batch, share", [("unlearn", 9, 5), ("pretrain", 21, 6)])
-def test_shares_are_rounded_up(stage, batch, share, config):
+@pytest.mark.parametrize("name, batch, share", [("unlearn", 9, 5), ("pretrain", 21, 6)])
+def test_shares_are_rounded_up(name, batch, share, config):
   config.pairing = "pmap"
-  stage = vision_plan.AbstractStage(config, jax.devices(), stage)
-  assert (stage.batch_rows, stage.share) == (batch, share)
+  stage = vision_plan.AbstractStage(config, jax.devices(), name)
+  assert (stage.examples_per_batch, stage.share) == (batch, share)
   config.pairing = "sequential"
-  assert vision_plan.AbstractStage(config, jax.devices(), stage).share == batch
+  assert vision_plan.AbstractStage(config, jax.devices(), name).share == batch
 
 
 @pytest.mark.parametrize("stage", ["unlearn", "pretrain"])
@@ -144,7 +146,7 @@ def test_memorized_rows_need_no_scores(config):
     train_size=0, forget="memorization", forget_size=3000, scores="estimate", validation_fraction=0.1
   )
   streams = vision_plan.AbstractStage(config, jax.devices()).stage.plan.streams
-  assert [len(stream.rows) for stream in streams] == [42_000, 3000]
+  assert [len(stream.indices) for stream in streams] == [42_000, 3000]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hamu_jax.data.batching import BatchPlan, Stream
 from hamu_jax.experiment.saliency import forget_gradient
 from hamu_jax.paired import Paired
-from hamu_jax.vision.feed import ImageData, Resident
+from hamu_jax.vision.feed import ImageData, ResidentImages
 from hamu_jax.vision.task import make_fetch
 from sam_jax import apply_mask, complement, saliency_mask
 from tests.sam_jax import nets
@@ -60,7 +60,7 @@ def test_gradient_of_the_forget_set_is_the_reference_one(x64, golden, masks, net
   got = forget_gradient(
     nets.forward(nets.make(net, CLASSES)),
     make_fetch("none"),
-    Resident(data),
+    ResidentImages(data),
     BatchPlan(BATCH, Paired(None, Stream(data.ids, BATCH))),
     variables,
     base={},

@@ -148,7 +148,8 @@ def test_state_is_a_loop_carry_with_per_tensor_diagnostics(x64, name):
     cosine = r @ f / np.linalg.norm(r) / np.linalg.norm(f)
     seen = [x[t] for x in state.diagnostics]
     expected = [np.degrees(np.arccos(cosine)), np.linalg.norm(r), np.linalg.norm(f), r @ f]
-    np.testing.assert_allclose(seen, expected, rtol=1e-9)
+    # Near 180 degrees rounding costs an arccosine half of its digits.
+    np.testing.assert_allclose(seen, expected, rtol=1e-9, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

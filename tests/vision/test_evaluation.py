@@ -18,11 +18,11 @@ def forward(variables, batch, key, train):
 
 
 @pytest.fixture
-def problem():
+def evaluated():
   rng = np.random.default_rng(0)
   sizes = {"retain": 23, "forget": 8, "test": 11}
   splits = {
-    # Every other row of a larger split.
+    # Every other example of a larger split.
     name: evaluation.Examples(
       rng.integers(0, 256, (2 * size, 2, 2, 1)).astype(np.uint8),
       rng.integers(0, 3, 2 * size).astype(np.int32),
@@ -35,8 +35,8 @@ def problem():
 
 @pytest.mark.parametrize("devices", [None, 3])
 @pytest.mark.parametrize("batch_size", [5, 8, 100])
-def test_means_and_aucs_are_those_of_all_examples(problem, batch_size, devices):
-  splits, weights = problem
+def test_means_and_aucs_are_those_of_all_examples(evaluated, batch_size, devices):
+  splits, weights = evaluated
   mesh = devices and pairing.make_mesh(jax.devices()[:devices], 1)
   evaluator = evaluation.Evaluator(forward, splits, batch_size, mesh)
   summary = evaluator.summary(jax.device_put(weights))
@@ -60,16 +60,16 @@ def test_means_and_aucs_are_those_of_all_examples(problem, batch_size, devices):
     np.testing.assert_allclose(summary[f"{first}_{second}_auc"], wanted, rtol=1e-6)
 
 
-def test_all_splits_share_one_compilation(problem):
-  splits, weights = problem
+def test_all_splits_share_one_compilation(evaluated):
+  splits, weights = evaluated
   evaluator = evaluation.Evaluator(forward, splits, 5)
   for _ in range(2):
     evaluator.summary(weights)
   assert evaluator._evaluate_batch._cache_size() == 1
 
 
-def test_the_members_of_an_ensemble_are_evaluated_apart(problem):
-  splits, weights = problem
+def test_the_members_of_an_ensemble_are_evaluated_apart(evaluated):
+  splits, weights = evaluated
   evaluator = evaluation.Evaluator(forward, splits, 8)
   both = evaluator.per_example(np.stack([weights, -weights]), members=True)
   for member, own in enumerate((weights, -weights)):

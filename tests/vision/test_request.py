@@ -1,4 +1,4 @@
-"""Which rows an experiment learns, forgets and holds out."""
+"""Which examples an experiment learns, forgets and holds out."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,9 @@ def test_listed_rows_count_among_all_of_them(tmp_path):
   assert split.forget.tolist() == learnt[[5, 3]].tolist()
   assert not np.isin(split.retain, held_out).any()
   np.save(tmp_path / "rows.npy", held_out[:2])
-  with pytest.raises(UserError, match=rf"row {held_out[0]} is held out for validation \(2 such rows\)"):
+  with pytest.raises(
+    UserError, match=rf"example {held_out[0]} is held out for validation \(2 such examples\)"
+  ):
     loaded.split(None)
 
 
@@ -44,10 +46,10 @@ def test_scores_of_the_original_rows_reach_the_available_ones(tmp_path):
   np.save(tmp_path / "scores.npy", scores)
   loaded = load(forget="memorization", scores=str(tmp_path / "scores.npy"), forget_size=7, train_size=500)
   own = loaded.read_scores()
-  np.testing.assert_array_equal(own, scores[loaded.available_rows])
+  np.testing.assert_array_equal(own, scores[loaded.original_indices])
   forget = loaded.split(own).forget
-  best = np.sort(scores[loaded.available_rows])[::-1][:7]
-  np.testing.assert_array_equal(scores[loaded.dataset.train_rows[forget]], best)
+  best = np.sort(scores[loaded.original_indices])[::-1][:7]
+  np.testing.assert_array_equal(scores[loaded.dataset.train_indices[forget]], best)
   levels = loaded.levels(own)
   assert set(levels) == {"high", "mid", "low"}
   np.testing.assert_array_equal(levels["high"], forget)

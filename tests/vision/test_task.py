@@ -19,7 +19,7 @@ def dataset(train_labels, test_labels):
 
 
 def labels_of(splits):
-  return {name: list(part.labels[part.rows]) for name, part in splits.items()}
+  return {name: list(part.labels[part.indices]) for name, part in splits.items()}
 
 
 def test_whole_forgotten_classes_split_the_test_set():
@@ -36,7 +36,7 @@ def test_whole_forgotten_classes_split_the_test_set():
     "test_retain": [1, 2, 2],
     "test_forget": [0, 0],
   }
-  assert list(splits["test_retain"].images[splits["test_retain"].rows].ravel()) == [1, 3, 4]
+  assert list(splits["test_retain"].images[splits["test_retain"].indices].ravel()) == [1, 3, 4]
 
 
 def test_validation_and_levels_of_memorization_are_evaluated():
