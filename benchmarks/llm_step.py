@@ -19,9 +19,12 @@ import optax
 from jax import lax
 from timing import interleave, ratios, ratios_table
 
+from hamu_jax.config.hyperparameters import hyperparameters_of
 from hamu_jax.config.language_paper import language_config
 from hamu_jax.data import packing
-from hamu_jax.engine import methods, objectives, placement
+from hamu_jax.engine import chunk as chunk_lib
+from hamu_jax.engine import methods, placement, sub_step
+from hamu_jax.engine import role_gradient as role_gradient_lib
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.train_state import create_state
 from hamu_jax.language import task as language
@@ -141,7 +144,7 @@ def make_floor(args, config, params, predictions):
 def make_plain(args, model, config, data, variables, frozen, places, dropout):
   """-> function without arguments: the plain gradients of some batches, as a step computes them."""
   config = lora.LoraConfig(config.rank, config.alpha, dropout, config.targets)
-  role = objectives.role_gradient(
+  role = role_gradient_lib.role_gradient(
     language.make_forward(model, config),
     language.fetch,
     ("ce",),
@@ -152,7 +155,7 @@ def make_plain(args, model, config, data, variables, frozen, places, dropout):
   @jax.jit
   def plain(variables, base, data, places):
     key = jax.random.key(0)
-    inputs = objectives.Inputs(base, None, data, key, key, {})
+    inputs = role_gradient_lib.Inputs(base, None, data, key, key, {})
     one = {"ce": jnp.float32(1)}
     return [role(variables, inputs, rows_R, one).gradient for rows_R in places]
 
@@ -174,8 +177,8 @@ def make_step(args, model, config, data, variables, frozen, places, pairing):
     microbatch=args.microbatch,
     schedule=optax.constant_schedule(1.0),
   )
-  chunk = step_lib.compile_target(step_lib.make_chunk(program.step), None, ("retain", "forget"))
-  hyperparameters = step_lib.hyperparameters_of(options)
+  chunk = chunk_lib.compile_target(chunk_lib.make_chunk(program.step), None, ("retain", "forget"))
+  hyperparameters = hyperparameters_of(options, methods.METHODS[args.method])
   state = jax.device_put(create_state(variables, program.optimizers(hyperparameters), 0))
   batches = placement.place_batches(places, np.zeros(1, np.int32), None)
   return lambda: chunk(state, frozen, data, batches, jnp.int32(1), hyperparameters)
@@ -201,7 +204,7 @@ def time_steps(args):
   )
   variables = {"params": lora.unstack(adapter), "batch_stats": {}}
   rows, places = make_batch(args, found.config.vocab_size)
-  data, frozen = jax.device_put(rows), step_lib.Frozen(base={"base": params})
+  data, frozen = jax.device_put(rows), sub_step.Frozen(base={"base": params})
   problem = (args, model, config, data, variables, frozen)
   one, both = (places.retain[0],), tuple(role[0] for role in places)
   functions = {

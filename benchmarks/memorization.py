@@ -17,7 +17,7 @@ import time
 import numpy as np
 import scipy.stats
 
-from hamu_jax.config import default as config_lib
+from hamu_jax.config import validation
 from hamu_jax.experiment import experiment
 from hamu_jax.run import preemption
 from sam_jax import memorization
@@ -32,7 +32,7 @@ def make(args, name, **options):
   config.memorization.update(**options, **({"epochs": args.epochs} if args.epochs else {}))
   if args.model:
     config.model.name = args.model
-  config_lib.validate(config)
+  validation.validate(config)
   return experiment.Experiment(config, folder, preemption.Watch())
 
 
@@ -40,7 +40,7 @@ def timed(args, name, **options):
   """-> seconds of estimating once."""
   runner = make(args, name, **options)
   began = time.perf_counter()
-  runner.estimate_memorization()
+  runner.stages.estimate_memorization()
   return time.perf_counter() - began
 
 
@@ -63,7 +63,7 @@ def main():
   print(f"one by one over together: {np.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
 
   runner = make(args, "halves", models=4 * args.models, parallel=args.models)
-  whole, correct, included, _ = runner.estimate_memorization()
+  whole, correct, included, _ = runner.stages.estimate_memorization()
   halves = [memorization.memorization_scores(correct[part::2], included[part::2]) for part in range(2)]
   correlation = scipy.stats.spearmanr(*halves).statistic
   print(

@@ -24,8 +24,11 @@ from timing import interleave, ratios, ratios_table, spread
 
 from hamu_jax import models
 from hamu_jax.config import default as config_lib
-from hamu_jax.engine import methods, objectives, placement
+from hamu_jax.config.hyperparameters import hyperparameters_of
+from hamu_jax.engine import chunk as chunk_lib
+from hamu_jax.engine import methods, placement, sub_step
 from hamu_jax.engine import pairing as pairing_lib
+from hamu_jax.engine import role_gradient as role_gradient_lib
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.train_state import create_state
 from hamu_jax.errors import UserError
@@ -75,10 +78,14 @@ def make_chunk(args, model, name, pairing, mesh=None, rho=0.0, train=False):
     train=train,
     microbatch=0 if train else args.microbatch,
     schedule=optax.constant_schedule(1.0),
-    sharpness=step_lib.Sharpness() if rho else None,
+    sharpness=sub_step.Sharpness() if rho else None,
   )
-  chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, methods.METHODS[name].roles)
-  return chunk, program, step_lib.hyperparameters_of(options, {"rho": rho, "lamb": 1.0} if rho else None)
+  chunk = chunk_lib.compile_target(chunk_lib.make_chunk(program.step), mesh, methods.METHODS[name].roles)
+  return (
+    chunk,
+    program,
+    hyperparameters_of(options, methods.METHODS[name], {"rho": rho, "lamb": 1.0} if rho else None),
+  )
 
 
 def make_runner(args, problem, name, pairing, **options):
@@ -91,7 +98,7 @@ def make_runner(args, problem, name, pairing, **options):
   chunk, program, hyperparameters = make_chunk(args, model, name, pairing, mesh, **options)
   used = Paired(*(r if role in method.roles else None for role, r in indices._asdict().items()))
   state, frozen, placed = placement.place(
-    (create_state(variables, program.optimizers(hyperparameters), 0), step_lib.Frozen(variables), data), mesh
+    (create_state(variables, program.optimizers(hyperparameters), 0), sub_step.Frozen(variables), data), mesh
   )
   if mesh is not None:
     used = pairing_lib.shard_indices(used, mesh)
@@ -101,7 +108,7 @@ def make_runner(args, problem, name, pairing, **options):
 
 def make_plain(args, model, *, train=False, microbatch=None):
   """-> (variables, data, indices [B]) -> RoleSums: one plain gradient."""
-  role = objectives.role_gradient(
+  role = role_gradient_lib.role_gradient(
     vision.make_forward(model, (0.5,) * 3, (0.25,) * 3, None),
     vision.make_fetch("none"),
     ("ce",),
@@ -111,7 +118,7 @@ def make_plain(args, model, *, train=False, microbatch=None):
 
   def plain(variables, data, indices):
     key = jax.random.key(0)
-    inputs = objectives.Inputs({}, None, data, key, key, {})
+    inputs = role_gradient_lib.Inputs({}, None, data, key, key, {})
     return role(variables, inputs, indices, {"ce": jnp.float32(1)})
 
   return plain

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 from hamu_jax.config import command_line as config_command_line
 from hamu_jax.config import default as config_lib
+from hamu_jax.config import validation
 from hamu_jax.experiment import experiment
 from hamu_jax.run import command_line, hosts, preemption
 
 
 def _run(arguments: Sequence[str]) -> None:
   values = config_command_line.parse(arguments)
-  config_lib.validate(values.config)
+  validation.validate(values.config)
   hosts.initialize(values.config.distributed)
   with preemption.Watch() as watch:
     experiment.Experiment(values.config, config_command_line.workdir_of(values), watch).run()

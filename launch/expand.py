@@ -34,6 +34,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from hamu_jax.config import default as config_lib
+from hamu_jax.config import readers, validation
 from hamu_jax.engine import methods
 from hamu_jax.errors import UserError
 from hamu_jax.run import rundir
@@ -147,7 +148,7 @@ def expand(path: str, overrides: Sequence[str] = (), *, stage_cache: str) -> lis
     )
     config = resolve(arguments)
     try:
-      config_lib.validate(config)
+      validation.validate(config)
     except UserError as error:
       raise UserError(f"{name}: {error}") from error
     same = _fingerprint(config)
@@ -208,7 +209,7 @@ def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:
   }
   from_scratch = methods.METHODS[config.method.name].from_scratch
   stages = {}
-  if forget["forget"] == "memorization" and forget["scores"] == config_lib.ESTIMATE:
+  if forget["forget"] == "memorization" and forget["scores"] == readers.ESTIMATE:
     ensemble = config.memorization.to_dict()
     del ensemble["parallel"]
     stages["memorization"] = common | {"ensemble": ensemble}

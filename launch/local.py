@@ -77,7 +77,7 @@ def is_done(member: Member, workdir: pathlib.Path) -> bool:
   """
   # Looks only: as a process that is not the writer.
   rundir.RunDir.open(
-    workdir / member.name, member.config.to_dict(), ignore=config_lib.INCIDENTAL, writer=False
+    workdir / member.name, member.config.to_dict(), ignore=config_lib.incidental_fields(), writer=False
   )
   # Written last, and in one piece.
   return (workdir / member.name / "summary.json").exists()

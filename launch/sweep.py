@@ -27,7 +27,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from hamu_jax.config.checks import choice, in_range
+from hamu_jax.config.kinds import choice, in_range
 from hamu_jax.errors import UserError
 from hamu_jax.run import command_line, preemption
 from launch import expand, local, slurm

@@ -9,13 +9,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from hamu_jax import main
+from hamu_jax.engine import chunk as chunk_lib
 from hamu_jax.engine import step as step_lib
 from hamu_jax.run import progress
 
 
 def test_one_command_runs_every_stage_and_a_second_reuses_them(small, tmp_path, capsys, monkeypatch):
   programs, dispatched = [], []
-  compile_target = step_lib.compile_target
+  compile_target = chunk_lib.compile_target
 
   def counted(*args, **kwargs):
     chunk = compile_target(*args, **kwargs)

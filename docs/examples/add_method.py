@@ -9,7 +9,6 @@ distribution and w `config.method.retain_weight`.
 import jax
 import jax.numpy as jnp
 
-from hamu_jax import transforms
 from hamu_jax.config import default_config
 from hamu_jax.config.digits import on_digits
 from hamu_jax.engine import methods, objectives
@@ -26,23 +25,24 @@ objectives.TERMS["uniform"] = objectives.Term(uniform_cross_entropy)
 # --8<-- [end:term]
 
 
-# --8<-- [start:example]
+# --8<-- [start:row]
 def forget_weight(hyperparameters, epoch):
   """The part of the objective that the retain set does not have."""
   del epoch
   return 1 - hyperparameters["retain_weight"]
 
 
-def sum_of_both(options, learning_rate, hyperparameters):
-  """Coefficients are in the gradients already."""
-  del options, learning_rate, hyperparameters
-  return transforms.add()
-
-
 methods.METHODS["uniform"] = methods.Method(
-  (methods.SubStep({"ce": "retain_weight"}, {"uniform": forget_weight}, sum_of_both),)
+  (
+    methods.SubStep(
+      retain={"ce": "retain_weight"},
+      forget={"uniform": methods.Schedule(forget_weight, reads=("retain_weight",))},
+      # Coefficients are in the gradients already.
+      transform=methods.ADD,
+    ),
+  )
 )
-# --8<-- [end:example]
+# --8<-- [end:row]
 
 
 def get_config():

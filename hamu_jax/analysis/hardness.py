@@ -31,8 +31,8 @@ import optax
 
 from hamu_jax.analysis import forecast, hardness_plots, preview
 from hamu_jax.config import command_line as config_command_line
-from hamu_jax.config import default as config_lib
-from hamu_jax.config.checks import in_range
+from hamu_jax.config import validation
+from hamu_jax.config.kinds import in_range
 from hamu_jax.engine import methods
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
@@ -487,7 +487,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any, pathlib.P
   options, rest = parser.parse_known_args(arguments[1:])
   in_range("--batches", options.batches, 1)
   values = config_command_line.parse([arguments[0], *rest])
-  config_lib.validate(values.config)
+  validation.validate(values.config)
   return options, values.config, config_command_line.workdir_of(values)
 
 

@@ -16,9 +16,11 @@ import optax
 
 import sam_jax
 from hamu_jax.analysis import alignment
+from hamu_jax.config.hyperparameters import hyperparameters_of
+from hamu_jax.engine import chunk as chunk_lib
 from hamu_jax.engine import loop as loop_lib
-from hamu_jax.engine import methods
-from hamu_jax.engine import step as step_lib
+from hamu_jax.engine import methods, sub_step
+from hamu_jax.engine import stage as stage_lib
 from hamu_jax.engine.placement import place
 from hamu_jax.engine.train_state import create_state
 from hamu_jax.errors import UserError
@@ -220,7 +222,7 @@ class Preview:
 
   def _scaled(self, substep: methods.SubStep, gradients: Paired) -> Paired:
     """As the step makes them of the plain losses' gradients."""
-    hyperparameters = step_lib.hyperparameters_of(self._stage.options)
+    hyperparameters = hyperparameters_of(self._stage.options, methods.Method((substep,)))
 
     def one(gradient, coefficients):
       if coefficients is None:
@@ -228,15 +230,15 @@ class Preview:
       seen = jax.tree.map(lambda leaf: coefficients["ce"] * leaf, gradient)
       if self._stage.mask_scope is not None:
         seen = sam_jax.apply_mask(seen, self._frozen.mask)
-      return step_lib.clip(seen, optax.tree.norm(seen), hyperparameters["clip_norm"])
+      return sub_step.clip(seen, optax.tree.norm(seen), hyperparameters["clip_norm"])
 
     return Paired(*map(one, gradients, substep.coefficients(hyperparameters, 0)))
 
   def _applier(self, substep: methods.SubStep):
     """(gradients, params, mask) -> the update, a `Stop` code."""
-    stage = self._stage
-    program = self._loop.program(stage._replace(method=methods.Method((substep,))), None)
-    (optimizer,) = program.optimizers(step_lib.hyperparameters_of(stage.options))
+    stage, method = self._stage, methods.Method((substep,))
+    program = self._loop.program(stage._replace(method=method), None)
+    (optimizer,) = program.optimizers(hyperparameters_of(stage.options, method))
 
     @jax.jit
     def apply(seen, params, mask):
@@ -257,7 +259,7 @@ class _Batches:
     stage: whose steps they are of.
   """
 
-  def __init__(self, feed, plan, stage: loop_lib.Stage):
+  def __init__(self, feed, plan, stage: stage_lib.Stage):
     self._feed, self._plan = feed, plan
     feed.prepare(plan, max(stage.total_steps, stage.plan.steps_per_epoch))
     self._last = None, None
@@ -278,11 +280,11 @@ class _Gradients:
     substep: with any transform.
   """
 
-  def __init__(self, loop: loop_lib.Loop, stage: loop_lib.Stage, substep: methods.SubStep):
-    substep = substep._replace(transform=lambda *arguments: capture())
+  def __init__(self, loop: loop_lib.Loop, stage: stage_lib.Stage, substep: methods.SubStep):
+    substep = substep._replace(transform=methods.Transform(lambda *arguments: capture()))
     self._loop, self._stage = loop, stage._replace(method=methods.Method((substep,)))
-    self._mesh = loop_lib.stage_mesh(self._stage, loop.pairing, loop.devices, loop.weights)
-    self._settings = step_lib.hyperparameters_of(stage.options, stage.sam)
+    self._mesh = stage_lib.stage_mesh(self._stage, loop.pairing, loop.devices, loop.weights)
+    self._hyperparameters = hyperparameters_of(stage.options, self._stage.method, stage.sam)
     self._program = loop.program(self._stage, self._mesh)
 
     def step(state, frozen, data, batches, count, hyperparameters):
@@ -300,7 +302,7 @@ class _Gradients:
     self._evaluate = self._compile(lambda *arguments: step(*arguments)[1])
 
   def __call__(
-    self, variables: Tree, frozen: step_lib.Frozen, batches: _Batches, number: int
+    self, variables: Tree, frozen: sub_step.Frozen, batches: _Batches, number: int
   ) -> tuple[Paired, Paired]:
     """-> gradients, losses of a step on the host; None for a role without."""
     found = self._compute(*self._arguments(variables, frozen, batches, number))
@@ -312,13 +314,13 @@ class _Gradients:
       )
     return gradients, jax.tree.map(float, losses)
 
-  def losses(self, variables: Tree, frozen: step_lib.Frozen, batches: _Batches, number: int) -> Paired:
+  def losses(self, variables: Tree, frozen: sub_step.Frozen, batches: _Batches, number: int) -> Paired:
     """The losses alone, without their gradients."""
     losses = self._evaluate(*self._arguments(variables, frozen, batches, number))
     return jax.tree.map(float, jax.device_get(losses))
 
   def _compile(self, function):
-    return step_lib.compile_target(
+    return chunk_lib.compile_target(
       function,
       self._mesh,
       self._stage.method.roles,
@@ -327,10 +329,10 @@ class _Gradients:
     )
 
   def _arguments(self, variables, frozen, batches, number):
-    state = create_state(variables, self._program.optimizers(self._settings), self._stage.seed)
+    state = create_state(variables, self._program.optimizers(self._hyperparameters), self._stage.seed)
     # The step draws what it would draw.
     state = state.replace(step=jnp.int32(number))
     state, frozen = place((state, frozen._replace(base=None)), self._mesh)
     data, batches = batches.at(number, self._mesh)
     frozen = frozen._replace(base=self._loop.base(self._mesh))
-    return state, frozen, data, batches, jnp.int32(1), self._settings
+    return state, frozen, data, batches, jnp.int32(1), self._hyperparameters

@@ -11,20 +11,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
-import numpy as np
-from flax import serialization
 
 from hamu_jax import data as data_lib
-from hamu_jax.engine import methods, optimizers
-from hamu_jax.engine import pairing as pairing_lib
+from hamu_jax.engine import chunk as chunk_lib
+from hamu_jax.engine import stage as stage_lib
 from hamu_jax.engine import step as step_lib
+from hamu_jax.engine import step_log
+from hamu_jax.engine.feed import Feed
 from hamu_jax.engine.placement import place
+from hamu_jax.engine.position import Position, Track, join
+from hamu_jax.engine.stage import Member, Outcome, Stage
 from hamu_jax.engine.train_state import TrainState, create_state
 from hamu_jax.run import checkpoints as checkpoints_lib
 from hamu_jax.run import hosts, preemption
-from hamu_jax.run import rundir as rundir_lib
-from hamu_jax.transforms import BRANCHES
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any
@@ -32,165 +31,18 @@ Tree = Any
 _CHUNK_SECONDS = 1.0
 
 
-class Stage(NamedTuple):
-  """One run of the loop.
+class _Program(NamedTuple):
+  """What runs the steps of a stage.
 
   Attributes:
-    name: `pretrain`, `retrain`, `unlearn`, or `memorization` and the number of its group's first model.
-    method: a row of the method table.
-    options: `config.train`, `config.method` or `config.memorization`.
-    plan: which examples each step reads.
-    total_steps: length of the stage.
-    seed: seed of the stage's randomness on the device.
-    train: whether it trains a new model; any other is evaluated before its first step, too.
-    training_mode: whether the model runs in training mode, see `step.make_step`.
-    microbatch: see `objectives.role_gradient`.
-    best: (summary) -> the score by which the best evaluated model is kept, or None to keep the last.
-    sam: `config.sam` with this stage's `rho`, or None for plain gradients.
-    mask_scope: see `step.make_step`.
+    step: the step and its optimizers.
+    chunk: the jitted chunk of steps.
+    mesh: the devices it runs on; None for one.
   """
 
-  name: str
-  method: methods.Method
-  options: ml_collections.ConfigDict
-  plan: Any
-  total_steps: int
-  seed: int
-  train: bool = False
-  training_mode: bool = False
-  microbatch: int = 0
-  best: Callable[[Any], float] | None = None
-  sam: ml_collections.ConfigDict | None = None
-  mask_scope: str | None = None
-
-
-class Member(NamedTuple):
-  """One of the models that a run of the loop trains.
-
-  Attributes:
-    stage: what it goes through; those of members that are trained together have the same step, and
-      differ in their seeds, examples and hyperparameters alone.
-    variables: the model to start from.
-    frozen: what its steps read beside the data and the base.
-    rundir: where its metrics are logged; of members that share one, the means are.
-  """
-
-  stage: Stage
-  variables: Tree
-  frozen: step_lib.Frozen
-  rundir: Any
-
-
-class Outcome(NamedTuple):
-  """What a stage produced.
-
-  Attributes:
-    variables: the final model, or the best evaluated one where the stage selects that.
-    steps: applied steps.
-    stop: why it ended; `Stop.NONE` after its last step.
-    evaluation: `Evaluator.summary` of these variables.
-    last_metrics: host values of the last step that ran, applied or not ({} if none ran).
-    seconds: wall time, over all the processes that worked on it; of models that are trained together
-      each has its share.
-  """
-
-  variables: Tree
-  steps: int
-  stop: Stop
-  evaluation: dict[str, Any]
-  last_metrics: dict[str, Any]
-  seconds: float
-
-
-@dataclasses.dataclass
-class _Track:
-  """What the host knows of one model; all but the model itself is in the checkpoint's JSON part."""
-
-  best: Tree
-  best_score: float = -1.0
-  evaluated: int = -1
-  # Of the best model where the stage selects, else of the last evaluated one.
-  evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
-  last_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-  def meta(self) -> dict[str, Any]:
-    """The JSON values."""
-    return rundir_lib.jsonable(
-      {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "best"}
-    )
-
-
-@dataclasses.dataclass
-class _Position:
-  """Where a stage stands: the state, with a leading axis where there are several models, and their tracks."""
-
-  state: TrainState
-  tracks: list[_Track]
-  seconds: float = 0.0
-
-  def states(self) -> list[TrainState]:
-    """The state of each model."""
-    return _split(self.state, len(self.tracks))
-
-  def progress(self) -> list[tuple[int, bool]]:
-    """For each model: steps applied so far, and whether a stop has ended its stage."""
-    steps, stops = np.atleast_1d(self.state.step), np.atleast_1d(self.state.stop)
-    return [(int(step), bool(stop != Stop.NONE)) for step, stop in zip(steps, stops, strict=True)]
-
-  def step(self) -> int:
-    """Steps applied so far by the models that go on, or by all where none does."""
-    progress = self.progress()
-    return max([step for step, stopped in progress if not stopped] or [step for step, _ in progress])
-
-  def arrays(self) -> Tree:
-    """The array part of a checkpoint."""
-    return serialization.to_state_dict({"state": self.state, "best": [track.best for track in self.tracks]})
-
-  def meta(self) -> dict[str, Any]:
-    """The JSON part of a checkpoint."""
-    return {"tracks": [track.meta() for track in self.tracks], "seconds": self.seconds}
-
-  def restore(self, arrays: Tree, meta: dict[str, Any]) -> None:
-    """Goes to where a checkpoint is."""
-    like = {"state": self.state, "best": [track.best for track in self.tracks]}
-    restored = serialization.from_state_dict(like, arrays)
-    self.state, self.seconds = restored["state"], meta["seconds"]
-    self.tracks = [
-      _Track(best, **values) for best, values in zip(restored["best"], meta["tracks"], strict=True)
-    ]
-
-
-def stage_mesh(stage: Stage, pairing: str, devices, weights: int) -> jax.sharding.Mesh | None:
-  """The devices of a stage's steps as `pairing.make_mesh` arranges them; None if they run on one."""
-  if pairing != "pmap":
-    return None
-  return pairing_lib.make_mesh(devices, stage.method.device_groups, weights)
-
-
-def shared_axes(mesh: jax.sharding.Mesh | None) -> tuple[str, ...]:
-  """The axes over which devices exchange frozen weights; none where each has its own."""
-  if mesh is None or mesh.shape[pairing_lib.WEIGHTS_AXIS] == 1:
-    return ()
-  return pairing_lib.SHARE_AXES
-
-
-def stage_program(
-  stage: Stage, *, forward, fetch, pairing: str, together: tuple[str, ...]
-) -> step_lib.StepProgram:
-  """The step of a stage; arguments as of `step.make_step`."""
-  return step_lib.make_step(
-    stage.method,
-    stage.options,
-    forward=forward,
-    fetch=fetch,
-    pairing=pairing,
-    train=stage.training_mode,
-    microbatch=stage.microbatch,
-    together=together,
-    schedule=optimizers.schedule_shape(stage.options.optimizer, stage.plan.position, stage.total_steps),
-    sharpness=stage.sam and step_lib.Sharpness(stage.sam.adaptive, stage.sam.mode, stage.sam.scope),
-    mask_scope=stage.mask_scope,
-  )
+  step: step_lib.StepProgram
+  chunk: Callable[..., Any]
+  mesh: jax.sharding.Mesh | None
 
 
 @dataclasses.dataclass
@@ -213,7 +65,7 @@ class Loop:
 
   forward: Callable[..., Any]
   fetch: Callable[..., Any]
-  feed: Any
+  feed: Feed
   evaluate: Callable[[Tree], dict[str, Any]] | None
   pairing: str
   devices: tuple[jax.Device, ...]
@@ -222,19 +74,19 @@ class Loop:
   checkpoint_seconds: float
   base: Callable[[Any], Tree] = lambda mesh: {}
   weights: int = 1
-  _programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+  _programs: dict[Any, _Program] = dataclasses.field(default_factory=dict)
 
   def program(self, stage: Stage, mesh: jax.sharding.Mesh | None) -> step_lib.StepProgram:
     """The step of a stage on the devices of a mesh, or on one."""
-    return stage_program(
+    return stage_lib.stage_program(
       stage,
       forward=self.forward,
       fetch=self.fetch(stage.options.augment),
       pairing=self.pairing,
-      together=shared_axes(mesh),
+      exchange_axes=stage_lib.shared_axes(mesh),
     )
 
-  def _program(self, stage: Stage, members: int, separate_indices: bool):
+  def _program(self, stage: Stage, members: int, separate_indices: bool) -> _Program:
     """The stage's step and jitted chunk; stages with the same step share one compilation."""
     optimizer = stage.options.optimizer
     constant = optimizer.schedule == "constant" and not optimizer.warmup_epochs
@@ -250,10 +102,10 @@ class Loop:
     )
     if key not in self._programs:
       # Models that are trained together share one device.
-      mesh = None if members > 1 else stage_mesh(stage, self.pairing, self.devices, self.weights)
+      mesh = None if members > 1 else stage_lib.stage_mesh(stage, self.pairing, self.devices, self.weights)
       program = self.program(stage, mesh)
-      chunk = step_lib.compile_target(
-        step_lib.make_chunk(program.step),
+      chunk = chunk_lib.compile_target(
+        chunk_lib.make_chunk(program.step),
         mesh,
         stage.method.roles,
         members=members if members > 1 else 0,
@@ -261,15 +113,15 @@ class Loop:
         sharded_data=self.feed.sharded,
         base_specs=specs(self.base(mesh)),
       )
-      self._programs[key] = (program, chunk, mesh)
+      self._programs[key] = _Program(program, chunk, mesh)
     return self._programs[key]
 
   def run(self, members: Sequence[Member], path) -> list[Outcome]:
     """Runs a stage from its newest checkpoint, or from the start.
 
     Several members run as one program, mapped over their states, examples and hyperparameters. One whose
-    stage ends early waits for the others. Each has the result that it has alone, up to the rounding of sums that the
-    compiler may take in another order.
+    stage ends early waits for the others. Each has the result that it has alone, up to the rounding of sums
+    that the compiler may take in another order.
 
     Args:
       members: one or more.
@@ -279,27 +131,12 @@ class Loop:
       preemption.Preempted: the run was asked to end; its last good state is saved.
     """
     started = time.monotonic()
-    stage, count = members[0].stage, len(members)
+    stage = members[0].stage
     plan, separate_indices = data_lib.join_plans([member.stage.plan for member in members])
-    program, chunk, mesh = self._program(stage, count, separate_indices)
-    hyperparameters = _join(
-      [step_lib.hyperparameters_of(each.stage.options, each.stage.sam) for each in members]
-    )
+    program = self._program(stage, len(members), separate_indices)
+    hyperparameters = join([member.stage.hyperparameters for member in members])
     self.feed.prepare(plan, stage.total_steps)
-
-    def create(variables, seed, hyperparameters):
-      return create_state(variables, program.optimizers(hyperparameters), seed)
-
-    if count > 1:
-      variables = _join([member.variables for member in members])
-      seeds = jnp.asarray([member.stage.seed for member in members])
-      state = jax.vmap(create)(variables, seeds, hyperparameters)
-    else:
-      state = create(members[0].variables, stage.seed, hyperparameters)
-    frozen = _join([member.frozen._replace(base=None) for member in members])
-    state, starts, frozen = place((state, [member.variables for member in members], frozen), mesh)
-    position = _Position(state, [_Track(start) for start in starts])
-    frozen = frozen._replace(base=self.base(mesh))
+    position, frozen = self._start(members, program, hyperparameters)
     checkpoints = checkpoints_lib.Checkpoints(path)
     if checkpoints.latest is not None:
       position.restore(*checkpoints.restore(position.arrays()))
@@ -312,17 +149,12 @@ class Loop:
       position.seconds = time.monotonic() - started
       checkpoints.save(position.step(), position.arrays(), position.meta())
 
+    def chunk(state, data, batches, count):
+      return program.chunk(state, frozen, data, batches, count, hyperparameters)
+
     try:
       with self.progress(stage.name, stage.total_steps, initial=position.step()) as bar:
-        self._advance(
-          members,
-          plan,
-          position,
-          bar,
-          save,
-          lambda state, data, batches, count: chunk(state, frozen, data, batches, count, hyperparameters),
-          mesh,
-        )
+        self._advance(members, plan, position, bar, save, chunk, program.mesh)
     except preemption.Preempted:
       # Several processes were not all interrupted at one step; they go on from the last checkpoint.
       if jax.process_count() == 1:
@@ -330,7 +162,27 @@ class Loop:
       raise
     finally:
       checkpoints.close()
-    seconds = (time.monotonic() - started) / count
+    return self._outcomes(position, (time.monotonic() - started) / len(members))
+
+  def _start(self, members: Sequence[Member], program: _Program, hyperparameters) -> tuple[Position, Any]:
+    """-> the position before the first step, and what the steps read and never change."""
+
+    def create(variables, seed, hyperparameters):
+      return create_state(variables, program.step.optimizers(hyperparameters), seed)
+
+    if len(members) > 1:
+      variables = join([member.variables for member in members])
+      seeds = jnp.asarray([member.stage.seed for member in members])
+      state = jax.vmap(create)(variables, seeds, hyperparameters)
+    else:
+      state = create(members[0].variables, members[0].stage.seed, hyperparameters)
+    frozen = join([member.frozen._replace(base=None) for member in members])
+    state, starts, frozen = place((state, [member.variables for member in members], frozen), program.mesh)
+    position = Position(state, [Track(start) for start in starts])
+    return position, frozen._replace(base=self.base(program.mesh))
+
+  def _outcomes(self, position: Position, seconds: float) -> list[Outcome]:
+    """What each model ended with; `seconds` is the share of time of each."""
     return [
       Outcome(
         variables=state.variables if self.evaluate is None else track.best,
@@ -343,7 +195,7 @@ class Loop:
       for state, track in zip(position.states(), position.tracks, strict=True)
     ]
 
-  def _advance(self, members, plan, position: _Position, bar, save, chunk, mesh) -> None:
+  def _advance(self, members, plan, position: Position, bar, save, chunk, mesh) -> None:
     """Alternates chunks with what happens between them, until the stage of every member has ended."""
     saved_at = time.monotonic()
     chunk_steps, timed = 1, False
@@ -373,7 +225,7 @@ class Loop:
       # Who ended before has done nothing, and nothing is logged of it.
       before = [at for at, _ in progress]
       position.state = state
-      _log(members, position.tracks, before, *jax.device_get((metrics, done)))
+      step_log.log(members, position.tracks, before, *jax.device_get((metrics, done)))
       bar.update(position.step(), position.tracks[0].last_metrics)
 
       now = time.monotonic()
@@ -387,7 +239,7 @@ class Loop:
         [
           self.watch.requested,
           now - saved_at > self.checkpoint_seconds,
-          -min(max(wanted, 1), step_lib.CHUNK_CAPACITY),
+          -min(max(wanted, 1), chunk_lib.CHUNK_CAPACITY),
         ]
       )
       chunk_steps = int(-negative_steps)
@@ -397,7 +249,7 @@ class Loop:
       if requested:
         raise preemption.Preempted
 
-  def _evaluate(self, member: Member, track: _Track, state: TrainState) -> None:
+  def _evaluate(self, member: Member, track: Track, state: TrainState) -> None:
     """Logs all splits and keeps the best evaluated model."""
     stage, step = member.stage, int(state.step)
     # A model placed on the mesh of `pmap` evaluates there; any other on the default device.
@@ -412,51 +264,6 @@ class Loop:
       track.best, track.best_score = state.variables, score
       track.evaluation = summary
     track.evaluated = step
-
-
-def _log(members: Sequence[Member], tracks, before: Sequence[int], metrics, done) -> None:
-  """Writes a row for each step of a chunk, for each run directory.
-
-  Args:
-    members: of the stage.
-    tracks: of the members.
-    before: steps that each had applied before the chunk.
-    metrics: {name: [n]}, of several members {name: [members, n]}.
-    done: how many steps each ran, [] or [members].
-  """
-  if len(members) == 1:
-    metrics, done = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (metrics, done))
-  stops = metrics.pop("stop")
-  sharing = {}
-  for k, member in enumerate(members):
-    sharing.setdefault(id(member.rundir), []).append(k)
-  for group in sharing.values():
-    stage, rundir = members[group[0]].stage, members[group[0]].rundir
-    for index in range(int(done[group].min())):
-      values = {name: _mean(of_members[group, index]) for name, of_members in metrics.items()}
-      values["applied"] = bool(np.all(stops[group, index] == Stop.NONE))
-      values |= branch_fractions(values)
-      values = _without_idle_roles(values)
-      rundir.write(stage.name, before[group[0]] + index + 1, "step", values)
-      for k in group:
-        tracks[k].last_metrics = values
-
-
-def _mean(values: np.ndarray):
-  """The mean over members; of one alone, what it is."""
-  return values[0] if len(values) == 1 else values.mean(0)
-
-
-def _join(trees: Sequence[Tree]) -> Tree:
-  """One tree with a leading axis; a single tree as it is."""
-  return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _split(tree: Tree, count: int) -> list[Tree]:
-  """The trees that `_join` joined."""
-  if count == 1:
-    return [tree]
-  return [jax.tree.map(lambda leaf: leaf[k], tree) for k in range(count)]
 
 
 def specs(base: Tree) -> Tree:
@@ -474,17 +281,3 @@ def _evaluation_steps(stage: Stage) -> frozenset[int]:
     steps.add(max(at, 1))
     number += 1
   return frozenset(steps)
-
-
-def _without_idle_roles(values: dict[str, Any]) -> dict[str, Any]:
-  """Leaves out what a step says of a role whose turn it was not."""
-  idle = [role for role in ("retain", "forget") if not values.pop(f"{role}_active", True)]
-  prefixes = tuple(f"{role}_" for role in idle)
-  return {name: value for name, value in values.items() if not name.startswith(prefixes)}
-
-
-def branch_fractions(values: dict[str, Any]) -> dict[str, float]:
-  """Share of blocks in each of HAMU's branches, by `branch_<name>`; {} for other methods."""
-  if "branch" not in values:
-    return {}
-  return {f"branch_{name}": float(np.mean(values["branch"] == code)) for code, name in enumerate(BRANCHES)}

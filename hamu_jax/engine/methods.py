@@ -10,11 +10,38 @@ import jax.numpy as jnp
 import optax
 
 from hamu_jax import transforms
+from hamu_jax.engine import objectives
 from hamu_jax.paired import Paired
 
 Hyperparameters = Mapping[str, Any]
-# A number, the name of a setting, or (hyperparameters, epoch) -> scalar.
-Coefficient = float | str | Callable[[Hyperparameters, Any], Any]
+
+
+class Schedule(NamedTuple):
+  """A coefficient that is computed.
+
+  Attributes:
+    value: (hyperparameters, epoch) -> scalar.
+    reads: names of the hyperparameters that it reads.
+  """
+
+  value: Callable[[Hyperparameters, Any], Any]
+  reads: tuple[str, ...]
+
+
+# A number, the name of a hyperparameter, or what computes it.
+Coefficient = float | str | Schedule
+
+
+class Transform(NamedTuple):
+  """How a sub-step turns its role gradients into one equivalent gradient.
+
+  Attributes:
+    build: (options {name: value}, learning rate schedule, hyperparameters) -> the optax transformation.
+    reads: names of the fields of `config.method` that it reads, from either mapping.
+  """
+
+  build: Callable[..., optax.GradientTransformationExtraArgs]
+  reads: tuple[str, ...] = ()
 
 
 class SubStep(NamedTuple):
@@ -25,8 +52,7 @@ class SubStep(NamedTuple):
       loss has a negative coefficient, except for transforms that know the roles (hamu, gru, pcgrad),
       which take the gradients of the plain losses.
     forget: the same for the forget objective.
-    transform: (options, learning rate schedule, hyperparameters) -> the optax transformation that turns the
-      role gradients into one equivalent gradient.
+    transform: turns the role gradients into one equivalent gradient.
     one_loss: whether the update descends the sum of both objectives, so that one perturbation can serve
       both roles.
     moves: which weights move where there is a mask: the "salient" ones or the "rest".
@@ -39,7 +65,7 @@ class SubStep(NamedTuple):
 
   retain: Mapping[str, Coefficient] | None
   forget: Mapping[str, Coefficient] | None
-  transform: Callable[..., optax.GradientTransformationExtraArgs]
+  transform: Transform
   one_loss: bool = True
   moves: str = "salient"
   optimizer: str = "shared"
@@ -56,12 +82,25 @@ class SubStep(NamedTuple):
     """The roles whose batches it reads."""
     return tuple(role for role in ("retain", "forget") if getattr(self, role) is not None)
 
+  @property
+  def reads(self) -> frozenset[str]:
+    """Names of the fields of `config.method` that its coefficients, terms, transform and schedule read."""
+    names = {*self.transform.reads, *(name for name in (self.mode, self.epochs) if name)}
+    for role in (self.retain, self.forget):
+      for term, coefficient in (role or {}).items():
+        names.update(objectives.TERMS[term].reads)
+        if isinstance(coefficient, Schedule):
+          names.update(coefficient.reads)
+        elif isinstance(coefficient, str):
+          names.add(coefficient)
+    return frozenset(names)
+
   def coefficients(self, hyperparameters: Hyperparameters, epoch) -> Paired:
     """{term: scalar array} of each role in an epoch; None as in `terms`."""
 
     def value(coefficient):
-      if callable(coefficient):
-        coefficient = coefficient(hyperparameters, epoch)
+      if isinstance(coefficient, Schedule):
+        coefficient = coefficient.value(hyperparameters, epoch)
       return jnp.asarray(hyperparameters[coefficient] if isinstance(coefficient, str) else coefficient)
 
     def values(role):
@@ -102,6 +141,11 @@ class Method(NamedTuple):
     return frozenset(name for substep in self.substeps for names in substep.terms if names for name in names)
 
   @property
+  def reads(self) -> frozenset[str]:
+    """Names of the fields of `config.method` that this method reads and others may not."""
+    return frozenset().union(*(substep.reads for substep in self.substeps))
+
+  @property
   def optimizers(self) -> tuple[str, ...]:
     """The names of its base optimizers' states."""
     return tuple(dict.fromkeys(substep.optimizer for substep in self.substeps))
@@ -129,12 +173,23 @@ def _add(options, learning_rate, hyperparameters):
 
 def _gru(options, learning_rate, hyperparameters):
   del learning_rate
-  return transforms.gru(max_norm=hyperparameters["max_norm"], reference_sign=options.reference_sign)
+  return transforms.gru(max_norm=hyperparameters["max_norm"], reference_sign=options["reference_sign"])
 
 
 def _pcgrad(options, learning_rate, hyperparameters):
   del learning_rate
-  return transforms.pcgrad(max_norm=hyperparameters["max_norm"], reference_sign=options.reference_sign)
+  return transforms.pcgrad(max_norm=hyperparameters["max_norm"], reference_sign=options["reference_sign"])
+
+
+# Fields of `config.method` that `transforms.hamu` takes as they are.
+_HAMU_OPTIONS = (
+  "share",
+  "scope",
+  "normalize_share",
+  "on_infeasible",
+  "stop_on_criterion",
+  "criterion",
+)
 
 
 def _hamu(variant):
@@ -150,15 +205,15 @@ def _hamu(variant):
       constraint,
       variant=variant,
       radius=hyperparameters["radius"],
-      share=options.share,
-      scope=options.scope,
-      normalize_share=options.normalize_share,
-      on_infeasible=options.on_infeasible,
-      stop_on_criterion=options.stop_on_criterion,
-      criterion=options.criterion,
+      **{name: options[name] for name in _HAMU_OPTIONS},
     )
 
-  return build
+  return Transform(build, ("constraint", "constraint_ratio", "radius", *_HAMU_OPTIONS))
+
+
+# One gradient as it is, the mean of two, their sum.
+PLAIN, AVERAGE, ADD = Transform(_plain), Transform(_average), Transform(_add)
+_GRU, _PCGRAD = (Transform(build, ("max_norm", "reference_sign")) for build in (_gru, _pcgrad))
 
 
 def _forget_weight(hyperparameters, epoch):
@@ -169,12 +224,21 @@ def _forget_weight(hyperparameters, epoch):
 
 def _l1_weight(hyperparameters, epoch):
   """`alpha (1 - e / (E - E0))` in epoch e of E, 0 in the last E0 epochs."""
-  decaying = jnp.asarray(
-    hyperparameters["epochs"] - hyperparameters["l1_free_epochs"], jnp.result_type(float)
-  )
+  epochs = jnp.asarray(hyperparameters["epochs"] - hyperparameters["l1_free_epochs"], jnp.result_type(float))
   # On a safe divisor, for a run without any L1 epoch.
-  share = 1 - epoch / jnp.where(decaying > 0, decaying, 1)
-  return hyperparameters["l1_weight"] * jnp.where(epoch < decaying, share, 0)
+  share = 1 - epoch / jnp.where(epochs > 0, epochs, 1)
+  return hyperparameters["l1_weight"] * jnp.where(epoch < epochs, share, 0)
+
+
+def _negative_forget_coefficient(hyperparameters, epoch):
+  """An ascended term's."""
+  del epoch
+  return -hyperparameters["forget_coefficient"]
+
+
+_FORGET_WEIGHT = Schedule(_forget_weight, ("retain_weight",))
+_L1_WEIGHT = Schedule(_l1_weight, ("epochs", "l1_weight", "l1_free_epochs"))
+_ASCENDED = Schedule(_negative_forget_coefficient, ("forget_coefficient",))
 
 
 def _one(retain, forget, transform, **options) -> Method:
@@ -189,16 +253,10 @@ def _of_both_losses(transform) -> Method:
 
 def _for_language(retain, forget) -> Method:
   """A method that descends `retain_coefficient` and `forget_coefficient` times its terms at once."""
-  return _one(retain, forget, _add)._replace(for_language=True)
+  return _one(retain, forget, ADD)._replace(for_language=True)
 
 
-def _negative_forget_coefficient(hyperparameters, epoch):
-  """An ascended term's."""
-  del epoch
-  return -hyperparameters["forget_coefficient"]
-
-
-_RANDOM_LABEL = Method((SubStep({"random_label": 1.0}, None, _plain),), layout="merged")
+_RANDOM_LABEL = Method((SubStep({"random_label": 1.0}, None, PLAIN),), layout="merged")
 
 # Each also with KL to the original model in place of the retain loss, as NAME_kl.
 _FORGET_TERMS = {
@@ -207,7 +265,7 @@ _FORGET_TERMS = {
   "dpo": {"dpo": "forget_coefficient"},
   "idk": {"alternative": "forget_coefficient"},
   "undial": {"undial": "forget_coefficient"},
-  "wga": {"weighted_ce": _negative_forget_coefficient},
+  "wga": {"weighted_ce": _ASCENDED},
 }
 _FOR_LANGUAGE = {
   **{name: _for_language({"ce": "retain_coefficient"}, forget) for name, forget in _FORGET_TERMS.items()},
@@ -219,31 +277,31 @@ _FOR_LANGUAGE = {
 }
 
 METHODS: dict[str, Method] = {
-  "ft": _one({"ce": 1.0}, None, _plain),
-  "ga": _one(None, {"ce": -1.0}, _plain),
-  "gdiff": _one({"ce": 1.0}, {"ce": -1.0}, _average),
-  "kl": _one({"kl": 1.0}, {"ce": -1.0}, _average),
-  "scrub": _one({"ce": "gamma", "kl": "alpha"}, {"kl": -1.0}, _average),
-  "gru": _of_both_losses(_gru),
-  "pcgrad": _of_both_losses(_pcgrad),
+  "ft": _one({"ce": 1.0}, None, PLAIN),
+  "ga": _one(None, {"ce": -1.0}, PLAIN),
+  "gdiff": _one({"ce": 1.0}, {"ce": -1.0}, AVERAGE),
+  "kl": _one({"kl": 1.0}, {"ce": -1.0}, AVERAGE),
+  "scrub": _one({"ce": "gamma", "kl": "alpha"}, {"kl": -1.0}, AVERAGE),
+  "gru": _of_both_losses(_GRU),
+  "pcgrad": _of_both_losses(_PCGRAD),
   "hamu-q": _of_both_losses(_hamu("hamu-q")),
   "hamu-u": _of_both_losses(_hamu("hamu-u")),
-  "retrain": _one({"ce": 1.0}, None, _plain)._replace(from_scratch=True),
-  "ft_l1": _one({"ce": 1.0, "l1": _l1_weight}, None, _plain),
-  "neggrad": _one({"ce": "retain_weight"}, {"ce": _forget_weight}, _add),
+  "retrain": _one({"ce": 1.0}, None, PLAIN)._replace(from_scratch=True),
+  "ft_l1": _one({"ce": 1.0, "l1": _L1_WEIGHT}, None, PLAIN),
+  "neggrad": _one({"ce": "retain_weight"}, {"ce": _FORGET_WEIGHT}, ADD),
   "random_label": _RANDOM_LABEL,
   "salun": _RANDOM_LABEL._replace(needs_mask=True),
   "scrub_distill": Method(
     (
-      SubStep(None, {"distillation": -1.0}, _plain, epochs="msteps"),
-      SubStep({"ce": "gamma", "distillation": "beta"}, None, _plain),
+      SubStep(None, {"distillation": -1.0}, PLAIN, epochs="msteps"),
+      SubStep({"ce": "gamma", "distillation": "beta"}, None, PLAIN),
     ),
     layout="passes",
   ),
   "sharp_minmax": Method(
     (
-      SubStep({"ce": "retain_weight"}, None, _plain, moves="rest", optimizer="retain", mode="retain_mode"),
-      SubStep(None, {"ce": _forget_weight}, _plain, moves="salient", optimizer="forget", mode="forget_mode"),
+      SubStep({"ce": "retain_weight"}, None, PLAIN, moves="rest", optimizer="retain", mode="retain_mode"),
+      SubStep(None, {"ce": _FORGET_WEIGHT}, PLAIN, moves="salient", optimizer="forget", mode="forget_mode"),
     ),
     needs_mask=True,
   ),

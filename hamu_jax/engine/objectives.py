@@ -8,7 +8,6 @@ several examples.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -28,26 +27,6 @@ class Outputs(NamedTuple):
 
   logits: jax.Array
   hidden: jax.Array | None = None
-
-
-class Inputs(NamedTuple):
-  """What both roles of a step read.
-
-  Attributes:
-    base: variables that no method trains, beside those that are; {} where all are trained.
-    reference: variables of the original model beside `base`, or None; read only if a term needs it.
-    data: what `fetch` gathers from.
-    key: key of the step.
-    epoch_key: key of the epoch, for what is drawn once in it.
-    hyperparameters: a method's hyperparameters by name.
-  """
-
-  base: Tree
-  reference: Tree
-  data: Tree
-  key: jax.Array
-  epoch_key: jax.Array
-  hyperparameters: Mapping[str, Any]
 
 
 class Context(NamedTuple):
@@ -80,6 +59,7 @@ class Term(NamedTuple):
       have weight at the same time have the same.
     needs_hidden: whether it reads the states of the layer `config.method.layer`.
     needs_alternative: whether it reads another answer to each prompt.
+    reads: names of the hyperparameters that it reads; `layer`, which the model reads, is one.
   """
 
   values: Callable[[Outputs, Context], jax.Array]
@@ -88,29 +68,7 @@ class Term(NamedTuple):
   over: str = "mask"
   needs_hidden: bool = False
   needs_alternative: bool = False
-
-
-class Sum(NamedTuple):
-  """A sum and the number of its summands."""
-
-  total: jax.Array
-  count: jax.Array
-
-
-class RoleSums(NamedTuple):
-  """Sums over what is valid in a role's batch.
-
-  Attributes:
-    gradient: gradient of the objective's sum, same structure as the parameters.
-    values: `Sum` of each logged quantity.
-    count: number of summands of the objective, by which its mean is taken.
-    batch_stats: running statistics after the batch (unchanged in evaluation mode).
-  """
-
-  gradient: Tree
-  values: dict[str, Sum]
-  count: jax.Array
-  batch_stats: Tree
+  reads: tuple[str, ...] = ()
 
 
 def cross_entropy(outputs, context):
@@ -280,17 +238,19 @@ def _kl(first, second):
 TERMS: dict[str, Term] = {
   "ce": Term(cross_entropy),
   "kl": Term(kl_to_reference, needs_reference=True),
-  "distillation": Term(distillation, needs_reference=True),
+  "distillation": Term(distillation, needs_reference=True, reads=("temperature",)),
   "random_label": Term(random_label_cross_entropy),
   "l1": Term(l1_norm, perturbed_only=True),
   "alternative": Term(cross_entropy, over="alternative_mask", needs_alternative=True),
-  "npo": Term(npo, needs_reference=True, over="example_mask"),
-  "simnpo": Term(simnpo, over="example_mask"),
-  "dpo": Term(dpo, needs_reference=True, over="example_mask", needs_alternative=True),
-  "misdirection": Term(misdirection, needs_hidden=True),
-  "hidden": Term(hidden_distance, needs_reference=True, needs_hidden=True),
-  "undial": Term(undial, needs_reference=True),
-  "weighted_ce": Term(weighted_cross_entropy),
+  "npo": Term(npo, needs_reference=True, over="example_mask", reads=("preference_beta",)),
+  "simnpo": Term(simnpo, over="example_mask", reads=("preference_beta", "margin")),
+  "dpo": Term(
+    dpo, needs_reference=True, over="example_mask", needs_alternative=True, reads=("preference_beta",)
+  ),
+  "misdirection": Term(misdirection, needs_hidden=True, reads=("steering", "layer")),
+  "hidden": Term(hidden_distance, needs_reference=True, needs_hidden=True, reads=("layer",)),
+  "undial": Term(undial, needs_reference=True, reads=("preference_beta",)),
+  "weighted_ce": Term(weighted_cross_entropy, reads=("preference_beta",)),
 }
 
 
@@ -300,106 +260,3 @@ def clean_coefficients(coefficients: Mapping[str, jax.Array]) -> dict[str, jax.A
     name: jnp.zeros_like(value) if TERMS[name].perturbed_only else value
     for name, value in coefficients.items()
   }
-
-
-def role_gradient(
-  forward,
-  fetch,
-  terms: tuple[str, ...],
-  *,
-  train: bool,
-  microbatch: int = 0,
-  together: tuple[str, ...] = (),
-):
-  """Builds the function that differentiates one role's objective on one batch.
-
-  The objective is `sum_t coefficient_t sum_i mask_i term_t(i)`, i over predictions or examples. Being a
-  sum, it adds up over microbatches and devices; whoever holds all of them divides by the count.
-
-  Args:
-    forward: (variables, batch, key, train) -> (Outputs, batch_stats).
-    fetch: (data, indices [B], key) -> batch with `label` and `mask`, [B, ...] each; index -1 is padding.
-    terms: names in `TERMS`; no other term is computed.
-    train: whether the model is in training mode.
-    microbatch: most rows differentiated at a time; 0 takes the batch whole, which a model with batch
-      statistics needs in training mode. Pieces after the last valid row are skipped.
-    together: mesh axes whose devices must go through as many pieces each, because `forward` exchanges
-      something over them.
-
-  Returns:
-    (variables, Inputs, indices [B], coefficients {term: scalar}) -> RoleSums.
-  """
-  needs_reference = any(TERMS[name].needs_reference for name in terms)
-
-  def whole(variables, inputs, index_B, coefficients):
-    chex.assert_rank(index_B, 1)
-    batch = fetch(inputs.data, index_B, inputs.key)
-    label, mask = batch["label"], batch["mask"]
-    chex.assert_equal_shape([label, mask])
-    chex.assert_equal_shape_prefix([label, index_B], 1)
-    reference = None
-    if needs_reference:
-      reference, _ = forward({**inputs.base, **inputs.reference}, batch, inputs.key, False)
-      reference = jax.lax.stop_gradient(reference)
-
-    def objective(params):
-      outputs, batch_stats = forward({**inputs.base, **variables, "params": params}, batch, inputs.key, train)
-      chex.assert_shape(outputs.logits, (*label.shape, None))
-      dtype = outputs.logits.dtype
-      context = Context(batch, reference, params, inputs.epoch_key, inputs.hyperparameters)
-
-      def summed(values, over="mask"):
-        weights = batch[over].astype(dtype)
-        return Sum(jnp.sum(weights * values), jnp.sum(weights))
-
-      total = jnp.zeros([], dtype)
-      values = {}
-      for name in terms:
-        values[name] = summed(TERMS[name].values(outputs, context), TERMS[name].over)
-        total += coefficients[name].astype(dtype) * values[name].total
-      count = _count(values, terms, coefficients)
-      if "ce" not in values:
-        values["ce"] = summed(cross_entropy(jax.lax.stop_gradient(outputs), context))
-      values["accuracy"] = summed(jnp.argmax(outputs.logits, axis=-1) == label)
-      return total, (values, count, batch_stats)
-
-    gradient, (values, count, batch_stats) = jax.grad(objective, has_aux=True)(variables["params"])
-    return RoleSums(gradient, values, count, batch_stats)
-
-  def accumulated(variables, inputs, index_B, coefficients):
-    if train and variables["batch_stats"]:
-      raise ValueError(f"microbatch={microbatch}: batch statistics need all of a batch")
-    # Equal pieces, not full ones and a rest: the least padding.
-    pieces = -(-index_B.shape[0] // microbatch)
-    size = -(-index_B.shape[0] // pieces)
-    index_B = jnp.pad(index_B, (0, pieces * size - index_B.shape[0]), constant_values=-1)
-    index_NxM = index_B.reshape(pieces, size)
-    is_used_N = jnp.any(index_NxM >= 0, axis=1)
-    used = jnp.max(jnp.where(is_used_N, jnp.arange(1, pieces + 1), 0))
-    if together:
-      used = jax.lax.pmax(used, together)
-
-    def piece(index_M):
-      return whole(variables, inputs, index_M, coefficients)._replace(batch_stats=())
-
-    def add(index, total):
-      return jax.tree.map(jnp.add, total, piece(index_NxM[index]))
-
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(piece, index_NxM[0]))
-    total = jax.lax.fori_loop(0, used, add, zeros)
-    return total._replace(batch_stats=variables["batch_stats"])
-
-  return accumulated if microbatch else whole
-
-
-def _count(values: Mapping[str, Sum], terms: tuple[str, ...], coefficients) -> jax.Array:
-  """The number of summands of the terms that have weight.
-
-  Under `vmap` and `pmap` a role is given the other's terms too, with coefficient 0.
-  """
-  first, *others = terms
-  count = values[first].count
-  for name in others:
-    if TERMS[name].over != TERMS[first].over:
-      count = jnp.where(coefficients[name] != 0, values[name].count, count)
-  return count

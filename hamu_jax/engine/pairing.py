@@ -1,6 +1,6 @@
 """Where the two gradients of a step are computed.
 
-One per-role function, `objectives.role_gradient`, is mapped in three ways:
+One per-role function, `role_gradient.role_gradient`, is mapped in three ways:
 
 - `sequential`: called once a role, one after the other;
 - `vmap`: mapped over a leading axis of two on one device;
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from hamu_jax.engine import objectives
+from hamu_jax.engine import role_gradient as role_gradient_lib
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
 
@@ -137,7 +137,7 @@ def anywhere(condition: jax.Array, pairing: str) -> jax.Array:
   return found
 
 
-def _means(sums: objectives.RoleSums) -> RoleMeans:
+def _means(sums: role_gradient_lib.RoleSums) -> RoleMeans:
   """Divides sums by their counts; an all-padding batch gives zeros."""
   count = jnp.maximum(sums.count, 1)
   gradient = jax.tree.map(lambda leaf: leaf / count, sums.gradient)
@@ -149,7 +149,7 @@ def _role_means(function, sharpen, reduce=lambda sums: sums):
   """The means of one role's batch, its gradient sharpened.
 
   Args:
-    function: what `objectives.role_gradient` builds.
+    function: what `role_gradient.role_gradient` builds.
     sharpen: see `make_gradients`.
     reduce: adds the sums of all devices that have a part of the batch.
   """
@@ -180,7 +180,7 @@ def _one_by_one(role_function, terms: Paired, sharpen, reduce=lambda sums: sums)
   return gradients
 
 
-def _sum_over_devices(sums: objectives.RoleSums) -> objectives.RoleSums:
+def _sum_over_devices(sums: role_gradient_lib.RoleSums) -> role_gradient_lib.RoleSums:
   """Adds the parts of a batch; batch statistics are the same on all its devices already."""
   # As one vector it takes one collective, whatever the number of tensors.
   vector, restore = jax.flatten_util.ravel_pytree(sums._replace(batch_stats=()))
@@ -207,7 +207,7 @@ def _vmap(role_function, terms: Paired, sharpen):
   return gradients
 
 
-def _device_halves(role_function, terms: Paired, sharpen, train: bool, together: bool):
+def _device_halves(role_function, terms: Paired, sharpen, train: bool, exchanges: bool):
   """The body that runs on each device, inside `shard_map` over (role, data)."""
   union = _union(terms)
   names = sorted({"ce", "accuracy", *union})
@@ -219,12 +219,12 @@ def _device_halves(role_function, terms: Paired, sharpen, train: bool, together:
       own = {name: coefficients[name] for name in role_terms}
       sums = function(variables, inputs, index_b, own)
       # Both branches must return the same structure; what a role lacks is left out again below.
-      nothing = objectives.Sum(jnp.zeros_like(sums.count), jnp.zeros_like(sums.count))
+      nothing = role_gradient_lib.Sum(jnp.zeros_like(sums.count), jnp.zeros_like(sums.count))
       return sums._replace(values={name: sums.values.get(name, nothing) for name in names})
 
     return run
 
-  if train or together or terms.retain == terms.forget:
+  if train or exchanges or terms.retain == terms.forget:
     # Training statistics and shared weights are collectives of a half, which stay out of conditionals.
     own_sums = role_function(union)
   else:
@@ -269,18 +269,18 @@ def make_gradients(
   *,
   train: bool,
   sharpen=lambda at: at,
-  together: bool = False,
+  exchanges: bool = False,
 ):
   """Maps the per-role function over the roles.
 
   Args:
     pairing: `sequential`, `vmap` or `pmap`.
-    role_function: terms -> the function that `objectives.role_gradient` builds.
+    role_function: terms -> the function that `role_gradient.role_gradient` builds.
     terms: for each role the names of its terms, or None for a role the method does not use.
     train: whether batch statistics move, so that the halves of `pmap` must exchange them.
     sharpen: turns (params, coefficients) -> RoleMeans, a role's means over its whole batch, into one of
       the same signature whose gradient is sharpness-aware; the identity by default.
-    together: whether the devices of a half exchange something within the per-role function.
+    exchanges: whether the devices of a half exchange something within the per-role function.
 
   Returns:
     (variables, Inputs, indices, coefficients) -> Paired of RoleMeans (None for an unused role). `indices`
@@ -290,7 +290,7 @@ def make_gradients(
   both = None not in terms
   if pairing == "pmap":
     if both:
-      return _device_halves(role_function, terms, sharpen, train, together)
+      return _device_halves(role_function, terms, sharpen, train, exchanges)
     return _one_by_one(role_function, terms, sharpen, _sum_over_devices)
   if pairing == "vmap" and both:
     return _vmap(role_function, terms, sharpen)

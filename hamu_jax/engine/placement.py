@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hamu_jax.engine import chunk as chunk_lib
 from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.engine import step as step_lib
 
@@ -18,7 +19,7 @@ def place(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
 
 def _pad(steps: np.ndarray) -> np.ndarray:
   """Pads the leading axis to `CHUNK_CAPACITY` steps."""
-  missing = step_lib.CHUNK_CAPACITY - steps.shape[0]
+  missing = chunk_lib.CHUNK_CAPACITY - steps.shape[0]
   return np.pad(steps, [(0, missing)] + [(0, 0)] * (steps.ndim - 1), constant_values=-1)
 
 

@@ -13,9 +13,10 @@ import ml_collections
 import numpy as np
 
 from hamu_jax import data as data_lib
+from hamu_jax.config.hyperparameters import hyperparameters_of
 from hamu_jax.engine import loop as loop_lib
-from hamu_jax.engine import methods
-from hamu_jax.engine import step as step_lib
+from hamu_jax.engine import methods, sub_step
+from hamu_jax.engine import stage as stage_lib
 from hamu_jax.errors import UserError
 from hamu_jax.run import rundir as rundir_lib
 from hamu_jax.run import stage_cache as stages
@@ -124,10 +125,10 @@ def estimate(
   for first in range(0, len(unfinished), options.parallel):
     group = unfinished[first : first + options.parallel]
     members = [
-      loop_lib.Member(
+      stage_lib.Member(
         _stage(f"{_STAGE}{group[0]}", options, available[included[k]], seed + k),
         loop.watch.run(lambda k=k: init(seed + k)),
-        step_lib.Frozen(),
+        sub_step.Frozen(),
         rundir,
       )
       for k in group
@@ -169,22 +170,23 @@ def estimate(
   )
 
 
-def _stage(name: str, options: ml_collections.ConfigDict, indices: np.ndarray, seed: int) -> loop_lib.Stage:
+def _stage(name: str, options: ml_collections.ConfigDict, indices: np.ndarray, seed: int) -> stage_lib.Stage:
   """The training of one model on its own examples, by the name of its group."""
   plan = data_lib.training_plan(indices, batch_size=options.batch_size, seed=seed)
-  return loop_lib.Stage(
-    name,
-    methods.TRAINING,
-    options,
-    plan,
-    plan.num_steps(options.epochs),
-    seed,
+  return stage_lib.Stage(
+    name=name,
+    method=methods.TRAINING,
+    options=options,
+    plan=plan,
+    hyperparameters=hyperparameters_of(options),
+    total_steps=plan.num_steps(options.epochs),
+    seed=seed,
     train=True,
     training_mode=True,
   )
 
 
-def _check(outcomes: Sequence[loop_lib.Outcome]) -> None:
+def _check(outcomes: Sequence[stage_lib.Outcome]) -> None:
   """Raises a UserError if the training of a model was stopped."""
   for outcome in outcomes:
     if outcome.stop != Stop.NONE:

@@ -8,11 +8,13 @@ import numpy as np
 import hamu_jax
 from hamu_jax import data as data_lib
 from hamu_jax.config import default as config_lib
-from hamu_jax.engine import loop, methods
+from hamu_jax.config.hyperparameters import hyperparameters_of
+from hamu_jax.engine import methods
+from hamu_jax.engine import stage as stage_lib
+from hamu_jax.experiment.task import Task
 from hamu_jax.models import weights
 from hamu_jax.paired import Paired
 from hamu_jax.run.stage_cache import fingerprint
-from hamu_jax.vision import evaluation
 
 
 class Plan(NamedTuple):
@@ -24,12 +26,12 @@ class Plan(NamedTuple):
     final: the stage whose model is the unlearned one.
   """
 
-  stages: dict[str, loop.Stage]
+  stages: dict[str, stage_lib.Stage]
   keys: dict[str, str]
   final: str
 
 
-def model_inputs(config: ml_collections.ConfigDict, task: Any) -> dict[str, Any]:
+def model_inputs(config: ml_collections.ConfigDict, task: Task) -> dict[str, Any]:
   """What every model of an experiment depends on, as JSON values."""
   return {
     "version": hamu_jax.__version__,
@@ -42,12 +44,12 @@ def model_inputs(config: ml_collections.ConfigDict, task: Any) -> dict[str, Any]
   }
 
 
-def make_plan(config: ml_collections.ConfigDict, task: Any, split: Paired, *, devices: int) -> Plan:
+def make_plan(config: ml_collections.ConfigDict, task: Task, split: Paired, *, devices: int) -> Plan:
   """Plans the stages for the examples that are to be forgotten.
 
   Args:
     config: validated.
-    task: `vision.Vision` or `language.Language`.
+    task: data and model.
     split: the examples by role.
     devices: how many work on a step.
 
@@ -110,43 +112,48 @@ def is_masked(config: ml_collections.ConfigDict) -> bool:
   return bool(config.fraction or config.path)
 
 
-def _training(config, task, name: str, indices: np.ndarray) -> loop.Stage:
+def _training(config: Any, task: Task, name: str, indices: np.ndarray) -> stage_lib.Stage:
+  options = config.train
   plan = data_lib.training_plan(
     indices,
-    batch_size=config.train.batch_size,
+    batch_size=options.batch_size,
     seed=config.seed,
-    reshuffle=config.train.shuffle == "each_epoch",
+    reshuffle=options.shuffle == "each_epoch",
   )
-  return loop.Stage(
-    name,
-    methods.TRAINING,
-    config.train,
-    plan,
-    plan.num_steps(config.train.epochs),
-    config.seed,
+  sam = _sam(config.sam, config.sam.train_rho, "min")
+  return stage_lib.Stage(
+    name=name,
+    method=methods.TRAINING,
+    options=options,
+    plan=plan,
+    hyperparameters=hyperparameters_of(options, methods.TRAINING, sam),
+    total_steps=plan.num_steps(options.epochs),
+    seed=config.seed,
     train=True,
     training_mode=True,
     microbatch=task.microbatch(True),
-    best=evaluation.selection_score if config.train.select == "best" else None,
-    sam=_sam(config.sam, config.sam.train_rho, "min"),
+    best=task.selection_score if options.select == "best" else None,
+    sam=sam,
   )
 
 
-def _unlearning(config, task, method: methods.Method, split: Paired) -> loop.Stage:
+def _unlearning(config: Any, task: Task, method: methods.Method, split: Paired) -> stage_lib.Stage:
   options, seed = config.method, config_lib.seed_of(config, "method")
   plan = _unlearning_batches(method, options, split, seed)
   steps = plan.num_steps(options.epochs)
   training_mode = task.in_training_mode(options)
-  return loop.Stage(
-    "unlearn",
-    method,
-    options,
-    plan,
-    min(steps, options.max_steps or steps),
-    seed,
+  sam = _sam(config.sam, config.sam.rho, config.sam.mode)
+  return stage_lib.Stage(
+    name="unlearn",
+    method=method,
+    options=options,
+    plan=plan,
+    hyperparameters=hyperparameters_of(options, method, sam),
+    total_steps=min(steps, options.max_steps or steps),
+    seed=seed,
     training_mode=training_mode,
     microbatch=task.microbatch(training_mode),
-    sam=_sam(config.sam, config.sam.rho, config.sam.mode),
+    sam=sam,
     mask_scope=config.mask.scope if is_masked(config.mask) else None,
   )
 

@@ -6,7 +6,8 @@
 takes the arguments of one `hamu_jax.main` after the other, with `--` between them; `launch.sweep
 --engine=vmap` writes such commands. The models of a stage that are not in the stage cache are trained
 as one program, mapped over their weights, examples and hyperparameters, on one device. Each experiment then
-goes on by itself: its run directory is the one that `hamu_jax.main` leaves, with the same numbers up to rounding.
+goes on by itself: its run directory is the one that `hamu_jax.main` leaves, with the same numbers up to
+rounding.
 """
 
 import contextlib
@@ -17,22 +18,14 @@ import ml_collections
 
 from hamu_jax.config import command_line as config_command_line
 from hamu_jax.config import default as config_lib
-from hamu_jax.engine import step as step_lib
+from hamu_jax.config import modalities, readers, validation
+from hamu_jax.config.hyperparameters import traced_fields
 from hamu_jax.errors import UserError
 from hamu_jax.experiment import experiment
 from hamu_jax.run import command_line, preemption, rundir
 from hamu_jax.run import stage_cache as stages
 
-# What a stage's program takes as data. `epochs` also decides how many steps there are.
-_SETTINGS = frozenset(
-  f"{section}.{name}"
-  for section in ("train", "method")
-  for name in (*step_lib.TRACED, "optimizer.learning_rate")
-  if name != "epochs"
-) | {"sam.rho", "sam.lamb", "sam.train_rho"}
 _SEEDS = frozenset({"seed", "method.seed", "evaluate.seed"})
-# Of these, 0 switches something off.
-_OFF_AT_ZERO = frozenset({"train.clip_norm", "method.clip_norm", "sam.rho", "sam.train_rho"})
 
 
 def group_key(config: ml_collections.ConfigDict) -> str | None:
@@ -49,12 +42,14 @@ def group_key(config: ml_collections.ConfigDict) -> str | None:
   if config.pairing == "pmap" or config.distributed.coordinator or config.wandb.project:
     return None
   fixed = {}
-  own_seeds = not config_lib.is_language(config) and config.data.scores != config_lib.ESTIMATE
+  traced = traced_fields()
+  is_images = modalities.name_of(config) == modalities.IMAGES
+  own_seeds = is_images and config.data.scores != readers.ESTIMATE
   for name, value in rundir.fields(rundir.jsonable(config.to_dict())):
     if config_lib.is_incidental(name) or (name in _SEEDS and own_seeds):
       continue
-    if name in _SETTINGS:
-      value = bool(value) if name in _OFF_AT_ZERO else value is not None
+    if name in traced:
+      value = bool(value) if traced[name] else value is not None
     fixed[name] = value
   return stages.fingerprint(fixed)
 
@@ -74,23 +69,25 @@ def train(experiments: Sequence[experiment.Experiment]) -> dict[int, UserError]:
   failures = {}
   lead = experiments[0]
   for each in experiments:
-    each.prepare()
+    each.stages.prepare()
   for name in ("pretrain", "retrain", "unlearn"):
     lacking = {}
     for number, each in enumerate(experiments):
-      if number not in failures and name in each.keys() and each.lacks(name):
+      if number not in failures and name in each.stages.keys() and each.stages.lacks(name):
         # Experiments may have a stage in common.
-        lacking.setdefault(each.keys()[name], []).append(number)
+        lacking.setdefault(each.stages.keys()[name], []).append(number)
     if not lacking:
       continue
     trained = [experiments[numbers[0]] for numbers in lacking.values()]
     # One alone goes on from where it was by itself.
     key = next(iter(lacking)) if len(lacking) == 1 else stages.fingerprint({"together": list(lacking)})
     owner = trained[0] if len(lacking) == 1 else lead
-    outcomes = lead.loop.run([each.member(name) for each in trained], owner.checkpoints(f"{name}-{key}"))
+    outcomes = lead.stages.loop.run(
+      [each.stages.member(name) for each in trained], owner.stages.checkpoints(f"{name}-{key}")
+    )
     for each, numbers, outcome in zip(trained, lacking.values(), outcomes, strict=True):
       try:
-        each.publish(name, outcome, together=len(trained))
+        each.stages.publish(name, outcome, together=len(trained))
       except UserError as error:
         failures |= dict.fromkeys(numbers, error)
   return failures
@@ -128,7 +125,7 @@ def run_members(
 def _run(arguments: Sequence[str]) -> None:
   members = [config_command_line.parse([arguments[0], *part]) for part in _parts(arguments[1:])]
   for values in members:
-    config_lib.validate(values.config)
+    validation.validate(values.config)
     if not values.workdir:
       raise UserError("--workdir is missing: each experiment needs a run directory of its own")
   workdirs = [values.workdir for values in members]

@@ -7,6 +7,7 @@ import numpy as np
 
 from hamu_jax.data import packing
 from hamu_jax.data.batching import PADDING
+from hamu_jax.engine import chunk as chunk_lib
 from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.placement import place, place_batches
@@ -71,7 +72,7 @@ class PackedTexts:
     """Most steps that a chunk may have: as many as fit a window."""
     shape = self.shape(plan)
     bytes_a_step = sum(role is not None for role in plan.streams) * shape.rows * shape.row_bytes
-    return int(np.clip(_WINDOW_BYTES // bytes_a_step, 1, step_lib.CHUNK_CAPACITY))
+    return int(np.clip(_WINDOW_BYTES // bytes_a_step, 1, chunk_lib.CHUNK_CAPACITY))
 
   def chunk(
     self, plan, start: int, stop: int, mesh: jax.sharding.Mesh | None

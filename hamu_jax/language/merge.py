@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from hamu_jax.config.checks import choice
-from hamu_jax.config.language import DTYPES
+from hamu_jax.config.fields.language import DTYPES
+from hamu_jax.config.kinds import choice
 from hamu_jax.errors import UserError
 from hamu_jax.models import llama, llama_weights, lora, lora_weights, pretrained
 from hamu_jax.run import command_line

@@ -29,7 +29,7 @@ Tree = Any
 
 
 class TextRequest(NamedTuple):
-  """Which texts are learnt and which of them are forgotten; as `request.Problem`.
+  """Which texts are learnt and which of them are forgotten; an `experiment.task.UnlearningRequest`.
 
   Attributes:
     fingerprint: of the texts that are learnt.
@@ -46,6 +46,11 @@ class TextRequest(NamedTuple):
   def available(self) -> np.ndarray:
     """[n] the indices of all examples."""
     return np.concatenate(self.indices)
+
+  @property
+  def original_indices(self) -> np.ndarray:
+    """[n] the same; no scores go by numbers of texts."""
+    return self.available
 
   def read_scores(self) -> None:
     """Forget sets of texts go by no scores."""
@@ -354,8 +359,8 @@ class Language(Adapted):
       progress=functools.partial(progress.Progress, enabled=hosts.is_writer()),
     )
 
-  def extras(self, evaluator: Evaluator) -> dict[str, Any]:
-    """{kind: (JSON values it depends on, variables -> (values, examples))} of final evaluations."""
+  def final_evaluations(self, evaluator: Evaluator) -> dict[str, Any]:
+    """What is measured of each example and, where answers are generated, of them."""
     options = self._config.evaluate
     if not options.generate:
       return {"per_example": ({}, lambda variables: ({}, evaluator.per_example(variables)))}
@@ -407,6 +412,14 @@ class Language(Adapted):
       )
     except UserError as error:
       raise UserError(f"config.evaluate.watermark_tokenizer: {error}") from None
+
+  def training_evaluator(self, mesh: jax.sharding.Mesh | None) -> Evaluator:
+    """Forget sets of texts go by no memorization scores."""
+    raise NotImplementedError("memorization ensembles are trained on images")
+
+  def selection_score(self, summary: Mapping[str, Any]) -> float:
+    """Training on texts keeps its last model."""
+    raise NotImplementedError("config.train.select='best' is for images")
 
   def compare(self, results: dict[str, Any], examples: Mapping[str, Any]) -> None:
     """Adds to each result what compares it with the retrained model: TOFU's forget quality."""

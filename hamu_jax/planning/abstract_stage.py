@@ -13,8 +13,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from hamu_jax.engine import loop, methods, objectives
+from hamu_jax.engine import chunk as chunk_lib
+from hamu_jax.engine import loop, methods, objectives, sub_step
 from hamu_jax.engine import pairing as pairing_lib
+from hamu_jax.engine import role_gradient as role_gradient_lib
+from hamu_jax.engine import stage as stage_lib
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.train_state import create_state
 from hamu_jax.experiment import stage_plan
@@ -57,12 +60,12 @@ class AbstractStage:
     plan = stage_plan.make_plan(config, task, split, devices=len(self.devices))
     # An experiment needs devices that all of its stages can share out.
     meshes = {
-      name: loop.stage_mesh(one, config.pairing, self.devices, config.mesh.weights)
+      name: stage_lib.stage_mesh(one, config.pairing, self.devices, config.mesh.weights)
       for name, one in plan.stages.items()
     }
     chosen = plan.final if stage == "unlearn" else stage
     self.stage, self._mesh = plan.stages[chosen], meshes[chosen]
-    self._together = loop.shared_axes(self._mesh)
+    self._exchange_axes = stage_lib.shared_axes(self._mesh)
 
   @property
   def examples_per_batch(self) -> int:
@@ -97,20 +100,20 @@ class AbstractStage:
 
   def plain(self) -> jax.stages.Lowered:
     """In its place the gradients of each role's loss alone: no transform and no optimizer."""
-    role = objectives.role_gradient(
+    role = role_gradient_lib.role_gradient(
       self._task.forward(self._config.pairing),
       self._fetch,
       ("ce",),
       train=self.stage.training_mode,
       microbatch=self.stage.microbatch,
-      together=self._together,
+      exchange_axes=self._exchange_axes,
     )
     # Where each half of the devices has a role, its examples have both names.
     roles = self.stage.method.roles[: 1 if self.stage.method.device_groups == 2 and self._mesh else 2]
 
     def step(state, frozen, data, batches, hyperparameters):
       key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-      inputs = objectives.Inputs(frozen.base, None, data, key, key, hyperparameters)
+      inputs = role_gradient_lib.Inputs(frozen.base, None, data, key, key, hyperparameters)
       gradients = [
         role(state.variables, inputs, getattr(batches.indices, name), {"ce": jnp.float32(1)}).gradient
         for name in roles
@@ -143,17 +146,17 @@ class AbstractStage:
   @functools.cached_property
   def _program(self) -> step_lib.StepProgram:
     pairing = self._config.pairing
-    return loop.stage_program(
+    return stage_lib.stage_program(
       self.stage,
       forward=self._task.forward(pairing),
       fetch=self._fetch,
       pairing=pairing,
-      together=self._together,
+      exchange_axes=self._exchange_axes,
     )
 
   def _lower(self, step) -> jax.stages.Lowered:
     stage, base, template = self.stage, self._base(), self._task.template
-    hyperparameters = step_lib.hyperparameters_of(stage.options, stage.sam)
+    hyperparameters = stage.hyperparameters
     state = jax.eval_shape(
       lambda variables: create_state(variables, self._program.optimizers(hyperparameters), stage.seed),
       template,
@@ -163,8 +166,8 @@ class AbstractStage:
       reference = template
     if stage.mask_scope:
       mask = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.int8), template["params"])
-    chunk = step_lib.compile_target(
-      step_lib.make_chunk(step),
+    chunk = chunk_lib.compile_target(
+      chunk_lib.make_chunk(step),
       self._mesh,
       stage.method.roles,
       sharded_data=self._sharded_data,
@@ -172,7 +175,7 @@ class AbstractStage:
     )
     return chunk.lower(
       self._placed(state),
-      step_lib.Frozen(self._placed(reference), self._placed(mask), base),
+      sub_step.Frozen(self._placed(reference), self._placed(mask), base),
       self._data(),
       self._batches(),
       self._placed(jax.ShapeDtypeStruct((), jnp.int32)),
@@ -186,12 +189,12 @@ class AbstractStage:
 
   def _indices(self):
     """The examples of a chunk's batches."""
-    empty = np.zeros((step_lib.CHUNK_CAPACITY, self.examples_per_batch), np.int32)
+    empty = np.zeros((chunk_lib.CHUNK_CAPACITY, self.examples_per_batch), np.int32)
     indices = Paired(*(None if role is None else empty for role in self.stage.plan.streams))
     return indices if self._mesh is None else pairing_lib.shard_indices(indices, self._mesh)
 
   def _batches(self) -> step_lib.Batches:
-    epoch = jax.ShapeDtypeStruct((step_lib.CHUNK_CAPACITY,), jnp.int32)
+    epoch = jax.ShapeDtypeStruct((chunk_lib.CHUNK_CAPACITY,), jnp.int32)
     spec = jax.sharding.PartitionSpec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
     return step_lib.Batches(self._placed(self._indices(), spec), self._placed(epoch))
 

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import jax
 
 from hamu_jax.config import command_line as config_command_line
-from hamu_jax.config import default as config_lib
-from hamu_jax.config.checks import choice, in_range
+from hamu_jax.config import modalities, readers, validation
+from hamu_jax.config.kinds import choice, in_range
 from hamu_jax.errors import UserError
 from hamu_jax.models import llama_config
 from hamu_jax.planning import abstract_stage, hlo
@@ -289,15 +289,15 @@ def _sizes(config) -> tuple[str, llama_config.LlamaConfig]:
 def _check(config) -> None:
   if config.data.forget == "memorization":
     # Which rows are the most memorized makes no difference to a program, and no file needs to be there.
-    config.data.scores = config_lib.ESTIMATE
-  config_lib.validate(config)
-  if config_lib.is_language(config) and config.language.attention != "xla":
+    config.data.scores = readers.ESTIMATE
+  validation.validate(config)
+  if modalities.is_language(config) and config.language.attention != "xla":
     raise UserError(f"config.language.attention={config.language.attention!r}: is for GPUs; set it to 'xla'")
 
 
 def _abstract_stage(config, options, target: Target) -> tuple[abstract_stage.AbstractStage, str]:
   """-> what is compiled, the name of its model."""
-  if not config_lib.is_language(config):
+  if not modalities.is_language(config):
     return vision_plan.AbstractStage(config, target.devices, options.stage), config.model.name
   model, sizes = _sizes(config)
   stage = language_plan.AbstractStage(config, sizes, target.devices, options.example_tokens, options.stage)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hamu_jax.config import default as config_lib
+from hamu_jax.config import modalities
 from hamu_jax.errors import UserError
 from hamu_jax.report import run_plots
 from hamu_jax.run import rundir
@@ -609,7 +610,7 @@ def _references(runs: Sequence[Run], fields: Sequence[str]) -> Iterator[Group]:
 
 def _draw(run: Run) -> tuple[str, ...]:
   """The fields that decide which rows of a dataset are there."""
-  if run.config["model.name"] == config_lib.LANGUAGE_MODEL:
+  if run.config["model.name"] == modalities.LANGUAGE_MODEL:
     return key_of(run.config, ["data.seed", *(name for name in run.config if name.startswith("text."))])
   subset = run.config["data.train_size"] or run.config["data.test_size"]
   return key_of(run.config, ["data.seed"] if subset else [])

@@ -180,6 +180,7 @@ class RunDir:
     path: os.PathLike | str,
     config: Mapping[str, Any],
     *,
+    defaults: Mapping[str, Any] | None = None,
     ignore: Sequence[str] = (),
     writer: bool = True,
   ) -> "RunDir":
@@ -189,6 +190,8 @@ class RunDir:
       path: The directory, made when missing.
       config: The resolved configuration; its section ``wandb`` (project, name, entity, mode) adds
         the Weights & Biases sink when ``project`` is not empty.
+      defaults: Configuration whose values stand for fields that the one that is there lacks, as a
+        version that had fewer fields wrote it.
       ignore: Dotted names of fields or sections that may differ from the run that is there, e.g.
         ``("wandb", "log.every")``; the file then takes the new values.
       writer: Whether this process writes.
@@ -202,7 +205,8 @@ class RunDir:
     path, config = pathlib.Path(path), jsonable(config)
     with _writing(path):
       if (path / "config.json").exists():
-        _same_experiment(path, read_json(path / "config.json"), config, ignore)
+        there = dict(fields(jsonable(defaults or {}))) | dict(fields(read_json(path / "config.json")))
+        _same_experiment(path, there, dict(fields(config)), ignore)
       if not writer:
         return cls(path, writer=False)
       path.mkdir(parents=True, exist_ok=True)
@@ -303,7 +307,6 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
 def _same_experiment(
   path: pathlib.Path, there: Mapping[str, Any], here: Mapping[str, Any], ignore: Sequence[str]
 ) -> None:
-  there, here = dict(fields(there)), dict(fields(here))
   differing = [
     name
     for name in sorted(there.keys() | here.keys())

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from hamu_jax import data as data_lib
+from hamu_jax.engine import chunk as chunk_lib
 from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.placement import place, place_batches
@@ -54,7 +55,7 @@ class ResidentImages:
   def most_steps(self, plan) -> int:
     """Most steps that a chunk may have."""
     del plan
-    return step_lib.CHUNK_CAPACITY
+    return chunk_lib.CHUNK_CAPACITY
 
   def chunk(self, plan, start: int, stop: int, mesh) -> tuple[ImageData, step_lib.Batches]:
     """The data and the batches of the steps start..stop-1 of a plan, on the devices of the mesh."""
@@ -90,7 +91,7 @@ class StreamedImages:
   def most_steps(self, plan) -> int:
     """Most steps that a chunk may have: as many as fit a window."""
     bytes_a_step = 2 * plan.batch_size * int(np.prod(self._data.images.shape[1:]))
-    return int(np.clip(_WINDOW_BYTES // bytes_a_step, 1, step_lib.CHUNK_CAPACITY))
+    return int(np.clip(_WINDOW_BYTES // bytes_a_step, 1, chunk_lib.CHUNK_CAPACITY))
 
   def chunk(self, plan, start: int, stop: int, mesh) -> tuple[ImageData, step_lib.Batches]:
     """As `ResidentImages.chunk`; starts on the chunk after it, which is most likely as long."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from hamu_jax import data as data_lib
 from hamu_jax.config import default as config_lib
+from hamu_jax.config import readers
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
 from hamu_jax.vision import feed
@@ -37,7 +38,7 @@ class UnlearningRequest(NamedTuple):
   @property
   def estimates_scores(self) -> bool:
     """Whether the forget set goes by memorization scores that are still to be estimated."""
-    return self.config.forget == "memorization" and self.config.scores == config_lib.ESTIMATE
+    return self.config.forget == "memorization" and self.config.scores == readers.ESTIMATE
 
   @property
   def original_indices(self) -> np.ndarray:

@@ -236,7 +236,7 @@ class Vision:
       mesh: devices that share an evaluation, None for the default one.
     """
     data = self._config.data
-    return self.evaluator_of(
+    return self._evaluator_of(
       mesh,
       evaluation_splits(
         self.request.dataset,
@@ -247,14 +247,23 @@ class Vision:
       ),
     )
 
-  def evaluator_of(
+  def training_evaluator(self, mesh: jax.sharding.Mesh | None) -> evaluation.Evaluator:
+    """Evaluates the available training images, in order."""
+    train = self.request.dataset.train
+    return self._evaluator_of(mesh, {"train": Examples(train.images, train.labels, self.request.available)})
+
+  def selection_score(self, summary: Mapping[str, Any]) -> float:
+    """See `evaluation.selection_score`."""
+    return evaluation.selection_score(summary)
+
+  def _evaluator_of(
     self, mesh: jax.sharding.Mesh | None, splits: Mapping[str, Examples]
   ) -> evaluation.Evaluator:
-    """Evaluates some splits; evaluation has no training statistics."""
+    # Evaluation has no training statistics to share.
     return evaluation.Evaluator(self.forward("sequential"), splits, self._config.evaluate.batch_size, mesh)
 
-  def extras(self, evaluator: evaluation.Evaluator) -> dict[str, Any]:
-    """{kind: (JSON values it depends on, variables -> (values, examples))} of final evaluations."""
+  def final_evaluations(self, evaluator: evaluation.Evaluator) -> dict[str, Any]:
+    """The attack by a support vector machine, where it is asked for."""
     size, seed = self._config.evaluate.membership_size, config_lib.seed_of(self._config, "evaluate")
     if not self._config.evaluate.membership:
       return {}

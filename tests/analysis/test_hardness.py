@@ -14,9 +14,9 @@ from PIL import Image
 from hamu_jax import main
 from hamu_jax.analysis import forecast, hardness, hardness_plots, preview
 from hamu_jax.config import command_line as config_command_line
-from hamu_jax.config import default as config_lib
+from hamu_jax.config import validation
 from hamu_jax.engine import loop, methods
-from hamu_jax.engine import step as step_lib
+from hamu_jax.engine import stage as stage_lib
 from hamu_jax.engine.train_state import create_state
 from hamu_jax.experiment import experiment
 from hamu_jax.run import preemption
@@ -60,7 +60,7 @@ def make_config(folder):
     config.stage_cache = str(folder / "stages")
     with config.unlocked():
       config.update_from_flattened_dict(overrides)
-    config_lib.validate(config)
+    validation.validate(config)
     return config
 
   return make
@@ -318,10 +318,10 @@ def test_a_previewed_step_is_the_loops_step(make_config, tmp_path, overrides):
 
   start = experiment.Experiment(config, tmp_path, preemption.Watch(), record=False).start()
   stage, running = start.stage, start.loop
-  program = loop.stage_program(
-    stage, forward=running.forward, fetch=running.fetch("none"), pairing="sequential", together=()
+  program = stage_lib.stage_program(
+    stage, forward=running.forward, fetch=running.fetch("none"), pairing="sequential", exchange_axes=()
   )
-  settings = step_lib.hyperparameters_of(stage.options, stage.sam)
+  settings = stage.hyperparameters
   state = create_state(start.original, program.optimizers(settings), stage.seed)
   # A method of one role has pairs of another plan; the preview is of its own rows in that.
   plan = stage.plan if reads_pairs else look._stage.plan

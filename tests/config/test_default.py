@@ -10,7 +10,9 @@ import optax
 import pytest
 
 from hamu_jax.config import default as config_lib
-from hamu_jax.engine import methods, objectives
+from hamu_jax.config import validation
+from hamu_jax.config.hyperparameters import hyperparameters_of
+from hamu_jax.engine import methods, objectives, sub_step
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.train_state import create_state
 from hamu_jax.errors import UserError
@@ -49,7 +51,7 @@ def test_defaults_are_those_of_the_paper():
   [("cifar_hamu.py", ()), ("cifar_hamu.py", ("smoke",)), ("digits_hamu.py", ())],
 )
 def test_configs_are_valid(name, argument):
-  config_lib.validate(load(name)(*argument))
+  validation.validate(load(name)(*argument))
 
 
 OF_IMAGES = [name for name, row in methods.METHODS.items() if not row.for_language]
@@ -80,9 +82,9 @@ def test_language_configs_are_valid_for_their_methods(name, variant):
     config.method.name = method
     if method in ("ft_l1", "salun", "sharp_minmax"):
       with pytest.raises(UserError, match=rf"config.method.name='{method}': is for image models"):
-        config_lib.validate(config)
+        validation.validate(config)
     else:
-      config_lib.validate(config)
+      validation.validate(config)
     assert not (row.for_language and row.needs_mask)
 
 
@@ -120,7 +122,7 @@ def test_sharp_configs_are_valid_in_all_variants(name, smoke, tmp_path, monkeypa
   ):
     words = [method, level, sam, adaptive, "smoke" if smoke else ""]
     config = get_config(",".join(filter(None, words)))
-    config_lib.validate(config)
+    validation.validate(config)
     assert config.model.name == SHARP[name][smoke]
     assert (config.method.name, config.data.memorization_level) == (method, level)
     assert (config.sam.rho > 0, config.sam.adaptive) == (bool(sam), bool(adaptive))
@@ -143,14 +145,14 @@ def test_an_undeclared_field_is_refused_wherever_it_comes_from():
   config.method.aplha = 1.0
   message = "config.method.aplha: no such field; the nearest is config.method.alpha"
   with pytest.raises(UserError, match=message):
-    config_lib.validate(config)
+    validation.validate(config)
 
 
 def test_a_missing_field_is_refused():
   config = config_lib.default_config()
   del config.method.gamma
   with pytest.raises(UserError, match="config.method.gamma: missing"):
-    config_lib.validate(config)
+    validation.validate(config)
 
 
 @pytest.mark.parametrize(
@@ -170,14 +172,14 @@ def test_bad_method_values_are_refused(field, value, message):
   config = config_lib.default_config()
   config.method[field] = value
   with pytest.raises(UserError, match=message):
-    config_lib.validate(config)
+    validation.validate(config)
 
 
 def test_a_constraint_no_global_radius_allows_is_refused():
   config = config_lib.default_config()
   config.method.update(scope="global", radius=0.1, constraint=0.2)
   with pytest.raises(UserError, match="radius 0.1 with gradients clipped to 1.*at most 0.1"):
-    config_lib.validate(config)
+    validation.validate(config)
 
 
 LOOSE = {"stop_on_loss": True, "min_forget_loss": 0.0, "max_retain_loss": 9.0}
@@ -265,12 +267,12 @@ def final_params(options, opposed=False):
     pairing="sequential",
     train=False,
     schedule=optax.constant_schedule(1.0),
-    sharpness=step_lib.Sharpness() if masked else None,
+    sharpness=sub_step.Sharpness() if masked else None,
     mask_scope="update" if masked else None,
   )
   weights = (0.1 if opposed else 1.0) * jnp.asarray(rng.normal(size=(6, classes)))
   params = {"w": weights, "b": jnp.zeros(classes)}
-  settings = step_lib.hyperparameters_of(options, {"rho": 0.1, "lamb": 1.0})
+  settings = hyperparameters_of(options, methods.METHODS[options.name], {"rho": 0.1, "lamb": 1.0})
   state = create_state({"params": params}, program.optimizers(settings), 0)
   step = jax.jit(program.step)
   rows = Paired(jnp.arange(20), jnp.arange(20, 40))
@@ -278,7 +280,7 @@ def final_params(options, opposed=False):
   mask = jax.tree.map(lambda leaf: jnp.arange(leaf.size).reshape(leaf.shape) % 2, params)
   feed = step_lib.Batches(rows, jnp.int32(0))
   for _ in range(3):
-    state, _ = step(state, step_lib.Frozen(reference, mask), data, feed, settings)
+    state, _ = step(state, sub_step.Frozen(reference, mask), data, feed, settings)
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
 
 

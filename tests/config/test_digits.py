@@ -5,6 +5,7 @@ import pytest
 
 from hamu_jax import data
 from hamu_jax.config import default as config_lib
+from hamu_jax.config import validation
 from hamu_jax.config.digits import on_digits
 from hamu_jax.config.sharpness_paper import sharp_config
 from hamu_jax.engine.methods import METHODS
@@ -39,7 +40,7 @@ def test_images_are_normalized_by_their_own_statistics():
 def test_nothing_is_left_of_the_other_dataset(name):
   config = imagenet(name)
   assert on_digits(config, "resnet18", width=16) is config
-  config_lib.validate(config)
+  validation.validate(config)
   assert (config.model.name, config.model.width, config.method.name) == ("resnet18", 16, name)
   digits = config_lib.load_dataset(config.data)
   held_out = len(data.validation_indices(digits.train.labels, config.data.validation_fraction, 0))

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from hamu_jax.config import default as config_lib
+from hamu_jax.config import validation
 from hamu_jax.config.sharpness_paper import sharp_config
 from hamu_jax.engine.methods import METHODS
 
@@ -122,5 +122,5 @@ def test_the_ensemble_has_an_optimizer_of_its_own():
 def test_every_method_of_the_table_has_a_variant(name):
   config = config_of(name)
   config.data.scores = "estimate"
-  config_lib.validate(config)
+  validation.validate(config)
   assert config.method.name == name

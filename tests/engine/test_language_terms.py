@@ -13,7 +13,10 @@ import pytest
 import scipy.special
 
 from hamu_jax.config import default as config_lib
-from hamu_jax.engine import methods, objectives, pairing, placement
+from hamu_jax.config.hyperparameters import hyperparameters_of
+from hamu_jax.engine import chunk as chunk_lib
+from hamu_jax.engine import methods, objectives, pairing, placement, sub_step
+from hamu_jax.engine import role_gradient as role_gradient_lib
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.objectives import Outputs
 from hamu_jax.engine.train_state import create_state
@@ -366,14 +369,14 @@ def step_inputs(problem):
   data, _, reference = problem
   data = {name: jnp.asarray(values) for name, values in data.items()}
   key = jax.random.key(0)
-  return objectives.Inputs({}, reference, data, key, key, SETTINGS)
+  return role_gradient_lib.Inputs({}, reference, data, key, key, SETTINGS)
 
 
 @pytest.mark.parametrize("microbatch", [0, 1, 2])
 @pytest.mark.parametrize("name", TERMS)
 def test_a_role_sums_over_what_its_term_says(problem, name, microbatch):
   _, variables, _ = problem
-  role = objectives.role_gradient(linear, fetch, (name,), train=True, microbatch=microbatch)
+  role = role_gradient_lib.role_gradient(linear, fetch, (name,), train=True, microbatch=microbatch)
   sums = jax.jit(role)(variables, step_inputs(problem), jnp.asarray(ROWS.forget), {name: jnp.asarray(-0.8)})
   gradient, count, values = summed(problem, ROWS.forget, {name: -0.8})
   # Examples 6, 7, 10 and 11 have 3, 1, 3 and 2 examples.
@@ -421,10 +424,10 @@ def test_one_step_of_each_method_whatever_the_pairing(problem, name):
       schedule=optax.constant_schedule(1.0),
       microbatch=1,
     )
-    hyperparameters = step_lib.hyperparameters_of(options)
-    chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
+    hyperparameters = hyperparameters_of(options, method)
+    chunk = chunk_lib.compile_target(chunk_lib.make_chunk(program.step), mesh, method.roles)
     state = create_state(variables, program.optimizers(hyperparameters), seed=0)
-    state, frozen, window = placement.place((state, step_lib.Frozen(reference), data), mesh)
+    state, frozen, window = placement.place((state, sub_step.Frozen(reference), data), mesh)
     indices = Paired(*(role[None] for role in ROWS))
     batches = placement.place_batches(
       pairing.shard_indices(indices, mesh) if mesh else indices, np.zeros(1, np.int32), mesh

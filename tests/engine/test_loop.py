@@ -12,8 +12,9 @@ import pytest
 
 from hamu_jax import data
 from hamu_jax.config import default as config_lib
-from hamu_jax.engine import loop, methods
-from hamu_jax.engine import step as step_lib
+from hamu_jax.config.hyperparameters import hyperparameters_of
+from hamu_jax.engine import loop, methods, sub_step
+from hamu_jax.engine import stage as stage_lib
 from hamu_jax.engine.objectives import Outputs
 from hamu_jax.paired import Paired
 from hamu_jax.run import preemption, rundir
@@ -94,11 +95,20 @@ def setup(tmp_path):
       )
       plan = data.training_plan(np.arange(32), batch_size=8, seed=0)
       best = evaluation.selection_score if options.select == "best" else None
-      stage = loop.Stage(
-        "pretrain", methods.TRAINING, options, plan, 16, 0, train=True, training_mode=True, best=best
+      stage = stage_lib.Stage(
+        "pretrain",
+        methods.TRAINING,
+        options,
+        plan,
+        hyperparameters_of(options),
+        16,
+        0,
+        train=True,
+        training_mode=True,
+        best=best,
       )
       variables = {"params": {"w": jnp.zeros((4, 3))}, "batch_stats": {}}
-      member = loop.Member(stage, variables, step_lib.Frozen(), rundir.RunDir(tmp_path))
+      member = stage_lib.Member(stage, variables, sub_step.Frozen(), rundir.RunDir(tmp_path))
       (outcome,) = runner.run([member], tmp_path / "checkpoints")
     return outcome, evaluator, rundir.read_metrics(tmp_path).rows
 
@@ -158,12 +168,14 @@ class Together:
     seed = (0, 0, 5)[number]
     split = Paired(np.arange(24, dtype=np.int32), np.arange(24, 32, dtype=np.int32))
     plan = data.unlearning_plan(split, "paired", batch_size=8, seed=seed)
-    stage = loop.Stage("unlearn", methods.METHODS["gdiff"], options, plan, 12, seed)
+    stage = stage_lib.Stage(
+      "unlearn", methods.METHODS["gdiff"], options, plan, hyperparameters_of(options), 12, seed
+    )
     start = 0.1 * jax.random.normal(jax.random.key(seed), (4, 3))
     path = self._folder / f"run{number}"
     path.mkdir(parents=True, exist_ok=True)
-    return loop.Member(
-      stage, {"params": {"w": start}, "batch_stats": {}}, step_lib.Frozen(), rundir.RunDir(path)
+    return stage_lib.Member(
+      stage, {"params": {"w": start}, "batch_stats": {}}, sub_step.Frozen(), rundir.RunDir(path)
     )
 
   def run(self, numbers, interrupt_at=None):

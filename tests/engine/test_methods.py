@@ -1,4 +1,4 @@
-"""The table of methods against the definitions, example by example."""
+"""The table of methods against the definitions, row by row."""
 
 import chex
 import jax.numpy as jnp
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from hamu_jax.config import default as config_lib
+from hamu_jax.config.hyperparameters import hyperparameters_of
 from hamu_jax.engine import methods, objectives
-from hamu_jax.engine import step as step_lib
 
-SETTINGS = step_lib.hyperparameters_of(config_lib.default_config().method)
+OPTIONS = config_lib.default_config().method
 
 
 @pytest.mark.parametrize(
@@ -33,21 +33,23 @@ SETTINGS = step_lib.hyperparameters_of(config_lib.default_config().method)
 def test_objectives_of_a_method(name, retain, forget):
   (substep,) = methods.METHODS[name].substeps
   wanted = [role and {key: jnp.float32(value) for key, value in role.items()} for role in (retain, forget)]
-  got = substep.coefficients(SETTINGS, 0)
+  got = substep.coefficients(hyperparameters_of(OPTIONS, methods.METHODS[name]), 0)
   for role, expected in zip(got, wanted, strict=True):
     chex.assert_trees_all_close(role, expected, rtol=1e-5)
   assert list(substep.terms) == [role and tuple(sorted(role)) for role in (retain, forget)]
 
 
 def test_objectives_of_the_methods_with_two_sub_steps():
-  retain, forget = methods.METHODS["sharp_minmax"].substeps
-  assert float(retain.coefficients(SETTINGS, 0).retain["ce"]) == pytest.approx(0.99)
-  assert float(forget.coefficients(SETTINGS, 0).forget["ce"]) == pytest.approx(-0.01)
+  minmax, distill = methods.METHODS["sharp_minmax"], methods.METHODS["scrub_distill"]
+  hyperparameters = hyperparameters_of(OPTIONS, minmax)
+  retain, forget = minmax.substeps
+  assert float(retain.coefficients(hyperparameters, 0).retain["ce"]) == pytest.approx(0.99)
+  assert float(forget.coefficients(hyperparameters, 0).forget["ce"]) == pytest.approx(-0.01)
   assert (retain.forget, forget.retain) == (None, None)
   assert (retain.moves, forget.moves) == ("rest", "salient")
   ascent, descent = methods.METHODS["scrub_distill"].substeps
   assert (ascent.forget, ascent.epochs) == ({"distillation": -1.0}, "msteps")
-  got = descent.coefficients(SETTINGS, 0).retain
+  got = descent.coefficients(hyperparameters_of(OPTIONS, distill), 0).retain
   assert {name: round(float(value), 6) for name, value in got.items()} == {"ce": 0.99, "distillation": 0.1}
   # One SGD state for both passes, one each for the halves of sharp_minmax.
   assert methods.METHODS["scrub_distill"].optimizers == ("shared",)
@@ -56,7 +58,7 @@ def test_objectives_of_the_methods_with_two_sub_steps():
 
 def test_the_l1_weight_falls_linearly_to_the_epochs_without_it():
   (substep,) = methods.METHODS["ft_l1"].substeps
-  hyperparameters = SETTINGS | {"epochs": 5, "l1_free_epochs": 1, "l1_weight": 0.4}
+  hyperparameters = {"epochs": 5, "l1_free_epochs": 1, "l1_weight": 0.4}
   weights = [float(substep.coefficients(hyperparameters, epoch).retain["l1"]) for epoch in range(5)]
   np.testing.assert_allclose(weights, [0.4, 0.3, 0.2, 0.1, 0.0], atol=1e-7)
 

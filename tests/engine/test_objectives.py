@@ -7,6 +7,7 @@ import pytest
 import scipy.special
 
 from hamu_jax.engine import objectives
+from hamu_jax.engine import role_gradient as role_gradient_lib
 from hamu_jax.engine.objectives import Outputs
 
 
@@ -21,7 +22,7 @@ def context(batch, reference_logits=None, params=(), **hyperparameters):
 
 
 def inputs(data, reference=None):
-  return objectives.Inputs({}, reference, data, jax.random.key(0), jax.random.key(0), {})
+  return role_gradient_lib.Inputs({}, reference, data, jax.random.key(0), jax.random.key(0), {})
 
 
 def fetch(data, indices, key):
@@ -113,7 +114,7 @@ def test_gradient_is_that_of_the_sum_over_valid_rows(problem, microbatch, terms)
     }
     return sum(coefficients[name] * parts[name].sum() for name in terms)
 
-  role = objectives.role_gradient(linear, fetch, terms, train=False, microbatch=microbatch)
+  role = role_gradient_lib.role_gradient(linear, fetch, terms, train=False, microbatch=microbatch)
   sums = role(variables, inputs(data, reference), indices, {name: coefficients[name] for name in terms})
   np.testing.assert_allclose(sums.gradient, jax.grad(objective)(variables["params"]), rtol=1e-10)
   assert sums.count == 10
@@ -123,7 +124,7 @@ def test_gradient_is_that_of_the_sum_over_valid_rows(problem, microbatch, terms)
 
 def test_no_unused_term_is_computed(problem):
   data, variables, _ = problem
-  role = objectives.role_gradient(linear, fetch, ("ce",), train=False)
+  role = role_gradient_lib.role_gradient(linear, fetch, ("ce",), train=False)
   indices = jnp.arange(5, dtype=jnp.int32)
   # A reference that does not exist could not be evaluated.
   sums = role(variables, inputs(data), indices, {"ce": jnp.asarray(1.0)})
@@ -132,7 +133,7 @@ def test_no_unused_term_is_computed(problem):
 
 def test_microbatches_and_batch_statistics_exclude_each_other(problem):
   data, variables, _ = problem
-  role = objectives.role_gradient(linear, fetch, ("ce",), train=True, microbatch=4)
+  role = role_gradient_lib.role_gradient(linear, fetch, ("ce",), train=True, microbatch=4)
   variables = variables | {"batch_stats": {"mean": jnp.zeros(3)}}
   with pytest.raises(ValueError, match="microbatch=4"):
     role(variables, inputs(data), jnp.arange(8, dtype=jnp.int32), {"ce": jnp.asarray(1.0)})

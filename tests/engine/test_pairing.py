@@ -10,7 +10,10 @@ import optax
 import pytest
 
 from hamu_jax.config import default as config_lib
-from hamu_jax.engine import methods, pairing, placement
+from hamu_jax.config.fields.run import PAIRINGS
+from hamu_jax.config.hyperparameters import hyperparameters_of
+from hamu_jax.engine import chunk as chunk_lib
+from hamu_jax.engine import methods, pairing, placement, sub_step
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.train_state import create_state
 from hamu_jax.errors import UserError
@@ -74,7 +77,7 @@ def prepare(problem, name, kind, devices, *, microbatch=0, train=False, augment=
     schedule=optax.constant_schedule(1.0),
     microbatch=microbatch,
   )
-  hyperparameters = step_lib.hyperparameters_of(options)
+  hyperparameters = hyperparameters_of(options, method)
   state = create_state(variables, program.optimizers(hyperparameters), seed=0)
   indices = Paired(
     *(
@@ -82,8 +85,8 @@ def prepare(problem, name, kind, devices, *, microbatch=0, train=False, augment=
       for role, role_indices in zip(Paired._fields, ROWS, strict=True)
     )
   )
-  chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
-  frozen = step_lib.Frozen(reference)
+  chunk = chunk_lib.compile_target(chunk_lib.make_chunk(program.step), mesh, method.roles)
+  frozen = sub_step.Frozen(reference)
   state, frozen, data = placement.place((state, frozen, data), mesh)
   if mesh is not None:
     indices = pairing.shard_indices(indices, mesh)
@@ -174,7 +177,7 @@ def test_gradients_cross_between_the_halves_once(problem, devices):
 
 
 def test_device_program_never_calls_the_host(problem):
-  for kind in config_lib.PAIRINGS:
+  for kind in PAIRINGS:
     chunk, arguments = prepare(problem, "hamu-q", kind, 2)
     jaxpr = str(jax.make_jaxpr(chunk)(*arguments))
     assert not re.search(r"callback|infeed|outfeed", jaxpr)

@@ -14,8 +14,10 @@ from jax.flatten_util import ravel_pytree
 from hamu_jax import data as data_lib
 from hamu_jax import transforms
 from hamu_jax.config import default as config_lib
+from hamu_jax.config.hyperparameters import hyperparameters_of
 from hamu_jax.data import batching
-from hamu_jax.engine import objectives, optimizers, pairing
+from hamu_jax.engine import chunk as chunk_lib
+from hamu_jax.engine import methods, objectives, optimizers, pairing, sub_step
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.methods import METHODS
 from hamu_jax.engine.placement import place, place_batches
@@ -162,7 +164,7 @@ def golden_program(run, options, plan):
       pairing="sequential",
       train=True,
       schedule=optimizers.schedule_shape(options.optimizer, plan.position, run["steps"][-1]),
-      sharpness=mode and step_lib.Sharpness(run["adaptive"], mode),
+      sharpness=mode and sub_step.Sharpness(run["adaptive"], mode),
       mask_scope=scope,
     )
     _PROGRAMS[key] = program, jax.jit(program.step)
@@ -174,12 +176,12 @@ def check_run(arrays, run):
   options = golden_options(run, base, NAMES[key])
   data, plan = golden_plan(run, arrays, options.name)
   program, step = golden_program(run, options, plan)
-  hyperparameters = step_lib.hyperparameters_of(options, run if "sam" in run else None)
+  hyperparameters = hyperparameters_of(options, methods.METHODS[options.name], run if "sam" in run else None)
   state = create_state(golden_variables(arrays, net), program.optimizers(hyperparameters), seed=0)
   teacher = golden_variables(
     arrays, net, "scrub_teacher_params" if key == "SCRUB" and net == "mlp" else "init_params"
   )
-  frozen = step_lib.Frozen(teacher, nets.params(net, CLASSES, arrays[f"{net}/mask"]))
+  frozen = sub_step.Frozen(teacher, nets.params(net, CLASSES, arrays[f"{net}/mask"]))
   indices, epochs = plan.indices(0, run["steps"][-1]), plan.epochs(0, run["steps"][-1])
   states = [s for s, _ in one_by_one(step, state, frozen, data, indices, epochs, hyperparameters)]
   for index, number in enumerate(run["steps"]):
@@ -218,7 +220,7 @@ def test_reproduces_the_reference_run_of_other_networks_and_optimizers(x64, arra
   check_run(arrays, run)
 
 
-SHARP = step_lib.Sharpness(adaptive=True, mode="min")
+SHARP = sub_step.Sharpness(adaptive=True, mode="min")
 # Two steps of uneven batches: 11 and 12 retain examples, 7 and 12 to be forgotten.
 ROWS = Paired(
   retain=np.array([[*range(11), -1], [*range(12, 24)]], np.int32),
@@ -276,11 +278,11 @@ def run_steps(
     sharpness=sharpness,
     mask_scope=mask_scope,
   )
-  hyperparameters = step_lib.hyperparameters_of(options, {"rho": 0.5, "lamb": 0.7})
+  hyperparameters = hyperparameters_of(options, method, {"rho": 0.5, "lamb": 0.7})
   variables = variables or golden_variables(arrays, net)
   state = create_state(variables, program.optimizers(hyperparameters), seed=0)
   teacher = {**variables, "params": jax.tree.map(lambda leaf: 1.1 * leaf, variables["params"])}
-  frozen = step_lib.Frozen(teacher, nets.params(net, CLASSES, arrays[f"{net}/mask"]))
+  frozen = sub_step.Frozen(teacher, nets.params(net, CLASSES, arrays[f"{net}/mask"]))
   state, frozen, data = place((state, frozen, golden_data(arrays, net)), mesh)
   indices = Paired(
     *(role_indices if role in method.roles else None for role, role_indices in indices._asdict().items())
@@ -296,7 +298,7 @@ def run_steps(
   else:
     batches = place_batches(pairing.shard_indices(indices, mesh), epochs, mesh)
     arguments = state, frozen, data, batches, np.int32(len(epochs)), hyperparameters
-    chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
+    chunk = chunk_lib.compile_target(chunk_lib.make_chunk(program.step), mesh, method.roles)
     state, metrics, _ = chunk(*arguments)
     metrics = jax.tree.map(lambda leaf: leaf[: len(epochs)], metrics)
   assert int(state.step) == len(epochs)

@@ -10,7 +10,9 @@ import optax
 import pytest
 
 from hamu_jax.config import default as config_lib
-from hamu_jax.engine import methods
+from hamu_jax.config.hyperparameters import hyperparameters_of
+from hamu_jax.engine import chunk as chunk_lib
+from hamu_jax.engine import methods, sub_step
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.objectives import Outputs
 from hamu_jax.engine.train_state import create_state
@@ -113,10 +115,10 @@ def golden_rows(arrays, name, steps):
 
 def batches(indices):
   indices = jax.tree.map(
-    lambda leaf: np.pad(leaf, ((0, step_lib.CHUNK_CAPACITY - len(leaf)), (0, 0)), constant_values=-1),
+    lambda leaf: np.pad(leaf, ((0, chunk_lib.CHUNK_CAPACITY - len(leaf)), (0, 0)), constant_values=-1),
     indices,
   )
-  return step_lib.Batches(indices, jnp.zeros(step_lib.CHUNK_CAPACITY, jnp.int32))
+  return step_lib.Batches(indices, jnp.zeros(chunk_lib.CHUNK_CAPACITY, jnp.int32))
 
 
 _CHUNKS = {}
@@ -127,7 +129,7 @@ def run(options, params, data, indices, *, schedule=optax.constant_schedule(1.0)
 
   Returns initial state and, for each of `counts` (default: all examples), (state, metrics, steps run).
   """
-  hyperparameters = step_lib.hyperparameters_of(options)
+  hyperparameters = hyperparameters_of(options, methods.METHODS[options.name])
   static = {name: value for name, value in options.to_dict().items() if name not in hyperparameters}
   static |= {name: value is None for name, value in hyperparameters.items()}
   static["optimizer"] = options.optimizer.to_dict() | {"learning_rate": None}
@@ -144,12 +146,12 @@ def run(options, params, data, indices, *, schedule=optax.constant_schedule(1.0)
       schedule=schedule,
       mask_scope="update" if methods.METHODS[options.name].needs_mask else None,
     )
-    _CHUNKS[key] = program, jax.jit(step_lib.make_chunk(program.step)), schedule
+    _CHUNKS[key] = program, jax.jit(chunk_lib.make_chunk(program.step)), schedule
   program, chunk, _ = _CHUNKS[key]
   state = create_state({"params": params}, program.optimizers(hyperparameters), seed=0)
   (length,) = {len(leaf) for leaf in jax.tree.leaves(indices)}
   mask = jax.tree.map(lambda leaf: (jnp.arange(leaf.size) % 2).reshape(leaf.shape), params)
-  frozen = step_lib.Frozen(state.variables, mask)
+  frozen = sub_step.Frozen(state.variables, mask)
   return state, [
     chunk(state, frozen, data, batches(indices), jnp.int32(count), hyperparameters)
     for count in (counts or [length])
@@ -262,11 +264,11 @@ def test_a_schedule_acts_and_a_ratio_follows_it():
 
 def test_clipping_is_by_the_whole_norm():
   gradient = {"a": jnp.asarray([3.0, 0.0]), "b": jnp.asarray([4.0])}
-  clipped = step_lib.clip(gradient, jnp.asarray(5.0), 1.0)
+  clipped = sub_step.clip(gradient, jnp.asarray(5.0), 1.0)
   np.testing.assert_allclose(clipped["a"], [0.6, 0], rtol=1e-6)
   np.testing.assert_allclose(clipped["b"], [0.8], rtol=1e-6)
   for untouched in (
-    step_lib.clip(gradient, jnp.asarray(5.0), 9.0),
-    step_lib.clip(gradient, jnp.asarray(5.0), None),
+    sub_step.clip(gradient, jnp.asarray(5.0), 9.0),
+    sub_step.clip(gradient, jnp.asarray(5.0), None),
   ):
     np.testing.assert_array_equal(untouched["a"], gradient["a"])

@@ -12,9 +12,11 @@ import pytest
 
 from hamu_jax import data
 from hamu_jax.config import default as config_lib
+from hamu_jax.config.hyperparameters import hyperparameters_of
+from hamu_jax.engine import chunk as chunk_lib
 from hamu_jax.engine import loop as loop_lib
-from hamu_jax.engine import methods, pairing
-from hamu_jax.engine import step as step_lib
+from hamu_jax.engine import methods, pairing, sub_step
+from hamu_jax.engine import stage as stage_lib
 from hamu_jax.engine.objectives import Outputs
 from hamu_jax.errors import UserError
 from hamu_jax.experiment import memorization
@@ -177,17 +179,18 @@ def test_models_trained_together_are_those_trained_one_by_one(whole, estimate):
   pixels = DATA.images[AVAILABLE].reshape(len(AVAILABLE), -1) / 128 - 1
   for k in range(MODELS):
     plan = data.training_plan(AVAILABLE[included[k]], batch_size=BATCH, seed=SEED + k)
-    stage = loop_lib.Stage(
+    stage = stage_lib.Stage(
       f"alone{k}",
       methods.TRAINING,
       estimate.options,
       plan,
+      hyperparameters_of(estimate.options),
       STEPS,
       SEED + k,
       train=True,
       training_mode=True,
     )
-    member = loop_lib.Member(stage, init(SEED + k), step_lib.Frozen(), rundir.RunDir(estimate.folder))
+    member = stage_lib.Member(stage, init(SEED + k), sub_step.Frozen(), rundir.RunDir(estimate.folder))
     (outcome,) = estimate.loop().run([member], estimate.folder / f"{k}")
     params = outcome.variables["params"]
     jax.tree.map(
@@ -314,7 +317,7 @@ def test_what_cannot_give_scores_is_refused_before_anything_is_trained(estimate,
 
 
 def test_an_ensemble_that_diverges_is_one_clear_line(estimate, monkeypatch):
-  outcome = loop_lib.Outcome({}, 7, Stop.NONFINITE, {}, {}, 1.0)
+  outcome = stage_lib.Outcome({}, 7, Stop.NONFINITE, {}, {}, 1.0)
   monkeypatch.setattr(loop_lib.Loop, "run", lambda *arguments: [outcome])
   with pytest.raises(UserError, match="not finite after 7 steps; lower config.memorization.optimizer"):
     estimate.run()
@@ -335,7 +338,7 @@ def test_streamed_windows_hold_the_rows_of_all_models():
   streamed = feed.StreamedImages(feed.ImageData(images, indices, np.zeros(count, bool), indices))
   arrays, batches = streamed.chunk(plan, 0, 10, None)
   wanted = plan.indices(0, 10).retain
-  assert len(np.unique(wanted)) > 2 * step_lib.CHUNK_CAPACITY
+  assert len(np.unique(wanted)) > 2 * chunk_lib.CHUNK_CAPACITY
   local = np.asarray(batches.indices.retain[:10])
   np.testing.assert_array_equal(np.asarray(arrays.ids)[local], wanted)
   np.testing.assert_array_equal(np.asarray(arrays.images)[local], images[wanted])

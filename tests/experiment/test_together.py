@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from hamu_jax import main
 from hamu_jax.config import default as config_lib
+from hamu_jax.config import readers
 from hamu_jax.experiment import together
 from hamu_jax.run import progress, rundir
 
@@ -170,7 +171,7 @@ def test_whatever_else_does(overrides):
 
 
 def test_seeds_part_where_data_depend_on_them():
-  estimated = of(config_lib.default_config(), data__scores=config_lib.ESTIMATE)
+  estimated = of(config_lib.default_config(), data__scores=readers.ESTIMATE)
   text = of(config_lib.default_config(), model__name="llama")
   for config in (estimated, text):
     for seed in ("seed", "method__seed"):

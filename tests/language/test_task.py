@@ -12,10 +12,15 @@ import pytest
 
 from hamu_jax import data
 from hamu_jax.config import default as config_lib
+from hamu_jax.config import validation
+from hamu_jax.config.hyperparameters import hyperparameters_of
 from hamu_jax.config.language_paper import language_config
 from hamu_jax.data import packing
 from hamu_jax.data.encoding import Encoded
-from hamu_jax.engine import loop, methods, objectives, pairing, placement
+from hamu_jax.engine import chunk as chunk_lib
+from hamu_jax.engine import loop, methods, pairing, placement, sub_step
+from hamu_jax.engine import role_gradient as role_gradient_lib
+from hamu_jax.engine import stage as stage_lib
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.train_state import create_state
 from hamu_jax.experiment import stage_plan
@@ -93,9 +98,11 @@ BATCH = np.array([6, 11, 8, 7, 10], np.int32)
 
 @functools.cache
 def role_program(terms, dropout, piece):
-  """`objectives.role_gradient` of these terms, compiled."""
+  """`role_gradient.role_gradient` of these terms, compiled."""
   forward = language.make_forward(MODEL, lora.LoraConfig(LORA.rank, LORA.alpha, dropout), hidden_layer=0)
-  return jax.jit(objectives.role_gradient(forward, language.fetch, terms, train=True, microbatch=piece))
+  return jax.jit(
+    role_gradient_lib.role_gradient(forward, language.fetch, terms, train=True, microbatch=piece)
+  )
 
 
 def role_sums(case, layout, coefficients, *, dropout=0.0, key=0):
@@ -110,7 +117,9 @@ def role_sums(case, layout, coefficients, *, dropout=0.0, key=0):
   if layout.gaps:
     places = np.stack([places, np.full_like(places, -1)], axis=1).reshape(-1)[::-1]
   key = jax.random.key(key)
-  inputs = objectives.Inputs({"base": case.base}, variables_of(case.original), window, key, key, SETTINGS)
+  inputs = role_gradient_lib.Inputs(
+    {"base": case.base}, variables_of(case.original), window, key, key, SETTINGS
+  )
   return role_program(tuple(sorted(coefficients)), dropout, layout.piece)(
     variables_of(case.adapter), inputs, jnp.asarray(places), jax.tree.map(jnp.asarray, coefficients)
   )
@@ -230,11 +239,13 @@ def test_losses_and_gradients_are_pefts(golden, read_llama, shape, row_length, p
   packer = packing.Packer(packing.TextData(Encoded(ids, start, 0), None, np.zeros(3, bool)))
   batch = np.array([2, 0, 1], np.int32)
   window = packer.pack(batch, packer.shape([batch], row_length, 1))
-  role = objectives.role_gradient(
+  role = role_gradient_lib.role_gradient(
     language.make_forward(case.model, case.lora), language.fetch, ("ce",), train=True, microbatch=piece
   )
   key = jax.random.key(0)
-  inputs = objectives.Inputs({"base": case.params}, {}, jax.tree.map(jnp.asarray, window), key, key, {})
+  inputs = role_gradient_lib.Inputs(
+    {"base": case.params}, {}, jax.tree.map(jnp.asarray, window), key, key, {}
+  )
   sums = jax.jit(role)(
     {"params": lora.unstack(case.adapter), "batch_stats": {}},
     inputs,
@@ -286,15 +297,15 @@ def run_steps(case, name, kind, devices, *, dropout, count=2):
     schedule=optax.constant_schedule(1.0),
     microbatch=1,
   )
-  hyperparameters = step_lib.hyperparameters_of(options)
-  chunk = step_lib.compile_target(step_lib.make_chunk(program.step), mesh, method.roles)
+  hyperparameters = hyperparameters_of(options, method)
+  chunk = chunk_lib.compile_target(chunk_lib.make_chunk(program.step), mesh, method.roles)
   variables = variables_of(case.adapter)
   state = create_state(variables, program.optimizers(hyperparameters), seed=0)
   plan = data.unlearning_plan(SPLIT, "paired", batch_size=4, seed=0)
   texts = packed.PackedTexts(case.texts, 0, 1)
   texts.prepare(plan, count)
   window, batches = texts.chunk(plan, 0, count, mesh)
-  frozen = step_lib.Frozen(variables, None, {"base": case.base})
+  frozen = sub_step.Frozen(variables, None, {"base": case.base})
   state, frozen = placement.place((state, frozen), mesh)
   state, metrics, done = jax.device_get(
     chunk(state, frozen, window, batches, jnp.int32(count), hyperparameters)
@@ -393,7 +404,7 @@ def run_stage(tmp_path, name, kind, **mesh):
   config.language.rematerialization = "full"
   config.pairing = kind
   config.mesh.update(mesh)
-  config_lib.validate(config)
+  validation.validate(config)
   task = language.Language(config)
   devices = jax.devices() if kind == "pmap" else jax.devices()[:1]
   stages = stage_plan.make_plan(config, task, task.request.split(None), devices=len(devices)).stages
@@ -417,8 +428,8 @@ def run_stage(tmp_path, name, kind, **mesh):
       base=task.base,
       weights=config.mesh.weights,
     )
-    frozen = step_lib.Frozen(variables)
-    member = loop.Member(stages["unlearn"], variables, frozen, rundir.RunDir(folder))
+    frozen = sub_step.Frozen(variables)
+    member = stage_lib.Member(stages["unlearn"], variables, frozen, rundir.RunDir(folder))
     (outcome,) = runner.run([member], folder / "checkpoints")
   rows = [row for row in rundir.read_metrics(folder).rows if row["split"] == "step"]
   return task, variables, outcome, rows

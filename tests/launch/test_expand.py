@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from hamu_jax.config import default as config_lib
+from hamu_jax.config import validation
 from hamu_jax.engine import methods
 from hamu_jax.errors import UserError
 from hamu_jax.experiment import stage_plan
@@ -276,7 +276,7 @@ def test_members_share_what_the_plan_of_the_stages_shares(select):
     config.train.select = "last" if select == "last" else "best"
     config.update_from_flattened_dict(change)
     config.method.batch_size = 64
-    config_lib.validate(config)
+    validation.validate(config)
     task = vision.Vision(config)
     split = task.request.split(None)
     stages = stage_plan.make_plan(config, task, split, devices=1).keys

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from hamu_jax.config import command_line as config_command_line
-from hamu_jax.config import default as config_lib
+from hamu_jax.config import readers, validation
 from hamu_jax.models import llama_config
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -89,8 +89,8 @@ def test_launched_configuration_is_valid(launched, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
   values = config_command_line.parse(["hamu_jax.main", *on_each_host(launched, tmp_path)])
   if values.config.data.forget == "memorization":
-    values.config.data.scores = config_lib.ESTIMATE
-  config_lib.validate(values.config)
+    values.config.data.scores = readers.ESTIMATE
+  validation.validate(values.config)
   assert values.workdir == "/mnt/runs/a b"
   assert values.config.pairing == "pmap"
   assert values.config.distributed.coordinator == "auto"

@@ -16,8 +16,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hamu_jax.config import default as config_lib
 from hamu_jax.config import language_paper as language_config
+from hamu_jax.config import validation
 from hamu_jax.errors import UserError
 from hamu_jax.models import llama_config
 from hamu_jax.planning import hlo, plan
@@ -140,7 +140,7 @@ def language():
   config = language_config.language_config()
   config.data.source = "tofu"
   config.method.batch_size, config.train.batch_size = 6, 2
-  config_lib.validate(config)
+  validation.validate(config)
   return config
 
 

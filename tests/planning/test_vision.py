@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hamu_jax.config import default as config_lib
-from hamu_jax.engine import methods, objectives, placement, step
+from hamu_jax.config import validation
+from hamu_jax.engine import methods, objectives, placement
 from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.errors import UserError
 from hamu_jax.planning import vision as vision_plan
@@ -59,7 +60,7 @@ def filled(shapes):
 def test_the_planned_program_runs_on_what_the_loop_feeds(method, pairing, stream, stage, config):
   config.method.name, config.pairing, config.data.stream = method, pairing, stream
   config.mask.fraction = 0.5 if methods.METHODS[method].needs_mask else 0.0
-  config_lib.validate(config)
+  validation.validate(config)
   stage = vision_plan.AbstractStage(config, jax.devices(), stage)
   lowered = stage.step()
   shapes = lowered.args_info[0]
@@ -74,7 +75,7 @@ def test_the_planned_program_runs_on_what_the_loop_feeds(method, pairing, stream
   assert (frozen.mask is not None) == (method == "sharp_minmax")
   state, frozen = placement.place((state, filled(frozen)), mesh)
   # A compiled program takes no other shapes, types or places than it is compiled for.
-  hyperparameters = step.hyperparameters_of(stage.stage.options, stage.stage.sam)
+  hyperparameters = stage.stage.hyperparameters
   state, _, done = lowered.compile()(
     state, frozen, data, batches, placement.place(jnp.int32(2), mesh), hyperparameters
   )

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from hamu_jax import data
+from hamu_jax.engine import chunk as chunk_lib
 from hamu_jax.engine import pairing, placement
-from hamu_jax.engine import step as step_lib
 from hamu_jax.paired import Paired
 from hamu_jax.vision import feed
 
@@ -99,8 +99,8 @@ def test_rows_are_padded_to_the_chunk():
   indices = Paired(np.ones((3, 5), np.int32), None)
   placed = placement.place_batches(indices, np.zeros(3, np.int32), None).indices
   assert placed.forget is None
-  assert placed.retain.shape == (step_lib.CHUNK_CAPACITY, 5)
-  assert int((placed.retain == -1).all(axis=1).sum()) == step_lib.CHUNK_CAPACITY - 3
+  assert placed.retain.shape == (chunk_lib.CHUNK_CAPACITY, 5)
+  assert int((placed.retain == -1).all(axis=1).sum()) == chunk_lib.CHUNK_CAPACITY - 3
 
 
 def test_placing_on_a_mesh_replicates():

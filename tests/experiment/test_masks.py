@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from hamu_jax import data
 from hamu_jax.config import default as config_lib
+from hamu_jax.config import validation
 from hamu_jax.errors import UserError
-from hamu_jax.experiment import experiment, saliency
+from hamu_jax.experiment import experiment, masks
 from hamu_jax.paired import Paired
 from hamu_jax.run import preemption
 from hamu_jax.run import stage_cache as stages
@@ -51,7 +52,7 @@ class Runs:
     config.method.optimizer.update(learning_rate=0.1, momentum=0.9, weight_decay=0.1)
     config.method.update(method or {})
     config.mask.update(batch_size=BATCH, **mask)
-    config_lib.validate(config)
+    validation.validate(config)
     with preemption.Watch() as watch:
       experiment.Experiment(config, self.folder / name, watch).run()
     return self.folder / name
@@ -135,7 +136,7 @@ def test_another_fraction_is_there_already(tenth, runs, magnitude, monkeypatch):
   def unexpected(*arguments, **options):
     raise AssertionError("computed again")
 
-  monkeypatch.setattr(saliency, "forget_gradient", unexpected)
+  monkeypatch.setattr(masks, "forget_gradient", unexpected)
   smaller, larger = (
     flat(load_file(folder / "mask.safetensors")) for folder in (tenth, runs("half", fraction=0.5))
   )
@@ -213,17 +214,17 @@ def test_fractions_that_mark_no_weight_are_one_clear_line():
   config.update(fraction=0.5, fractions=(0.1, 0.5))
   message = r"^config.mask.fractions=\(0.1, 0.5\): 0.1 of 5 weights is none; choose at least 0.2$"
   with pytest.raises(UserError, match=message):
-    saliency.check_fractions(config, {"w": jnp.zeros(5)})
-  saliency.check_fractions(config, {"w": jnp.zeros(10)})
+    masks.check_fractions(config, {"w": jnp.zeros(5)})
+  masks.check_fractions(config, {"w": jnp.zeros(10)})
   config.fraction = 0.0
-  saliency.check_fractions(config, {"w": jnp.zeros(5)})
+  masks.check_fractions(config, {"w": jnp.zeros(5)})
 
 
 def test_a_forget_set_without_any_gradient_has_a_mask(tmp_path):
   config = config_lib.default_config().mask
   config.update(fraction=0.5, fractions=(0.5,))
   cache = stages.StageCache(tmp_path)
-  mask, record = saliency.cached_mask(
+  mask, record = masks.cached_mask(
     config, {"w": jnp.zeros(4)}, lambda: {"w": jnp.zeros(4)}, cache=cache, key="k", provenance={}
   )
   assert mask["w"].sum() == 2

@@ -11,7 +11,7 @@ import numpy as np
 
 import sam_jax
 from hamu_jax import models
-from hamu_jax.engine import objectives
+from hamu_jax.engine import role_gradient as role_gradient_lib
 from hamu_jax.errors import UserError
 from hamu_jax.run import hosts
 from hamu_jax.run import stage_cache as stages
@@ -25,8 +25,8 @@ def forget_gradient(forward, fetch, feed, plan, variables: Tree, *, base: Tree, 
   In evaluation mode, at the original model. The batches count alike, also a short last one.
 
   Args:
-    forward: see `objectives.role_gradient`.
-    fetch: see `objectives.role_gradient`.
+    forward: see `role_gradient.role_gradient`.
+    fetch: see `role_gradient.role_gradient`.
     feed: `feed.ResidentImages` or `feed.StreamedImages`.
     plan: a plan whose epoch is one pass over the forget set.
     variables: the original model's.
@@ -38,12 +38,12 @@ def forget_gradient(forward, fetch, feed, plan, variables: Tree, *, base: Tree, 
 
   Source: SalUn (arXiv 2310.12508).
   """
-  gradient_of = objectives.role_gradient(forward, fetch, ("ce",), train=False, microbatch=microbatch)
+  gradient_of = role_gradient_lib.role_gradient(forward, fetch, ("ce",), train=False, microbatch=microbatch)
   key = jax.random.key(0)  # Nothing is drawn without augmentation.
 
   @jax.jit
   def add(total, variables, base, data, index_B):
-    inputs = objectives.Inputs(base, None, data, key, key, {})
+    inputs = role_gradient_lib.Inputs(base, None, data, key, key, {})
     sums = gradient_of(variables, inputs, index_B, {"ce": jnp.float32(1)})
     return jax.tree.map(lambda leaf, new: leaf + new / sums.count, total, sums.gradient)
 

@@ -3,8 +3,8 @@
 import pytest
 
 from hamu_jax.config import default as config_lib
-from hamu_jax.engine import loop
-from hamu_jax.experiment import experiment
+from hamu_jax.engine import stage as stage_lib
+from hamu_jax.experiment.stop_reason import describe_stop
 from hamu_jax.transforms.stop import Stop
 
 
@@ -25,15 +25,17 @@ from hamu_jax.transforms.stop import Stop
   ],
 )
 def test_every_way_to_end_is_described(stop, metrics, wanted):
-  outcome = loop.Outcome(None, 7, stop, {}, metrics, 1.0)
+  outcome = stage_lib.Outcome(None, 7, stop, {}, metrics, 1.0)
   options = config_lib.default_config().method
-  assert wanted in experiment.describe_stop(outcome, options)
+  assert wanted in describe_stop(outcome, options)
 
 
 def test_an_absolute_constraint_is_described_in_its_own_unit():
   options = config_lib.default_config().method
   options.constraint = 0.05
-  outcome = loop.Outcome(None, 0, Stop.INFEASIBLE, {}, {"learning_rate": 0.1, "feasible_ratio": 0.2}, 1.0)
-  text = experiment.describe_stop(outcome, options)
+  outcome = stage_lib.Outcome(
+    None, 0, Stop.INFEASIBLE, {}, {"learning_rate": 0.1, "feasible_ratio": 0.2}, 1.0
+  )
+  text = describe_stop(outcome, options)
   assert "asks for 0.05, but the radius allows at most 0.02 in every block" in text
   assert "lower config.method.constraint to that" in text

@@ -1,0 +1,154 @@
+"""Fields of the dataset, and of which of its examples are forgotten."""
+
+from hamu_jax import data
+from hamu_jax.config.fields.field import Field, Section
+from hamu_jax.config.kinds import Choice, Count, Flag, Number, Several, Text
+from hamu_jax.config.readers import IMAGES, TEXTS, Reader, is_one_of
+from hamu_jax.data import text
+from sam_jax import memorization
+
+_HAS_NAME = is_one_of("data.source", "huggingface", "tfds", "tofu", "waterdrum")
+_HAS_PATH = Reader(
+  lambda config: config.data.source not in ("digits", "authors"), lambda: "by sources that are not embedded"
+)
+_HAS_COLUMNS = IMAGES & is_one_of("data.source", "huggingface", "tfds", "parquet")
+_HAS_SUBSETS = Reader(
+  lambda config: config.data.source not in ("digits", "authors", "cifar10_binary", "tfds"),
+  lambda: "by sources that have configurations (huggingface, parquet and those of texts)",
+)
+_BY_CLASS = IMAGES & is_one_of("data.forget", "class", "hard_probability")
+_BY_SCORES = IMAGES & is_one_of("data.forget", "memorization")
+_DRAWS = TEXTS | Reader(
+  lambda config: bool(
+    config.data.train_size
+    or config.data.test_size
+    or config.data.validation_fraction
+    or config.data.forget in ("hard_probability", "random")
+  ),
+  lambda: "by what draws examples (train_size, test_size, validation_fraction, forget sets at random)",
+)
+
+
+class _Sources:
+  """All sources, of images and of texts, as the tables have them."""
+
+  def __iter__(self):
+    return iter(dict.fromkeys((*data.SOURCES, *text.TEXT_SOURCES)))
+
+
+SECTIONS = (
+  Section(
+    "data",
+    "The dataset, and which of its examples are forgotten.",
+    (
+      Field("data.source", "huggingface", Choice(_Sources()), "Where the examples come from."),
+      Field("data.name", "uoft-cs/cifar10", Text(), "Hub id, or name at TFDS.", _HAS_NAME),
+      Field(
+        "data.path",
+        "",
+        Text(),
+        "Local folder, file or archive to read instead; for tfds and huggingface the cache.",
+        _HAS_PATH,
+      ),
+      Field(
+        "data.image_key",
+        "",
+        Text(),
+        "Column of the images; empty takes the only one that fits.",
+        _HAS_COLUMNS,
+      ),
+      Field("data.label_key", "", Text(), "Column of the class numbers, likewise.", _HAS_COLUMNS),
+      Field(
+        "data.train_size",
+        0,
+        Count(),
+        "Training examples, class-balanced and drawn with `data.seed`; 0 takes all.",
+        IMAGES,
+      ),
+      Field("data.test_size", 0, Count(), "Test examples, likewise.", IMAGES),
+      Field(
+        "data.mean",
+        (0.4914, 0.4822, 0.4465),
+        Several(Number(), least=1),
+        "Mean of each channel of the images, in [0, 1].",
+        IMAGES,
+      ),
+      Field(
+        "data.std",
+        (0.2023, 0.1994, 0.2010),
+        Several(Number(0, open_low=True), least=1),
+        "Standard deviation of each channel.",
+        IMAGES,
+      ),
+      Field("data.seed", 41, Count(), "Seed of the draws of examples.", _DRAWS),
+      Field("data.test_split", "", Text(), "Evaluation split at the source; empty is test.", _HAS_COLUMNS),
+      Field("data.subset", "", Text(), "Configuration of a dataset that has several.", _HAS_SUBSETS),
+      Field(
+        "data.image_size",
+        0,
+        Count(0, 16_384),
+        "Side to which images are resized and cropped; 0 takes them as they are, all of one size.",
+        IMAGES,
+      ),
+      Field(
+        "data.stream",
+        False,
+        Flag(),
+        "Whether images are decoded as they are needed instead of held in memory; needs `image_size`.",
+        IMAGES,
+      ),
+      Field(
+        "data.validation_fraction",
+        0.0,
+        Number(0, 0.9),
+        "Share of each class's training examples that no stage learns from, drawn with `data.seed`.",
+        IMAGES,
+      ),
+      Field("data.forget", "class", Choice(data.FORGET_KINDS), "How the forget set is chosen.", IMAGES),
+      Field("data.forget_class", (0,), Several(Count(), least=1), "Classes to forget.", _BY_CLASS),
+      Field(
+        "data.hard_probability",
+        0.0,
+        Number(0, 1),
+        "rho: share of the forgotten class that is replaced by other examples.",
+        IMAGES & is_one_of("data.forget", "hard_probability"),
+      ),
+      Field(
+        "data.forget_fraction",
+        0.1,
+        Number(0, 1, open_low=True),
+        "Share of all training examples to forget.",
+        IMAGES & is_one_of("data.forget", "random"),
+      ),
+      Field(
+        "data.forget_indices",
+        "",
+        Text(),
+        "File of example numbers (.npy, .npz, .json, .txt).",
+        IMAGES & is_one_of("data.forget", "indices"),
+      ),
+      Field(
+        "data.scores",
+        "",
+        Text(),
+        "Memorization scores: a published file (.npz, .npy), or estimate to train an ensemble for them.",
+        _BY_SCORES,
+      ),
+      Field(
+        "data.memorization_level",
+        "high",
+        Choice(memorization.LEVELS),
+        "Which examples by their scores.",
+        _BY_SCORES,
+      ),
+      Field("data.forget_size", 3000, Count(1), "How many of them.", _BY_SCORES),
+      Field(
+        "data.duplicates",
+        0,
+        Count(0, 1000),
+        "Exact copies of the forget set added to the retain set.",
+        IMAGES,
+      ),
+    ),
+  ),
+)

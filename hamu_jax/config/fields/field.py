@@ -1,0 +1,138 @@
+"""A row of the table of fields, and the rows that several sections have in common."""
+
+from typing import Any, NamedTuple
+
+from hamu_jax import data
+from hamu_jax.config.kinds import Choice, Count, Flag, Kind, Number, Several, Text
+from hamu_jax.config.readers import ALWAYS, Reader, is_one_of, is_unset
+from hamu_jax.engine import optimizers
+
+
+class Field(NamedTuple):
+  """One field of a configuration.
+
+  Attributes:
+    name: dotted, without "config".
+    default: its value where nothing sets it; None for an optional one.
+    kind: what it may hold.
+    about: one sentence on what it means.
+    reader: who reads it. A value that nobody reads is refused, unless it is the default or empty.
+    traced: whether it enters a step as data, so that one compiled program serves all its values.
+    incidental: whether it changes no result, so that a run directory may be resumed with another value.
+    off_at_zero: whether 0 switches something off, so that 0 and other values are different programs.
+  """
+
+  name: str
+  default: Any
+  kind: Kind
+  about: str
+  reader: Reader = ALWAYS
+  traced: bool = False
+  incidental: bool = False
+  off_at_zero: bool = False
+
+  @property
+  def section(self) -> str:
+    """The name of its section, "" at the top."""
+    return self.name.rpartition(".")[0]
+
+
+class Section(NamedTuple):
+  """Fields that belong together.
+
+  Attributes:
+    name: dotted, "" for the fields at the top.
+    about: one sentence on what they are for.
+    fields: its rows.
+  """
+
+  name: str
+  about: str
+  fields: tuple[Field, ...]
+
+
+def optimizer_section(owner: str, name: str, learning_rate: float, reader: Reader) -> Section:
+  """The section `OWNER.optimizer`: an optax optimizer under a schedule."""
+  prefix = f"{owner}.optimizer"
+  scheduled = is_one_of(f"{prefix}.schedule", "step") & reader
+  return Section(
+    prefix,
+    f"The optimizer of `{owner}` and its schedule.",
+    (
+      Field(f"{prefix}.name", name, Text(), "Any optax optimizer, such as sgd, adamw or lion.", reader),
+      Field(
+        f"{prefix}.learning_rate",
+        learning_rate,
+        Number(0),
+        "Peak learning rate.",
+        reader,
+        traced=True,
+      ),
+      Field(
+        f"{prefix}.schedule",
+        "constant",
+        Choice(optimizers.SCHEDULES),
+        "Course of the rate; cosine and linear decay to 0, step multiplies by `decay_factor`.",
+        reader,
+      ),
+      Field(f"{prefix}.warmup_epochs", 0.0, Number(0), "Epochs of a linear warm-up from 0.", reader),
+      Field(
+        f"{prefix}.decay_epochs",
+        (),
+        Several(Number(0, open_low=True)),
+        "Epochs at which the schedule step decays.",
+        scheduled,
+      ),
+      Field(f"{prefix}.decay_factor", 0.1, Number(0), "Factor at each of them.", scheduled),
+      Field(f"{prefix}.momentum", None, Number(optional=True), "Handed to the optimizer when set.", reader),
+      Field(f"{prefix}.nesterov", None, Flag(optional=True), "Handed to the optimizer when set.", reader),
+      Field(f"{prefix}.b1", None, Number(optional=True), "Handed to the optimizer when set.", reader),
+      Field(f"{prefix}.b2", None, Number(optional=True), "Handed to the optimizer when set.", reader),
+      Field(f"{prefix}.eps", None, Number(optional=True), "Handed to the optimizer when set.", reader),
+      Field(
+        f"{prefix}.weight_decay",
+        0.0,
+        Number(0),
+        "The optimizer's own if it has one, else added to the gradient.",
+        reader,
+      ),
+    ),
+  )
+
+
+def training_fields(
+  owner: str,
+  reader: Reader,
+  *,
+  epochs: float,
+  batch_size: int,
+  clip_norm: float,
+  evaluate_epochs: float,
+  augments: Reader,
+  about_clip: str = "Largest norm of the gradient; 0 does not clip.",
+) -> tuple[Field, ...]:
+  """The fields that `train`, `memorization` and `method` have in common."""
+  return (
+    Field(f"{owner}.epochs", epochs, Number(0, open_low=True), "Length in epochs.", reader, traced=True),
+    Field(f"{owner}.batch_size", batch_size, Count(1), "Examples in a step, of each role.", reader),
+    Field(f"{owner}.clip_norm", clip_norm, Number(0), about_clip, reader, traced=True, off_at_zero=True),
+    Field(
+      f"{owner}.augment",
+      "none",
+      Choice(data.AUGMENTATIONS),
+      "Augmentation of the images.",
+      augments,
+    ),
+    Field(
+      f"{owner}.evaluate_epochs",
+      evaluate_epochs,
+      Number(0),
+      "Epochs between two evaluations; 0 evaluates the end alone.",
+      reader,
+    ),
+  )
+
+
+def only_if_unset(name: str, reader: Reader) -> Reader:
+  """`reader`, where another field is None."""
+  return reader & is_unset(name)

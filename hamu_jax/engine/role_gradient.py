@@ -1,0 +1,172 @@
+"""The gradient of one role's objective on one batch: the function that every pairing maps."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from hamu_jax.engine.objectives import TERMS, Context, cross_entropy
+
+Tree = Any
+
+
+class Inputs(NamedTuple):
+  """What both roles of a step read.
+
+  Attributes:
+    base: variables that no method trains, beside those that are; {} where all are trained.
+    reference: variables of the original model beside `base`, or None; read only if a term needs it.
+    data: what `fetch` gathers from.
+    key: key of the step.
+    epoch_key: key of the epoch, for what is drawn once in it.
+    hyperparameters: a method's hyperparameters by name.
+  """
+
+  base: Tree
+  reference: Tree
+  data: Tree
+  key: jax.Array
+  epoch_key: jax.Array
+  hyperparameters: Mapping[str, Any]
+
+
+class Sum(NamedTuple):
+  """A sum and the number of its summands."""
+
+  total: jax.Array
+  count: jax.Array
+
+
+class RoleSums(NamedTuple):
+  """Sums over what is valid in a role's batch.
+
+  Attributes:
+    gradient: gradient of the objective's sum, same structure as the parameters.
+    values: `Sum` of each logged quantity.
+    count: number of summands of the objective, by which its mean is taken.
+    batch_stats: running statistics after the batch (unchanged in evaluation mode).
+  """
+
+  gradient: Tree
+  values: dict[str, Sum]
+  count: jax.Array
+  batch_stats: Tree
+
+
+def role_gradient(
+  forward,
+  fetch,
+  terms: tuple[str, ...],
+  *,
+  train: bool,
+  microbatch: int = 0,
+  exchange_axes: tuple[str, ...] = (),
+):
+  """Builds the function that differentiates one role's objective on one batch.
+
+  The objective is `sum_t coefficient_t sum_i mask_i term_t(i)`, i over predictions or examples. Being a
+  sum, it adds up over microbatches and devices; whoever holds all of them divides by the count.
+
+  Args:
+    forward: (variables, batch, key, train) -> (Outputs, batch_stats).
+    fetch: (data, indices [B], key) -> batch with `label` and `mask`, [B, ...] each; index -1 is padding.
+    terms: names in `TERMS`; no other term is computed.
+    train: whether the model is in training mode.
+    microbatch: most rows differentiated at a time; 0 takes the batch whole, which a model with batch
+      statistics needs in training mode. Pieces after the last valid row are skipped.
+    exchange_axes: mesh axes whose devices must go through as many pieces each, because `forward` exchanges
+      something over them.
+
+  Returns:
+    (variables, Inputs, indices [B], coefficients {term: scalar}) -> RoleSums.
+  """
+  whole = _on_whole_batch(forward, fetch, terms, train)
+  if not microbatch:
+    return whole
+  return _on_pieces(whole, train=train, microbatch=microbatch, exchange_axes=exchange_axes)
+
+
+def _on_whole_batch(forward, fetch, terms: tuple[str, ...], train: bool):
+  """`role_gradient` without microbatches."""
+  needs_reference = any(TERMS[name].needs_reference for name in terms)
+
+  def whole(variables, inputs, index_B, coefficients):
+    chex.assert_rank(index_B, 1)
+    batch = fetch(inputs.data, index_B, inputs.key)
+    label, mask = batch["label"], batch["mask"]
+    chex.assert_equal_shape([label, mask])
+    chex.assert_equal_shape_prefix([label, index_B], 1)
+    reference = None
+    if needs_reference:
+      reference, _ = forward({**inputs.base, **inputs.reference}, batch, inputs.key, False)
+      reference = jax.lax.stop_gradient(reference)
+
+    def objective(params):
+      outputs, batch_stats = forward({**inputs.base, **variables, "params": params}, batch, inputs.key, train)
+      chex.assert_shape(outputs.logits, (*label.shape, None))
+      dtype = outputs.logits.dtype
+      context = Context(batch, reference, params, inputs.epoch_key, inputs.hyperparameters)
+
+      def summed(values, over="mask"):
+        weights = batch[over].astype(dtype)
+        return Sum(jnp.sum(weights * values), jnp.sum(weights))
+
+      total = jnp.zeros([], dtype)
+      values = {}
+      for name in terms:
+        values[name] = summed(TERMS[name].values(outputs, context), TERMS[name].over)
+        total += coefficients[name].astype(dtype) * values[name].total
+      count = _count(values, terms, coefficients)
+      if "ce" not in values:
+        values["ce"] = summed(cross_entropy(jax.lax.stop_gradient(outputs), context))
+      values["accuracy"] = summed(jnp.argmax(outputs.logits, axis=-1) == label)
+      return total, (values, count, batch_stats)
+
+    gradient, (values, count, batch_stats) = jax.grad(objective, has_aux=True)(variables["params"])
+    return RoleSums(gradient, values, count, batch_stats)
+
+  return whole
+
+
+def _on_pieces(whole, *, train: bool, microbatch: int, exchange_axes: tuple[str, ...]):
+  """The sums of `whole` over pieces of a batch."""
+
+  def accumulated(variables, inputs, index_B, coefficients):
+    if train and variables["batch_stats"]:
+      raise ValueError(f"microbatch={microbatch}: batch statistics need all of a batch")
+    # Equal pieces, not full ones and a rest: the least padding.
+    pieces = -(-index_B.shape[0] // microbatch)
+    size = -(-index_B.shape[0] // pieces)
+    index_B = jnp.pad(index_B, (0, pieces * size - index_B.shape[0]), constant_values=-1)
+    index_NxM = index_B.reshape(pieces, size)
+    is_used_N = jnp.any(index_NxM >= 0, axis=1)
+    used = jnp.max(jnp.where(is_used_N, jnp.arange(1, pieces + 1), 0))
+    if exchange_axes:
+      used = jax.lax.pmax(used, exchange_axes)
+
+    def piece(index_M):
+      return whole(variables, inputs, index_M, coefficients)._replace(batch_stats=())
+
+    def add(index, total):
+      return jax.tree.map(jnp.add, total, piece(index_NxM[index]))
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(piece, index_NxM[0]))
+    total = jax.lax.fori_loop(0, used, add, zeros)
+    return total._replace(batch_stats=variables["batch_stats"])
+
+  return accumulated
+
+
+def _count(values: Mapping[str, Sum], terms: tuple[str, ...], coefficients) -> jax.Array:
+  """The number of summands of the terms that have weight.
+
+  Under `vmap` and `pmap` a role is given the other's terms too, with coefficient 0.
+  """
+  first, *others = terms
+  count = values[first].count
+  for name in others:
+    if TERMS[name].over != TERMS[first].over:
+      count = jnp.where(coefficients[name] != 0, values[name].count, count)
+  return count

@@ -1,0 +1,59 @@
+"""What is logged of the steps of a chunk."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from hamu_jax.engine.position import Track
+from hamu_jax.engine.stage import Member
+from hamu_jax.transforms import BRANCHES
+from hamu_jax.transforms.stop import Stop
+
+
+def log(members: Sequence[Member], tracks: Sequence[Track], before: Sequence[int], metrics, done) -> None:
+  """Writes a row for each step of a chunk, for each run directory.
+
+  Args:
+    members: of the stage.
+    tracks: of the members.
+    before: steps that each had applied before the chunk.
+    metrics: {name: [n]}, of several members {name: [members, n]}.
+    done: how many steps each ran, [] or [members].
+  """
+  if len(members) == 1:
+    metrics, done = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (metrics, done))
+  stops = metrics.pop("stop")
+  sharing = {}
+  for k, member in enumerate(members):
+    sharing.setdefault(id(member.rundir), []).append(k)
+  for group in sharing.values():
+    stage, rundir = members[group[0]].stage, members[group[0]].rundir
+    for index in range(int(done[group].min())):
+      values = {name: _mean(of_members[group, index]) for name, of_members in metrics.items()}
+      values["applied"] = bool(np.all(stops[group, index] == Stop.NONE))
+      values |= branch_fractions(values)
+      values = _without_idle_roles(values)
+      rundir.write(stage.name, before[group[0]] + index + 1, "step", values)
+      for k in group:
+        tracks[k].last_metrics = values
+
+
+def _mean(values: np.ndarray):
+  """The mean over members; of one alone, what it is."""
+  return values[0] if len(values) == 1 else values.mean(0)
+
+
+def _without_idle_roles(values: dict[str, Any]) -> dict[str, Any]:
+  """Leaves out what a step says of a role whose turn it was not."""
+  idle = [role for role in ("retain", "forget") if not values.pop(f"{role}_active", True)]
+  prefixes = tuple(f"{role}_" for role in idle)
+  return {name: value for name, value in values.items() if not name.startswith(prefixes)}
+
+
+def branch_fractions(values: dict[str, Any]) -> dict[str, float]:
+  """Share of blocks in each of HAMU's branches, by `branch_<name>`; {} for other methods."""
+  if "branch" not in values:
+    return {}
+  return {f"branch_{name}": float(np.mean(values["branch"] == code)) for code, name in enumerate(BRANCHES)}

@@ -1,0 +1,99 @@
+"""What an experiment has before anything is run: data, model, devices, the split, the plan of its stages."""
+
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from hamu_jax.config import readers
+from hamu_jax.engine import methods
+from hamu_jax.engine import pairing as pairing_lib
+from hamu_jax.errors import UserError
+from hamu_jax.experiment import masks, memorization, stage_plan, tasks
+
+Tree = Any
+
+
+class Preparation:
+  """Everything that is known, and found wrong, before the run directory is touched.
+
+  Attributes:
+    config: validated.
+    method: its row of the method table.
+    task: data and model.
+    devices: those that work on a step.
+    scores: [n] memorization scores where the forget set goes by them, else None.
+    split: the indices to retain and to forget.
+    plan: the stages.
+    template: shapes of the model's variables.
+    init: seed -> untrained variables, jitted.
+    imported: trained variables to unlearn from, None without any.
+    given_mask: the mask in a file, None without one.
+
+  Args:
+    config: validated.
+    like: of an experiment that differs from this one in hyperparameters and seeds alone; data, model and
+      programs are shared with it.
+
+  Raises:
+    UserError: the experiment cannot run.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict, like: "Preparation | None" = None):
+    self.config = config
+    self.method = methods.METHODS[config.method.name]
+    self.task = tasks.make_task(config) if like is None else like.task.with_config(config)
+    request = self.task.request
+    self.devices = self._choose_devices()
+    if request.estimates_scores:
+      self._check_ensemble()
+    self.template = self.task.template
+    self.init = jax.jit(self.task.init) if like is None else like.init
+    self.choose_split(request.read_scores())
+    if like is None:
+      weights = config.model.weights
+      self.imported = self.task.read_weights(weights) if weights else None
+    else:
+      self.imported = like.imported
+    params = self.template["params"]
+    masks.check_fractions(config.mask, params)
+    self.given_mask = masks.read_mask(config.mask.path, params) if config.mask.path else None
+
+  def choose_split(self, scores: np.ndarray | None) -> None:
+    """Splits the examples, given the memorization scores where the forget set goes by them, and plans."""
+    self.scores = scores
+    self.split = self.task.request.split(scores)
+    self.plan = stage_plan.make_plan(self.config, self.task, self.split, devices=len(self.devices))
+
+  @property
+  def evaluation_mesh(self) -> jax.sharding.Mesh | None:
+    """The devices that share an evaluation, None for the default one."""
+    if self.config.pairing != "pmap":
+      return None
+    return pairing_lib.make_mesh(self.devices, 1, self.config.mesh.weights)
+
+  def _check_ensemble(self) -> None:
+    """Raises a UserError unless an ensemble can be trained here and would give scores."""
+    if jax.process_count() > 1:
+      raise UserError(
+        f"config.data.scores={readers.ESTIMATE!r}: an ensemble is trained by one process; estimate the "
+        "scores in a run of its own and give its memorization.npz"
+      )
+    available = len(self.task.request.available)
+    memorization.subsets(self.config.memorization, available, self.config.seed)
+
+  def _choose_devices(self) -> tuple[jax.Device, ...]:
+    """All devices for `pmap`, or as many as asked for; one for the other pairings."""
+    devices, config = jax.devices(), self.config
+    several = jax.process_count() > 1
+    if several and (config.pairing != "pmap" or config.devices not in (0, len(devices))):
+      raise UserError(
+        f"config.pairing={config.pairing!r}, config.devices={config.devices}: several processes work "
+        "together only with pairing 'pmap' on all their devices; set devices to 0"
+      )
+    chosen = pairing_lib.choose_devices(devices, config.pairing, config.devices)
+    if config.pairing == "pmap":
+      # Whether they can be shared out is known before anything is loaded.
+      pairing_lib.make_mesh(chosen, self.method.device_groups, config.mesh.weights)
+    return chosen

@@ -1,0 +1,151 @@
+"""What an experiment leaves behind: the summary, the models, the figures, the table."""
+
+import importlib.metadata
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+import hamu_jax
+from hamu_jax.experiment.preparation import Preparation
+from hamu_jax.experiment.stages import Record, Stages
+from hamu_jax.metrics import tow
+from hamu_jax.report import run_plots
+from hamu_jax.run import rundir as rundir_lib
+from hamu_jax.run import tables
+from hamu_jax.run.stage_cache import fingerprint
+from hamu_jax.transforms.alignment import tensor_names
+from hamu_jax.vision.request import scores_fingerprint
+
+Tree = Any
+_COMPARED = ("retain", "forget", "test")
+
+
+def evaluate_models(stages: Stages, models: Mapping[str, Tree]) -> tuple[Record, Record]:
+  """Evaluates each model and compares it with the retrained one, where there is one.
+
+  Args:
+    stages: of the experiment.
+    models: variables of "original", "unlearned" and, if there is one, "retrained".
+
+  Returns:
+    Results by model, as `summary.json` has them, and values of examples by model and kind.
+  """
+  prepared = stages.prepared
+  made_by = {"original": "pretrain", "retrained": "retrain", "unlearned": prepared.plan.final}
+  results, examples = {}, {}
+  for name, model in models.items():
+    results[name], examples[name] = stages.evaluate(made_by[name], model)
+  prepared.task.compare(results, examples)
+  if "retrained" not in results or not set(_COMPARED) <= set(results["retrained"]):
+    return results, examples
+  accuracies = {
+    name: {split: result[split]["accuracy"] for split in _COMPARED} for name, result in results.items()
+  }
+  for name in ("original", "unlearned"):
+    for suffix, signed in (("", False), ("_signed", True)):
+      results[name][f"tug_of_war{suffix}"] = tow.tug_of_war(
+        accuracies[name], accuracies["retrained"], signed=signed
+      )
+  return results, examples
+
+
+def summarize(stages: Stages, results: Record, records: Mapping[str, Record]) -> Record:
+  """The content of `summary.json`.
+
+  Args:
+    stages: of the experiment.
+    results: of `evaluate_models`.
+    records: of the stages that there are, by name.
+  """
+  final = records[stages.prepared.plan.final]
+  summary = {
+    "method": stages.prepared.config.method.name,
+    "results": results,
+    "steps": final["steps"],
+    "stop_reason": final["stop_reason"],
+    "seconds": {name: record["seconds"] for name, record in records.items()},
+    "provenance": _provenance(stages, records),
+  }
+  work = {
+    name: record["work"] | {"tokens_per_second": record["work"]["tokens"] / record["seconds"]}
+    for name, record in records.items()
+    if record.get("work")
+  }
+  return summary | ({"work": work} if work else {})
+
+
+def _provenance(stages: Stages, records: Mapping[str, Record]) -> Record:
+  """What the results come from."""
+  prepared = stages.prepared
+  versions = {
+    name: importlib.metadata.version(name)
+    for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+  }
+  keys = prepared.plan.keys
+  return {
+    "versions": versions | {"hamu-jax": hamu_jax.__version__, "python": platform.python_version()},
+    "device": prepared.devices[0].device_kind,
+    "devices": len(prepared.devices),
+    "processes": jax.process_count(),
+    "data_fingerprint": prepared.task.request.fingerprint,
+    **prepared.task.provenance,
+    "config_fingerprint": fingerprint(prepared.config.to_dict()),
+    "scores_fingerprint": scores_fingerprint(prepared.scores),
+    "stages": {name: key for name, key in keys.items() if name in records},
+    # How many models shared a stage's program, and so its seconds.
+    "together": {
+      name: record["together"] for name, record in records.items() if record.get("together", 1) > 1
+    },
+    "parent_checkpoint": prepared.config.model.weights
+    or str(stages.cache.folder("pretrain", keys["pretrain"])),
+  }
+
+
+def leave(
+  workdir: pathlib.Path,
+  stages: Stages,
+  summary: Record,
+  models: Mapping[str, Tree],
+  mask: Tree | None,
+  examples: Mapping[str, Record],
+) -> None:
+  """Writes what a person takes away from the run directory, the summary last, and prints the table.
+
+  Args:
+    workdir: the run directory.
+    stages: of the experiment.
+    summary: of `summarize`.
+    models: variables by name.
+    mask: that was used, or None.
+    examples: of `evaluate_models`.
+  """
+  prepared = stages.prepared
+  for name, model in models.items():
+    prepared.task.save(workdir, name, model)
+    if examples[name]:
+      (workdir / "examples").mkdir(exist_ok=True)
+    for kind, splits in examples[name].items():
+      rundir_lib.write_json(workdir / "examples" / f"{name}-{kind}.json", splits)
+  if mask is not None:
+    prepared.task.save(workdir, "mask", {"params": mask})
+  rundir_lib.write_arrays(
+    workdir / "split.npz", validation=prepared.task.request.validation, **prepared.split._asdict()
+  )
+  _draw(workdir, prepared, summary)
+  stages.rundir.write_json("summary.json", summary)
+  for split, count in summary["provenance"].get("cut", {}).items():
+    print(f"{split}: {count} examples were cut to config.text.max_length tokens")
+  print(tables.results_table(summary))
+  print(f"{summary['method']}: {summary['stop_reason']}; everything is in {workdir}")
+
+
+def _draw(workdir: pathlib.Path, prepared: Preparation, summary: Record) -> None:
+  """The figures of a run."""
+  rows = rundir_lib.read_metrics(workdir).rows
+  title = summary["method"]
+  run_plots.tradeoff(rows, workdir / "tradeoff.png", references=summary["results"], title=title)
+  names = tensor_names(prepared.template["params"])
+  run_plots.alignment(rows, workdir / "alignment.png", title=title, names=names)

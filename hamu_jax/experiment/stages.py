@@ -1,0 +1,295 @@
+"""What an experiment runs: its stages, each from the cache where it is there."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from hamu_jax import data as data_lib
+from hamu_jax.engine import loop as loop_lib
+from hamu_jax.engine import methods, objectives, placement, sub_step
+from hamu_jax.engine import stage as stage_lib
+from hamu_jax.errors import UserError
+from hamu_jax.experiment import masks, memorization, stage_plan
+from hamu_jax.experiment.preparation import Preparation
+from hamu_jax.experiment.stop_reason import describe_stop
+from hamu_jax.run import hosts, preemption, progress
+from hamu_jax.run import rundir as rundir_lib
+from hamu_jax.run.stage_cache import StageCache, fingerprint
+from hamu_jax.transforms.stop import Stop
+
+Tree = Any
+Record = dict[str, Any]
+
+
+class Stages:
+  """The stages of a prepared experiment: memorization, pretrain, retrain, mask, unlearn, evaluate.
+
+  Attributes:
+    prepared: the experiment.
+    cache: where finished stages are.
+    rundir: where metrics are logged.
+
+  Args:
+    prepared: the experiment.
+    workdir: run directory, which has the checkpoints of the stage in progress.
+    watch: notices signals.
+    rundir: see the attribute.
+    like: of an experiment that differs in hyperparameters and seeds alone; programs are shared with it.
+  """
+
+  def __init__(
+    self,
+    prepared: Preparation,
+    workdir: pathlib.Path,
+    watch: preemption.Watch,
+    rundir: rundir_lib.RunDir,
+    like: "Stages | None" = None,
+  ):
+    self.prepared, self.rundir = prepared, rundir
+    self.cache = StageCache(pathlib.Path(prepared.config.stage_cache or workdir / "stages"))
+    self._workdir, self._watch, self._like = workdir, watch, like
+    self._loop: loop_lib.Loop | None = None
+    self._evaluator: Any = None
+    self._records: dict[str, Record] = {}
+
+  @property
+  def loop(self) -> loop_lib.Loop:
+    """What runs the stages; there after `prepare`."""
+    assert self._loop is not None, "call prepare() first"
+    return self._loop
+
+  def prepare(self) -> dict[str, Record]:
+    """Makes the loop and the evaluator, once; an ensemble whose scores choose the forget set comes first.
+
+    Returns:
+      The records of the stages that ran for it, by name.
+    """
+    if self._loop is not None:
+      return self._records
+    prepared = self.prepared
+    if prepared.task.request.estimates_scores:
+      estimate = self.estimate_memorization()
+      self._records["memorization"] = {"seconds": estimate.seconds}
+      prepared.choose_split(estimate.scores)
+    if self._like is None:
+      self._evaluator = prepared.task.evaluator(prepared.split, prepared.scores, prepared.evaluation_mesh)
+      self._loop = self._make_loop(prepared.config.pairing, self._evaluator.summary)
+    else:
+      self._evaluator, self._loop = self._like._evaluator, self._like.loop
+    return self._records
+
+  def _make_loop(self, pairing: str, evaluate: Callable[[Tree], Record] | None) -> loop_lib.Loop:
+    """The loop over this experiment's model and data."""
+    prepared, config = self.prepared, self.prepared.config
+    return loop_lib.Loop(
+      forward=prepared.task.forward(pairing),
+      fetch=prepared.task.fetch,
+      feed=prepared.task.feed(prepared.split),
+      evaluate=evaluate,
+      pairing=pairing,
+      devices=prepared.devices,
+      progress=functools.partial(progress.Progress, enabled=hosts.is_writer()),
+      watch=self._watch,
+      checkpoint_seconds=config.checkpoint_seconds,
+      base=prepared.task.base,
+      weights=config.mesh.weights,
+    )
+
+  def checkpoints(self, key: str) -> pathlib.Path:
+    """The folder of a stage's checkpoints."""
+    return self._workdir / "checkpoints" / key
+
+  def keys(self) -> dict[str, str]:
+    """The keys of the stages that train, by name, in order; not of one whose model is imported."""
+    prepared = self.prepared
+    unused = {"pretrain"} if prepared.imported is not None else set()
+    if not (prepared.config.retrain or prepared.method.from_scratch):
+      unused.add("retrain")
+    return {name: prepared.plan.keys[name] for name in prepared.plan.stages if name not in unused}
+
+  def lacks(self, name: str) -> bool:
+    """Whether a stage is not in the cache."""
+    # Agreed on: another run may have published between the looks of two processes.
+    return bool(hosts.agree(self.cache.outcome(name, self.prepared.plan.keys[name]) is None))
+
+  def member(self, name: str) -> stage_lib.Member:
+    """What the loop runs of a stage; those before it are run, or taken from the cache, first."""
+    if name != "unlearn":
+      # The same untrained model for pretraining and retraining.
+      start = self._watch.run(lambda: self.prepared.init(self.prepared.config.seed))
+      return self._member(name, start, sub_step.Frozen())
+    original, _ = self.original()
+    mask, _ = self.mask(original)
+    return self._member(name, original, self.frozen(original, mask))
+
+  def _member(self, name: str, start: Tree, frozen: sub_step.Frozen) -> stage_lib.Member:
+    return stage_lib.Member(self.prepared.plan.stages[name], start, frozen, self.rundir)
+
+  def frozen(self, original: Tree, mask: Tree | None) -> sub_step.Frozen:
+    """What unlearning reads beside the data and the base."""
+    needed = methods.needs_reference(self.prepared.method, objectives.TERMS)
+    return sub_step.Frozen(original if needed else None, mask)
+
+  def publish(self, name: str, outcome: stage_lib.Outcome, *, together: int = 1) -> Record:
+    """Adds a stage's model and evaluation to the cache.
+
+    Args:
+      name: of the stage.
+      outcome: of the loop.
+      together: how many models were trained with it, itself included.
+
+    Returns:
+      The record beside the model.
+
+    Raises:
+      UserError: training has stopped, as something was not finite.
+    """
+    plan, options = self.prepared.plan, self.prepared.config.method
+    stage = plan.stages[name]
+    if stage.train and outcome.stop != Stop.NONE:
+      raise UserError(
+        f"{name}: {describe_stop(outcome, options)}; lower "
+        "config.train.optimizer.learning_rate or set config.train.clip_norm"
+      )
+    record = {
+      "steps": outcome.steps,
+      "stop": outcome.stop.name.lower(),
+      "stop_reason": describe_stop(outcome, options),
+      "seconds": outcome.seconds,
+      "together": together,
+      "parent": None if stage.train else plan.keys["pretrain"],
+      "work": self.prepared.task.work(self.loop.feed, stage, outcome.steps),
+    }
+    self.cache.publish(name, plan.keys[name], record, outcome.variables)
+    self.cache.publish("evaluate", self._evaluation_key(name), outcome.evaluation)
+    return record
+
+  def _produce(self, name: str, member: Callable[[], stage_lib.Member]) -> tuple[Tree, Record]:
+    """The stage's model and record, from the cache or by running `member()`."""
+    key = self.prepared.plan.keys[name]
+    if self.lacks(name):
+      (outcome,) = self.loop.run([member()], self.checkpoints(f"{name}-{key}"))
+      return outcome.variables, self.publish(name, outcome)
+    record = self.cache.outcome(name, key)
+    assert record is not None
+    return self.cache.model(name, key, self.prepared.template), record
+
+  def original(self) -> tuple[Tree, Record]:
+    """The model to unlearn from: imported if there is one, else pretrained."""
+    if self.prepared.imported is not None:
+      return self.prepared.imported, {"seconds": 0.0, "stop_reason": "imported"}
+    return self._produce("pretrain", lambda: self.member("pretrain"))
+
+  def retrained(self) -> tuple[Tree, Record]:
+    """The reference model, trained without the forget set."""
+    return self._produce("retrain", lambda: self.member("retrain"))
+
+  def unlearned(self, original: Tree, mask: Tree | None) -> tuple[Tree, Record]:
+    """The model that the method makes of the original one."""
+    return self._produce("unlearn", lambda: self._member("unlearn", original, self.frozen(original, mask)))
+
+  def mask(self, original: Tree) -> tuple[Tree | None, Record | None]:
+    """The saliency mask of `config.mask`, None without one, and what the mask stage recorded."""
+    prepared = self.prepared
+    config, task = prepared.config.mask, prepared.task
+    if prepared.given_mask is not None or not config.fraction:
+      return prepared.given_mask, None
+    forget = prepared.split.forget
+    plan = data_lib.unlearning_plan(
+      prepared.split,
+      "forget",
+      batch_size=min(config.batch_size, len(forget)),
+      seed=prepared.config.seed,
+      epoch="pass",
+    )
+
+    def gradient():
+      # By way of the host: a model fresh from several devices would take them all along.
+      return self._watch.run(
+        lambda: masks.forget_gradient(
+          task.forward("sequential"),
+          task.fetch("none"),
+          self.loop.feed,
+          plan,
+          placement.place(jax.device_get(original), None),
+          base=task.base(None),
+          microbatch=task.microbatch(False),
+        )
+      )
+
+    return masks.cached_mask(
+      config,
+      prepared.template["params"],
+      gradient,
+      cache=self.cache,
+      key=prepared.plan.keys["mask"],
+      provenance={
+        "parent": prepared.plan.keys["pretrain"],
+        "data": task.request.fingerprint,
+        "forget_rows": len(forget),
+      },
+    )
+
+  def estimate_memorization(self) -> memorization.Estimate:
+    """Memorization scores of the examples that may be learnt, by an ensemble; leaves them in a file."""
+    prepared = self.prepared
+    request = prepared.task.request
+    estimate = memorization.estimate(
+      prepared.config.memorization,
+      request.available,
+      stage_plan.model_inputs(prepared.config, prepared.task),
+      seed=prepared.config.seed,
+      init=prepared.task.init,
+      # Its models share one device, and are evaluated when they are done.
+      loop=self._make_loop("sequential", None),
+      evaluator=prepared.task.training_evaluator(prepared.evaluation_mesh),
+      cache=self.cache,
+      rundir=self.rundir,
+    )
+    if hosts.is_writer():
+      rundir_lib.write_arrays(
+        self._workdir / "memorization.npz", memorization=estimate.scores, rows=request.original_indices
+      )
+    return estimate
+
+  def _evaluation_key(self, name: str) -> str:
+    """Key of the evaluation of a stage's model."""
+    options = self.prepared.config.evaluate
+    return fingerprint(
+      {
+        "of": self.prepared.plan.keys[name],
+        **self.prepared.task.evaluation_inputs,
+        "options": {option: options[option] for option in ("batch_size", "batch_tokens", "min_k_fraction")},
+        "splits": {split: examples.indices.tolist() for split, examples in self._evaluator.splits.items()},
+      }
+    )
+
+  def evaluate(self, name: str, variables: Tree) -> tuple[Record, Record]:
+    """A stage's final model: values of all splits and, by kind of evaluation, those of examples."""
+    key = self._evaluation_key(name)
+    placed = placement.place(variables, self.prepared.evaluation_mesh)
+
+    def cached(kind, key, compute):
+      record = self.cache.outcome(kind, key)
+      if hosts.agree(record is None):
+        record = self._watch.run(lambda: compute(placed))
+        self.cache.publish(kind, key, record)
+      return record
+
+    results, examples = cached("evaluate", key, self._evaluator.summary), {}
+    for kind, (depends_on, compute) in self.prepared.task.final_evaluations(self._evaluator).items():
+      record = cached(
+        kind,
+        fingerprint({"of": key, **depends_on}),
+        lambda placed, compute=compute: rundir_lib.jsonable(
+          dict(zip(("values", "examples"), compute(placed), strict=True))
+        ),
+      )
+      if record["values"]:
+        results[kind] = record["values"]
+      if record["examples"]:
+        examples[kind] = record["examples"]
+    return results, examples
