@@ -11,7 +11,7 @@ takes CIFAR-10 from the Hugging Face hub. Elsewhere it comes from TFDS
 without an accelerator. Any method of the table runs on it: `--config.method.name=gdiff`.
 """
 
-from hamu_jax.config import default_config
+from hamu_jax.config import default_config, share
 
 
 def get_config(variant: str = ""):
@@ -33,6 +33,8 @@ def get_config(variant: str = ""):
     config.method.constraint_ratio = 0.1
     config.method.on_infeasible = "project"
     config.evaluate.batch_size = 250
+    # For HAMU, and for the stages that train; other methods and imported weights ignore them.
+    share(config, "train", "method")
   elif variant:
     raise ValueError(f"cifar_hamu.py:{variant} is unknown; choose cifar_hamu.py or cifar_hamu.py:smoke")
   return config

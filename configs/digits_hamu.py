@@ -5,7 +5,7 @@
 Pretrains ResNet-20, retrains it without the digit 0, unlearns that digit with hamu-q and compares.
 """
 
-from hamu_jax.config import default_config
+from hamu_jax.config import default_config, share
 
 
 def get_config():
@@ -25,4 +25,6 @@ def get_config():
   # The digits are fitted so well that the first retain gradients allow no more than a hundredth of the
   # learning rate; go as far as they allow instead of stopping.
   config.method.on_infeasible = "project"
+  # For HAMU, and for the stages that train; other methods and imported weights ignore them.
+  share(config, "train", "method")
   return config

@@ -5,6 +5,6 @@ Files under `configs/` start from `default_config()`; the papers' settings are i
 `models`, `transforms` and `sam_jax`, whose tables of choices it checks against.
 """
 
-from hamu_jax.config.default import default_config, optimizer_config
+from hamu_jax.config.default import default_config, optimizer_config, share
 
-__all__ = ["default_config", "optimizer_config"]
+__all__ = ["default_config", "optimizer_config", "share"]

@@ -37,6 +37,19 @@ def optimizer_config(name: str, learning_rate: float) -> ml_collections.ConfigDi
   return ml_collections.ConfigDict({field.name.rpartition(".")[2]: _initial(field) for field in fields})
 
 
+def share(config: ml_collections.ConfigDict, *names: str) -> None:
+  """Declares that what a configuration file sets is for the variants that read it.
+
+  A value that nothing reads is refused; those of these fields are ignored instead, unless the command line
+  sets them.
+
+  Args:
+    config: `config.shared` is extended.
+    names: fields or whole sections, without "config", such as "method.constraint_ratio" or "train".
+  """
+  config.shared = tuple(dict.fromkeys((*config.shared, *names)))
+
+
 def _initial(field: Field):
   """The default as a ConfigDict holds it: an unset field remembers its type."""
   return config_dict.placeholder(field.kind.type) if field.default is None else field.default

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from hamu_jax.config.default import optimizer_config
+from hamu_jax.config.default import optimizer_config, share
 
 # An epoch of digits is a dozen steps, of the forget set a single one, so these take longer ones than on
 # CIFAR-100, and the forget loss counts for more.
@@ -50,4 +50,5 @@ def on_digits(config: ml_collections.ConfigDict, model: str, **options) -> ml_co
   optimizer.learning_rate = _RATES.get(config.method.name, optimizer.learning_rate)
   config.mask.batch_size = 100
   config.evaluate.batch_size = 360
+  share(config, "data", "train", "method", "mask", "memorization")
   return config

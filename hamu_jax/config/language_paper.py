@@ -2,7 +2,8 @@
 
 import ml_collections
 
-from hamu_jax.config.default import LANGUAGE_MODEL, default_config
+from hamu_jax.config.default import default_config, share
+from hamu_jax.config.modalities import LANGUAGE_MODEL
 
 
 def language_config() -> ml_collections.ConfigDict:
@@ -23,6 +24,7 @@ def language_config() -> ml_collections.ConfigDict:
   config.method.batch_size = 50
   config.method.evaluate_epochs = 0.0
   config.method.optimizer.learning_rate = 1e-4
+  share(config, "train", "method")
   return config
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from hamu_jax.config.default import default_config, optimizer_config
+from hamu_jax.config.default import default_config, optimizer_config, share
 from hamu_jax.engine import methods
 from sam_jax import memorization
 
@@ -54,7 +54,7 @@ def sharp_config(variant: str = "") -> tuple[ml_collections.ConfigDict, bool]:
     The configuration, and whether the variant asks for the `smoke` form.
 
   Raises:
-    ValueError: an unknown word, two methods or two levels.
+    ValueError: an unknown word, two methods or two levels, or a word that changes nothing.
   """
   words = [word for word in variant.split(",") if word]
   chosen = {"method": "neggrad", "level": "high"}
@@ -78,7 +78,10 @@ def sharp_config(variant: str = "") -> tuple[ml_collections.ConfigDict, bool]:
     if kind:
       seen.add(kind)
       chosen[kind] = word
+  if "adaptive" in words and not {"sam", "pretrain_sam"} & set(words):
+    raise ValueError("variant word 'adaptive' changes nothing without 'sam' or 'pretrain_sam'; add one")
   config = _unlearning(_training(default_config()), chosen["method"], "adamw" in words)
+  share(config, "data", "train", "method", "mask", "memorization")
   config.data.update(forget="memorization", memorization_level=chosen["level"], forget_size=3000)
   rho = 1.0 if "adaptive" in words else 0.1
   config.sam.update(
