@@ -12,7 +12,7 @@ class UserError(ValueError):
 CONNECT_SECONDS = 10.0
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
   """Returns the first line of an exception's message, or its type if it has none."""
   return (str(error).splitlines() or [type(error).__name__])[0]
 

@@ -268,8 +268,8 @@ class Loop:
     """Runs a stage from its newest checkpoint, or from the start.
 
     Several members run as one program, mapped over their states, examples and hyperparameters. One whose
-    stage ends early waits for the others. Each has the result that it has alone, up to the rounding of sums that the
-    compiler may take in another order.
+    stage ends early waits for the others. Each has the result that it has alone, up to the rounding of sums
+    that the compiler may take in another order.
 
     Args:
       members: one or more.
@@ -356,8 +356,10 @@ class Loop:
         for end, (step, _), track in zip(ended, progress, position.tracks, strict=True)
       ]
       if any(due):
-        for member, track, state, now in zip(members, position.tracks, position.states(), due, strict=True):
-          if now:
+        for member, track, state, is_due in zip(
+          members, position.tracks, position.states(), due, strict=True
+        ):
+          if is_due:
             self._evaluate(member, track, state)
       if all(ended):
         return
@@ -401,7 +403,9 @@ class Loop:
     """Logs all splits and keeps the best evaluated model."""
     stage, step = member.stage, int(state.step)
     # A model placed on the mesh of `pmap` evaluates there; any other on the default device.
-    summary = self.watch.run(lambda: self.evaluate(state.variables))
+    evaluate = self.evaluate
+    assert evaluate is not None  # Else no evaluation is due.
+    summary = self.watch.run(lambda: evaluate(state.variables))
     aucs = {name: value for name, value in summary.items() if not isinstance(value, dict)}
     for split, values in summary.items():
       if isinstance(values, dict):
@@ -427,7 +431,7 @@ def _log(members: Sequence[Member], tracks, before: Sequence[int], metrics, done
   if len(members) == 1:
     metrics, done = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (metrics, done))
   stops = metrics.pop("stop")
-  sharing = {}
+  sharing: dict[int, list[int]] = {}
   for k, member in enumerate(members):
     sharing.setdefault(id(member.rundir), []).append(k)
   for group in sharing.values():

@@ -6,7 +6,8 @@
 takes the arguments of one `hamu_jax.main` after the other, with `--` between them; `launch.sweep
 --engine=vmap` writes such commands. The models of a stage that are not in the stage cache are trained
 as one program, mapped over their weights, examples and hyperparameters, on one device. Each experiment then
-goes on by itself: its run directory is the one that `hamu_jax.main` leaves, with the same numbers up to rounding.
+goes on by itself: its run directory is the one that `hamu_jax.main` leaves, with the same numbers up to
+rounding.
 """
 
 import contextlib
@@ -71,12 +72,12 @@ def train(experiments: Sequence[experiment.Experiment]) -> dict[int, UserError]:
   Raises:
     preemption.Preempted: the run was asked to end; what it did is saved.
   """
-  failures = {}
+  failures: dict[int, UserError] = {}
   lead = experiments[0]
   for each in experiments:
     each.prepare()
   for name in ("pretrain", "retrain", "unlearn"):
-    lacking = {}
+    lacking: dict[str, list[int]] = {}
     for number, each in enumerate(experiments):
       if number not in failures and name in each.keys() and each.lacks(name):
         # Experiments may have a stage in common.
@@ -113,7 +114,7 @@ def run_members(
     preemption.Preempted: as `train`.
   """
   with contextlib.ExitStack() as stack:
-    experiments = []
+    experiments: list[experiment.Experiment] = []
     for config, workdir in members:
       like = experiments[0] if experiments else None
       experiments.append(experiment.Experiment(config, workdir, watch, like=like))
@@ -152,7 +153,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 def _parts(arguments: Sequence[str]) -> Iterator[list[str]]:
   """The arguments of each experiment."""
-  part = []
+  part: list[str] = []
   for argument in arguments:
     if argument == "--":
       yield part
