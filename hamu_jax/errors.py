@@ -30,5 +30,5 @@ def unreachable(what: str, error: Exception) -> UserError:
   return UserError(
     f"cannot download {what} ({first_line(error)}): point config.data.path at local files with"
     " config.data.source 'parquet' or 'cifar10_binary', or run the embedded digits with"
-    " --config=configs/digits_hamu.py"
+    " --config=hamu_jax:digits_hamu"
   )
