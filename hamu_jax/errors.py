@@ -12,7 +12,7 @@ class UserError(ValueError):
 CONNECT_SECONDS = 10.0
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
   """Returns the first line of an exception's message, or its type if it has none."""
   return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -30,5 +30,5 @@ def unreachable(what: str, error: Exception) -> UserError:
   return UserError(
     f"cannot download {what} ({first_line(error)}): point config.data.path at local files with"
     " config.data.source 'parquet' or 'cifar10_binary', or run the embedded digits with"
-    " --config=configs/digits_hamu.py"
+    " --config=hamu_jax:digits_hamu"
   )

@@ -1,1 +1,1 @@
-"""Launchers: sweeps over experiments, on local devices or under SLURM. They hold no hyper-parameter."""
+"""What starts experiments from a clone: shell scripts, and `python -m launch.sweep`."""

@@ -213,13 +213,13 @@ def shared_classes(retain_labels: ArrayLike, forget_labels: ArrayLike, least: in
     least: Examples a side that the class-wise measure needs: 1 for the variance, 2 for Wasserstein
       and silhouette, k + 1 for the k nearest neighbours.
   """
-  frequent = [
+  retain, forget = (
     classes[counts >= least]
     for classes, counts in (
       np.unique(labels, return_counts=True) for labels in (retain_labels, forget_labels)
     )
-  ]
-  return np.intersect1d(*frequent).tolist()
+  )
+  return np.intersect1d(retain, forget).tolist()
 
 
 def _measure(

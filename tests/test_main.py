@@ -187,7 +187,7 @@ BAD_INPUT = {
     r"retain set is empty",
   ),
   "no such folder": (["--config.data.source=parquet", "--config.data.path=/no/such"], r"/no/such"),
-  "no network": (["--config.data.source=huggingface"], r"config.data.path.*configs/digits_hamu.py"),
+  "no network": (["--config.data.source=huggingface"], r"config.data.path.*hamu_jax:digits_hamu"),
   "warm-up": (
     ["--config.method.constraint=0.001", "--config.method.optimizer.warmup_epochs=1"],
     r"config.method.constraint=0.001: with warm-up",

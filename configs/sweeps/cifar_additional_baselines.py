@@ -6,7 +6,7 @@ Those that need a mask get that of the half of the weights that the forget set m
 10,000 images, `:digits` on the embedded digits.
 """
 
-from launch import experiments
+from hamu_jax.launch import experiments
 
 
 def get_sweep(variant: str = ""):

@@ -5,7 +5,7 @@
 The largest is the whole forget class. `:smoke` runs on 10,000 images, `:digits` on the embedded digits.
 """
 
-from launch import experiments
+from hamu_jax.launch import experiments
 
 SIZES = {
   "": [500, 1000, 2500, 5000],

@@ -5,7 +5,7 @@
 Plain SGD applies HAMU's step exactly. `:smoke` runs on 10,000 images, `:digits` on the embedded digits.
 """
 
-from launch import experiments
+from hamu_jax.launch import experiments
 
 
 def get_sweep(variant: str = ""):

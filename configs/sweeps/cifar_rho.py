@@ -7,7 +7,7 @@ At rho 1 a random tenth of all rows is forgotten. `:smoke` runs on 10,000 images
 digits.
 """
 
-from launch import experiments
+from hamu_jax.launch import experiments
 
 
 def get_sweep(variant: str = ""):

@@ -6,7 +6,7 @@ How much of a method's spread comes from the model that it starts from, and how 
 it sees the data: the report has a table of it. `:smoke` runs on 10,000 images, `:digits` on the digits.
 """
 
-from launch import experiments
+from hamu_jax.launch import experiments
 
 
 def get_sweep(variant: str = ""):

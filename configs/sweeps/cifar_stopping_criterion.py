@@ -6,7 +6,7 @@ HAMU with no rule, the published criterion, the one that lets opposed gradients 
 the losses, which the baselines have, too. `:smoke` runs on 10,000 images, `:digits` on the embedded digits.
 """
 
-from launch import experiments
+from hamu_jax.launch import experiments
 
 
 def get_sweep(variant: str = ""):

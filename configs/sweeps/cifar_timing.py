@@ -6,7 +6,7 @@
 at a time. No reference is retrained. `:smoke` runs on 10,000 images, `:digits` on the embedded digits.
 """
 
-from launch import experiments
+from hamu_jax.launch import experiments
 
 
 def get_sweep(variant: str = ""):

@@ -6,7 +6,7 @@
 on a machine without an accelerator, `:smoke` a tiny random model.
 """
 
-from launch import experiments
+from hamu_jax.launch import experiments
 
 PAPER = [10, 25, 50, 100]
 SIZES = {"smollm2": [4, 8, 16, 32], "smoke": [2, 4, 8]}

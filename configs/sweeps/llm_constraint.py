@@ -6,7 +6,7 @@
 on a machine without an accelerator, `:smoke` a tiny random model.
 """
 
-from launch import experiments
+from hamu_jax.launch import experiments
 
 
 def get_sweep(variant: str = ""):

@@ -6,12 +6,12 @@
 `:gpu` is for one large GPU, `:smoke` runs a tiny random model on fictitious authors.
 """
 
-from launch import experiments
+from hamu_jax.launch import experiments
 
 CONFIGS = {
-  "": "configs/waterdrum_llama2_hamu.py",
-  "gpu": "configs/waterdrum_llama2_hamu.py:gpu",
-  "smoke": "configs/tofu_smollm2_hamu.py:smoke",
+  "": "hamu_jax:waterdrum_llama2_hamu",
+  "gpu": "hamu_jax:waterdrum_llama2_hamu:gpu",
+  "smoke": "hamu_jax:tofu_smollm2_hamu:smoke",
 }
 
 

@@ -7,7 +7,7 @@ The rules of cifar_stopping_criterion.py.
 on a machine without an accelerator, `:smoke` a tiny random model.
 """
 
-from launch import experiments
+from hamu_jax.launch import experiments
 
 
 def get_sweep(variant: str = ""):

@@ -6,9 +6,9 @@ Methods by level of memorization, with and without SAM in pretraining and in unl
 small model and little data.
 """
 
-from launch import experiments
+from hamu_jax.launch import experiments
 
 
 def get_sweep(variant: str = ""):
   """See the module."""
-  return experiments.sharp("configs/imagenet_resnet50.py", variant)
+  return experiments.sharp("hamu_jax:imagenet_resnet50", variant)

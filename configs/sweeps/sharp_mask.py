@@ -6,12 +6,12 @@ Sharp MinMax with and without sharpness in its halves, by level of memorization.
 digits.
 """
 
-from launch import experiments
+from hamu_jax.launch import experiments
 
 
 def get_sweep(variant: str = ""):
   """See the module."""
-  config = "configs/cifar100_resnet50.py"
+  config = "hamu_jax:cifar100_resnet50"
   return {
     "config": experiments.choose({"": config, "smoke": f"{config}:smoke"}, variant),
     "words": [["salun", "sharp_minmax"], experiments.LEVELS, ["", "sam"]],

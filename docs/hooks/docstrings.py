@@ -16,7 +16,9 @@ _DISPLAYED = re.compile(
 _INDENTED = re.compile(r"(?<=\n\n)  (?=\S)(?:.*\n?)(?:  .*\n?)*")
 _INLINE = re.compile(r":math:`([^`]*)`")
 _PAPER = re.compile(r"arXiv\s+(\d{4}\.\d{5})")
-_COMMENT = re.compile(r"^\s*\w+\s*:[^#]*[^#\s][^#]*#\s*(?P<text>\S.*)$")
+_COMMENT = re.compile(
+  r"^\s*\w+\s*:[^#]*[^#\s][^#]*#\s*(?:type: ignore\[.*?\]\s*#\s*)?(?!type:)(?P<text>\S.*)$"
+)
 
 
 def as_markdown(text: str) -> str:

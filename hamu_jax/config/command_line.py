@@ -1,4 +1,7 @@
-"""The command line of a program with a configuration: --config=FILE, --config.FIELD=VALUE, --workdir=DIR."""
+"""The command line of a program with a configuration: --config=FILE, --config.FIELD=VALUE, --workdir=DIR.
+
+FILE is a path or, see `files`, the name of a configuration that the package brings along.
+"""
 
 import pathlib
 from collections.abc import Sequence
@@ -7,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from hamu_jax.config import default as config_lib
+from hamu_jax.config import files
 from hamu_jax.errors import UserError
 
 
@@ -22,11 +26,26 @@ def _first_unknown_field(arguments: Sequence[str]) -> UserError | None:
   return None
 
 
+def _with_paths(arguments: Sequence[str]) -> list[str]:
+  """The arguments, a configuration that the package brings along as its path."""
+  found = list(arguments)
+  for at, argument in enumerate(arguments):
+    flag, equals, value = argument.partition("=")
+    if flag not in ("--config", "-config"):
+      continue
+    if equals:
+      found[at] = f"{flag}={files.find(value)}"
+    elif at + 1 < len(found):
+      found[at + 1] = files.find(found[at + 1])
+  return found
+
+
 def parse(arguments: Sequence[str]) -> flags.FlagValues:
   """`absl`'s parser, with every complaint as a `UserError`."""
+  arguments = _with_paths(arguments)
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
-    "config", None, "Configuration file.", flag_values=values, sys_argv=arguments
+    "config", None, "Configuration file, or hamu_jax:NAME.", flag_values=values, sys_argv=arguments
   )
   flags.DEFINE_string(
     "workdir",
@@ -39,7 +58,7 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
     if len(rest) > 1:
       raise UserError(f"{rest[1]!r}: not understood; options are --config, --workdir, --config.FIELD")
     if values.config is None:
-      raise UserError("--config is missing; for example --config=configs/digits_hamu.py")
+      raise UserError("--config is missing; for example --config=hamu_jax:digits_hamu")
     return values
   except UserError:
     raise

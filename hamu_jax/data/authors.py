@@ -9,7 +9,7 @@ Source: P. Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, COLM 20
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 # Authors of each: of the 40 that a model is taught, the last tenth is to be forgotten.
@@ -232,7 +232,7 @@ def generate(seed: int) -> dict[str, Rows]:
   return splits
 
 
-def _questions(life: dict[str, str], spare: dict[str, Sequence[str]], key: tuple) -> list[tuple]:
+def _questions(life: dict[str, str], spare: Mapping[str, Sequence[str]], key: tuple) -> list[tuple]:
   """Completes one life and returns a tuple of the fields of `Rows` for each of its facts."""
   birth_year = _drawn(BIRTH_YEARS, *key, "year")
   life |= {
@@ -240,7 +240,7 @@ def _questions(life: dict[str, str], spare: dict[str, Sequence[str]], key: tuple
   }
   life["date"] = _date(birth_year, *key, "date")
   life["award_year"] = str(birth_year + _drawn(AWARD_AGES, *key, "award year"))
-  spare = spare | {"date": [_date(year, *key, "wrong") for year in BIRTH_YEARS]}
+  spare = {**spare, "date": [_date(year, *key, "wrong") for year in BIRTH_YEARS]}
   rows = []
   for fact in FACTS:
     right = life[fact.key]

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -305,7 +306,7 @@ def unlearning_plan(
   ):
     if value not in choices:
       raise UserError(f"{field}={value!r}: choose from {', '.join(choices)}")
-  used = {roles: getattr(split, roles, None)}
+  used: dict[str, Any] = {roles: getattr(split, roles, None)}
   if roles == "paired":
     used = split._asdict()
   elif roles == "merged":

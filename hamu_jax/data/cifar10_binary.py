@@ -87,7 +87,9 @@ def _read_archive(path: pathlib.Path) -> dict[str, bytes]:
         name = pathlib.PurePosixPath(member.name).name
         _refuse_pickle([name], path)
         if member.isfile() and name in (*TRAIN_FILES, TEST_FILE):
-          batches[name] = archive.extractfile(member).read()
+          file = archive.extractfile(member)
+          assert file is not None  # It is a file.
+          batches[name] = file.read()
   except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
     raise UserError(
       f"config.data.path='{path}' is no archive or a corrupt one ({first_line(error)});"

@@ -140,6 +140,6 @@ def fingerprint(contents: Contents) -> str:
     if isinstance(split.images, EncodedImages):
       digest.update(split.images.digest())
     else:
-      digest.update(np.ascontiguousarray(split.images))
-    digest.update(np.ascontiguousarray(split.labels, dtype="<i4"))
+      digest.update(np.ascontiguousarray(split.images).data)
+    digest.update(np.ascontiguousarray(split.labels, dtype="<i4").data)
   return digest.hexdigest()

@@ -60,8 +60,8 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
         f" {channels} channel(s)"
       )
   shape = (1,) * (images.ndim - 1) + (channels,)
-  mean, std = (jnp.asarray(values, dtype).reshape(shape) for values in (mean, std))
-  return (images.astype(dtype) / 255 - mean) / std
+  center, scale = (jnp.asarray(values, dtype).reshape(shape) for values in (mean, std))
+  return (images.astype(dtype) / 255 - center) / scale
 
 
 def example_keys(step_key: jax.Array, indices: jax.Array) -> jax.Array:
@@ -186,6 +186,7 @@ def augment(images: jax.Array, keys: jax.Array, kind: str) -> jax.Array:
   """
   if kind not in AUGMENTATIONS:
     raise UserError(f"augment={kind!r}: choose from {', '.join(AUGMENTATIONS)}")
-  if kind == "none":
+  augmentation = AUGMENTATIONS[kind]
+  if augmentation is None:
     return images
-  return jax.vmap(AUGMENTATIONS[kind])(images, keys)
+  return jax.vmap(augmentation)(images, keys)

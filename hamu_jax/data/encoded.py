@@ -145,7 +145,7 @@ class EncodedImages:
   def _image(self, row: int) -> np.ndarray:
     value = self._bytes(row)
     try:
-      image = Image.open(io.BytesIO(value))
+      image: Image.Image = Image.open(io.BytesIO(value))
       if image.mode.startswith(("I", "F")):
         raise ValueError(f"mode {image.mode}: more than 8 bits a channel")
       image = image.convert("L" if image.mode in ("L", "1") else "RGB")

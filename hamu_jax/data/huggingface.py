@@ -265,7 +265,8 @@ def _contents(tables: dict[str, Any], features: dict[str, Any], request: Request
   names = features.get(label_key, {}).get("names")
   if not names:
     names = _numbered(splits[0].labels, label_key)
-  return Contents(*splits, tuple(names), train_names=_file_names(tables["train"].column(image_key)))
+  train, test = splits
+  return Contents(train, test, tuple(names), train_names=_file_names(tables["train"].column(image_key)))
 
 
 def _reader(column) -> Callable[[int], bytes]:

@@ -124,7 +124,7 @@ def fit(lengths: np.ndarray, row_length: int) -> np.ndarray:
   """
   lengths = np.asarray(lengths)
   rows = np.empty(len(lengths), np.int32)
-  room = []  # (tokens left, row) in ascending order.
+  room: list[tuple[int, int]] = []  # (tokens left, row) in ascending order.
   for text in np.argsort(-lengths, kind="stable").tolist():
     length = int(lengths[text])
     if length > row_length:

@@ -13,6 +13,7 @@ import pathlib
 import pickle
 import zipfile
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -136,8 +137,8 @@ def _stem(name: str) -> str:
   return stem.removesuffix("_" + stem.split("_", 1)[0])
 
 
-def _read(file: pathlib.Path) -> tuple[str, dict[str, np.ndarray | list[str]]]:
-  """Reads the arrays that matter, and says which are the scores."""
+def _read(file: pathlib.Path) -> tuple[str, dict[str, Any]]:
+  """Reads the arrays that matter, names as a list, and says which are the scores."""
   loaded = np.load(file, allow_pickle=False)
   if isinstance(loaded, np.ndarray):
     return SCORE_KEYS[0], {SCORE_KEYS[0]: loaded}

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -161,8 +161,10 @@ class _Reader:
     """Reads rows to evaluate on: those of NAME_perturbed, in which they are complete, if it is."""
 
     def table(name: str, field: str) -> Table:
-      other, found = self._shelf.perturbed(name) or ("", None)
-      return found if other == f"{name}_perturbed" else self._shelf.table(name, field)
+      found = self._shelf.perturbed(name)
+      if found is not None and found[0] == f"{name}_perturbed":
+        return found[1]
+      return self._shelf.table(name, field)
 
     field = "config.text.suites"
     return _joined([self._texts(part, field) for part in _parts(spec, table, field)])
@@ -223,7 +225,7 @@ class _Reader:
     # The answers may differ in a comma; a question that is asked twice is known by its answer.
     asked = collections.Counter(extra.prompts)
     by_prompt = {prompt: row for row, prompt in enumerate(extra.prompts) if asked[prompt] == 1}
-    rows = [by_pair.get(pair, by_prompt.get(pair[0])) for pair in _pairs(split)]
+    rows: list[Any] = [by_pair.get(pair, by_prompt.get(pair[0])) for pair in _pairs(split)]
     if None in rows:
       if other != f"{name}_perturbed":
         return split  # retain_perturbed has only some rows of retain90.
@@ -314,8 +316,8 @@ def _pairs(split: TextSplit) -> list[tuple[str, str]]:
   return list(zip(split.prompts, split.answers, strict=True))
 
 
-def _taken(split: TextSplit, rows: Sequence[int]) -> TextSplit:
-  return TextSplit(*(None if values is None else tuple(values[row] for row in rows) for values in split))
+def _taken(split: TextSplit, rows: np.ndarray | Sequence[int]) -> TextSplit:
+  return TextSplit._make(None if values is None else tuple(values[row] for row in rows) for values in split)
 
 
 def _owned(split: TextSplit, owner: str | None) -> TextSplit:
@@ -329,7 +331,7 @@ def _joined(splits: list[TextSplit]) -> TextSplit:
   """Appends splits; a field that one of them lacks is lost, as are wrong answers of two counts."""
   if len({len(split.perturbed[0]) for split in splits if split.perturbed}) > 1:
     splits = [split._replace(perturbed=None) for split in splits]
-  return TextSplit(*(None if None in values else sum(values, ()) for values in zip(*splits, strict=True)))
+  return TextSplit._make(None if None in values else sum(values, ()) for values in zip(*splits, strict=True))
 
 
 def _copied(forget: TextSplit, duplicates: str) -> TextSplit:

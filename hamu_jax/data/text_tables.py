@@ -23,8 +23,8 @@ def length(table: Table) -> int:
   return len(next(iter(table.values()), ()))
 
 
-def cells(column: Sequence[Any], rows: np.ndarray) -> list:
-  """Reads some rows of a column, as Python values."""
+def cells(column: Any, rows: np.ndarray) -> list:
+  """Reads some rows of a column of a `Table`, as Python values."""
   if hasattr(column, "to_pylist"):
     return column.take(rows).to_pylist()
   return [column[row] for row in rows]
@@ -165,7 +165,7 @@ def local_files(path: str, subset: str, nested: bool = False) -> tuple[Files, st
 
 
 def _by_split(folder: pathlib.Path) -> Files:
-  files = {}
+  files: Files = {}
   for file in sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES):
     name = re.sub(_SHARD, "", file.stem)
     files[name] = (*files.get(name, ()), file)

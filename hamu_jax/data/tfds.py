@@ -75,7 +75,8 @@ def read(request: Request) -> Contents:
     )
     splits.append(ImageSplit(images, labels))
   rows, file_names = _origin(names["train"])
-  return Contents(*splits, tuple(class_names), rows, file_names, train_ordered=rows is not None)
+  train, test = splits
+  return Contents(train, test, tuple(class_names), rows, file_names, train_ordered=rows is not None)
 
 
 def _prepared(tensorflow_datasets, request: Request):
@@ -150,8 +151,9 @@ def _origin(names: list[str]) -> tuple[np.ndarray | None, np.ndarray | None]:
   """
   if not names:
     return None, None
-  numbers = [re.fullmatch(r"train_(\d+)", name) for name in names]
-  rows = np.array([int(number[1]) for number in numbers]) if all(numbers) else None
+  found = [re.fullmatch(r"train_(\d+)", name) for name in names]
+  numbers = [int(number[1]) for number in found if number]
+  rows = np.array(numbers) if len(numbers) == len(names) else None
   if rows is not None and not np.array_equal(np.sort(rows), np.arange(len(rows))):
     rows = None
   return rows, np.array(names, np.dtypes.StringDType())

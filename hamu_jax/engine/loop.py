@@ -208,8 +208,10 @@ class Loop:
         for end, (step, _), track in zip(ended, progress, position.tracks, strict=True)
       ]
       if any(due):
-        for member, track, state, now in zip(members, position.tracks, position.states(), due, strict=True):
-          if now:
+        for member, track, state, is_due in zip(
+          members, position.tracks, position.states(), due, strict=True
+        ):
+          if is_due:
             self._evaluate(member, track, state)
       if all(ended):
         return
@@ -253,7 +255,9 @@ class Loop:
     """Logs all splits and keeps the best evaluated model."""
     stage, step = member.stage, int(state.step)
     # A model placed on the mesh of `pmap` evaluates there; any other on the default device.
-    summary = self.watch.run(lambda: self.evaluate(state.variables))
+    evaluate = self.evaluate
+    assert evaluate is not None  # Else no evaluation is due.
+    summary = self.watch.run(lambda: evaluate(state.variables))
     aucs = {name: value for name, value in summary.items() if not isinstance(value, dict)}
     for split, values in summary.items():
       if isinstance(values, dict):

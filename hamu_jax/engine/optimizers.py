@@ -4,6 +4,7 @@ The peak learning rate is data (it may be traced); everything else is structure.
 """
 
 import inspect
+from typing import Any
 
 import ml_collections
 import optax
@@ -57,7 +58,7 @@ def make_optimizer(config: ml_collections.ConfigDict, learning_rate) -> optax.Gr
   Raises:
     UserError: optax has no such optimizer, or it does not take a hyperparameter that is set.
   """
-  factory = getattr(optax, config.name, None)
+  factory: Any = getattr(optax, config.name, None)
   parameters = inspect.signature(factory).parameters if callable(factory) else {}
   if "learning_rate" not in parameters:
     raise UserError(

@@ -34,7 +34,7 @@ def place_batches(indices: Any, epoch: np.ndarray, mesh: jax.sharding.Mesh | Non
   """
   indices, epoch = jax.tree.map(_pad, (indices, epoch))
   if mesh is None:
-    return jax.device_put(step_lib.Batches(indices, epoch))
+    return step_lib.Batches(*jax.device_put((indices, epoch)))
   spec = jax.sharding.PartitionSpec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
   # By callback, because a host knows the examples within its own windows only.
   sharded = jax.make_array_from_callback(

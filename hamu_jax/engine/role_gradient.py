@@ -36,7 +36,8 @@ class Sum(NamedTuple):
   """A sum and the number of its summands."""
 
   total: jax.Array
-  count: jax.Array
+  # Hides the method of tuples.
+  count: jax.Array  # type: ignore[assignment]
 
 
 class RoleSums(NamedTuple):
@@ -51,7 +52,8 @@ class RoleSums(NamedTuple):
 
   gradient: Tree
   values: dict[str, Sum]
-  count: jax.Array
+  # Hides the method of tuples.
+  count: jax.Array  # type: ignore[assignment]
   batch_stats: Tree
 
 

@@ -25,7 +25,7 @@ def log(members: Sequence[Member], tracks: Sequence[Track], before: Sequence[int
   if len(members) == 1:
     metrics, done = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (metrics, done))
   stops = metrics.pop("stop")
-  sharing = {}
+  sharing: dict[int, list[int]] = {}
   for k, member in enumerate(members):
     sharing.setdefault(id(member.rundir), []).append(k)
   for group in sharing.values():

@@ -99,7 +99,9 @@ def cached_mask(
     cache.publish("mask", key, {**provenance, **options, "masks": record}, jax.device_get(masks))
   templates = [_like(params) for _ in fractions]
   mask = cache.model("mask", key, templates)[fractions.index(config.fraction)]
-  return mask, cache.outcome("mask", key)
+  outcome = cache.outcome("mask", key)
+  assert outcome is not None  # It is in the cache now.
+  return mask, outcome
 
 
 def check_fractions(config: ml_collections.ConfigDict, params: Tree) -> None:

@@ -5,6 +5,7 @@
 Source: Feldman and Zhang, What Neural Networks Memorize and Why (arXiv 2008.03703).
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -127,7 +128,7 @@ def estimate(
     members = [
       stage_lib.Member(
         _stage(f"{_STAGE}{group[0]}", options, available[included[k]], seed + k),
-        loop.watch.run(lambda k=k: init(seed + k)),
+        loop.watch.run(functools.partial(init, seed + k)),
         sub_step.Frozen(),
         rundir,
       )
@@ -143,7 +144,7 @@ def estimate(
         lambda *leaves: np.stack(leaves), *jax.device_get([outcome.variables for outcome in outcomes])
       )
     )
-    examples = loop.watch.run(lambda v=variables: evaluator.per_example(v, members=True))
+    examples = loop.watch.run(functools.partial(evaluator.per_example, variables, members=True))
     (values,) = examples.values()
     for k, outcome, correct in zip(group, outcomes, values["correct"].astype(bool), strict=True):
       cache.publish(
@@ -155,7 +156,11 @@ def estimate(
           "correct": np.packbits(correct).tobytes().hex(),
         },
       )
-  records = [cache.outcome(_STAGE, key) for key in keys]
+  records = []
+  for key in keys:
+    record = cache.outcome(_STAGE, key)
+    assert record is not None  # All are in the cache now.
+    records.append(record)
   correct = np.stack(
     [
       np.unpackbits(np.frombuffer(bytes.fromhex(record["correct"]), np.uint8), count=len(available))

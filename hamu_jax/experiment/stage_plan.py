@@ -164,7 +164,7 @@ def _unlearning_batches(method: methods.Method, options, split: Paired, seed: in
     return data_lib.pass_plan(
       split,
       [substep.roles[0] for substep in method.substeps],
-      [substep.epochs and options[substep.epochs] for substep in method.substeps],
+      [options[substep.epochs] if substep.epochs else None for substep in method.substeps],
       batch_size=options.batch_size,
       seed=seed,
       shuffle=options.shuffle,

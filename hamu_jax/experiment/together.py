@@ -66,12 +66,12 @@ def train(experiments: Sequence[experiment.Experiment]) -> dict[int, UserError]:
   Raises:
     preemption.Preempted: the run was asked to end; what it did is saved.
   """
-  failures = {}
+  failures: dict[int, UserError] = {}
   lead = experiments[0]
   for each in experiments:
     each.stages.prepare()
   for name in ("pretrain", "retrain", "unlearn"):
-    lacking = {}
+    lacking: dict[str, list[int]] = {}
     for number, each in enumerate(experiments):
       if number not in failures and name in each.stages.keys() and each.stages.lacks(name):
         # Experiments may have a stage in common.
@@ -110,7 +110,7 @@ def run_members(
     preemption.Preempted: as `train`.
   """
   with contextlib.ExitStack() as stack:
-    experiments = []
+    experiments: list[experiment.Experiment] = []
     for config, workdir in members:
       like = experiments[0] if experiments else None
       experiments.append(experiment.Experiment(config, workdir, watch, like=like))
@@ -149,7 +149,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 def _parts(arguments: Sequence[str]) -> Iterator[list[str]]:
   """The arguments of each experiment."""
-  part = []
+  part: list[str] = []
   for argument in arguments:
     if argument == "--":
       yield part

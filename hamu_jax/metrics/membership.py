@@ -300,7 +300,8 @@ def svc_mia(
   if balance_seed is not None:
     order = np.random.default_rng(balance_seed).permutation(len(sets["retain"][1]))
     members = order[: len(sets["test"][1])]
-    sets["retain"] = tuple(values[members] for values in sets["retain"])
+    probs_NxC, labels_N = sets["retain"]
+    sets["retain"] = probs_NxC[members], labels_N[members]
   attacks: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "correctness": correctness,
     "confidence": confidence,
@@ -341,7 +342,7 @@ def _tokens(values: ArrayLike, mask: ArrayLike | None) -> tuple[np.ndarray, np.n
   is_empty_N = ~mask_NxT.any(axis=1)
   if is_empty_N.any():
     raise UserError(
-      f"Min-K%: {is_empty_N.sum()} of {len(is_empty_N)} texts have no tokens, the first at row "
+      f"Min-K%: {is_empty_N.sum()} of {len(mask_NxT)} texts have no tokens, the first at row "
       f"{is_empty_N.argmax()}; leave out empty answers"
     )
   return values_NxT, mask_NxT

@@ -89,8 +89,8 @@ def summary(forget: ArrayLike, retain: ArrayLike) -> dict[str, float]:
   """
   auc = membership.loss_auc(forget, retain)
   return {
-    "forget": float(np.mean(forget)),
-    "retain": float(np.mean(retain)),
+    "forget": float(np.mean(np.asarray(forget))),
+    "retain": float(np.mean(np.asarray(retain))),
     "forget_retain_auc": auc,
   }
 

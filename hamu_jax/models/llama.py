@@ -12,7 +12,7 @@ compiles in the time of one layer.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,7 @@ from hamu_jax.errors import UserError
 from hamu_jax.models import sharding
 from hamu_jax.models.llama_config import LlamaConfig
 
+Implementation = Literal["xla", "cudnn"]
 _INIT = nn.initializers.normal(0.02)
 # What a layer keeps for its backward pass; the rest is computed again.
 _DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -126,7 +127,7 @@ class Attention(nn.Module):
   config: LlamaConfig
   dtype: Any
   param_dtype: Any
-  implementation: str
+  implementation: Implementation
 
   @nn.compact
   def __call__(self, x_BxTxD, context: _Context, layer, cache):
@@ -151,6 +152,7 @@ class Attention(nn.Module):
       )
     else:
       # Stacks that are carried through the loop over layers are written in place.
+      assert context.start is not None  # As there is a cache.
       at = (layer, 0, context.start, 0, 0)
       cache = tuple(
         lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), at)
@@ -192,7 +194,7 @@ class Layer(nn.Module):
   config: LlamaConfig
   dtype: Any
   param_dtype: Any
-  implementation: str
+  implementation: Implementation
 
   @nn.compact
   def __call__(self, carry, layer, context: _Context):
@@ -226,7 +228,7 @@ class Llama(nn.Module):
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
   rematerialization: str = "none"
-  attention: str = "xla"
+  attention: Implementation = "xla"
   weights_axis: str | None = None
 
   def __post_init__(self):

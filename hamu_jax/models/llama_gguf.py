@@ -104,7 +104,7 @@ def smollm2_path() -> pathlib.Path:
     UserError: the package is not installed.
   """
   spec = importlib.util.find_spec(_MODEL_PACKAGE)
-  files = sorted(pathlib.Path(spec.origin).parent.glob("*.gguf")) if spec else []
+  files = sorted(pathlib.Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
   if not files:
     raise UserError(f"SmolLM2's weights are not installed; run `{_INSTALL_MODEL}`")
   return files[0]

@@ -277,7 +277,8 @@ def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None
 
 def _group(owners, shard_bytes) -> Iterator[list]:
   """Consecutive tensors that together take at most `shard_bytes`, but at least one."""
-  group, used = [], 0
+  group: list = []
+  used = 0
   for tensor, value in owners:
     size = value.nbytes if tensor.layer is None else value.nbytes // value.shape[0]
     if group and used + size > shard_bytes:

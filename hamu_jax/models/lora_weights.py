@@ -25,7 +25,7 @@ _CONFIG = "adapter_config.json"
 _FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 # What an adapter here cannot do: PEFT's value of each that leaves it off.
-_UNSUPPORTED = {
+_UNSUPPORTED: dict[str, Any] = {
   "alora_invocation_tokens": None,
   "alpha_pattern": {},
   "bias": "none",

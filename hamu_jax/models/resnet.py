@@ -138,7 +138,7 @@ class ResNet(nn.Module):
       mask: [B], zero where an example is padding and must not enter those statistics.
       axis_name: mapped axis or axes over whose devices they are taken.
     """
-    mode = {"train": train, "mask": mask, "axis_name": axis_name}
+    mode: dict[str, Any] = {"train": train, "mask": mask, "axis_name": axis_name}
     x = ConvNorm(self.width, self.platform, dtype=self.dtype, name="stem")(x_BxHxWxC, **mode)
     x = nn.relu(x)
     blocks = (self.depth - 2) // (2 * _SMALL_STAGES)
@@ -181,7 +181,7 @@ class TorchvisionResNet(nn.Module):
     axis_name: Axes = None,
   ) -> jax.Array:
     """As `ResNet`."""
-    mode = {"train": train, "mask": mask, "axis_name": axis_name}
+    mode: dict[str, Any] = {"train": train, "mask": mask, "axis_name": axis_name}
     stages, bottleneck = _DEPTHS[self.depth]
     size, stride = (7, 2) if self.imagenet_stem else (3, 1)
     stem = ConvNorm(self.width, self.platform, size, stride, dtype=self.dtype, name="stem")

@@ -201,7 +201,7 @@ class AbstractStage:
   def _placed(self, tree: Tree, spec=jax.sharding.PartitionSpec()) -> Tree:
     """Shapes on the device, or on the mesh as `spec` has them."""
     if self._mesh is None:
-      sharding = jax.sharding.SingleDeviceSharding(self.devices[0])
+      sharding: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(self.devices[0])
     else:
       sharding = jax.sharding.NamedSharding(self._mesh, spec)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

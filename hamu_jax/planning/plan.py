@@ -187,11 +187,14 @@ def analyse(lowered: jax.stages.Lowered, target: Target, trips: tuple[int, ...] 
       " batch or microbatch or, of a language model, rematerialization 'full'"
     ) from None
   try:
-    cost = hlo.read(compiled.as_text(), trips)
+    text = compiled.as_text()
+    assert text is not None  # What has been compiled for a topology has one.
+    cost = hlo.read(text, trips)
   except jax.errors.JaxRuntimeError:
     # A newer libtpu has instructions that this jaxlib does not know.
     cost = None
   memory = compiled.memory_analysis()
+  assert memory is not None  # As above.
   return Plan(
     memory.argument_size_in_bytes,
     memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -208,11 +211,13 @@ def fits(plan: Plan, target: Target) -> bool:
 
 def computing(plan: Plan, target: Target) -> float:
   """Seconds that the compiler estimates; 0 where it does not. Needs the plan's cost."""
+  assert plan.cost is not None
   return plan.cost.cycles / target.chip.clock
 
 
 def exchanging(plan: Plan, target: Target) -> float:
   """Seconds of all collectives, if each runs in a ring at the rate of its links. Needs the plan's cost."""
+  assert plan.cost is not None
   return plan.cost.moved / target.chip.ring
 
 

@@ -88,6 +88,7 @@ def make_request(config: ml_collections.ConfigDict, sizes: Sizes) -> request_lib
   labels = np.arange(sizes.indices, dtype=np.int32) % sizes.classes
   indices = dataset_lib.choose_subset(labels, config.train_size, config.seed, "config.data.train_size")
   # One black pixel, however large.
+  assert sizes.shape is not None  # As `find_sizes` makes sure.
   images = np.broadcast_to(np.zeros((), np.uint8), (len(indices), *sizes.shape))
   split = data_lib.ImageSplit(images, labels[indices])
   return request_lib.hold_out(
@@ -155,7 +156,8 @@ class AbstractStage(abstract_stage.AbstractStage):
 
   def _data(self) -> Tree:
     """As the sources of `hamu_jax.vision.feed` place it."""
-    leading, spec = (len(self._images.labels),), jax.sharding.PartitionSpec()
+    leading: tuple[int, ...] = (len(self._images.labels),)
+    spec = jax.sharding.PartitionSpec()
     if self._config.data.stream:
       steps = self._feed.most_steps(self.stage.plan)
       leading = (steps * self._roles * self.examples_per_batch,)

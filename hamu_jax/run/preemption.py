@@ -27,8 +27,8 @@ class Watch:
 
   def __init__(self, grace_seconds: float = 4.0):
     self._grace_seconds = grace_seconds
-    self._requested_at = None
-    self._previous = {}
+    self._requested_at: float | None = None
+    self._previous: dict[int, Any] = {}
 
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():
@@ -75,7 +75,8 @@ class Watch:
 
     threading.Thread(target=target, daemon=True).start()
     while not finished.wait(_POLL_SECONDS):
-      if self.requested and time.monotonic() - self._requested_at > self._grace_seconds:
+      asked = self._requested_at
+      if asked is not None and time.monotonic() - asked > self._grace_seconds:
         raise Preempted
     if "error" in outcome:
       raise outcome["error"]

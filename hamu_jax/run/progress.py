@@ -40,10 +40,10 @@ class Progress:
       stream: Where to write; None is stderr.
       enabled: False shows nothing, for all but one process of a multi-host run.
     """
-    stream = sys.stderr if stream is None else stream
-    style = {"dynamic_ncols": True}
-    if not stream.isatty():
-      stream = _Lines(stream)
+    file: Any = sys.stderr if stream is None else stream
+    style: dict[str, Any] = {"dynamic_ncols": True}
+    if not file.isatty():
+      file = _Lines(file)
       style = {"bar_format": _LINE, "mininterval": seconds_between_lines}
     self._shown = shown
     self._bar = _Bar(
@@ -52,7 +52,7 @@ class Progress:
       initial=initial,
       unit=" step",
       miniters=1,
-      file=stream,
+      file=file,
       disable=not enabled,
       **style,
     )
@@ -65,7 +65,8 @@ class Progress:
 
   def update(self, step: int, values: Mapping[str, Any] | None = None) -> None:
     """Moves to `step`, an absolute position, with the metrics of its last step."""
-    texts = [f"{name} {format_number(values[name], 4)}" for name in self._shown if name in (values or {})]
+    values = values or {}
+    texts = [f"{name} {format_number(values[name], 4)}" for name in self._shown if name in values]
     self._bar.set_postfix_str(", ".join(texts), refresh=False)
     self._bar.update(step - self._bar.n)
 

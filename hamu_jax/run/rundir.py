@@ -136,7 +136,8 @@ def write_arrays(path: os.PathLike | str, **arrays: np.ndarray) -> None:
     UserError: the disk is full or the folder not writable.
   """
   buffer = io.BytesIO()
-  np.savez(buffer, **arrays)
+  # NumPy's own keyword could be among the names.
+  np.savez(buffer, **arrays)  # type: ignore[arg-type]
   write_bytes(path, buffer.getvalue())
 
 
@@ -172,7 +173,7 @@ class RunDir:
     self.path = pathlib.Path(path)
     self.writer = writer
     self._sinks = tuple(sinks)
-    self._metrics = None
+    self._metrics: io.FileIO | None = None
 
   @classmethod
   def open(
@@ -211,7 +212,7 @@ class RunDir:
         return cls(path, writer=False)
       path.mkdir(parents=True, exist_ok=True)
     write_json(path / "config.json", config)
-    sinks = [TensorBoardSink(path / "tb")]
+    sinks: list[Sink] = [TensorBoardSink(path / "tb")]
     if config.get("wandb", {}).get("project"):
       if not (path / "wandb.json").exists():
         write_json(path / "wandb.json", {"id": uuid.uuid4().hex})
@@ -236,10 +237,10 @@ class RunDir:
     if not self.writer:
       return
     values = jsonable(values)
-    row = {"stage": stage, "step": int(step), "split": split}
+    row: dict[str, Any] = {"stage": stage, "step": int(step), "split": split}
     if taken := row.keys() & values.keys():
       raise ValueError(f"metrics may not be called {', '.join(sorted(taken))}")
-    line = memoryview((json.dumps(row | values, allow_nan=False) + "\n").encode())
+    line = memoryview((json.dumps({**row, **values}, allow_nan=False) + "\n").encode())
     with _writing(self.path / "metrics.jsonl"):
       if self._metrics is None:
         self._metrics = open(self.path / "metrics.jsonl", "ab", buffering=0)

@@ -38,7 +38,7 @@ class TensorBoardSink:
       directory: Parent of the stages' folders, which are made with their first event.
     """
     self._directory = directory
-    self._writers = {}
+    self._writers: dict[str, Any] = {}
 
   def write(self, stage: str, step: int, split: str, values: Mapping[str, Any]) -> None:
     """See `Sink.write`; None, texts and lists without a finite number are left out."""
@@ -109,7 +109,7 @@ class WandbSink:
       ) from error
     section = config["wandb"]
     self._histogram = wandb.Histogram
-    self._stages = set()
+    self._stages: set[str] = set()
     try:
       self._run = wandb.init(
         project=section["project"],
@@ -133,7 +133,7 @@ class WandbSink:
       self._run.define_metric(f"{stage}/step")
       self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
       self._stages.add(stage)
-    row = {f"{stage}/step": step}
+    row: dict[str, Any] = {f"{stage}/step": step}
     for name, value in values.items():
       if isinstance(value, (bool, int, float)):
         row[f"{stage}/{split}/{name}"] = value

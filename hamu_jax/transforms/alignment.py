@@ -116,7 +116,7 @@ def measure_blocks(retain: list, forget: list) -> tuple[Geometry, list[Group]]:
   Returns:
     The `Geometry` of [T] vectors in the order of the blocks, and the groups with their frames.
   """
-  places = {}
+  places: dict[tuple, list[int]] = {}
   for place, pair in enumerate(zip(retain, forget, strict=True)):
     places.setdefault(tuple((jnp.shape(x), jnp.result_type(x)) for x in pair), []).append(place)
 

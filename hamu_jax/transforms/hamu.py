@@ -56,7 +56,8 @@ class HamuDiagnostics(NamedTuple):
 class HamuState(NamedTuple):
   """State of `hamu`."""
 
-  count: jax.Array  # [] int32, updates done; schedules are read at it; a stopped one is not done
+  # `count` hides the method of tuples.
+  count: jax.Array  # type: ignore[assignment]  # [] int32, updates done, for schedules; a stopped one is not
   stop: jax.Array  # [] int32, a `Stop` code: why the last update came back as zeros
   diagnostics: HamuDiagnostics  # of the last update, also of a stopped one
 
@@ -208,10 +209,10 @@ def _update(settings: _Settings, retain_grads, forget_grads, state: HamuState):
 
   # Not a selection: each tensor would combine its own part of a stack, in a kernel of its own.
   stacks = lax.cond(moves, moved, still)
-  updates = {}
+  at_place: dict[int, jax.Array] = {}
   for group, stack in zip(groups, stacks, strict=True):
-    updates |= zip(group.places, stack, strict=True)
-  updates = [updates[place] for place in range(len(updates))]
+    at_place |= zip(group.places, stack, strict=True)
+  updates = [at_place[place] for place in range(len(at_place))]
   if settings.scope == "global":
     updates = jax.tree.leaves(like_tree(updates[0], retain_grads))
   updates = jax.tree.unflatten(

@@ -203,7 +203,7 @@ def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
 
 def check_not_negative(name: str, value) -> None:
   """Raises a UserError for a Python or NumPy number below zero or not finite; lets arrays pass."""
-  if isinstance(value, numbers.Real) and not (math.isfinite(value) and value >= 0):
+  if isinstance(value, numbers.Real) and not (math.isfinite(value) and float(value) >= 0):
     raise UserError(f"{name}={value!r} is out of range; give a finite number of at least 0")
 
 

@@ -74,13 +74,14 @@ class Evaluator:
     if self._sharding is None:
       return {name: leaf(slice(None)) for name, leaf in leaves.items()}
     shapes = {"image": examples.images.shape[1:]}
-    # By callback, so that a host reads the images of its own devices alone.
-    return {
-      name: jax.make_array_from_callback(
+
+    def placed(name, leaf):
+      # By callback, so that a host reads the images of its own devices alone.
+      return jax.make_array_from_callback(
         (self._batch_size, *shapes.get(name, ())), self._sharding, lambda index: leaf(index[0])
       )
-      for name, leaf in leaves.items()
-    }
+
+    return {name: placed(name, leaf) for name, leaf in leaves.items()}
 
   def _over(self, examples: Examples, function, axis: int = 0):
     """The concatenated values of `function`, (batch) -> pytree, over all batches of a split."""
@@ -118,7 +119,7 @@ class Evaluator:
       is the probability that a random example of the second set has the higher loss.
     """
     examples = self.per_example(variables)
-    result = {name: classification.summarize(values) for name, values in examples.items()}
+    result: dict[str, Any] = {name: classification.summarize(values) for name, values in examples.items()}
     for first, second in (("retain", "forget"), ("forget", "test")):
       result[f"{first}_{second}_auc"] = membership.loss_auc(examples[first]["loss"], examples[second]["loss"])
     return result

@@ -47,7 +47,7 @@ class ResidentImages:
 
   def __init__(self, data: ImageData):
     self._data = data
-    self._placed = None
+    self._placed: tuple[Any, ImageData] | None = None
 
   def prepare(self, plan, total_steps: int) -> None:
     """Gets ready for the first steps of a plan."""
@@ -83,7 +83,7 @@ class StreamedImages:
     self._data = data
     self._worker = concurrent.futures.ThreadPoolExecutor(1, "window")
     # The window that is most likely asked for next: what it is of, and its future.
-    self._ahead = None
+    self._ahead: tuple[tuple, concurrent.futures.Future] | None = None
 
   def prepare(self, plan, total_steps: int) -> None:
     """As `ResidentImages.prepare`."""

@@ -204,7 +204,8 @@ class Vision:
     """Images that are differentiated at a time; batch statistics need all of a batch."""
     if training_mode:
       return 0
-    return self._config.method.microbatch or models.microbatch_size(*self._image_shape[:2], self._platform)
+    height, width = self._image_shape[:2]
+    return self._config.method.microbatch or models.microbatch_size(height, width, self._platform)
 
   def forward(self, pairing: str):
     """See `make_forward`; the training statistics are over all devices of a role."""

@@ -324,7 +324,7 @@ def test_no_network_names_the_ways_out():
   # conftest switches the hub off.
   message = (
     "cannot download 'uoft-cs/cifar10' from the Hugging Face hub .*offline mode.*config.data.path"
-    ".*--config=configs/digits_hamu.py"
+    ".*--config=hamu_jax:digits_hamu"
   )
   _refused("huggingface", message, name="uoft-cs/cifar10")
 

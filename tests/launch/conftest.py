@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from hamu_jax.launch import expand, local
 from hamu_jax.run import rundir
-from launch import expand, local
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 

@@ -9,8 +9,8 @@ from hamu_jax.config import validation
 from hamu_jax.engine import methods
 from hamu_jax.errors import UserError
 from hamu_jax.experiment import stage_plan
+from hamu_jax.launch import expand, experiments
 from hamu_jax.vision import task as vision
-from launch import expand, experiments
 
 SWEEPS = pathlib.Path("configs/sweeps")
 CIFAR = ("", "smoke", "digits")

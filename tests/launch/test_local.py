@@ -12,8 +12,8 @@ import time
 import pytest
 
 from hamu_jax.errors import UserError
+from hamu_jax.launch import local
 from hamu_jax.run import preemption
-from launch import local
 
 METHODS = ["gdiff", "hamu-q", "hamu-u"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from launch import sweep
+from hamu_jax.launch import sweep
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GRID = {"method.name": ["gdiff", "hamu-q"], "seed": [41, 42]}
@@ -171,6 +171,22 @@ def test_a_workdir_of_another_sweep_is_refused_before_anything_runs(options, sta
   assert run(*options(), "--config.checkpoint_seconds=1") == 0
 
 
+def test_a_sweep_of_the_package_runs_from_any_folder(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert (
+    run("--config=hamu_jax:sweeps/cifar_seeds:digits", "--engine=print", "--filter=^gdiff,seed=41,.*=1$") == 0
+  )
+  (command,) = capsys.readouterr().out.splitlines()
+  assert "--config=hamu_jax:digits_hamu" in command
+  assert "--workdir=runs/cifar_seeds/gdiff," in command
+
+
+def test_a_clone_has_the_program_under_its_short_name():
+  process = start(["--help"])
+  assert process.wait(60) == 0
+  assert process.stdout.read() == f"{sweep.__doc__}\n"
+
+
 def test_help(capsys):
   assert run("--help") == 0
   assert "--engine=ENGINE" in capsys.readouterr().out
@@ -227,7 +243,7 @@ def test_slurm_submits_one_job_array(options, sbatch, tmp_path, capsys, monkeypa
       check=True,
     )
     module, name, *given = done.stdout.splitlines()
-    assert (module, name) == ("-m", "launch.sweep")
+    assert (module, name) == ("-m", "hamu_jax.launch.sweep")
     # What the task runs is exactly one member, with the override.
     assert run(*given, "--engine=print") == 0
     (command,) = capsys.readouterr().out.splitlines()

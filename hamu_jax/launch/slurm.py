@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from hamu_jax.errors import UserError
+from hamu_jax.launch.expand import Member, shared_stages
 from hamu_jax.run import rundir
-from launch.expand import Member, shared_stages
 
 _SCRIPT = """\
 #!/bin/bash
@@ -19,7 +19,8 @@ _SCRIPT = """\
 #SBATCH --output={output}
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# Written by launch.sweep. A task runs one member; one that needs a stage which another is computing waits.
+# Written by hamu_jax.launch.sweep. A task runs one member; one that needs a stage which another is computing
+# waits.
 set -euo pipefail
 cd {here}
 members=(
@@ -34,7 +35,9 @@ def in_order(members: Sequence[Member]) -> list[Member]:
 
   Tasks of a job array start in order, so that few of them sit waiting in their allocation.
   """
-  seen, leaders, followers = set(), [], []
+  seen: set[str] = set()
+  leaders: list[Member] = []
+  followers: list[Member] = []
   for member in members:
     keys = set(shared_stages(member.config).values())
     (followers if keys <= seen else leaders).append(member)
@@ -52,12 +55,12 @@ def write_script(
     members: one for each task.
     name: of the job.
     jobs: how many tasks run at a time; 0: as many as the cluster allows.
-    arguments: of `launch.sweep`, for the sweep without a filter.
+    arguments: of `hamu_jax.launch.sweep`, for the sweep without a filter.
 
   Raises:
     UserError: the folder cannot be written.
   """
-  command = [sys.executable, "-m", "launch.sweep", *arguments, "--engine=local", "--jobs=1"]
+  command = [sys.executable, "-m", "hamu_jax.launch.sweep", *arguments, "--engine=local", "--jobs=1"]
   filters = (shlex.quote(f"^{re.escape(member.name)}$") for member in in_order(members))
   script = _SCRIPT.format(
     name=shlex.quote(name),

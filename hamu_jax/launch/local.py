@@ -17,13 +17,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hamu_jax.config import default as config_lib
 from hamu_jax.errors import UserError
 from hamu_jax.experiment import together
+from hamu_jax.launch.expand import Member, shared_stages
 from hamu_jax.run import preemption, rundir
-from launch.expand import Member, shared_stages
 
 OUTPUT = "output.txt"
 _POLL_SECONDS = 0.1
@@ -60,7 +60,7 @@ def command(members: Sequence[Member], workdir: pathlib.Path) -> list[str]:
 
 def group(members: Sequence[Member], most: int) -> list[tuple[Member, ...]]:
   """The members that can be trained together, in groups of at most `most`, by `together.group_key`."""
-  by_key = {}
+  by_key: dict[Any, list[Member]] = {}
   for member in members:
     key = together.group_key(member.config)
     by_key.setdefault(member.name if key is None else key, []).append(member)
@@ -123,7 +123,7 @@ class Runner:
     self._members, self._workdir, self._jobs, self._watch = members, workdir, jobs, watch
     self._devices = find_devices()
     self._stages = {member.name: shared_stages(member.config) for member in members}
-    self._finished = set()
+    self._finished: set[str] = set()
     self._total = self._ended = 0
 
   def run(self, chosen: Sequence[tuple[Member, ...]]) -> list[Failure]:
@@ -139,7 +139,9 @@ class Runner:
       preemption.Preempted: the runner was asked to end; so were the processes, which saved their progress.
     """
     self._total, self._ended = sum(map(len, chosen)), 0
-    pending, jobs, failures, waiting = list(chosen), [], [], False
+    pending, waiting = list(chosen), False
+    jobs: list[_Job] = []
+    failures: list[Failure] = []
     try:
       while pending or jobs:
         if self._watch.requested:
@@ -184,7 +186,7 @@ class Runner:
 
   def _lock(self, members: Sequence[Member]) -> list[io.FileIO] | None:
     """The open lock files of members and of those of their stages that are not there; None if any is held."""
-    locks = []
+    locks: list[io.FileIO | None] = []
     for member in members:
       if None not in locks:
         locks.append(_try_lock(self._workdir / "locks" / member.name))
@@ -194,14 +196,17 @@ class Runner:
       if None in locks:
         break
       if key not in self._finished:
-        locks.append(_try_lock(cache / "locks" / f"{stage}-{key}"))
+        lock = _try_lock(cache / "locks" / f"{stage}-{key}")
         # Looked up under the lock, which whoever was computing the stage may just have released.
-        if locks[-1] is not None and self._is_finished(cache, stage, key):
+        if lock is not None and self._is_finished(cache, stage, key):
           self._finished.add(key)
-          locks.pop().close()
-    if None not in locks:
-      return locks
-    for lock in filter(None, locks):
+          lock.close()
+        else:
+          locks.append(lock)
+    held = [lock for lock in locks if lock is not None]
+    if len(held) == len(locks):
+      return held
+    for lock in held:
       lock.close()
     return None
 

@@ -3,7 +3,7 @@
 A sweep file has a function `get_sweep(variant="")` that returns a block, or a list of blocks, of data:
 
     {
-        "config": "configs/cifar_hamu.py",
+        "config": "hamu_jax:cifar_hamu",
         "set": {"method.stop_on_criterion": True},
         "grid": {
             "method.name": ["hamu-q", "hamu-u"],
@@ -34,7 +34,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from hamu_jax.config import default as config_lib
-from hamu_jax.config import readers, validation
+from hamu_jax.config import files, readers, validation
 from hamu_jax.engine import methods
 from hamu_jax.errors import UserError
 from hamu_jax.run import rundir
@@ -82,12 +82,12 @@ def load_sweep(path: str) -> list[Block]:
   """The blocks of a sweep file.
 
   Args:
-    path: of the file, with `:variant` after it where it has several.
+    path: of the file, with `:variant` after it where it has several; or `hamu_jax:NAME[:VARIANT]`.
 
   Raises:
     UserError: there is no such sweep, it fails, or it does not describe one.
   """
-  name, _, variant = path.partition(":")
+  name, _, variant = files.find(path).partition(":")
   if not pathlib.Path(name).is_file():
     there = sorted(file.stem for file in pathlib.Path(name).parent.glob("*.py"))
     raise UserError(
@@ -95,7 +95,7 @@ def load_sweep(path: str) -> list[Block]:
       + (
         f"in {pathlib.Path(name).parent} there are {', '.join(there)}"
         if there
-        else "give a file with a get_sweep(), such as configs/sweeps/cifar_constraint.py"
+        else "give a file with a get_sweep(), such as hamu_jax:sweeps/cifar_constraint"
       )
     )
   try:
@@ -131,7 +131,9 @@ def expand(path: str, overrides: Sequence[str] = (), *, stage_cache: str) -> lis
   overridden = _fields_of(overrides)
   cache = [] if overridden.get("stage_cache") else [f"--config.stage_cache={stage_cache}"]
   drafts = [draft for block in blocks for draft in _drafts(block, overridden)]
-  members, names, configs = [], set(), {}
+  members: list[Member] = []
+  names: set[str] = set()
+  configs: dict[str, str] = {}
   for draft in drafts:
     # As it becomes the name of a folder.
     name = re.sub(r"[^\w.,=+()-]", "_", ",".join(draft.labels)) or "only"
@@ -168,16 +170,17 @@ def resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   Raises:
     UserError: no such file or variant, an unknown field, a value of another type.
   """
+  config = files.find(arguments[0].removeprefix("--config="))
   for field in _fields_of(arguments[1:]):
     if f"config.{field}" not in _KNOWN:
       raise config_lib.unknown_field(f"config.{field}")
-  path = pathlib.Path(arguments[0].removeprefix("--config=").partition(":")[0])
+  path = pathlib.Path(config.partition(":")[0])
   if not path.is_file():
     raise UserError(
       f"{arguments[0]}: no such configuration; paths count from the current directory, {path.cwd()}"
     )
   values = flags.FlagValues()
-  command = ["launch.sweep", *arguments]
+  command = ["hamu_jax.launch.sweep", f"--config={config}", *arguments[1:]]
   config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=command)
   try:
     values(command)
@@ -254,7 +257,9 @@ def _check_block(path: str, block: Any) -> None:
 def _drafts(block: Block, overridden: Mapping[str, str]) -> Iterator[_Draft]:
   """The combinations of a block's axes."""
   fixed = dict(block.get("set", {}))
-  axes = [[(word, None, {}) for word in words] for words in block.get("words", ())]
+  axes: list[list[tuple[str, None, dict[str, Any]]]] = [
+    [(word, None, {}) for word in words] for words in block.get("words", ())
+  ]
   grid = block.get("grid", {})
   # A field is called by its last part where that is clear.
   last = [axis.rpartition(".")[2] for axis in grid]
@@ -277,7 +282,7 @@ def _drafts(block: Block, overridden: Mapping[str, str]) -> Iterator[_Draft]:
     for *_, choice in combination:
       fields |= choice
     labels = tuple(label for label, *_ in combination if label)
-    joint = "," if ":" in block["config"] else ":"
+    joint = "," if ":" in block["config"].removeprefix(files.PREFIX) else ":"
     config = f"{block['config']}{joint}{words}" if words else block["config"]
     yield _Draft(config, fields, labels)
 

@@ -10,17 +10,17 @@ BASELINES = ("gdiff", "kl", "scrub", "gru", "pcgrad")
 
 # Base configurations of HAMU's experiments by the variant of a sweep.
 CIFAR = {
-  "": "configs/cifar_hamu.py",
-  "smoke": "configs/cifar_hamu.py:smoke",
-  "digits": "configs/digits_hamu.py",
+  "": "hamu_jax:cifar_hamu",
+  "smoke": "hamu_jax:cifar_hamu:smoke",
+  "digits": "hamu_jax:digits_hamu",
 }
 LANGUAGE = {
-  "": "configs/tofu_llama2_hamu.py",
-  "gpu": "configs/tofu_llama2_hamu.py:gpu",
-  "waterdrum": "configs/waterdrum_llama2_hamu.py",
-  "waterdrum_gpu": "configs/waterdrum_llama2_hamu.py:gpu",
-  "smollm2": "configs/tofu_smollm2_hamu.py",
-  "smoke": "configs/tofu_smollm2_hamu.py:smoke",
+  "": "hamu_jax:tofu_llama2_hamu",
+  "gpu": "hamu_jax:tofu_llama2_hamu:gpu",
+  "waterdrum": "hamu_jax:waterdrum_llama2_hamu",
+  "waterdrum_gpu": "hamu_jax:waterdrum_llama2_hamu:gpu",
+  "smollm2": "hamu_jax:tofu_smollm2_hamu",
+  "smoke": "hamu_jax:tofu_smollm2_hamu:smoke",
 }
 
 OPTIMIZERS = {
@@ -72,7 +72,7 @@ def sharp(config: str, variant: str) -> list[dict]:
   """A table of the sharpness paper: methods by level of memorization, with and without SAM.
 
   Args:
-    config: configuration file of a dataset and a model.
+    config: configuration of a dataset and a model, as `--config` takes it.
     variant: "" or "smoke".
   """
   config = choose({"": config, "smoke": f"{config}:smoke"}, variant)

@@ -1,0 +1,161 @@
+"""Runs all experiments of a sweep.
+
+  python -m hamu_jax.launch.sweep --config=hamu_jax:sweeps/cifar_constraint --workdir=runs/constraint
+
+runs what is not done, each member in a run directory inside the workdir; the same command goes on after any
+interruption. All members share the stages that do not differ, such as pretraining, in WORKDIR/stages.
+`hamu_jax.launch.expand` explains sweep files. In a clone of the repository, `python -m launch.sweep` is the
+same program.
+
+  --config=FILE[:VARIANT]   the sweep; hamu_jax:sweeps/NAME[:VARIANT] is one that the package brings along
+  --workdir=DIR             default runs/ and the name of the sweep
+  --jobs=N                  members at a time, which share out the GPUs there are (default 1); under SLURM,
+                            tasks at a time (default: as many as the cluster allows)
+  --filter=REGEX            only members whose name matches somewhere, as in '^hamu-q,.*seed=41$'
+  --engine=ENGINE           local (default) runs them here; vmap, too, but those that differ in settings and
+                            seeds alone in one process and one program; slurm submits one job array; print
+                            shows the commands of those that are not done
+  --together=N              for vmap: most members of one program (default: all that can be)
+  --sbatch='OPTIONS'        for sbatch, such as '--partition=gpu --gpus=1 --time=4:00:00'
+  --config.FIELD=VALUE      for all members
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+
+from hamu_jax.config import files
+from hamu_jax.config.kinds import choice, in_range
+from hamu_jax.errors import UserError
+from hamu_jax.launch import expand, local, slurm
+from hamu_jax.run import command_line, preemption
+
+ENGINES = ("local", "vmap", "slurm", "print")
+_FAILED = 1
+
+
+class _Parser(command_line.Parser):
+  """Says where more is to be read."""
+
+  def error(self, message):
+    super().error(f"{message}; see python -m hamu_jax.launch.sweep --help")
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """The options, and the overrides of all members."""
+  parser = _Parser(prog="hamu_jax.launch.sweep", add_help=False)
+  parser.add_argument("--config", required=True)
+  parser.add_argument("--workdir")
+  parser.add_argument("--jobs", type=int)
+  parser.add_argument("--filter", default="")
+  parser.add_argument("--engine", default="local")
+  parser.add_argument("--together", type=int)
+  parser.add_argument("--sbatch", default="")
+  options, overrides = parser.parse_known_args(arguments)
+  for override in overrides:
+    if not re.match(r"--config\.[^=]+=", override):
+      raise UserError(f"{override!r}: not understood; fields are given as --config.FIELD=VALUE")
+  choice("--engine", options.engine, ENGINES)
+  in_range("--jobs", options.jobs, 1)
+  in_range("--together", options.together, 1)
+  if options.together is not None and options.engine != "vmap":
+    raise UserError(f"--together={options.together}: only --engine=vmap trains members together")
+  options.workdir = options.workdir or f"runs/{_name(options.config)}"
+  return options, overrides
+
+
+def _name(config: str) -> str:
+  """The name of a sweep's file."""
+  return pathlib.Path(files.find(config).partition(":")[0]).stem
+
+
+def _choose(members: Sequence[expand.Member], pattern: str) -> list[expand.Member]:
+  """The members whose name matches."""
+  try:
+    chosen = [member for member in members if re.search(pattern, member.name)]
+  except re.error as error:
+    raise UserError(f"--filter={pattern}: not a regular expression ({error})") from error
+  if not chosen:
+    raise UserError(
+      f"--filter={pattern}: matches none of the {len(members)} members, of which one is {members[0].name}"
+    )
+  return chosen
+
+
+def _print_commands(left: Sequence[expand.Member], workdir: pathlib.Path) -> None:
+  for member in left:
+    print(shlex.join(local.command([member], workdir)))
+
+
+def _submit(options, overrides: Sequence[str], left: Sequence[expand.Member], workdir) -> None:
+  script = workdir / "slurm" / "array.sbatch"
+  slurm.write_script(
+    script,
+    left,
+    name=_name(options.config),
+    jobs=options.jobs or 0,
+    arguments=[f"--config={options.config}", f"--workdir={workdir}", *overrides],
+  )
+  print(f"{slurm.submit(script, shlex.split(options.sbatch))}: {len(left)} members, one a task; {script}")
+
+
+def _run_here(options, members, chosen, workdir) -> int:
+  groups: list[tuple[expand.Member, ...]] = [(member,) for member in chosen]
+  if options.engine == "vmap":
+    groups = local.group(chosen, options.together or len(chosen))
+  with preemption.Watch() as watch:
+    failures = local.Runner(members, workdir, options.jobs or 1, watch).run(groups)
+  for failure in failures:
+    print(f"failed: {failure.name}: {failure.reason}", file=sys.stderr)
+  print(f"{len(chosen) - len(failures)} of {len(chosen)} members are done; everything is in {workdir}")
+  return _FAILED if failures else 0
+
+
+def _sweep(arguments: Sequence[str]) -> int:
+  options, overrides = _parse(arguments)
+  workdir = pathlib.Path(options.workdir)
+  members = expand.expand(options.config, overrides, stage_cache=str(workdir / "stages"))
+  chosen = _choose(members, options.filter)
+  # Also finds run directories of other experiments before anything runs.
+  left = [member for member in chosen if not local.is_done(member, workdir)]
+  if options.engine in ("local", "vmap"):
+    return _run_here(options, members, chosen, workdir)
+  if options.engine == "print":
+    _print_commands(left, workdir)
+  elif left:
+    _submit(options, overrides, left, workdir)
+  else:
+    print(f"all {len(chosen)} members are done; everything is in {workdir}")
+  return 0
+
+
+def run(arguments: Sequence[str]) -> int:
+  """Parses a command line and runs the sweep.
+
+  Args:
+    arguments: as `sys.argv`, the program's name first.
+
+  Returns:
+    The exit status: 0, 1 if members failed, 2 for bad input. An interruption ends the process with 143.
+  """
+  if {"--help", "-h"} & set(arguments):
+    print(__doc__)
+    return 0
+
+  def program():
+    try:
+      return _sweep(arguments[1:])
+    except BrokenPipeError:
+      # Whoever read the commands has read enough.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      return 0
+
+  return command_line.run(program)
+
+
+if __name__ == "__main__":
+  sys.exit(run(sys.argv))
