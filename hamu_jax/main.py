@@ -9,15 +9,15 @@ import sys
 from collections.abc import Sequence
 
 from hamu_jax.config import command_line as config_command_line
-from hamu_jax.config import default as config_lib
 from hamu_jax.config import validation
+from hamu_jax.config.help import help_text
 from hamu_jax.experiment import experiment
 from hamu_jax.run import command_line, hosts, preemption
 
 
 def _run(arguments: Sequence[str]) -> None:
   values = config_command_line.parse(arguments)
-  validation.validate(values.config)
+  validation.validate(values.config, values.given)
   hosts.initialize(values.config.distributed)
   with preemption.Watch() as watch:
     experiment.Experiment(values.config, config_command_line.workdir_of(values), watch).run()
@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     The exit status: 0, or 2 for bad input. A run that was interrupted ends the process with 143.
   """
   if {"--help", "-h"} & set(arguments):
-    print(__doc__, *config_lib.field_names(config_lib.default_config()), sep="\n")
+    print(f"{__doc__}\n{help_text()}")
     return 0
   return command_line.run(lambda: _run(arguments))
 

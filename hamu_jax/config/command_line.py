@@ -4,25 +4,50 @@ FILE is a path or, see `files`, the name of a configuration that the package bri
 """
 
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
 from hamu_jax.config import default as config_lib
 from hamu_jax.config import files
+from hamu_jax.config.fields import FIELDS
 from hamu_jax.errors import UserError
+
+
+class CommandLine(NamedTuple):
+  """A parsed command line.
+
+  Attributes:
+    config: the configuration, not yet validated.
+    workdir: what `--workdir` says, None without it.
+    file: path of the configuration file.
+    given: dotted names, without "config", of the fields that the command line sets.
+  """
+
+  config: ml_collections.ConfigDict
+  workdir: str | None
+  file: str
+  given: frozenset[str]
+
+
+def _given_fields(arguments: Sequence[str]) -> Iterator[str]:
+  """The dotted names, without "config", of `--config.x.y` arguments, whether or not there is such a field."""
+  for argument in arguments:
+    # A flag is switched off by `--noconfig.x.y`.
+    if found := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+      yield found[1]
 
 
 def _first_unknown_field(arguments: Sequence[str]) -> UserError | None:
   """The error for the first `--config.x.y` that names no field."""
-  known = config_lib.field_names(config_lib.default_config())
-  for argument in arguments:
-    name = argument.lstrip("-").split("=", 1)[0]
-    is_section = any(field.startswith(f"{name}.") for field in known)
-    is_field = argument.startswith("-") and name.startswith("config.") and not is_section
-    if is_field and name not in known:
-      return config_lib.unknown_field(name)
+  for name in _given_fields(arguments):
+    is_section = any(field.startswith(f"{name}.") for field in FIELDS)
+    if not is_section and name not in FIELDS:
+      return config_lib.unknown_field(f"config.{name}")
   return None
 
 
@@ -40,8 +65,12 @@ def _with_paths(arguments: Sequence[str]) -> list[str]:
   return found
 
 
-def parse(arguments: Sequence[str]) -> flags.FlagValues:
-  """`absl`'s parser, with every complaint as a `UserError`."""
+def parse(arguments: Sequence[str]) -> CommandLine:
+  """Parses a command line as `absl` does, with every complaint as a `UserError`.
+
+  Args:
+    arguments: as `sys.argv`, the program's name first.
+  """
   arguments = _with_paths(arguments)
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
@@ -59,7 +88,8 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
       raise UserError(f"{rest[1]!r}: not understood; options are --config, --workdir, --config.FIELD")
     if values.config is None:
       raise UserError("--config is missing; for example --config=hamu_jax:digits_hamu")
-    return values
+    file = config_flags.get_config_filename(values["config"]).split(":")[0]
+    return CommandLine(values.config, values.workdir, file, frozenset(_given_fields(arguments[1:])))
   except UserError:
     raise
   except Exception as error:  # A configuration file may raise anything.
@@ -70,7 +100,6 @@ def parse(arguments: Sequence[str]) -> flags.FlagValues:
     raise UserError("; ".join(lines[:1] + lines[-1:] if len(lines) > 1 else lines)) from error
 
 
-def workdir_of(values: flags.FlagValues) -> pathlib.Path:
-  """The run directory that a parsed command line means."""
-  path = config_flags.get_config_filename(values["config"]).split(":")[0]
-  return pathlib.Path(values.workdir or f"runs/{pathlib.Path(path).stem}")
+def workdir_of(values: CommandLine) -> pathlib.Path:
+  """The run directory that a command line means: `--workdir`, or runs/ and the name of the configuration."""
+  return pathlib.Path(values.workdir or f"runs/{pathlib.Path(values.file).stem}")

@@ -125,7 +125,7 @@ def run_members(
 def _run(arguments: Sequence[str]) -> None:
   members = [config_command_line.parse([arguments[0], *part]) for part in _parts(arguments[1:])]
   for values in members:
-    validation.validate(values.config)
+    validation.validate(values.config, values.given)
     if not values.workdir:
       raise UserError("--workdir is missing: each experiment needs a run directory of its own")
   workdirs = [values.workdir for values in members]

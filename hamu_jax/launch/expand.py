@@ -35,6 +35,7 @@ from ml_collections import config_flags
 
 from hamu_jax.config import default as config_lib
 from hamu_jax.config import files, readers, validation
+from hamu_jax.config.fields import FIELDS
 from hamu_jax.engine import methods
 from hamu_jax.errors import UserError
 from hamu_jax.run import rundir
@@ -150,7 +151,7 @@ def expand(path: str, overrides: Sequence[str] = (), *, stage_cache: str) -> lis
     )
     config = resolve(arguments)
     try:
-      validation.validate(config)
+      validation.validate(config, _fields_of(arguments[1:]))
     except UserError as error:
       raise UserError(f"{name}: {error}") from error
     same = _fingerprint(config)
@@ -172,7 +173,7 @@ def resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   """
   config = files.find(arguments[0].removeprefix("--config="))
   for field in _fields_of(arguments[1:]):
-    if f"config.{field}" not in _KNOWN:
+    if field not in FIELDS:
       raise config_lib.unknown_field(f"config.{field}")
   path = pathlib.Path(config.partition(":")[0])
   if not path.is_file():
@@ -226,9 +227,6 @@ def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:
     mask = [config.mask[name] for name in ("batch_size", "select", "fractions")]
     stages["mask"] = training | {"forget": forget, "mask": mask}
   return {name: fingerprint({name: inputs}) for name, inputs in stages.items()}
-
-
-_KNOWN = frozenset(config_lib.field_names(config_lib.default_config()))
 
 
 def _check_block(path: str, block: Any) -> None:
