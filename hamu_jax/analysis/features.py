@@ -4,7 +4,7 @@ Axis legend: N examples of a set, D features.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ Tree = Any
 
 NEIGHBOURS = 10
 # Measures of entanglement, and how many examples of a class each set must have for them.
-_MEASURES = {
+_MEASURES: dict[str, tuple[Callable[..., Any], int]] = {
   "variance_ratio": (entanglement.variance_entanglement, 1),
   "variance": (
     functools.partial(entanglement.variance_entanglement, normalizer=entanglement.REFERENCE_NORMALIZER),
@@ -82,12 +82,12 @@ def measure(features: Paired, examples: Paired, seed: int) -> dict[str, dict[str
   """
   labels = {"retain_labels": examples.retain.labels, "forget_labels": examples.forget.labels}
   sizes = [len(features_NxD) for features_NxD in features]
-  report = {"global": {}, "class_wise": {}}
+  report: dict[str, dict[str, Any]] = {"global": {}, "class_wise": {}}
   for name, (function, least) in _MEASURES.items():
     options = {"seed": seed} if name == "wasserstein" else {}
     if min(sizes) >= least:
       report["global"][name] = function(*features, **options)
-    if entanglement.shared_classes(*labels.values(), least):
+    if entanglement.shared_classes(examples.retain.labels, examples.forget.labels, least):
       report["class_wise"][name] = function(*features, **labels, **options)
   return {kind: {name: values.get(name) for name in _MEASURES} for kind, values in report.items()}
 

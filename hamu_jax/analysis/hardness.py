@@ -151,14 +151,16 @@ def _values(look: preview.Preview, count: int, names: Sequence[str], options, wa
 
 def _look_at(look: preview.Preview, pair: preview.Pair, names: Sequence[str], measures) -> dict[str, Any]:
   """All numbers of one batch pair, as arrays."""
-  found = {scope: jax.device_get(measure(*pair.seen))._asdict() for scope, measure in measures.items()}
+  found: dict[str, Any] = {
+    scope: jax.device_get(measure(*pair.seen))._asdict() for scope, measure in measures.items()
+  }
   for blocks in found.values():
     blocks["branch"] = np.array(BRANCHES)[blocks["branch"]]
   plain, seen = (
     Paired(*(np.asarray(optax.tree.norm(gradient)) for gradient in gradients))
     for gradients in (pair.gradients, pair.seen)
   )
-  steps = {}
+  steps: dict[str, dict[str, Any]] = {}
   for name in names:
     step = look.step(name, pair)
     after = look.losses(pair, step.update)

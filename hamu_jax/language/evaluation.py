@@ -217,7 +217,7 @@ class Evaluator:
 
   def _examples(self, questions: Questions, found: Predictions) -> dict[str, np.ndarray]:
     """`per_example` of one split."""
-    tokens = {"mask": found.mask_nxP, "fraction": self._fraction}
+    tokens: dict[str, Any] = {"mask": found.mask_nxP, "fraction": self._fraction}
     return {
       "loss": found.loss,
       "probability": np.exp(-found.loss),

@@ -136,7 +136,7 @@ class Predictor:
       for array, values in zip(arrays, outputs, strict=True):
         values = values.reshape(len(values), -1)[: len(part), : mask.shape[1]]
         array[part, : values.shape[1]] = np.where(mask[part, : values.shape[1]], values, 0)
-    parts = (_cut(leaf, sets) for leaf in Predictions(*arrays, mask))
+    parts = (_cut(leaf, sets) for leaf in Predictions._make([*arrays, mask]))
     return {name: Predictions(*leaves) for name, leaves in zip(sets, zip(*parts, strict=True), strict=True)}
 
   def continuations(self, variables, sets: Mapping[Any, Sequence[Text]]) -> dict[Any, list[list[int]]]:

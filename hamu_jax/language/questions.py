@@ -40,14 +40,14 @@ class Text(NamedTuple):
   start: int
 
 
-def texts_of(encoded: Encoded, rows: Sequence[int]) -> list[Text]:
+def texts_of(encoded: Encoded, rows: np.ndarray | Sequence[int]) -> list[Text]:
   """Rows of encoded texts."""
   return [Text(encoded.ids[row], int(encoded.answer_start[row])) for row in rows]
 
 
 def all_texts(questions: Questions) -> dict[Any, list[Text]]:
   """The texts with the right answers ("answer"), with paraphrased ones, and with each of the wrong ones."""
-  encoded = {"answer": questions.answers}
+  encoded: dict[Any, Encoded] = {"answer": questions.answers}
   if questions.paraphrased is not None:
     encoded["paraphrased"] = questions.paraphrased
   encoded |= dict(enumerate(questions.perturbed))

@@ -15,7 +15,7 @@ _UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
 def texts(questions: Questions, generated: list[str] | None) -> dict[str, Any]:
   """The questions, their answers, and, if there are any, the model's and how alike these are."""
   texts, rows = questions.texts, questions.rows
-  record = {
+  record: dict[str, Any] = {
     "row": np.asarray(rows),
     "question": [texts.prompts[row] for row in rows],
     "answer": [texts.answers[row] for row in rows],

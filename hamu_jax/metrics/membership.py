@@ -294,7 +294,8 @@ def svc_mia(
   if balance_seed is not None:
     order = np.random.default_rng(balance_seed).permutation(len(sets["retain"][1]))
     members = order[: len(sets["test"][1])]
-    sets["retain"] = tuple(values[members] for values in sets["retain"])
+    probs_NxC, labels_N = sets["retain"]
+    sets["retain"] = probs_NxC[members], labels_N[members]
   attacks = _attacks(reference_entropy)
   if any(np.isnan(probs_NxC).any() for probs_NxC, _ in sets.values()):
     return dict.fromkeys(attacks, float("nan"))

@@ -41,6 +41,7 @@ def byte_pairs(tokens, merges, words: str, path):
   """Byte-pair encoding over bytes, as of GPT-2; `words` names how the text is cut first."""
   from tokenizers import Regex, models, pre_tokenizers
 
+  splits: list[pre_tokenizers.PreTokenizer]
   if words in _DIGIT_WORDS:
     splits = [pre_tokenizers.Digits(individual_digits=True)]
   elif words in LLAMA3_WORDS:
@@ -82,7 +83,7 @@ def sentence_piece(tokens, scores, unknown: int, space_prefix: bool):
       byte_fallback=True,
     )
   )
-  spaces = [normalizers.Replace(" ", "▁")]
+  spaces: list[normalizers.Normalizer] = [normalizers.Replace(" ", "▁")]
   decoded = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
   if space_prefix:
     spaces = [normalizers.Prepend("▁"), *spaces]

@@ -5,7 +5,7 @@ A name is dotted, e.g. ``method.name``.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 METHOD = "method.name"
 # Sections of what happens after the original and the retrained model are there.
@@ -35,7 +35,7 @@ def is_seed(name: str) -> bool:
   return name.split(".")[-1] == "seed"
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
   """Whether a value is a number; a truth value is none."""
   return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -61,7 +61,7 @@ def key_of(config: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
 
 def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
   """Items by their key, in order of appearance."""
-  found = {}
+  found: dict[Any, list[Any]] = {}
   for item in items:
     found.setdefault(key(item), []).append(item)
   return found

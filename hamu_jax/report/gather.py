@@ -9,7 +9,7 @@ them.
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hamu_jax.config import default as config_lib
 from hamu_jax.errors import UserError
@@ -41,13 +41,14 @@ def gather(paths: Sequence[os.PathLike | str]) -> Gathered:
   Raises:
     UserError: a path does not exist, or there is no run at all.
   """
-  folders = {}
+  folders: dict[pathlib.Path, pathlib.Path] = {}
   for path in map(pathlib.Path, paths):
     if not path.is_dir():
       raise UserError(f"{path}: no such folder; give run directories, or folders of them")
     for folder in run_folders(path):
       folders.setdefault(folder.resolve(), folder)
-  runs, notes = [], []
+  runs: list[Run] = []
+  notes: list[str] = []
   for folder in folders.values():
     run = read(folder, notes)
     if run is not None:
@@ -88,7 +89,8 @@ def datasets(runs: Sequence[Run]) -> dict[str, list[Run]]:
   texts, other splits; and unfinished runs, whose fingerprint is unknown, with any such run.
   """
   by_section = grouped(runs, lambda run: key_of(run.config, DATASET))
-  leader = {}  # section, or (section, fingerprint) where it holds several datasets -> a representative
+  # Section, or (section, fingerprint) where it holds several datasets -> a representative.
+  leader: dict[Any, Any] = {}
 
   def find(key):
     while leader.setdefault(key, key) != key:
@@ -121,7 +123,7 @@ def datasets(runs: Sequence[Run]) -> dict[str, list[Run]]:
       first, *others = keys(section, run)
       for other in others:
         leader[find(other)] = find(first)
-  found = {}
+  found: dict[Any, list[Run]] = {}
   for run in runs:
     found.setdefault(find(keys(key_of(run.config, DATASET), run)[0]), []).append(run)
   labels = [_label(members[0]) for members in found.values()]

@@ -112,10 +112,11 @@ def page(sections: Sequence[Section], notes: Sequence[str]) -> str:
   parts = []
   for number, section in enumerate(sections):
     shown = [table for table in section.tables if table.name != "values"]
-    anchors = [(f"{number}-{one.name}", one.title) for one in (*shown, *section.pictures)]
+    items: list[Table | figures.Picture] = [*shown, *section.pictures]
+    anchors = [(f"{number}-{one.name}", one.title) for one in items]
     links = " ".join(f'<a href="#{anchor}">{html.escape(title)}</a>' for anchor, title in anchors)
     parts.append(f"<section><h2>{html.escape(section.title)}</h2><nav>{links}</nav>")
-    for (anchor, title), item in zip(anchors, (*shown, *section.pictures)):
+    for (anchor, title), item in zip(anchors, items):
       body = html_table(item) if isinstance(item, Table) else _image(section.folder, item)
       parts.append(f'<h3 id="{anchor}">{html.escape(title)}</h3>{body}')
     parts.append("</section>")

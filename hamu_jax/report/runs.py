@@ -34,7 +34,7 @@ class Run(NamedTuple):
   @property
   def fingerprint(self) -> str | None:
     """Of the data; None where the run did not get as far as saying it."""
-    return self.summary and self.summary.get("provenance", {}).get("data_fingerprint")
+    return None if self.summary is None else self.summary.get("provenance", {}).get("data_fingerprint")
 
   @property
   def status(self) -> str:

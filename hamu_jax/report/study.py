@@ -34,7 +34,7 @@ class Estimate(NamedTuple):
 
   mean: float
   std: float  # NaN for one value
-  count: int
+  count: int  # type: ignore[assignment]  # tuples have a method of this name
 
 
 class Group(NamedTuple):
@@ -134,7 +134,7 @@ def estimates(values: Iterable[Mapping[str, float]]) -> dict[str, Estimate]:
 
   A NaN makes its mean NaN: a seed that diverged is not left out in silence.
   """
-  found = {}
+  found: dict[str, list[float]] = {}
   for mapping in values:
     for name, value in mapping.items():
       found.setdefault(name, []).append(value)
