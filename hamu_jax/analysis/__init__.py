@@ -13,5 +13,5 @@ def __getattr__(name: str) -> Any:
   if name != "gather":
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   # The documentation showed it here before it moved.
-  warnings.warn("hamu_jax.report.gather is now hamu_jax.report.gather", DeprecationWarning, stacklevel=2)
+  warnings.warn("hamu_jax.analysis.gather is now hamu_jax.report.gather", DeprecationWarning, stacklevel=2)
   return importlib.import_module("hamu_jax.report.gather")

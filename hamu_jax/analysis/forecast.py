@@ -68,7 +68,7 @@ def hardness(
 
   of the progress of plain descent, which is not negative up to :math:`f_t = \sin \theta_t`, or 1 for
   :math:`\theta_t \ge 90°`: so far the constraint is free. For hamu-u it is the forget loss's progress, and
-  the gradients are swapped as in `hamu_update`.
+  the gradients are swapped as in `hamu_update`. It is one function because all of this is said of one step.
 
   Args:
     retain_grads: gradients of the retain loss as the transform sees them: masked and clipped.
@@ -92,21 +92,16 @@ def hardness(
 
   Source: Hardness-Aware Multi-Objective Unlearning (arXiv 2606.02119) for the step and its criterion.
   """
-  # The parts of a constraint of 1 are the shares.
-  transform = transforms.hamu(
-    learning_rate,
-    1.0,
-    variant=variant,
-    radius=radius,
-    share=share,
-    scope=scope,
-    normalize_share=normalize_share,
-    on_infeasible=on_infeasible,
-    criterion=criterion,
-    eps=_EPS,
-  )
-  _, state = transform.update(retain_grads, transform.init(retain_grads), forget_grads=forget_grads)
-  seen = state.diagnostics
+  options = {
+    "variant": variant,
+    "radius": radius,
+    "share": share,
+    "scope": scope,
+    "normalize_share": normalize_share,
+    "on_infeasible": on_infeasible,
+    "criterion": criterion,
+  }
+  seen = _diagnostics(retain_grads, forget_grads, learning_rate, options)
   share_T, radius_T = seen.constraint, seen.radius
 
   blocks_of = jax.tree.leaves if scope == "tensor" else lambda tree: [as_vector(tree)]
@@ -124,13 +119,7 @@ def hardness(
     limit_T = jnp.maximum(limit_T, _EPS)
     return _divide(limit_T, share_T * learning_rate, jnp.inf)
 
-  # In the frame of unit vectors r, f and o = r - cos f, of which r.o = sin^2 and f.o = 0.
-  step = solution.step
-  ahead_T = step.retain + step.forget * geometry.cosine + step.orthogonal * geometry.sine**2
-  weights = (
-    _divide(-(step.retain + step.orthogonal), geometry.retain_norm * learning_rate, 0),
-    _divide(step.forget - step.orthogonal * geometry.cosine, geometry.forget_norm * learning_rate, 0),
-  )
+  ahead_T, weights = _of_step(solution.step, geometry, learning_rate)
   retain_weight_T, forget_weight_T = weights[::-1] if variant == "hamu-u" else weights
   return Hardness(
     angle=seen.angle,
@@ -160,6 +149,22 @@ def first_order_change(gradient: Tree, update: Tree) -> jax.Array:
     for g, u in zip(jax.tree.leaves(gradient), jax.tree.leaves(update), strict=True)
   ]
   return jnp.stack(dots)
+
+
+def _diagnostics(retain_grads: Tree, forget_grads: Tree, learning_rate, options):
+  """What `transforms.hamu` says of two gradients under a constraint of 1, whose parts are the shares."""
+  transform = transforms.hamu(learning_rate, 1.0, **options, eps=_EPS)
+  _, state = transform.update(retain_grads, transform.init(retain_grads), forget_grads=forget_grads)
+  return state.diagnostics
+
+
+def _of_step(step, geometry: alignment.Geometry, learning_rate):
+  """A step's part along the first gradient, and its weights of both, each [T]."""
+  # In the frame of unit vectors r, f and o = r - cos f, of which r.o = sin^2 and f.o = 0.
+  ahead_T = step.retain + step.forget * geometry.cosine + step.orthogonal * geometry.sine**2
+  first_T = _divide(-(step.retain + step.orthogonal), geometry.retain_norm * learning_rate, 0)
+  second_T = _divide(step.forget - step.orthogonal * geometry.cosine, geometry.forget_norm * learning_rate, 0)
+  return ahead_T, (first_T, second_T)
 
 
 def _divide(numerator, denominator, otherwise):

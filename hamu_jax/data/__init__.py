@@ -1,17 +1,9 @@
 """Datasets, retain and forget sets, and which rows each step sees."""
 
-from hamu_jax.data.batching import (
-  EPOCHS,
-  ROLES,
-  SHUFFLES,
-  BatchPlan,
-  join_plans,
-  pass_plan,
-  training_plan,
-  unlearning_plan,
-)
+from hamu_jax.data.batching import BatchPlan, join_plans
 from hamu_jax.data.dataset import Dataset, ImageSplit
 from hamu_jax.data.device import AUGMENTATIONS, augment, example_keys, normalize, take
+from hamu_jax.data.plans import EPOCHS, ROLES, SHUFFLES, pass_plan, training_plan, unlearning_plan
 from hamu_jax.data.scores import read_scores
 from hamu_jax.data.sources import SOURCES, load
 from hamu_jax.data.splits import FORGET_KINDS, make_split, validation_indices

@@ -75,17 +75,7 @@ def encode(
   _check(template, system)
   if on_long not in ON_LONG:
     raise UserError(f"config.text.on_long={on_long!r}: choose one of {', '.join(ON_LONG)}")
-  if len(prompts) != len(answers):
-    raise UserError(f"{len(prompts)} prompts have {len(answers)} answers; each needs one")
-  for row, answer in enumerate(answers):
-    if not answer.strip():
-      raise UserError(f"row {row} of {len(answers)}: the answer is empty; drop or fill the row")
-  if template == "none" and any(prompts):
-    row = next(row for row, prompt in enumerate(prompts) if prompt)
-    raise UserError(
-      f"config.text.template='none': takes plain texts, but row {row} has a prompt; choose one of"
-      f" {', '.join(TEMPLATES[:-1])}"
-    )
+  _check_texts(prompts, answers, template)
   heads = [_prompt(tokenizer, prompt, template, system) for prompt in prompts]
   texts = [_text(tokenizer, *row, template, system) for row in zip(prompts, heads, answers, strict=True)]
   start = _start(tokenizer, template)
@@ -144,6 +134,21 @@ def _check(template, system) -> None:
     raise UserError(
       f"config.text.system_prompt={system!r}: template {template!r} has no place for it; leave it"
       " empty, or set config.text.template to 'chat' or 'llama2'"
+    )
+
+
+def _check_texts(prompts, answers, template) -> None:
+  """Refuses questions without an answer, and prompts where there is no place for them."""
+  if len(prompts) != len(answers):
+    raise UserError(f"{len(prompts)} prompts have {len(answers)} answers; each needs one")
+  for row, answer in enumerate(answers):
+    if not answer.strip():
+      raise UserError(f"row {row} of {len(answers)}: the answer is empty; drop or fill the row")
+  if template == "none" and any(prompts):
+    row = next(row for row, prompt in enumerate(prompts) if prompt)
+    raise UserError(
+      f"config.text.template='none': takes plain texts, but row {row} has a prompt; choose one of"
+      f" {', '.join(TEMPLATES[:-1])}"
     )
 
 

@@ -68,20 +68,7 @@ def read_scores(
       f"{field}: no such file; give an .npz or .npy of one memorization score a training example,"
       " published or estimated by this project"
     )
-  if file.suffix not in SUFFIXES:
-    raise UserError(f"{field}: choose a file of type {', '.join(SUFFIXES)}")
-  try:
-    key, arrays = _read(file)
-  except _UNREADABLE as error:
-    raise UserError(f"{field}: cannot be read as scores ({first_line(error)})") from None
-  scores = arrays[key]
-  if scores.ndim != 1 or scores.dtype.kind not in "fiu":
-    raise UserError(
-      f"{field}: needs one number an example, but {key} is {scores.dtype} of shape {scores.shape}"
-    )
-  for key in {NAMES_KEY, ROWS_KEY} & arrays.keys():
-    if len(arrays[key]) != len(scores):
-      raise UserError(f"{field}: holds {len(scores)} scores, but {len(arrays[key])} {key}")
+  scores, arrays = _checked(file, field)
   if NAMES_KEY in arrays:
     scores = _by_name(scores, arrays[NAMES_KEY], names, field)
   elif ROWS_KEY in arrays:
@@ -104,6 +91,25 @@ def read_scores(
       f" {indices[unknown[0]]}"
     )
   return scores.astype(np.float64)
+
+
+def _checked(file: pathlib.Path, field: str) -> tuple[np.ndarray, dict[str, np.ndarray | list[str]]]:
+  """Reads the scores, and all arrays of the file that matter, of which each has one value a score."""
+  if file.suffix not in SUFFIXES:
+    raise UserError(f"{field}: choose a file of type {', '.join(SUFFIXES)}")
+  try:
+    key, arrays = _read(file)
+  except _UNREADABLE as error:
+    raise UserError(f"{field}: cannot be read as scores ({first_line(error)})") from None
+  scores = arrays[key]
+  if scores.ndim != 1 or scores.dtype.kind not in "fiu":
+    raise UserError(
+      f"{field}: needs one number an example, but {key} is {scores.dtype} of shape {scores.shape}"
+    )
+  for key in {NAMES_KEY, ROWS_KEY} & arrays.keys():
+    if len(arrays[key]) != len(scores):
+      raise UserError(f"{field}: holds {len(scores)} scores, but {len(arrays[key])} {key}")
+  return scores, arrays
 
 
 def _by_name(scores, score_names, names, field: str) -> np.ndarray:

@@ -114,15 +114,7 @@ def load(
   Raises:
     UserError: one line, for anything wrong with the request, the files or the network.
   """
-  if source not in SOURCES:
-    near = difflib.get_close_matches(source, SOURCES, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise UserError(f"config.data.source={source!r}{hint}: choose one of {', '.join(SOURCES)}")
-  if stream and not image_size:
-    raise UserError(
-      "config.data.stream=True needs config.data.image_size: the one height and width that images"
-      " are decoded to"
-    )
+  _check_request(source, stream, image_size)
   test_split = test_split or "test"
   request = Request(name, path, image_key, label_key, subset, test_split, image_size, stream)
   contents = SOURCES[source](request)
@@ -133,20 +125,41 @@ def load(
   train_indices = choose_subset(train.labels, train_size, seed, "config.data.train_size")
   test_rows = choose_subset(test.labels, test_size, seed, "config.data.test_size")
   kept = Contents(_read(train, train_indices, request), _read(test, test_rows, request), contents.class_names)
-  if kept.train.images.shape[1:] != kept.test.images.shape[1:]:
+  _check_shapes(kept, where)
+  return _dataset(name or source, contents, kept, train_indices)
+
+
+def _check_request(source: str, stream: bool, image_size: int) -> None:
+  """Refuses an unknown source, and streaming of images of several sizes."""
+  if source not in SOURCES:
+    near = difflib.get_close_matches(source, SOURCES, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise UserError(f"config.data.source={source!r}{hint}: choose one of {', '.join(SOURCES)}")
+  if stream and not image_size:
     raise UserError(
-      f"{where}: train images are {kept.train.images.shape[1:]} but test images are"
-      f" {kept.test.images.shape[1:]}; one shape is needed"
+      "config.data.stream=True needs config.data.image_size: the one height and width that images"
+      " are decoded to"
     )
+
+
+def _check_shapes(contents: Contents, where: str) -> None:
+  """Refuses splits whose images differ in shape."""
+  train, test = (split.images.shape[1:] for split in (contents.train, contents.test))
+  if train != test:
+    raise UserError(f"{where}: train images are {train} but test images are {test}; one shape is needed")
+
+
+def _dataset(label: str, contents: Contents, kept: Contents, train_indices: np.ndarray) -> Dataset:
+  """The dataset of what was kept of the contents, with where its training rows were."""
   places, names = contents.train_indices, contents.train_names
   return Dataset(
-    name or source,
+    label,
     kept.train,
     kept.test,
     kept.class_names,
     fingerprint(kept),
     train_indices=train_indices if places is None else places[train_indices],
-    train_total=len(train.labels),
+    train_total=len(contents.train.labels),
     train_names=None if names is None else names[train_indices],
     train_ordered=contents.train_ordered,
   )

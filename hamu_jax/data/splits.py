@@ -251,14 +251,19 @@ def make_split(
     scores,
   )
   split = FORGET_KINDS[kind](labels, spec, np.random.default_rng(seed))
+  _check_not_empty(split, kind, len(labels))
+  retain = np.concatenate([split.retain, np.tile(split.forget, duplicates)])
+  return Paired(retain.astype(np.int32), split.forget.astype(np.int32))
+
+
+def _check_not_empty(split: Paired, kind: str, total: int) -> None:
+  """Refuses a split that leaves a role without examples."""
   for role, indices in split._asdict().items():
     if not len(indices):
       raise UserError(
         f"config.data.forget={kind!r}: the {role} set is empty ({len(split.forget)} of"
-        f" {len(labels)} training examples are to be forgotten)"
+        f" {total} training examples are to be forgotten)"
       )
-  retain = np.concatenate([split.retain, np.tile(split.forget, duplicates)])
-  return Paired(retain.astype(np.int32), split.forget.astype(np.int32))
 
 
 def validation_indices(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:

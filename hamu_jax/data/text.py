@@ -63,7 +63,8 @@ def load(
   """Loads the texts of each role.
 
   A split is given by its name and, if need be, rows of it, as `datasets` writes them:
-  "forget10[300:400]", "train[:10%]", "train[-50:]", "retain90+holdout10".
+  "forget10[300:400]", "train[:10%]", "train[-50:]", "retain90+holdout10". All that `config.text` says of
+  a dataset is an argument here, hence their number.
 
   Args:
     source: a key of `TEXT_SOURCES`.
@@ -93,31 +94,12 @@ def load(
       rows are also in the retain set though no duplicates were asked for, or if test rows are in
       either.
   """
-  if source not in TEXT_SOURCES:
-    near = difflib.get_close_matches(source, TEXT_SOURCES, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise UserError(f"config.data.source={source!r}{hint}: choose one of {', '.join(TEXT_SOURCES)}")
-  if duplicates not in DUPLICATES:
-    raise UserError(f"config.text.duplicates={duplicates!r}: choose one of {', '.join(DUPLICATES)}")
-  if test_size and not test_split:
-    raise UserError(f"config.text.test_size={test_size} needs config.text.test_split")
+  _check_request(source, duplicates, test_split, test_size)
   shelf = TEXT_SOURCES[source](Request(name, path, subset, seed))
   reader = _Reader(shelf, question_key if shelf.prompted else "", answer_key)
-
-  whole = {"forget": reader.split(forget_split, "config.text.forget_split")}
-  if retain_split:
-    whole["retain"] = reader.split(retain_split, "config.text.retain_split")
-  else:
-    whole["retain"] = reader.rest(forget_split, whole["forget"])
-  if test_split:
-    whole["test"] = reader.split(test_split, "config.text.test_split")
+  whole = _whole_splits(reader, retain_split, forget_split, test_split)
   _check_disjoint(whole, duplicates)
-
-  sizes = {"retain": retain_size, "forget": forget_size, "test": test_size}
-  rows = {
-    role: _drawn(len(split.answers), sizes[role], seed, f"config.text.{role}_size")
-    for role, split in whole.items()
-  }
+  rows = _drawn_rows(whole, {"retain": retain_size, "forget": forget_size, "test": test_size}, seed)
   splits = {
     role: _owned(_taken(whole[role], rows[role]), shelf.owners.get(role)) for role in ROLES if role in whole
   }
@@ -127,15 +109,20 @@ def load(
     splits["retain"] = _joined([splits["retain"], twins])
   elif duplicates != "none":
     splits["retain"] = _joined([splits["retain"], _copied(splits["forget"], duplicates)])
-  for suite in suites:
-    key = suite.split("[")[0]
-    if key in splits:
-      raise UserError(
-        f"config.text.suites: {suite!r} would be the second split named {key!r}; the splits of"
-        " the roles are evaluated as it is"
-      )
-    splits[key] = reader.suite(suite)
+  _add_suites(splits, reader, suites)
   return TextDataset(splits, _fingerprint(splits))
+
+
+def _check_request(source: str, duplicates: str, test_split: str, test_size: int) -> None:
+  """Refuses an unknown source or kind of duplicates, and the size of no test split."""
+  if source not in TEXT_SOURCES:
+    near = difflib.get_close_matches(source, TEXT_SOURCES, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise UserError(f"config.data.source={source!r}{hint}: choose one of {', '.join(TEXT_SOURCES)}")
+  if duplicates not in DUPLICATES:
+    raise UserError(f"config.text.duplicates={duplicates!r}: choose one of {', '.join(DUPLICATES)}")
+  if test_size and not test_split:
+    raise UserError(f"config.text.test_size={test_size} needs config.text.test_split")
 
 
 class _Part(NamedTuple):
@@ -273,6 +260,32 @@ class _Reader:
     return tuple(values)
 
 
+def _whole_splits(
+  reader: _Reader, retain_split: str, forget_split: str, test_split: str
+) -> dict[str, TextSplit]:
+  """Reads the split of each role, before rows are drawn."""
+  whole = {"forget": reader.split(forget_split, "config.text.forget_split")}
+  if retain_split:
+    whole["retain"] = reader.split(retain_split, "config.text.retain_split")
+  else:
+    whole["retain"] = reader.rest(forget_split, whole["forget"])
+  if test_split:
+    whole["test"] = reader.split(test_split, "config.text.test_split")
+  return whole
+
+
+def _add_suites(splits: dict[str, TextSplit], reader: _Reader, suites: Sequence[str]) -> None:
+  """Reads further splits, which may not have the names of others."""
+  for suite in suites:
+    key = suite.split("[")[0]
+    if key in splits:
+      raise UserError(
+        f"config.text.suites: {suite!r} would be the second split named {key!r}; the splits of"
+        " the roles are evaluated as it is"
+      )
+    splits[key] = reader.suite(suite)
+
+
 def _wrong_answers(part: _Part, field: str) -> tuple[tuple[str, ...], ...]:
   """Reads the wrong answers, of which every row must have as many."""
   values = cells(part.table[PERTURBED], part.rows)
@@ -344,6 +357,14 @@ def _copied(forget: TextSplit, duplicates: str) -> TextSplit:
       " 'exact', or a source that has them (authors, tofu with forget10_perturbed, waterdrum)"
     )
   return forget._replace(answers=forget.paraphrased)
+
+
+def _drawn_rows(whole: dict[str, TextSplit], sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
+  """Draws the rows of each role."""
+  return {
+    role: _drawn(len(split.answers), sizes[role], seed, f"config.text.{role}_size")
+    for role, split in whole.items()
+  }
 
 
 def _drawn(count: int, size: int, seed: int, field: str) -> np.ndarray:

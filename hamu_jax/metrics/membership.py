@@ -290,25 +290,13 @@ def svc_mia(
     "test": _checked("test", test_probs, test_labels),
     "forget": _checked("forget", forget_probs, forget_labels),
   }
-  classes = {name: probs_NxC.shape[1] for name, (probs_NxC, _) in sets.items()}
-  if len(set(classes.values())) > 1:
-    raise UserError(
-      "membership inference: the sets have different numbers of classes "
-      f"({', '.join(f'{name} {count}' for name, count in classes.items())}); "
-      "give probabilities of one model"
-    )
+  _check_classes(sets)
   if balance_seed is not None:
     order = np.random.default_rng(balance_seed).permutation(len(sets["retain"][1]))
     members = order[: len(sets["test"][1])]
     probs_NxC, labels_N = sets["retain"]
     sets["retain"] = probs_NxC[members], labels_N[members]
-  attacks: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "correctness": correctness,
-    "confidence": confidence,
-    "entropy": lambda probs, labels: entropy(probs),
-    "modified_entropy": lambda probs, labels: modified_entropy(probs, labels, reference=reference_entropy),
-    "probability": lambda probs, labels: probs,
-  }
+  attacks = _attacks(reference_entropy)
   if any(np.isnan(probs_NxC).any() for probs_NxC, _ in sets.values()):
     return dict.fromkeys(attacks, float("nan"))
   return {
@@ -317,6 +305,28 @@ def svc_mia(
     )
     for name, feature in attacks.items()
   }
+
+
+def _attacks(reference_entropy: bool) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
+  """By name, the feature of probabilities and labels that an attack goes by."""
+  return {
+    "correctness": correctness,
+    "confidence": confidence,
+    "entropy": lambda probs, labels: entropy(probs),
+    "modified_entropy": lambda probs, labels: modified_entropy(probs, labels, reference=reference_entropy),
+    "probability": lambda probs, labels: probs,
+  }
+
+
+def _check_classes(sets: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+  """Refuses sets whose probabilities are not those of one model."""
+  classes = {name: probs_NxC.shape[1] for name, (probs_NxC, _) in sets.items()}
+  if len(set(classes.values())) > 1:
+    raise UserError(
+      "membership inference: the sets have different numbers of classes "
+      f"({', '.join(f'{name} {count}' for name, count in classes.items())}); "
+      "give probabilities of one model"
+    )
 
 
 def _non_members(members_NxF: np.ndarray, others_NxF: np.ndarray, judged_NxF: np.ndarray) -> float:
@@ -342,7 +352,7 @@ def _tokens(values: ArrayLike, mask: ArrayLike | None) -> tuple[np.ndarray, np.n
   is_empty_N = ~mask_NxT.any(axis=1)
   if is_empty_N.any():
     raise UserError(
-      f"Min-K%: {is_empty_N.sum()} of {len(mask_NxT)} texts have no tokens, the first at row "
+      f"Min-K%: {is_empty_N.sum()} of {len(is_empty_N)} texts have no tokens, the first at row "
       f"{is_empty_N.argmax()}; leave out empty answers"
     )
   return values_NxT, mask_NxT

@@ -13,7 +13,7 @@ CONFIG_FILE = "config.json"
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-  """How Llama 3 stretches the slow frequencies of its rotary embedding; see `llama.rotary_angles`.
+  """How Llama 3 stretches the slow frequencies of its rotary embedding; see `rotary.rotary_angles`.
 
   Attributes:
     factor: by which the slowest frequencies are divided.

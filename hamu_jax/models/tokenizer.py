@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hamu_jax.errors import UserError, first_line
-from hamu_jax.models import llama_gguf
+from hamu_jax.models import bpe, llama_gguf
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -31,17 +31,6 @@ _BYTE_TEMPLATE = (
   "{% else %}{{ ('Q: ' if message.role == 'user' else '') + message.content + '\n' }}{% endif %}"
   "{% endfor %}{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
 )
-# How a GGUF file names the ways of cutting text into words before pairs are merged. Those of models
-# whose architecture is Llama's.
-_DIGIT_WORDS = ("smollm",)
-_LLAMA3_WORDS = ("llama-bpe", "llama3", "llama-v3")
-_GPT2_WORDS = ("gpt-2",)
-_LLAMA3_SPLIT = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# Of GGUF's `tokenizer.ggml.token_type`.
-_CONTROL, _USER_DEFINED = 3, 4
 
 
 class Tokenizer:
@@ -221,10 +210,10 @@ def from_gguf(path: str | os.PathLike, reader: Any = None) -> Tokenizer:
   kind, tokens = need("model"), need("tokens")
   if kind == "gpt2":
     words = need("pre")
-    backend = _byte_pairs(tokens, need("merges"), words, path)
-    starts = words in _LLAMA3_WORDS
+    backend = bpe.byte_pairs(tokens, need("merges"), words, path)
+    starts = words in bpe.LLAMA3_WORDS
   elif kind == "llama":
-    backend = _sentence_piece(
+    backend = bpe.sentence_piece(
       tokens, need("scores"), need("unknown_token_id"), fields.get("add_space_prefix", True)
     )
     starts = True
@@ -233,7 +222,7 @@ def from_gguf(path: str | os.PathLike, reader: Any = None) -> Tokenizer:
       f"{path}: has a tokenizer of kind {kind!r}; only 'gpt2' (byte-level) and 'llama'"
       " (SentencePiece) can be built from a GGUF file, so give the model's folder"
     )
-  _add_special(backend, tokens, fields.get("token_type", ()))
+  bpe.add_special(backend, tokens, fields.get("token_type", ()))
   roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
   special = {
     f"{role}_token": tokens[fields[f"{name}_token_id"]]
@@ -254,8 +243,8 @@ def byte_tokenizer() -> Tokenizer:
   from tokenizers import models
 
   special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
-  vocab = {character: byte for byte, character in enumerate(_byte_alphabet())}
-  backend = _byte_level(models.BPE(vocab=vocab, merges=[]), (), gpt2_words=False)
+  vocab = {character: byte for byte, character in enumerate(bpe.byte_alphabet())}
+  backend = bpe.byte_level(models.BPE(vocab=vocab, merges=[]), (), gpt2_words=False)
   return Tokenizer(_fast(backend, "<bos>", _BYTE_TEMPLATE, special), where="the byte tokenizer")
 
 
@@ -308,96 +297,6 @@ def _fast(backend, bos: str | None, chat_template: str | None, special: dict[str
       single=[bos, "$A"], special_tokens=[(bos, fast.bos_token_id)]
     )
   return fast
-
-
-def _byte_alphabet() -> list[str]:
-  """The character that GPT-2 writes for each byte: itself if printable, else the next from 256."""
-  printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-  others = iter(range(256, 512))
-  return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-def _byte_level(model, splits, gpt2_words: bool):
-  """A tokenizer over bytes; `splits`, then GPT-2's rule if asked, cut the text before."""
-  import tokenizers
-  from tokenizers import decoders, pre_tokenizers
-
-  backend = tokenizers.Tokenizer(model)
-  to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=gpt2_words)
-  backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
-  backend.decoder = decoders.ByteLevel()
-  return backend
-
-
-def _byte_pairs(tokens, merges, words: str, path):
-  """Byte-pair encoding over bytes, as of GPT-2; `words` names how the text is cut first."""
-  from tokenizers import Regex, models, pre_tokenizers
-
-  splits: list[pre_tokenizers.PreTokenizer]
-  if words in _DIGIT_WORDS:
-    splits = [pre_tokenizers.Digits(individual_digits=True)]
-  elif words in _LLAMA3_WORDS:
-    splits = [pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated")]
-  elif words in _GPT2_WORDS:
-    splits = []
-  else:
-    raise UserError(
-      f"{path}: cuts text into words as {words!r}; a GGUF file's tokenizer can be built for"
-      f" {', '.join((*_DIGIT_WORDS, *_LLAMA3_WORDS, *_GPT2_WORDS))}; give the model's folder"
-    )
-  model = models.BPE(
-    vocab={token: index for index, token in enumerate(tokens)},
-    merges=[tuple(merge.split(" ")) for merge in merges],
-    # A word that is a token is that token in Llama 3, even if no merges lead to it.
-    ignore_merges=words in _LLAMA3_WORDS,
-  )
-  return _byte_level(model, splits, gpt2_words=words not in _LLAMA3_WORDS)
-
-
-def _sentence_piece(tokens, scores, unknown: int, space_prefix: bool):
-  """SentencePiece's byte-pair encoding: the pair whose piece scores highest is merged first."""
-  import tokenizers
-  from tokenizers import decoders, models, normalizers
-
-  vocab = {token: index for index, token in enumerate(tokens)}
-  merges = []
-  for token, score in zip(tokens, scores, strict=True):
-    for cut in range(1, len(token)):
-      left, right = token[:cut], token[cut:]
-      if left in vocab and right in vocab:
-        merges.append((-score, vocab[token], vocab[left], left, right))
-  backend = tokenizers.Tokenizer(
-    models.BPE(
-      vocab=vocab,
-      merges=[merge[-2:] for merge in sorted(merges)],
-      unk_token=tokens[unknown],
-      fuse_unk=True,
-      byte_fallback=True,
-    )
-  )
-  spaces: list[normalizers.Normalizer] = [normalizers.Replace(" ", "▁")]
-  decoded = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-  if space_prefix:
-    spaces = [normalizers.Prepend("▁"), *spaces]
-    decoded.append(decoders.Strip(" ", 1, 0))
-  backend.normalizer = normalizers.Sequence(spaces)
-  backend.decoder = decoders.Sequence(decoded)
-  return backend
-
-
-def _add_special(backend, tokens, types) -> None:
-  """Tokens that are found whole in a text; control tokens are left out when decoding."""
-  from tokenizers import AddedToken
-
-  def of(kind):
-    return [
-      AddedToken(token, normalized=False, special=kind == _CONTROL)
-      for token, own in zip(tokens, types, strict=bool(types))
-      if own == kind
-    ]
-
-  backend.add_special_tokens(of(_CONTROL))
-  backend.add_tokens(of(_USER_DEFINED))
 
 
 def _gguf_fields(reader) -> dict:

@@ -1,137 +1,14 @@
-"""The geometry command on a small run made by hand, and each of its parts against NumPy."""
+"""The geometry command on a small run made by hand."""
 
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from hamu_jax import models
 from hamu_jax.analysis import geometry
-from hamu_jax.config import default as config_lib
-from hamu_jax.metrics import classification
-from hamu_jax.paired import Paired
-from hamu_jax.run import rundir
-from sam_jax import entanglement
-
-
-def _variables(seed):
-  rng = np.random.default_rng(seed)
-  return {
-    "params": {
-      "hidden0": {"kernel": rng.normal(size=(64, 64)) / 8, "bias": rng.normal(size=64) / 8},
-      "classifier": {"kernel": rng.normal(size=(64, 10)) / 4, "bias": np.zeros(10)},
-    },
-    "batch_stats": {},
-  }
-
-
-@pytest.fixture
-def make_run(tmp_path):
-  """-> function: a run directory on the digits with multilayer perceptrons of random weights."""
-
-  def make(retain=np.arange(0, 400), forget=np.arange(400, 460), **data):
-    path = tmp_path / "run"
-    path.mkdir()
-    config = config_lib.default_config()
-    config.data.update(source="digits", mean=(0.3,), std=(0.4,), **data)
-    config.model.name = "mlp"
-    rundir.write_json(path / "config.json", config.to_dict())
-    np.savez(path / "split.npz", retain=retain.astype(np.int32), forget=forget.astype(np.int32))
-    for seed, name in enumerate(("original", "unlearned")):
-      float32 = jax.tree.map(np.float32, _variables(seed))
-      models.save_weights(path / f"{name}.safetensors", float32)
-    return path
-
-  return make
-
-
-def _forward(variables, examples):
-  """Hidden features and losses of the perceptron, in float64."""
-  p = variables["params"]
-  x_NxF = ((examples.images / 255 - 0.3) / 0.4).reshape(len(examples.images), -1)
-  features = np.maximum(x_NxF @ p["hidden0"]["kernel"] + p["hidden0"]["bias"], 0)
-  logits = features @ p["classifier"]["kernel"] + p["classifier"]["bias"]
-  losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), examples.labels]
-  return features, losses
-
-
-def test_examples_are_the_rows_of_the_split(make_run):
-  rows = np.array([3, 900, 4, 5, 6])
-  run = geometry.load_run(make_run(forget=rows), max_examples=100, seed=0)
-  dataset = geometry.config_lib.load_dataset(run.config.data)
-  np.testing.assert_array_equal(run.examples.forget.images, dataset.train.images[rows])
-  np.testing.assert_array_equal(run.examples.forget.labels, dataset.train.labels[rows])
-  # Drawn from the 400 rows, each once.
-  assert len(run.examples.retain.labels) == 100
-  wanted = dataset.train.images[:400].reshape(400, -1)
-  drawn = run.examples.retain.images.reshape(100, -1)
-  assert len(np.unique(drawn, axis=0)) == 100
-  assert {tuple(image) for image in drawn} <= {tuple(image) for image in wanted}
-
-
-def test_features_are_the_classifiers_inputs(make_run):
-  run = geometry.load_run(make_run(), max_examples=1000, seed=0)
-  variables = {"a": _variables(0), "b": _variables(1)}
-  # More than one microbatch of 256, and one that is not full.
-  features = geometry.extract_features(run, variables)
-  for name, sets in features.items():
-    for role, got in sets._asdict().items():
-      expected, _ = _forward(variables[name], getattr(run.examples, role))
-      np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_measures_are_global_and_class_wise():
-  rng = np.random.default_rng(0)
-  features = Paired(rng.normal(size=(60, 5)), rng.normal(size=(40, 5)))
-  examples = Paired(
-    *(geometry.Examples(None, np.arange(size) % classes) for size, classes in ((60, 3), (40, 2)))
-  )
-  report = geometry.measure(features, examples, seed=4)
-  labels = {"retain_labels": examples.retain.labels, "forget_labels": examples.forget.labels}
-  assert report["global"]["variance_ratio"] == entanglement.variance_entanglement(*features)
-  assert report["class_wise"]["variance"] == pytest.approx(
-    entanglement.variance_entanglement(*features, **labels) / 1300
-  )
-  for name in ("wasserstein", "silhouette", "knn"):
-    function = getattr(entanglement, f"{name}_entanglement")
-    assert report["global"][name] == function(*features)
-    assert report["class_wise"][name] == function(*features, **labels)
-
-
-def test_measures_that_a_split_has_not_are_none():
-  """A whole class is forgotten, and of few examples: no class-wise measure, no ten neighbours."""
-  rng = np.random.default_rng(0)
-  features = Paired(rng.normal(size=(20, 3)), rng.normal(size=(6, 3)))
-  examples = Paired(geometry.Examples(None, np.arange(20) % 3), geometry.Examples(None, np.full(6, 7)))
-  report = geometry.measure(features, examples, seed=0)
-  assert set(report["class_wise"].values()) == {None}
-  assert [name for name, value in report["global"].items() if value is None] == ["knn"]
-
-
-def test_landscapes_in_one_program(make_run, monkeypatch):
-  """The middle is the mean loss of each set, of unequal sizes; the program is traced once."""
-  run = geometry.load_run(make_run(), max_examples=1000, seed=0)
-  traces = []
-  per_example = classification.per_example
-  monkeypatch.setattr(
-    classification, "per_example", lambda *args: (traces.append(None), per_example(*args))[1]
-  )
-  variables = {name: jax.tree.map(np.float32, _variables(seed)) for seed, name in enumerate("ab")}
-  coordinates, grids = geometry.compute_landscapes(
-    run, variables, points=3, max_examples=300, normalization="filter", seed=0
-  )
-  assert len(traces) == 1
-  np.testing.assert_array_equal(coordinates, [-1, 0, 1])
-  for name, sets in grids.items():
-    for role, size in (("retain", 300), ("forget", 60)):
-      examples = geometry.Examples(*(array[:size] for array in getattr(run.examples, role)))
-      _, losses = _forward(_variables("ab".index(name)), examples)
-      grid = getattr(sets, role)
-      assert grid[1, 1] == pytest.approx(losses.mean(), rel=1e-4)
-      assert len(np.unique(grid)) == 9
+from tests.analysis import perceptrons
 
 
 def test_tables():
@@ -260,7 +137,9 @@ def test_the_command(make_run, tmp_path, capsys):
   assert before != after
 
   run = geometry.load_run(path, max_examples=30, seed=0)
-  features = geometry.extract_features(run, {"before": _variables(0), "after": _variables(0)})
+  features = geometry.extract_features(
+    run, {"before": perceptrons.variables(0), "after": perceptrons.variables(0)}
+  )
   places = geometry.project(features, seed=1)
   again = geometry.project(features, seed=1)
   for sets, repeated in zip(places.values(), again.values()):

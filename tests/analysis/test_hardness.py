@@ -325,7 +325,7 @@ def test_a_previewed_step_is_the_loops_step(make_config, tmp_path, overrides):
   state = create_state(start.original, program.optimizers(settings), stage.seed)
   # A method of one role has pairs of another plan; the preview is of its own rows in that.
   plan = stage.plan if reads_pairs else look._stage.plan
-  data, feed = running.source.chunk(plan, 1, 2, None)
+  data, feed = running.feed.chunk(plan, 1, 2, None)
   feed = jax.tree.map(lambda leaf: leaf[0], feed)
   after, metrics = jax.jit(program.step)(
     state.replace(step=jnp.int32(1)), start.frozen._replace(base={}), data, feed, settings
@@ -421,100 +421,6 @@ def test_help_and_a_missing_configuration(capsys):
   assert "--batches" in capsys.readouterr().out
   assert hardness.run(["hardness"]) == 2
   assert capsys.readouterr().err.startswith("error: --config is missing")
-
-
-def _value(first, mean=None):
-  return {"first": first, "mean": first if mean is None else mean, "std": 0.5}
-
-
-def _hand_made(angles, *, ratio=0.5, feasible=0.8, free=0.6, infeasible=0, losing=0, **options):
-  step = {"stop": {"first": "none", "counts": {"none": 3}}, "length": _value(0.1)} | {
-    role: {
-      "predicted": _value(change),
-      "happened": _value(1.1 * change),
-      "is_zero": {"first": False, "share": 0.0},
-    }
-    for role, change in (("retain", -0.01), ("forget", 0.02))
-  }
-  return {
-    "method": "hamu-q",
-    "pairs": 3,
-    "weights": 10 * len(angles),
-    "blocks": [{"name": f"b{t}", "weights": 10, "angle": _value(angle)} for t, angle in enumerate(angles)],
-    "whole": {"angle": _value(45.0)},
-    "options": {
-      "learning_rate": 0.1,
-      "constraint": 0.1 * ratio,
-      "constraint_ratio": ratio,
-      "is_absolute": False,
-      "variant": "hamu-q",
-      "scope": "tensor",
-      "on_infeasible": "stop",
-      "stop_on_criterion": False,
-    }
-    | options,
-    "limits": {
-      "feasible_ratio": _value(feasible),
-      "free_ratio": _value(free),
-      "infeasible": _value(infeasible),
-      "losing": _value(losing),
-      "stopping_ratio": _value(0.7),
-    },
-    "steps": {"hamu-q": step},
-  }
-
-
-@pytest.mark.parametrize(
-  "angles, begins",
-  (
-    ((10, 20, 100), "hard: 67 % of the weights lie in blocks with an angle under 60 degrees, 33 % in blocks"),
-    ((70, 20, 100), "moderate: 33 %"),
-    ((90, 120, 30), "easy: 33 %"),
-  ),
-)
-def test_the_verdict_goes_by_the_weights(angles, begins):
-  assert hardness.verdict(_hand_made(angles)).startswith(begins)
-
-
-@pytest.mark.parametrize(
-  "changes, says",
-  (
-    ({}, "constraint_ratio 0.5 is feasible in 2 of 2 blocks; the largest feasible everywhere: 0.8 "),
-    (
-      {},
-      "Up to 0.6 (0.6 ± 0.5) the retain loss need not rise in any block. The first step of hamu-q should "
-      "change the retain loss by -0.01 and the forget loss by +0.02 nats; taken, it changes the retain "
-      "loss by -0.011 and the forget loss by +0.022.",
-    ),
-    ({"losing": 1}, "need not rise in any block; what is asked makes it rise in 1."),
-    (
-      {"infeasible": 2, "feasible": 0.4},
-      "feasible in 0 of 2 blocks; the largest feasible everywhere: 0.4 (0.4 ± 0.5). hamu-q would stop before "
-      "its first step: lower config.method.constraint_ratio to that, or set config.method.on_infeasible=",
-    ),
-    ({"infeasible": 1, "on_infeasible": "project"}, "goes as far for the forget loss as the radius allows"),
-    ({"infeasible": 1, "on_infeasible": "exceed"}, "longer than the radius"),
-    ({"infeasible": 1, "scope": "global"}, "constraint_ratio 0.5 is not feasible; the largest that is: 0.8"),
-    (
-      {"is_absolute": True},
-      "The constraint 0.05 is feasible in 2 of 2 blocks; the largest feasible everywhere: 0.08 ",
-    ),
-    (
-      {"variant": "hamu-u", "losing": 1},
-      "the forget loss need not fall in any block; what is asked makes it fall in 1.",
-    ),
-    ({"ratio": 0.75}, "aggregate criterion is met above 0.7, so at once."),
-    ({"ratio": 0.75, "stop_on_criterion": True}, "so at once, and would stop the run."),
-  ),
-)
-def test_the_verdict_in_words(changes, says):
-  assert says in hardness.verdict(_hand_made((70, 80), **changes))
-
-
-def test_a_step_that_first_order_does_not_describe_is_called_so():
-  report = _hand_made((70, 80))
-  report["steps"]["hamu-q"]["forget"]["happened"] = _value(0.05)
-  assert "For the forget loss first order does not hold at this length" in hardness.verdict(report)
 
 
 def test_pictures_over_a_setting_and_of_predictions(report, tmp_path):

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from hamu_jax.data.encoding import Encoded
 from hamu_jax.data.text import TextSplit
 from hamu_jax.errors import UserError
-from hamu_jax.language import evaluation
+from hamu_jax.language import evaluation, prediction
 from hamu_jax.metrics import tofu
 from hamu_jax.models import llama, llama_config, lora, sharding
 
@@ -159,7 +159,7 @@ def test_every_answer_whatever_the_batches(
   case, evaluator, expected, monkeypatch, batch_tokens, devices, predictions
 ):
   large = evaluator.per_example(case[2])
-  monkeypatch.setattr(evaluation, "_PREDICTIONS", predictions)
+  monkeypatch.setattr(prediction, "_PREDICTIONS", predictions)
   found = _evaluator(case, devices=devices, batch_tokens=batch_tokens).per_example(case[2])
   assert list(found) == list(_SIZES)
   for name, values in found.items():
@@ -217,7 +217,7 @@ def test_one_compilation_a_width(case):
     evaluator.summary(case[2])
   lengths = [len(split.answers.ids[row]) for split in case[3].values() for row in split.rows]
   widths = np.unique(np.searchsorted([16, 24, 32, 48], lengths))
-  assert evaluator._predict._cache_size() == len(widths)
+  assert evaluator._predictor._predict._cache_size() == len(widths)
 
 
 @pytest.mark.parametrize("shape", ["gqa_tied", "llama2_like"])

@@ -98,13 +98,6 @@ def test_right_padding_needs_no_segments(tiny_llama):
   )
 
 
-def test_positions_count_from_zero_in_each_segment():
-  segments = jnp.asarray([[1, 1, 1, 2, 2, 0, 0], [0, 0, 5, 5, 5, 1, 5]])
-  np.testing.assert_array_equal(
-    llama.segment_positions(segments), [[0, 1, 2, 0, 1, 0, 1], [0, 1, 0, 1, 2, 0, 0]]
-  )
-
-
 def test_attention_depends_on_distances_only(tiny_llama):
   apply = jax.jit(tiny_llama.model.apply)
   variables = {"params": tiny_llama.params}
@@ -149,18 +142,6 @@ def test_sixteen_bits(tiny_llama, check_logits):
     lambda tokens: model.apply({"params": tiny_llama.params}, tokens, method="features"), tiny_llama.tokens
   )
   assert features.dtype == jnp.bfloat16
-
-
-def test_angles_and_norms_are_exact_in_sixteen_bits(tiny_llama):
-  angles = llama.rotary_angles(jnp.asarray([[4001]]), tiny_llama.config)
-  # theta = 10000 and H = 16: the second frequency is 10000^(-1/8).
-  np.testing.assert_allclose(angles[0, 0, :2], [4001, 4001 * 10000 ** (-1 / 8)], rtol=1e-6)
-  head = jnp.asarray([[[[3.0, 4.0]]]], jnp.bfloat16)
-  turned = llama.rotate(head, jnp.asarray([[[1000.25]]], jnp.float32))
-  # 1000.25 is no bfloat16: its neighbours, 1000 and 1004, are far from it on the circle.
-  cos, sin = np.cos(1000.25), np.sin(1000.25)
-  expected = [3 * cos - 4 * sin, 4 * cos + 3 * sin]
-  np.testing.assert_allclose(np.asarray(turned, np.float32).ravel(), expected, rtol=2**-8)
 
 
 def test_hidden_states_of_each_layer(tiny_llama):

@@ -1,77 +1,15 @@
-"""The report of made-up run directories: its tables in every format, its page, its command line."""
+"""The report of made-up run directories: its files, its page, its command line."""
 
 import csv
 import html.parser
-import io
-import json
-import math
 import re
 
 import numpy as np
 import pytest
 
-from hamu_jax.config import default as config_lib
-from hamu_jax.report import gather, report
+from hamu_jax.report import report
 from hamu_jax.run import rundir
-
-SPLITS = ("retain", "forget", "test")
-
-
-def _write(
-  path,
-  *,
-  values=(1.0, 0.5, 0.75),
-  method="hamu-q",
-  seed=1,
-  ratio=0.5,
-  data="d" * 64,
-  finished=True,
-  torn="",
-  suite=None,
-  source="digits",
-  unlearning_seed=None,
-):
-  """A run directory whose unlearned model has the given accuracies."""
-  path.mkdir(parents=True)
-  config = config_lib.default_config()
-  config.data.source, config.seed, config.method.seed = source, seed, unlearning_seed
-  config.method.name, config.method.constraint_ratio = method, ratio
-  rundir.write_json(path / "config.json", config.to_dict())
-  row = {"stage": "unlearn", "step": 3, "split": "step", "angle": [80.0, 100.0], "branch": [0, 1]}
-  (path / "metrics.jsonl").write_text(json.dumps(row) + "\n" + torn)
-  if finished:
-
-    def result(accuracies):
-      return {split: {"accuracy": value, "loss": 1e-6} for split, value in zip(SPLITS, accuracies)}
-
-    unlearned = result(values) | {"tug_of_war": values[2], "membership": {"confidence": 0.25}}
-    rundir.write_json(
-      path / "summary.json",
-      {
-        "method": method,
-        "steps": 4,
-        "stop_reason": "finished | <b>after</b> 100% & more",
-        "results": {
-          "original": result((1, 1, 1)),
-          "retrained": result((1, 0, 1)),
-          "unlearned": unlearned | ({"suite": suite} if suite else {}),
-        },
-        "seconds": {"pretrain": 3.0, "unlearn": 2.0},
-        "provenance": {"device": "cpu", "devices": 1, "data_fingerprint": data},
-      },
-    )
-  return path
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-  """hamu-q of three seeds, ft of one with a torn line, and a half-finished ga."""
-  folder = tmp_path_factory.mktemp("runs")
-  for seed, value in ((1, 0.5), (2, 0.6), (3, 0.9)):
-    _write(folder / f"q{seed}", values=(1.0, value, value), seed=seed)
-  _write(folder / "ft", method="ft", values=(0.5, 0.25, 0.125), torn='{"stage": "unl')
-  _write(folder / "half", method="ga", finished=False)
-  return folder
+from tests.report import reported
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +18,6 @@ def out(runs, tmp_path_factory):
   folder = tmp_path_factory.mktemp("out")
   assert _run(runs, f"--out={folder}") == 0
   return folder
-
-
-def _tables(*paths):
-  (study,) = gather.studies(gather.gather(paths).runs)
-  return {table.name: table for table in report.tables(study)}
 
 
 def _run(*arguments):
@@ -115,158 +48,6 @@ class _Page(html.parser.HTMLParser):
       self.rows[-1][-1] += data
 
 
-# Tables
-
-
-def test_results_are_means_and_deviations_in_percent(runs):
-  table = _tables(runs)["results"]
-  assert table.header == (
-    "method",
-    "seeds",
-    "retain acc %",
-    "forget acc %",
-    "test acc %",
-    "unseen % MIA",
-    "tug of war",
-  )
-  assert [row[0] for row in table.rows] == ["original", "retrained", "ft", "hamu-q"]
-  cell = table.rows[3][3]
-  values = np.array([50, 60, 90])
-  np.testing.assert_allclose(cell.estimate, [values.mean(), values.std(ddof=1), 3])
-  assert cell.text() == "66.67 ± 20.82"
-  assert table.rows[2][3].text() == "25.00"  # one seed has no deviation
-  assert table.rows[1][6] is None  # nor has the retrained model a tug-of-war
-
-
-def test_language_models_have_their_own_columns(tmp_path):
-  suite = {
-    "retain": {"rouge": 0.5, "probability": 0.25},
-    "forget": {"rouge": 0.125, "truth_ratio": 0.75},
-    "real_authors": {"rouge": 0.375},
-    "model_utility": 0.5,
-    "forget_quality": 1e-9,
-    "watermark": {"forget_retain_auc": 0.625},
-  }
-  found = _tables(_write(tmp_path / "run", suite=suite))
-  cells = dict(zip(found["results"].header, found["results"].rows[-1]))
-  assert cells["retain ROUGE %"].text() == "50.00" and cells["model utility"].text() == "0.5000"
-  assert cells["forget quality"].text() == "1.00e-09" and cells["watermark AUC"].text() == "0.6250"
-  assert found["language"].header[2:] == (
-    "retain ROUGE %",
-    "forget ROUGE %",
-    "real authors ROUGE %",
-    "retain probability",
-    "forget truth ratio",
-    "watermark forget retain auc",
-  )
-  assert len(found["language"].rows) == 1  # only the unlearned model has such scores
-  assert "language" not in _tables(_write(tmp_path / "other"))
-
-
-def test_deviations_are_there_where_several_seeds_change(runs, tmp_path):
-  assert "deviations" not in _tables(runs)
-  for seed in (41, 42):
-    for unlearning in (1, 2):
-      values = (0.9, 0.1 * seed - 4 + 0.3 * (unlearning == 2), 0.5)
-      _write(tmp_path / f"{seed}-{unlearning}", values=values, seed=seed, unlearning_seed=unlearning)
-  table = _tables(tmp_path)["deviations"]
-  assert table.header[:4] == ("method", "seed", "retain acc %", "forget acc %")
-  assert [(row[0], row[1], row[3].text()) for row in table.rows] == [
-    ("hamu-q", "method.seed", "21.21"),
-    ("hamu-q", "seed", "7.07"),
-  ]
-
-
-def test_runs_of_several_devices_are_timed_apart(tmp_path):
-  for seed, device in ((1, "cpu"), (2, "cpu"), (3, "TPU v4")):
-    path = _write(tmp_path / str(seed), seed=seed)
-    summary = rundir.read_json(path / "summary.json")
-    summary["provenance"]["device"] = device
-    rundir.write_json(path / "summary.json", summary)
-  table = _tables(tmp_path)["timing"]
-  assert [row[1:3] for row in table.rows] == [("1 x cpu", "2"), ("1 x TPU v4", "1")]
-  assert table.header[3:] == ("pretrain s", "unlearn s", "steps", "s a step")
-  assert [cell.estimate.mean for cell in table.rows[0][3:]] == [3, 2, 4, 0.5]
-
-
-def test_runs_that_shared_a_program_are_timed_apart(tmp_path):
-  for seed, together in ((1, {}), (2, {"unlearn": 8}), (3, {"pretrain": 8})):
-    path = _write(tmp_path / str(seed), seed=seed)
-    summary = rundir.read_json(path / "summary.json")
-    summary["provenance"]["together"] = together
-    rundir.write_json(path / "summary.json", summary)
-  found = [row[1:3] for row in _tables(tmp_path)["timing"].rows]
-  assert found == [("1 x cpu", "2"), ("1 x cpu, 8 models together", "1")]
-
-
-def test_every_run_is_listed_with_its_status(runs):
-  table = _tables(runs)["runs"]
-  status = {row[0].rsplit("/", 1)[-1]: row[table.header.index("status")] for row in table.rows}
-  assert status == {
-    "ft": "finished",
-    "half": "unfinished: unlearn step 3",
-    "q1": "finished",
-    "q2": "finished",
-    "q3": "finished",
-  }
-
-
-def test_what_else_differs_is_under_settings(tmp_path):
-  _write(tmp_path / "a", method="ft", ratio=0.1)
-  _write(tmp_path / "b", method="hamu-q", ratio=0.5)
-  found = _tables(tmp_path)
-  assert found["results"].header[:2] == ("method", "seeds")
-  assert found["settings"].header == ("method", "constraint_ratio")
-  assert found["settings"].rows == (("ft", "0.1"), ("hamu-q", "0.5"))
-
-
-# Formats
-
-
-def test_markdown_has_one_line_a_row(runs):
-  lines = report.markdown(_tables(runs)["runs"]).splitlines()
-  assert len(lines) == 2 + 5
-  assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-  assert r"finished \| <b>" in lines[2]
-  lines = report.markdown(_tables(runs)["results"]).splitlines()
-  assert lines[1].startswith("| --- | --- | ---: |")
-  assert lines[5].startswith("| hamu-q | 3 | 100.00 ± 0.00 | 66.67 ± 20.82 |")
-
-
-def test_csv_has_every_digit(runs):
-  rows = list(csv.DictReader(io.StringIO(report.comma_separated(_tables(runs)["values"]))))
-  row = rows[-1]
-  assert row["method"] == "hamu-q"
-  assert float(row["forget.accuracy mean"]) == np.mean([0.5, 0.6, 0.9])
-  assert float(row["forget.accuracy std"]) == np.std([0.5, 0.6, 0.9], ddof=1)
-  assert row["forget.accuracy n"] == "3"
-  assert rows[2]["method"] == "ft" and rows[2]["forget.accuracy std"] == ""
-  assert rows[1]["tug_of_war mean"] == ""
-
-
-def test_latex_has_no_special_character_of_its_text(runs):
-  text = report.latex(_tables(runs)["runs"])
-  body = [line for line in text.splitlines()[1:] if line.endswith(r"\\")]
-  assert len(body) == 1 + 5
-  assert len({len(re.findall(r"(?<!\\)&", line)) for line in body}) == 1
-  assert not re.search(r"(?<!\\)[%#_]", "\n".join(text.splitlines()[1:]))
-  text = report.latex(_tables(runs)["results"])
-  assert r"$66.67 \pm 20.82$" in text and r"retain acc \%" in text
-  assert text.count("{") == text.count("}")
-  assert r"$1.00\mathrm{e}{-}06 \pm" in report.latex(_tables(runs)["losses"])
-
-
-def test_a_number_that_is_not_finite_is_a_word():
-  number = report.Number(gather.Estimate(math.nan, math.nan, 2), 2)
-  table = report.Table("a", "A", ("x",), ((number,),))
-  assert "| nan |" in report.markdown(table)
-  assert "  nan " in report.latex(table)
-  assert report.comma_separated(table) == "x mean,x std,x n\nnan,nan,2\n"
-
-
-# Page and command line
-
-
 def test_the_page_needs_nothing_else(out):
   text = (out / "index.html").read_text()
   page = _Page(text)
@@ -294,8 +75,8 @@ def test_the_folder_has_every_format(out):
 
 
 def test_mixed_data_are_refused_in_one_line(runs, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(report.report_plots, "draw", lambda study, folder: [])
-  _write(tmp_path / "other", data="e" * 64, source="tfds")
+  monkeypatch.setattr(report.figures, "draw", lambda study, folder: [])
+  reported.write(tmp_path / "other", data="e" * 64, source="tfds")
   arguments = (runs, tmp_path / "other", f"--out={tmp_path / 'out'}")
   assert _run(*arguments) == 2
   error = capsys.readouterr().err
@@ -310,7 +91,7 @@ def test_mixed_data_are_refused_in_one_line(runs, tmp_path, capsys, monkeypatch)
 
 
 def test_a_truncated_file_is_reported_and_the_rest_used(runs, out, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(report.report_plots, "draw", lambda study, folder: [])
+  monkeypatch.setattr(report.figures, "draw", lambda study, folder: [])
   assert _run(runs, "--out", tmp_path) == 0
   told = capsys.readouterr()
   note = "metrics.jsonl is truncated: its 1 whole lines are used"

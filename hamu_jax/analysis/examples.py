@@ -1,0 +1,118 @@
+"""Examples of a finished run: its configuration, its model, and the images of its retain and forget rows.
+
+Axis legend: N examples of a set, M microbatches, B examples of a microbatch.
+"""
+
+import pathlib
+import zipfile
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from hamu_jax import models
+from hamu_jax.config import default as config_lib
+from hamu_jax.errors import UserError, first_line
+from hamu_jax.paired import Paired
+from hamu_jax.run import rundir
+from hamu_jax.vision import task as vision
+
+Tree = Any
+
+# Smaller sets have no neighbourhoods that a map could show.
+LEAST_EXAMPLES = 5
+
+
+class Examples(NamedTuple):
+  """Some examples of a set."""
+
+  images: np.ndarray  # [N, H, W, C] uint8
+  labels: np.ndarray  # [N]
+
+
+class Run(NamedTuple):
+  """What a run directory says about an experiment."""
+
+  config: ml_collections.ConfigDict
+  model: Any  # linen module
+  template: Tree  # shapes of its variables
+  examples: Paired  # of Examples
+
+
+def load_run(path: pathlib.Path, max_examples: int, seed: int) -> Run:
+  """Reads the configuration and the rows of a run, and loads their images.
+
+  Args:
+    path: The run directory.
+    max_examples: A larger set is represented by so many of its rows, drawn with `seed`.
+    seed: Of that draw.
+
+  Raises:
+    UserError: a file is missing or damaged, does not fit the dataset, or a set is too small.
+  """
+  if not (path / "config.json").is_file():
+    raise UserError(f"--run={path}: it has no config.json; choose the directory of a finished run")
+  config = ml_collections.ConfigDict(rundir.read_json(path / "config.json"))
+  rows = _read_split(path / "split.npz")
+  try:
+    dataset = config_lib.load_dataset(config.data)
+    classes = len(dataset.class_names)
+    model = config_lib.build_model(config.model, num_classes=classes)
+  except AttributeError as error:
+    raise UserError(
+      f"{path / 'config.json'}: {first_line(error)}; run the experiment again with this version"
+    ) from error
+  images, labels = dataset.train
+  rng = np.random.default_rng(seed)
+  sets = []
+  for role, chosen in rows._asdict().items():
+    if len(chosen) < LEAST_EXAMPLES:
+      raise UserError(
+        f"{path / 'split.npz'}: the {role} set has {len(chosen)} rows, too few to compare; "
+        f"choose a run with {LEAST_EXAMPLES} at least"
+      )
+    if chosen.min() < 0 or chosen.max() >= len(labels):
+      raise UserError(
+        f"{path / 'split.npz'}: {role} rows {chosen.min()}..{chosen.max()} are not all among the "
+        f"{len(labels)} training rows of config.data; has the data changed since the run?"
+      )
+    if len(chosen) > max_examples:
+      chosen = np.sort(rng.choice(chosen, max_examples, replace=False))
+    sets.append(Examples(np.asarray(images[chosen]), labels[chosen]))
+
+  template = jax.eval_shape(vision.make_init(model, images.shape[1:]), 0)
+  return Run(config, model, template, Paired(*sets))
+
+
+def microbatches(examples: Examples, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Images [M, B, H, W, C], labels [M, B] and whether they count [M, B], padded from `size` on."""
+  width = min(size, models.microbatch_size(*examples.images.shape[1:3]))
+  count = -(-size // width)
+  missing = count * width - len(examples.labels)
+
+  def cut(array):
+    padded = np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+    return padded.reshape(count, width, *array.shape[1:])
+
+  return cut(examples.images), cut(examples.labels), cut(np.ones(len(examples.labels), bool))
+
+
+def _read_split(path: pathlib.Path) -> Paired:
+  """The retain and the forget rows of a run."""
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      rows = Paired(*(arrays[role] for role in Paired._fields))
+  except FileNotFoundError as error:
+    raise UserError(f"{path} does not exist; choose the directory of a finished run") from error
+  except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+    raise UserError(
+      f"{path} holds no retain and forget rows ({first_line(error)}); run the experiment again"
+    ) from error
+  for role, chosen in rows._asdict().items():
+    if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+      raise UserError(
+        f"{path}: {role} is {chosen.dtype} of shape {chosen.shape}, not one vector of integers; "
+        "run the experiment again"
+      )
+  return rows

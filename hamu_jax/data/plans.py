@@ -1,0 +1,189 @@
+"""Plans the batches of each kind of method: which examples are read, in which order, how often.
+
+What a plan then says of a step is in `hamu_jax.data.batching`.
+"""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from hamu_jax.data.batching import BatchPlan, PassPlan, Stream
+from hamu_jax.errors import UserError
+from hamu_jax.paired import Paired
+
+# Which sets a method's steps read.
+ROLES = ("paired", "retain", "forget", "merged")
+SHUFFLES = ("each_epoch", "once")
+EPOCHS = ("matched", "pass")
+
+
+def unlearning_plan(
+  split: Paired,
+  roles: str,
+  *,
+  batch_size: int,
+  seed: int,
+  repeats: int = 1,
+  shuffle: str = "once",
+  epoch: str = "matched",
+  allow_oversized_batch: bool = False,
+) -> BatchPlan:
+  """Plans the batches of an unlearning method.
+
+  `paired` methods read one batch of each role a step. With `matched` epochs `retain` (ft) goes over
+  retain twice an epoch and `forget` (ga) over forget 2 max(1, n_retain // n_forget) times, so that they
+  compute about as many gradients as a paired method; the copies are joined before they are cut into
+  batches. With `pass` epochs each goes over its own set once. `merged` is one pass over both sets.
+
+  Args:
+    split: Paired examples.
+    roles: one of `ROLES`.
+    batch_size: examples of a role in a step.
+    seed: of the shuffle.
+    repeats: join that many copies of the data into one epoch, which has fewer short batches.
+    shuffle: one of `SHUFFLES`. With "each_epoch" forget starts over with every epoch and cycles over
+      identical batches within it; with "once" it cycles on across epochs.
+    epoch: one of `EPOCHS`.
+    allow_oversized_batch: pad a batch that is larger than its set, as the reference does, instead
+      of refusing it.
+
+  Returns:
+    The plan.
+
+  Raises:
+    UserError: for unknown roles or a batch larger than a set that it reads.
+
+  Source: github.com/aoi3142/HAMU, sequential gradient pairing, for "once" and "matched";
+  github.com/HaoranTang/sharp-unlearn for "each_epoch" and "pass".
+  """
+  _check_choices(roles=(roles, ROLES), shuffle=(shuffle, SHUFFLES), epoch=(epoch, EPOCHS))
+  used = _sets_of(split, roles)
+  if not allow_oversized_batch:
+    _check_fits("config.method.batch_size", batch_size, **used)
+  # The reference shuffles its training set, then the forget set; for ga the former is forget, too.
+  retain, forget = _shuffled(used.get("retain", used.get("merged", split.forget)), split.forget, seed=seed)
+
+  def stream(indices, key, copies=1, period=None):
+    reshuffle = (seed, *key) if shuffle == "each_epoch" else None
+    return Stream(np.tile(indices, copies * repeats), batch_size, reshuffle, period if reshuffle else None)
+
+  copies = _matched_copies(split, roles) if epoch == "matched" else 1
+  if roles == "forget":
+    streams = Paired(None, stream(forget, (1,), copies))
+  elif roles == "paired":
+    leading = stream(retain, ())
+    # Forget is not repeated: it cycles.
+    streams = Paired(leading, dataclasses.replace(stream(forget, (1,), period=leading.steps), indices=forget))
+  else:
+    streams = Paired(stream(retain, (), copies), None)
+  return BatchPlan(batch_size, streams, repeats)
+
+
+def pass_plan(
+  split: Paired,
+  order: Sequence[str],
+  active: Sequence[int | None],
+  *,
+  batch_size: int,
+  seed: int,
+  shuffle: str = "each_epoch",
+) -> PassPlan:
+  """Plans the batches of a method that goes through the sets one after the other.
+
+  Args:
+    split: Paired examples.
+    order: the roles in the order of their passes in an epoch.
+    active: for each of them, the number of first epochs that have this pass; None for all.
+    batch_size: examples in a step.
+    seed: of the shuffles.
+    shuffle: "each_epoch" orders pass e of retain by `default_rng((seed, e))`, of forget by
+      `default_rng((seed, 1, e))`; "once" keeps the first order.
+
+  Raises:
+    UserError: for a batch larger than a set.
+
+  Source: SCRUB (arXiv 2302.09880), which ascends on forget, then descends on retain.
+  """
+  _check_fits("config.method.batch_size", batch_size, **split._asdict())
+  if shuffle == "once":
+    indices, seeds = Paired(*_shuffled(*split, seed=seed)), Paired(None, None)
+  else:
+    indices, seeds = split, Paired((seed,), (seed, 1))
+  streams = Paired(
+    *(Stream(np.asarray(role, np.int32), batch_size, key) for role, key in zip(indices, seeds, strict=True))
+  )
+  return PassPlan(batch_size, streams, tuple(order), tuple(active))
+
+
+def training_plan(indices: np.ndarray, *, batch_size: int, seed: int, reshuffle: bool = True) -> BatchPlan:
+  """Plans the batches of plain training, as the retain role.
+
+  Args:
+    indices: [n] the examples to train on.
+    batch_size: examples in a step.
+    seed: of the shuffles.
+    reshuffle: epoch e is ordered by `default_rng((seed, e))`; otherwise all epochs keep the one
+      order that the reference shuffles once.
+
+  Returns:
+    The plan.
+
+  Raises:
+    UserError: for a batch larger than the set.
+  """
+  _check_fits("config.train.batch_size", batch_size, training=indices)
+  if reshuffle:
+    stream = Stream(np.asarray(indices, np.int32), batch_size, reshuffle_seed=(seed,))
+  else:
+    stream = Stream(_shuffled(indices, seed=seed)[0], batch_size)
+  return BatchPlan(batch_size, Paired(stream, None))
+
+
+def _shuffled(*sets: np.ndarray, seed: int) -> list[np.ndarray]:
+  """Shuffles sets one after the other with one generator.
+
+  Python's `random` and not NumPy's, because its order is the reference's; like NumPy's generators
+  it is the same on every platform.
+  """
+  generator = random.Random(seed)
+  result = []
+  for indices in sets:
+    indices = indices.tolist()
+    generator.shuffle(indices)
+    result.append(np.array(indices, np.int32))
+  return result
+
+
+def _matched_copies(split: Paired, roles: str) -> int:
+  """Copies of a set with which an epoch has about as many gradients as one of a paired method."""
+  if roles == "forget":
+    return 2 * max(1, len(split.retain) // len(split.forget))
+  return 2 if roles == "retain" else 1
+
+
+def _check_choices(**fields: tuple[str, Sequence[str]]) -> None:
+  """Refuses a value that is none of its field's choices."""
+  for field, (value, choices) in fields.items():
+    if value not in choices:
+      raise UserError(f"{field}={value!r}: choose from {', '.join(choices)}")
+
+
+def _sets_of(split: Paired, roles: str) -> dict[str, np.ndarray]:
+  """The sets that batches of these roles are taken from."""
+  if roles == "paired":
+    return split._asdict()
+  if roles == "merged":
+    return {roles: np.concatenate([split.forget, split.retain])}
+  return {roles: getattr(split, roles)}
+
+
+def _check_fits(field: str, batch_size: int, **sets: np.ndarray) -> None:
+  """Refuses a batch size that a set cannot fill even once."""
+  for role, indices in sets.items():
+    if not 1 <= batch_size <= len(indices):
+      raise UserError(
+        f"{field}={batch_size}: the {role} set has {len(indices)} examples, so choose"
+        f" 1..{len(indices)} or more data"
+      )

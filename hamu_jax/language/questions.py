@@ -1,0 +1,87 @@
+"""Questions of a split with their answers, as the texts that a model is evaluated on.
+
+Shapes: n evaluated questions, W wrong answers to each.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hamu_jax.data.encoding import Encoded
+from hamu_jax.data.text import TextSplit
+from hamu_jax.errors import UserError
+from hamu_jax.models.llama_config import LlamaConfig
+
+
+class Questions(NamedTuple):
+  """Some questions of a split.
+
+  Attributes:
+    texts: the split, N questions.
+    answers: each prompt with its answer.
+    rows: [n] which of them are evaluated.
+    paraphrased: each prompt with another wording of its answer, or None; the answer itself stands
+      in for it, as in TOFU's real authors and world facts.
+    perturbed: W times each prompt with a wrong answer; () if there are none.
+  """
+
+  texts: TextSplit
+  answers: Encoded
+  rows: np.ndarray
+  paraphrased: Encoded | None = None
+  perturbed: tuple[Encoded, ...] = ()
+
+
+class Text(NamedTuple):
+  """A text of which the tokens from `start` on are predicted."""
+
+  ids: np.ndarray
+  start: int
+
+
+def texts_of(encoded: Encoded, rows: np.ndarray | Sequence[int]) -> list[Text]:
+  """Rows of encoded texts."""
+  return [Text(encoded.ids[row], int(encoded.answer_start[row])) for row in rows]
+
+
+def all_texts(questions: Questions) -> dict[Any, list[Text]]:
+  """The texts with the right answers ("answer"), with paraphrased ones, and with each of the wrong ones."""
+  encoded: dict[Any, Encoded] = {"answer": questions.answers}
+  if questions.paraphrased is not None:
+    encoded["paraphrased"] = questions.paraphrased
+  encoded |= dict(enumerate(questions.perturbed))
+  return {key: texts_of(part, questions.rows) for key, part in encoded.items()}
+
+
+def checked_texts(name: str, questions: Questions, config: LlamaConfig) -> dict[Any, list[Text]]:
+  """`all_texts`, or the UserError that says what is wrong with them."""
+  if not len(questions.rows):
+    raise UserError(f"evaluation: split {name} has no questions; choose sets that are not empty")
+  count = len(questions.answers.ids)
+  for encoded in (questions.paraphrased, *questions.perturbed):
+    if encoded is not None and len(encoded.ids) != count:
+      raise UserError(
+        f"evaluation: split {name} has {count} answers and {len(encoded.ids)} other ones; give "
+        "one for each question"
+      )
+  found = all_texts(questions)
+  for texts in found.values():
+    for row, (ids, start) in zip(questions.rows, texts, strict=True):
+      where = f"evaluation: split {name}, row {row}"
+      if not 1 <= start < len(ids):
+        raise UserError(
+          f"{where}: its answer begins at token {start} of {len(ids)}; a text needs a token "
+          "before its answer and one in it, so raise the most tokens of a text"
+        )
+      if len(ids) > config.max_position_embeddings:
+        raise UserError(
+          f"{where}: {len(ids)} tokens exceed the model's context of "
+          f"{config.max_position_embeddings}; lower the most tokens of a text"
+        )
+      if min(ids) < 0 or max(ids) >= config.vocab_size:
+        raise UserError(
+          f"{where}: token {max(ids)} is none of the model's {config.vocab_size}; give the "
+          "model's own tokenizer"
+        )
+  return found

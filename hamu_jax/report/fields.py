@@ -1,0 +1,85 @@
+"""Fields of config.json: what each of them says, and their values as keys and words.
+
+A name is dotted, e.g. ``method.name``.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
+
+METHOD = "method.name"
+# Sections of what happens after the original and the retrained model are there.
+_AFTERWARDS = ("method", "mask", "sam", "pairing", "devices", "mesh")
+# What identifies a dataset where the fingerprints of its contents are unknown or differ by a draw of rows.
+DATASET = (
+  "data.source",
+  "data.name",
+  "data.subset",
+  "data.test_split",
+  "data.train_size",
+  "data.test_size",
+  "data.image_size",
+  "data.label_key",
+)
+# Says where things are, not what they are.
+PLACES = ("data.path", *DATASET)
+
+
+def is_task_field(field: str) -> bool:
+  """Whether a field says what is learnt and forgotten: what the original and retrained model depend on."""
+  return field == "sam.train_rho" or field.split(".")[0] not in _AFTERWARDS
+
+
+def is_seed(name: str) -> bool:
+  """Whether a field is a seed, of whatever section."""
+  return name.split(".")[-1] == "seed"
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+  """Whether a value is a number; a truth value is none."""
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def in_words(value: Any) -> str:
+  """A setting in words."""
+  if value is None:
+    return "none"
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if isinstance(value, list):
+    return " ".join(map(in_words, value)) or "none"
+  return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+
+
+def key_of(config: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+  """Values as JSON, which can be compared and hashed; 1 and 1.0 are the same, an absent field is null."""
+  return tuple(
+    json.dumps(float(value) if is_number(value) else value, sort_keys=True)
+    for value in (config.get(name) for name in names)
+  )
+
+
+def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+  """Items by their key, in order of appearance."""
+  found: dict[Any, list[Any]] = {}
+  for item in items:
+    found.setdefault(key(item), []).append(item)
+  return found
+
+
+def by_preference(fields: Sequence[str]) -> list[str]:
+  """Task fields first, then the method and its constraint, then all other options."""
+  first = (METHOD, "method.constraint_ratio", "method.constraint")
+  return sorted(
+    fields,
+    key=lambda name: (
+      not is_task_field(name),
+      first.index(name) if name in first else len(first),
+      name.startswith("method"),
+    ),
+  )
+
+
+def sort_key(value: Any) -> tuple[int, float, str]:
+  """Sorts numbers by size and before all else."""
+  return (0, value, "") if is_number(value) else (1, 0.0, in_words(value))

@@ -1,0 +1,272 @@
+"""Figures of results: what is retained against what is forgotten, and results over a setting."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hamu_jax.report import drawing, run_plots
+from hamu_jax.report.fields import METHOD, grouped, is_task_field, key_of
+from hamu_jax.report.sheet import Sheet, Styles, task_title
+from hamu_jax.report.study import Group, Series, Study, sweeps
+
+
+class _Metric(NamedTuple):
+  name: str  # in the results
+  title: str
+  scale: float = 1
+  larger: bool = True  # is better
+
+
+_RETAIN = _Metric("retain.accuracy", "retain accuracy (%)", 100)
+_FORGET = _Metric("forget.accuracy", "forget accuracy (%)", 100, larger=False)
+_TEST = _Metric("test.accuracy", "test accuracy (%)", 100)
+_TUG_OF_WAR = _Metric("tug_of_war", "tug of war (1 is best)")
+_RETAIN_ROUGE = _Metric("suite.retain.rouge", "retain ROUGE-L (%)", 100)
+_FORGET_ROUGE = _Metric("suite.forget.rouge", "forget ROUGE-L (%)", 100, larger=False)
+_UTILITY = _Metric("suite.model_utility", "model utility")
+_QUALITY = _Metric("suite.forget_quality", "forget quality (p-value)")
+# Horizontal and vertical axis of each trade-off, and the measures that curves show: those of generated
+# answers where there are any.
+_PLANES = ((_FORGET, _RETAIN),)
+_LANGUAGE_PLANES = ((_FORGET_ROUGE, _RETAIN_ROUGE), (_UTILITY, _QUALITY))
+_CURVES = (_RETAIN, _FORGET, _TEST, _TUG_OF_WAR)
+_LANGUAGE_CURVES = (_RETAIN_ROUGE, _FORGET_ROUGE, _UTILITY, _QUALITY)
+
+
+def tradeoff(study: Study):
+  """What is retained against what is forgotten, with the Pareto fronts of all methods and of each.
+
+  Accuracies; for language models with generated answers ROUGE, and model utility against forget quality.
+  """
+  planes = _chosen(study, _PLANES, _LANGUAGE_PLANES, lambda plane: plane)
+  panels = [
+    (groups, x, y)
+    for groups in study.by_task().values()
+    for x, y in planes
+    if any(_shows(group, x, y) for group in groups)
+  ]
+  if not panels:
+    return None
+  columns = len(planes) if len(planes) > 1 else min(3, len(panels))
+  sheet = Sheet(study, "Retain-forget trade-off", len(panels), columns, (5.6, 4.6))
+  styles = Styles(study)
+  for axis, (groups, x, y) in zip(sheet.axes, panels):
+    sheet.name(axis, task_title(study, groups))
+    axis.set(xlabel=_with_direction(x), ylabel=_with_direction(y))
+    _fronts(axis, groups, x, y, styles)
+    for group in groups:
+      if _shows(group, x, y):
+        style = styles.of(group.settings)
+        _point(
+          axis,
+          group,
+          x,
+          y,
+          color=style.colour,
+          marker=style.marker,
+          markersize=7,
+          zorder=4,
+          label=style.label,
+        )
+    for reference in _references_of(study, groups):
+      if _shows(reference, x, y):
+        marker, colour, size = run_plots.REFERENCES[reference.model]
+        # Larger, and below: a method that changes nothing lies on the original.
+        _point(
+          axis,
+          reference,
+          x,
+          y,
+          color=colour,
+          marker=marker,
+          markersize=size**0.5,
+          zorder=3,
+          label=reference.model,
+        )
+    _finish_plane(axis, x, y)
+  return sheet.finish()
+
+
+def curve(study: Study, field: str):
+  """Results over one numeric setting, e.g. the constraint or rho (``data.hard_probability``).
+
+  A row a task, a column a measure; dotted lines are the retrained model.
+  """
+  series = sweeps(study).get(field, ())
+  metrics = [
+    metric
+    for metric in _chosen(study, _CURVES, _LANGUAGE_CURVES, lambda metric: (metric,))
+    if any(_shows(group, metric) for one in series for group in one.groups)
+  ]
+  if not series or not metrics:
+    return None
+  rest = [name for name in study.task_fields if name != field]
+  rows = grouped(series, lambda one: key_of(one.settings, rest))
+  sheet = Sheet(
+    study, f"Results over {study.short(field)}", len(rows) * len(metrics), len(metrics), (4.2, 3.4)
+  )
+  styles = Styles(study, without=(field,))
+  for row, members in enumerate(rows.values()):
+    for axis, metric in zip(sheet.axes[row * len(metrics) :], metrics):
+      for one in members:
+        style = styles.of(one.settings)
+        _curve(
+          axis,
+          one.x,
+          one.groups,
+          metric,
+          color=style.colour,
+          marker=style.marker,
+          markersize=5,
+          linestyle=style.line,
+          label=style.label,
+        )
+      _retrained_curve(axis, study, field, members, metric)
+      axis.set(xlabel=study.short(field), ylabel=metric.title)
+      sheet.name(axis, study.title(members[0].settings, rest))
+      xs = [x for one in members for x in one.x]
+      if min(xs) > 0 and max(xs) > 100 * min(xs):
+        axis.set_xscale("log")
+      axis.margins(y=0.12)
+      if metric.scale == 100:
+        drawing.percent_limits(axis.get_ylim, axis.set_ylim, 5)
+      axis.grid(alpha=0.3)
+  return sheet.finish()
+
+
+def pareto(points_Nx2: np.ndarray, *, larger: tuple[bool, bool]) -> np.ndarray:
+  """Indices of the points that no other point beats, by the first coordinate.
+
+  A point is beaten by one that is at least as good in both coordinates and better in one.
+
+  Args:
+    points_Nx2: Points; those with a NaN are never part of the front.
+    larger: Whether larger is better, for each coordinate.
+  """
+  points_Nx2 = np.asarray(points_Nx2, float).reshape(-1, 2)
+  gain_Nx2 = np.where(larger, points_Nx2, -points_Nx2)
+  at_least_NxN = (gain_Nx2[:, None] >= gain_Nx2[None]).all(-1)
+  better_NxN = (gain_Nx2[:, None] > gain_Nx2[None]).any(-1)
+  front = np.flatnonzero(~(at_least_NxN & better_NxN).any(0) & np.isfinite(points_Nx2).all(1))
+  return front[np.lexsort(points_Nx2[front].T[::-1])]
+
+
+def _chosen(study: Study, plain, language, metrics: Callable) -> Sequence[Any]:
+  """What of `language` the study has, or else `plain`."""
+  names = {name for group in study.groups for name in group.columns}
+  return [one for one in language if all(metric.name in names for metric in metrics(one))] or plain
+
+
+def _with_direction(metric: _Metric) -> str:
+  return f"{metric.title}, {'higher' if metric.larger else 'lower'} is better"
+
+
+def _references_of(study: Study, groups: Sequence[Group]) -> Iterable[Group]:
+  """The models that a task's groups started from, and their retrained ones."""
+  wanted = key_of(groups[0].settings, study.task_fields)
+  return [one for one in study.references if key_of(one.settings, study.task_fields) == wanted]
+
+
+def _shows(group: Group, *metrics: _Metric) -> bool:
+  """Whether the group has all of them; one that diverged has none."""
+  return bool(np.isfinite([_mean(group, metric) for metric in metrics]).all())
+
+
+def _mean(group: Group, metric: _Metric) -> float:
+  return metric.scale * group.columns[metric.name].mean if metric.name in group.columns else np.nan
+
+
+def _spread(groups: Sequence[Group], metric: _Metric) -> list[float] | None:
+  """Standard deviations, 0 for single seeds; None where there is none at all."""
+  spreads = [
+    metric.scale * group.columns[metric.name].std if metric.name in group.columns else np.nan
+    for group in groups
+  ]
+  return None if np.isnan(spreads).all() else np.nan_to_num(spreads).tolist()
+
+
+def _point(axis, group: Group, x: _Metric, y: _Metric, **style) -> None:
+  axis.errorbar(
+    [_mean(group, x)],
+    [_mean(group, y)],
+    xerr=_spread([group], x),
+    yerr=_spread([group], y),
+    linestyle="none",
+    elinewidth=1,
+    markeredgecolor="black",
+    markeredgewidth=0.6,
+    **style,
+  )
+
+
+def _fronts(axis, groups: Sequence[Group], x: _Metric, y: _Metric, styles: Styles) -> None:
+  """Stairs along what is reached: of each method with several settings, and of all."""
+  # Between two points of a front the next best of them is what is reached.
+  stairs = "steps-pre" if x.larger else "steps-post"
+  by_method = grouped(groups, lambda group: group.settings[METHOD])
+  for members in [*by_method.values(), groups]:
+    points = np.array([[_mean(group, x), _mean(group, y)] for group in members])
+    front = points[pareto(points, larger=(x.larger, y.larger))]
+    if members is groups and len(by_method) > 1:
+      axis.plot(
+        *front.T,
+        drawstyle=stairs,
+        color="black",
+        linestyle="--",
+        linewidth=1.2,
+        zorder=2,
+        marker="o",
+        markersize=13,
+        markerfacecolor="none",
+        label="Pareto front of all",
+      )
+    elif len(front) > 1:
+      axis.plot(
+        *front.T,
+        drawstyle=stairs,
+        color=styles.colour(members[0].settings),
+        linewidth=1.2,
+        alpha=0.6,
+        zorder=1,
+      )
+
+
+def _finish_plane(axis, x: _Metric, y: _Metric) -> None:
+  for metric, get, set_, scale, least in (
+    (x, axis.get_xlim, axis.set_xlim, axis.set_xscale, 10),
+    (y, axis.get_ylim, axis.set_ylim, axis.set_yscale, 5),
+  ):
+    if metric.scale == 100:
+      drawing.percent_limits(get, set_, least)
+      low, high = get()
+      set_(low, high + 0.04 * (high - low))  # room for a large marker at 100%
+    elif metric is _QUALITY:
+      means = [line.get_ydata()[0] for line in axis.get_lines() if len(line.get_ydata()) == 1]
+      if means and min(means) > 0 and max(means) > 100 * min(means):
+        scale("log")
+  axis.grid(alpha=0.3)
+
+
+def _curve(axis, x: Sequence[float], groups: Sequence[Group], metric: _Metric, **style) -> None:
+  means = [_mean(group, metric) for group in groups]
+  axis.errorbar(x, means, yerr=_spread(groups, metric), linewidth=1.6, elinewidth=1, capsize=2, **style)
+
+
+def _retrained_curve(axis, study, field: str, members: Sequence[Series], metric: _Metric) -> None:
+  """The retrained model's values: a level, or a curve where the setting changes it, too."""
+  groups = [group for one in members for group in one.groups]
+  fields = [name for name in study.fields if is_task_field(name)]
+  wanted = {key_of(group.settings, fields) for group in groups}
+  found = [
+    one
+    for one in study.references
+    if one.model == "retrained" and _shows(one, metric) and key_of(one.settings, fields) in wanted
+  ]
+  style = {"color": "black", "linestyle": ":", "linewidth": 1.4, "label": "retrained"}
+  if is_task_field(field):
+    found = sorted(found, key=lambda one: one.settings[field])
+    if found:
+      axis.plot([one.settings[field] for one in found], [_mean(one, metric) for one in found], **style)
+  elif len(found) == 1:
+    axis.axhline(_mean(found[0], metric), **style)

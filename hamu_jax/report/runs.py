@@ -1,0 +1,197 @@
+"""Run directories: what each of them holds, as far as a comparison needs it.
+
+Everything comes from config.json, summary.json and metrics.jsonl; names of folders are only shown.
+"""
+
+import functools
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hamu_jax.config import default as config_lib
+from hamu_jax.errors import UserError
+from hamu_jax.report import run_plots
+from hamu_jax.report.fields import PLACES, grouped, is_number, is_seed, key_of
+from hamu_jax.run import rundir
+
+_DIAGNOSTICS = ("angle", "branch")
+_MODELS = ("original", "retrained", "unlearned")
+
+
+class Run(NamedTuple):
+  """What a run directory holds, as far as a comparison needs it."""
+
+  path: pathlib.Path
+  config: dict[str, Any]  # by dotted name; fields that config.json lacks have today's defaults
+  summary: dict[str, Any] | None  # None: the run is unfinished
+  reached: tuple[str, int] | None  # stage and step of the last metrics
+  diagnostics: dict[str, tuple[np.ndarray, np.ndarray]]  # name -> steps [S], values [S, T]
+
+  @property
+  def fingerprint(self) -> str | None:
+    """Of the data; None where the run did not get as far as saying it."""
+    return None if self.summary is None else self.summary.get("provenance", {}).get("data_fingerprint")
+
+  @property
+  def status(self) -> str:
+    """Finished, or unfinished with the stage and step it reached."""
+    if self.summary is not None:
+      return "finished"
+    return "unfinished: {} step {}".format(*self.reached) if self.reached else "unfinished: no step yet"
+
+  @property
+  def seeds(self) -> dict[str, Any]:
+    """Its seeds by dotted name."""
+    return {name: value for name, value in self.config.items() if is_seed(name)}
+
+  def values(self, model: str) -> dict[str, float]:
+    """Numbers of a model's results by dotted name; null, which is a number that was not finite, as NaN."""
+    return dict(_numbers((self.summary or {}).get("results", {}).get(model, {})))
+
+  @property
+  def timing(self) -> dict[str, float]:
+    """Seconds of each stage, steps of the last one, its seconds a step and, of texts, tokens a second."""
+    if self.summary is None:
+      return {}
+    seconds = dict(_numbers(self.summary.get("seconds", {})))
+    last = "unlearn" if "unlearn" in seconds else "retrain"
+    found = {f"seconds.{stage}": value for stage, value in seconds.items()}
+    steps = self.summary.get("steps")
+    if steps is not None:
+      found["steps"] = float(steps)
+    if last in seconds:
+      found["seconds"] = seconds[last]
+      if steps:
+        found["seconds_per_step"] = seconds[last] / steps
+    work = dict(_numbers(self.summary.get("work", {}).get(last, {})))
+    if "tokens_per_second" in work:
+      found["tokens_per_second"] = work["tokens_per_second"]
+    return found
+
+  @property
+  def device(self) -> str:
+    """What it ran on, e.g. ``8 x TPU v4``, and how many models shared the last stage; empty if unknown."""
+    provenance = (self.summary or {}).get("provenance", {})
+    if "device" not in provenance:
+      return ""
+    shared = provenance.get("together", {}).get("unlearn", 1)
+    device = f"{provenance.get('devices', 1)} x {provenance['device']}"
+    return device if shared == 1 else f"{device}, {shared} models together"
+
+
+def run_folders(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Folders with a config.json, in the order of their names."""
+  for folder, below, files in os.walk(path):
+    below.sort()
+    if "config.json" in files:
+      yield pathlib.Path(folder)
+
+
+def read(folder: pathlib.Path, notes: list[str]) -> Run | None:
+  """Reads a run directory.
+
+  Args:
+    folder: Has a config.json.
+    notes: Gets a line for each file that is broken.
+
+  Returns:
+    The run; None where config.json is broken or not that of a run.
+  """
+  try:
+    config = rundir.read_json(folder / "config.json")
+  except (UserError, OSError) as error:
+    notes.append(f"{_reason(error)} - left out")
+    return None
+  # A language model's folder has a config.json, too.
+  if not isinstance(config, dict) or not all(isinstance(config.get(s), dict) for s in ("data", "method")):
+    return None
+  summary = None
+  if (folder / "summary.json").exists():
+    try:
+      summary = rundir.read_json(folder / "summary.json")
+      if not isinstance(summary, dict) or not isinstance(summary.get("results"), dict):
+        raise UserError(f"{folder / 'summary.json'} has no results")
+    except (UserError, OSError) as error:
+      summary = None
+      notes.append(f"{_reason(error)} - shown as unfinished")
+  rows = _rows(folder, notes)
+  steps = [row for row in rows if row["stage"] == "unlearn" and row["split"] == "step"]
+  columns = {name: run_plots.column(steps, name) for name in _DIAGNOSTICS}
+  fields = _defaults() | dict(rundir.fields(config))
+  if fields["data.source"] == "digits":
+    # They have no name; what is there is another source's, left as it was.
+    fields["data.name"] = ""
+  return Run(
+    folder,
+    fields,
+    summary,
+    (rows[-1]["stage"], rows[-1]["step"]) if rows else None,
+    {name: column for name, column in columns.items() if column is not None},
+  )
+
+
+def without_repeats(runs: list[Run], notes: list[str]) -> list[Run]:
+  """One run for each configuration and seeds.
+
+  Args:
+    runs: All of them.
+    notes: Gets a line for each run that is left out.
+  """
+  kept = []
+  for first, *others in grouped(runs, _identity).values():
+    for run in others:
+      if first.summary is None and run.summary is not None:
+        first, run = run, first
+      differs = run.summary is not None and any(
+        str(run.values(model)) != str(first.values(model)) for model in _MODELS
+      )
+      notes.append(
+        f"{run.path} has the configuration and seeds of {first.path}"
+        f"{', though other results' if differs else ''} - left out"
+      )
+    kept.append(first)
+  return [run for run in runs if any(run is other for other in kept)]
+
+
+def _rows(folder: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
+  """Rows of metrics.jsonl up to the first line that is not whole."""
+  path = folder / "metrics.jsonl"
+  try:
+    rows, torn = rundir.read_metrics(path)
+  except (UserError, OSError) as error:
+    notes.append(f"{_reason(error)} - its metrics are left out")
+    return []
+  if torn:
+    notes.append(f"{path} is truncated: its {len(rows)} whole lines are used, the torn last one is not")
+  whole = [row for row in rows if isinstance(row, dict) and row.keys() >= {"stage", "step", "split"}]
+  if len(whole) < len(rows):
+    notes.append(f"{path}: {len(rows) - len(whole)} lines are not rows of a run - left out")
+  return whole
+
+
+def _reason(error: Exception) -> str:
+  return str(error).split(";")[0]
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+  return dict(rundir.fields(rundir.jsonable(config_lib.default_config().to_dict())))
+
+
+def _identity(run: Run) -> tuple[Any, ...]:
+  """Equal for runs that should have equal results."""
+  places = PLACES if run.fingerprint else ()
+  names = [name for name in run.config if name not in places and not config_lib.is_incidental(name)]
+  return run.fingerprint, key_of(run.config, names)
+
+
+def _numbers(tree: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+  for name, value in tree.items() if isinstance(tree, Mapping) else ():
+    if isinstance(value, Mapping):
+      yield from _numbers(value, f"{prefix}{name}.")
+    elif value is None or is_number(value):
+      yield f"{prefix}{name}", math.nan if value is None else float(value)

@@ -1,0 +1,228 @@
+"""The tables of a study: results, timing, what differs between its groups, and all runs."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from hamu_jax.report.fields import METHOD, grouped, in_words, key_of
+from hamu_jax.report.study import Estimate, Group, Study, deviations, estimates
+from hamu_jax.report.table import Number, Table
+
+
+class _Column(NamedTuple):
+  pattern: str  # of names in the results; * stands for a split
+  title: str  # {} takes what * stands for
+  scale: float = 1
+  digits: int = 4
+
+
+# The tables of results; a column is there if a run has it.
+_TABLES = {
+  ("results", "Results"): (
+    _Column("retain.accuracy", "retain acc %", 100, 2),
+    _Column("forget.accuracy", "forget acc %", 100, 2),
+    _Column("test.accuracy", "test acc %", 100, 2),
+    _Column("test_retain.accuracy", "kept test acc %", 100, 2),
+    _Column("test_forget.accuracy", "forgotten test acc %", 100, 2),
+    _Column("suite.retain.rouge", "retain ROUGE %", 100, 2),
+    _Column("suite.forget.rouge", "forget ROUGE %", 100, 2),
+    _Column("suite.model_utility", "model utility"),
+    _Column("suite.forget_quality", "forget quality"),
+    _Column("suite.watermark.forget_retain_auc", "watermark AUC"),
+    _Column("forget_test_auc", "forget/test loss AUC"),
+    _Column("membership.confidence", "unseen % MIA", 100, 2),
+    _Column("tug_of_war", "tug of war"),
+  ),
+  ("losses", "Losses and attacks"): (
+    _Column("*.loss", "{} loss"),
+    _Column("*_auc", "{} AUC"),
+    _Column("membership.*", "MIA {} %", 100, 2),
+    _Column("tug_of_war_signed", "signed tug of war"),
+  ),
+  ("language", "Scores of generated and true answers"): (
+    _Column("suite.*.rouge", "{} ROUGE %", 100, 2),
+    _Column("suite.*.probability", "{} probability"),
+    _Column("suite.*.truth_ratio", "{} truth ratio"),
+    _Column("suite.truth_ratio_distance", "truth ratio distance"),
+    _Column("suite.watermark.*", "watermark {}"),
+  ),
+}
+_TIMING = (
+  _Column("seconds.*", "{} s", digits=1),
+  _Column("steps", "steps", digits=1),
+  _Column("seconds_per_step", "s a step"),
+  _Column("tokens_per_second", "tokens a s", digits=1),
+)
+_SPLITS = ("retain", "forget", "test", "test_retain", "test_forget")
+_STAGES = ("memorization", "pretrain", "retrain", "mask", "unlearn")
+
+
+def tables(study: Study) -> list[Table]:
+  """The tables of a study: results, timing, what differs, and all runs.
+
+  Args:
+    study: Of `gather.studies`.
+
+  Returns:
+    Those that have something to show, in the order in which to show them. The last, ``values``, has every
+    number of the results under its name there.
+  """
+  rows = list(_model_rows(study))
+  names = list(dict.fromkeys(name for _, group in rows for name in group.columns))
+  header = (*_setting_header(study), "seeds")
+  found = []
+  for (name, title), columns in _TABLES.items():
+    chosen = list(_matching(columns, names))
+    if any(column in group.columns for column, *_ in chosen for _, group in rows):
+      found.append(
+        Table(
+          name,
+          title,
+          (*header, *(title for _, title, _ in chosen)),
+          tuple(
+            (*settings, str(len(group.runs)), *_numbers(group.columns, chosen))
+            for settings, group in rows
+            if any(column in group.columns for column, *_ in chosen)
+          ),
+        )
+      )
+  found += [*_deviations(study), *_timing(study), *_settings(study), _runs(study)]
+  if rows:
+    every = [(name, name, _Column(name, name)) for name in sorted(names)]
+    found.append(
+      Table(
+        "values",
+        "All numbers of the results",
+        (*header, *sorted(names)),
+        tuple((*settings, str(len(group.runs)), *_numbers(group.columns, every)) for settings, group in rows),
+      )
+    )
+  return found
+
+
+def _model_rows(study: Study) -> Iterator[tuple[tuple[str | None, ...], Group]]:
+  """Settings as cells and group, task by task, each with its original and retrained model first."""
+  fields = study.task_fields
+  for task, groups in study.by_task().items():
+    references = [one for one in study.references if key_of(one.settings, fields) == task]
+    for group in (*references, *groups):
+      settings = [group.settings[name] if name in group.settings else None for name in study.shown]
+      name = group.settings[METHOD] if group.model == "unlearned" else group.model
+      yield (
+        (
+          name,
+          *(
+            in_words(value) if field in group.settings else None
+            for field, value in zip(study.shown[1:], settings[1:])
+          ),
+        ),
+        group,
+      )
+
+
+def _setting_header(study: Study) -> tuple[str, ...]:
+  return ("method", *(study.short(name) for name in study.shown[1:]))
+
+
+def _matching(columns: Iterable[_Column], names: Sequence[str]) -> Iterator[tuple[str, str, _Column]]:
+  """Name, title and column of what there is, splits and stages in their order."""
+  for column in columns:
+    pattern = re.compile(re.escape(column.pattern).replace(r"\*", "([^.]*)"))
+    found = {name: match for name in names if (match := pattern.fullmatch(name))}
+    for name in sorted(found, key=lambda name: _place(found[name].groups())):
+      yield name, column.title.format(*(group.replace("_", " ") for group in found[name].groups())), column
+
+
+def _place(parts: tuple[str, ...]) -> tuple[int, str]:
+  """Where a split or stage comes in order; others follow by name."""
+  order = (*_SPLITS, *_STAGES)
+  word = parts[0] if parts else ""
+  return (order.index(word) if word in order else len(order), word)
+
+
+def _numbers(values: Mapping[str, Estimate], chosen) -> Iterator[Number | None]:
+  for name, _, column in chosen:
+    estimate = values.get(name)
+    yield (
+      None
+      if estimate is None
+      else Number(
+        Estimate(column.scale * estimate.mean, column.scale * estimate.std, estimate.count),
+        column.digits,
+      )
+    )
+
+
+def _deviations(study: Study) -> Iterator[Table]:
+  """How much each seed alone spreads the results, where runs differ in several."""
+  by_group = [(group, deviations(group)) for group in study.groups]
+  fields = dict.fromkeys(field for _, found in by_group for field in found)
+  if len(fields) < 2:
+    return
+  names = list(dict.fromkeys(name for _, found in by_group for one in found.values() for name in one))
+  chosen = list(_matching(_TABLES["results", "Results"], names))
+  yield Table(
+    "deviations",
+    "Standard deviations by the seed that changes",
+    (*_setting_header(study), "seed", *(title for _, title, _ in chosen)),
+    tuple(
+      (*(in_words(group.settings[name]) for name in study.shown), field, *_numbers(values, chosen))
+      for group, found in by_group
+      for field, values in found.items()
+    ),
+  )
+
+
+def _timing(study: Study) -> Iterator[Table]:
+  """Seconds by method; runs on other devices are rows of their own."""
+  rows = []
+  for group in study.groups:
+    for device, runs in grouped(group.runs, lambda run: run.device).items():
+      rows.append((group, device, len(runs), estimates(run.timing for run in runs)))
+  chosen = list(_matching(_TIMING, list(dict.fromkeys(name for *_, values in rows for name in values))))
+  if chosen:
+    yield Table(
+      "timing",
+      "Timing, compiling included",
+      (*_setting_header(study), "device", "seeds", *(title for _, title, _ in chosen)),
+      tuple(
+        (
+          *(in_words(group.settings[name]) for name in study.shown),
+          device,
+          str(count),
+          *_numbers(values, chosen),
+        )
+        for group, device, count, values in rows
+      ),
+    )
+
+
+def _settings(study: Study) -> Iterator[Table]:
+  """All that differs, where the other tables do not show it."""
+  if len(study.fields) > len(study.shown) and study.groups:
+    yield Table(
+      "settings",
+      "Settings",
+      ("method", *(study.short(name) for name in study.fields[1:])),
+      tuple(tuple(in_words(value) for value in group.settings.values()) for group in study.groups),
+    )
+
+
+def _runs(study: Study) -> Table:
+  """Every run, finished or not."""
+  seeds = list(
+    dict.fromkeys(name for run in study.runs for name, seed in run.seeds.items() if seed is not None)
+  )
+  rows = [
+    (
+      str(run.path),
+      *(in_words(run.config[name]) for name in study.shown),
+      *(in_words(run.config[name]) for name in seeds),
+      run.status,
+      run.summary.get("stop_reason", "") if run.summary else "",
+      run.device,
+    )
+    for run in study.runs
+  ]
+  header = ("run", *_setting_header(study), *seeds, "status", "why it ended", "device")
+  return Table("runs", "Runs", header, tuple(rows))

@@ -1,0 +1,145 @@
+"""A table, and how it is written: Markdown, CSV, LaTeX, HTML."""
+
+import csv
+import html
+import io
+import math
+from typing import NamedTuple
+
+from hamu_jax.report.study import Estimate
+
+_LATEX = {
+  "\\": r"\textbackslash{}",
+  "~": r"\textasciitilde{}",
+  "^": r"\textasciicircum{}",
+  "±": r"$\pm$",
+  **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+class Number(NamedTuple):
+  """A cell with a mean over seeds."""
+
+  estimate: Estimate
+  digits: int
+
+  def text(self, plus_minus: str = "±") -> str:
+    """``mean ± deviation``; the mean alone for one seed."""
+    mean = _fixed(self.estimate.mean, self.digits)
+    if math.isnan(self.estimate.std) or math.isnan(self.estimate.mean):
+      return mean
+    return f"{mean} {plus_minus} {_fixed(self.estimate.std, self.digits)}"
+
+
+class Table(NamedTuple):
+  """A table as it is meant, before any format; None is a cell that does not exist."""
+
+  name: str  # of its files
+  title: str
+  header: tuple[str, ...]
+  rows: tuple[tuple[str | Number | None, ...], ...]
+
+  @property
+  def numeric(self) -> list[bool]:
+    """Whether each column has numbers."""
+    return [any(isinstance(row[place], Number) for row in self.rows) for place in range(len(self.header))]
+
+
+def markdown(table: Table) -> str:
+  """The table in Markdown; numbers are to the right."""
+
+  def line(cells):
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+  rules = ["---:" if numeric else "---" for numeric in table.numeric]
+  return (
+    "\n".join([line(table.header), line(rules), *(line(map(cell_text, row)) for row in table.rows)]) + "\n"
+  )
+
+
+def comma_separated(table: Table) -> str:
+  """The table as CSV, in full precision: a mean, a deviation and a count for each number."""
+  numeric = table.numeric
+  header = [
+    name
+    for title, is_number in zip(table.header, numeric)
+    for name in ((f"{title} mean", f"{title} std", f"{title} n") if is_number else (title,))
+  ]
+  stream = io.StringIO()
+  writer = csv.writer(stream, lineterminator="\n")
+  writer.writerow(header)
+  for row in table.rows:
+    cells = []
+    for cell, is_number in zip(row, numeric):
+      if isinstance(cell, Number):
+        mean, std, count = cell.estimate
+        cells += [mean, "" if math.isnan(std) and count == 1 else std, count]
+      else:
+        cells += ["", "", ""] if is_number else [cell_text(cell)]
+    writer.writerow(cells)
+  return stream.getvalue()
+
+
+def latex(table: Table) -> str:
+  """The table as a LaTeX tabular, for the package booktabs."""
+
+  def cell(value):
+    if isinstance(value, Number):
+      # Words such as nan are no mathematics.
+      text = value.text(r"\pm").replace("e-", r"\mathrm{e}{-}")
+      return text if math.isnan(value.estimate.mean) else f"${text}$"
+    return _latex_text(cell_text(value))
+
+  def line(cells):
+    return "  " + " & ".join(cells) + r" \\"
+
+  columns = "".join("r" if numeric else "l" for numeric in table.numeric)
+  return "\n".join(
+    [
+      f"% {table.title}; needs \\usepackage{{booktabs}}",
+      f"\\begin{{tabular}}{{{columns}}}",
+      r"  \toprule",
+      line(map(_latex_text, table.header)),
+      r"  \midrule",
+      *(line(map(cell, row)) for row in table.rows),
+      r"  \bottomrule",
+      r"\end{tabular}",
+      "",
+    ]
+  )
+
+
+def html_table(table: Table) -> str:
+  """The table as an HTML element; what looks like markup in a cell is text."""
+  numeric = table.numeric
+
+  def row(tag, cells, style=""):
+    return (
+      f"<tr{style}>"
+      + "".join(
+        f"<{tag}{' class=number' if is_number else ''}>{html.escape(cell_text(cell))}</{tag}>"
+        for cell, is_number in zip(cells, numeric)
+      )
+      + "</tr>"
+    )
+
+  body = "\n".join(
+    row("td", cells, ' class="reference"' if cells[0] in ("original", "retrained") else "")
+    for cells in table.rows
+  )
+  head = row("th", table.header)
+  return f'<div class="wide"><table><thead>{head}</thead>\n<tbody>{body}</tbody></table></div>'
+
+
+def cell_text(cell: str | Number | None) -> str:
+  """A cell in words; empty where there is none."""
+  return "" if cell is None else cell.text() if isinstance(cell, Number) else cell
+
+
+def _fixed(value: float, digits: int) -> str:
+  """Fixed digits, or three significant ones where those would show nothing of a small number."""
+  return f"{value:.2e}" if 0 < abs(value) < 0.5 * 10**-digits else f"{value:.{digits}f}"
+
+
+def _latex_text(text: str) -> str:
+  return "".join(_LATEX.get(character, character) for character in text)

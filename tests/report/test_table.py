@@ -1,0 +1,53 @@
+"""A table in each of its formats."""
+
+import csv
+import io
+import math
+import re
+
+import numpy as np
+
+from hamu_jax.report import table as table_lib
+from hamu_jax.report.study import Estimate
+from tests.report import reported
+
+
+def test_markdown_has_one_line_a_row(runs):
+  lines = table_lib.markdown(reported.tables(runs)["runs"]).splitlines()
+  assert len(lines) == 2 + 5
+  assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+  assert r"finished \| <b>" in lines[2]
+  lines = table_lib.markdown(reported.tables(runs)["results"]).splitlines()
+  assert lines[1].startswith("| --- | --- | ---: |")
+  assert lines[5].startswith("| hamu-q | 3 | 100.00 ± 0.00 | 66.67 ± 20.82 |")
+
+
+def test_csv_has_every_digit(runs):
+  rows = list(csv.DictReader(io.StringIO(table_lib.comma_separated(reported.tables(runs)["values"]))))
+  row = rows[-1]
+  assert row["method"] == "hamu-q"
+  assert float(row["forget.accuracy mean"]) == np.mean([0.5, 0.6, 0.9])
+  assert float(row["forget.accuracy std"]) == np.std([0.5, 0.6, 0.9], ddof=1)
+  assert row["forget.accuracy n"] == "3"
+  assert rows[2]["method"] == "ft" and rows[2]["forget.accuracy std"] == ""
+  assert rows[1]["tug_of_war mean"] == ""
+
+
+def test_latex_has_no_special_character_of_its_text(runs):
+  text = table_lib.latex(reported.tables(runs)["runs"])
+  body = [line for line in text.splitlines()[1:] if line.endswith(r"\\")]
+  assert len(body) == 1 + 5
+  assert len({len(re.findall(r"(?<!\\)&", line)) for line in body}) == 1
+  assert not re.search(r"(?<!\\)[%#_]", "\n".join(text.splitlines()[1:]))
+  text = table_lib.latex(reported.tables(runs)["results"])
+  assert r"$66.67 \pm 20.82$" in text and r"retain acc \%" in text
+  assert text.count("{") == text.count("}")
+  assert r"$1.00\mathrm{e}{-}06 \pm" in table_lib.latex(reported.tables(runs)["losses"])
+
+
+def test_a_number_that_is_not_finite_is_a_word():
+  number = table_lib.Number(Estimate(math.nan, math.nan, 2), 2)
+  table = table_lib.Table("a", "A", ("x",), ((number,),))
+  assert "| nan |" in table_lib.markdown(table)
+  assert "  nan " in table_lib.latex(table)
+  assert table_lib.comma_separated(table) == "x mean,x std,x n\nnan,nan,2\n"
