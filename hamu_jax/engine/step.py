@@ -29,7 +29,7 @@ class Batches(NamedTuple):
   """
 
   indices: Any
-  epoch: jax.Array
+  epoch: Any
 
 
 class StepProgram(NamedTuple):
@@ -130,7 +130,8 @@ class _Step:
       hyperparameters,
     )
     run = self._run_pass if self._method.layout == "passes" else self._run
-    proposed, metrics = state, {}
+    metrics: dict[str, jax.Array] = {}
+    proposed = state
     stop = jnp.asarray(Stop.NONE, jnp.int32)
     for program in self._programs:
       proposed, own_metrics, own_stop = run(program, proposed, frozen, inputs, batches)

@@ -39,8 +39,15 @@ class TextRequest(NamedTuple):
   fingerprint: str
   indices: Paired
 
-  estimates_scores = False
-  validation = np.zeros(0, np.int32)
+  @property
+  def estimates_scores(self) -> bool:
+    """Forget sets of texts go by no scores."""
+    return False
+
+  @property
+  def validation(self) -> np.ndarray:
+    """No texts are held out."""
+    return np.zeros(0, np.int32)
 
   @property
   def available(self) -> np.ndarray:
@@ -55,7 +62,7 @@ class TextRequest(NamedTuple):
   def read_scores(self) -> None:
     """Forget sets of texts go by no scores."""
 
-  def split(self, scores: None) -> Paired:
+  def split(self, scores: np.ndarray | None) -> Paired:
     """The indices by role."""
     del scores
     return self.indices
@@ -268,7 +275,7 @@ class Language(Adapted):
     self.request = TextRequest(
       stages.fingerprint({"learnt": learnt}), Paired(indices[:retained], indices[retained:])
     )
-    self._bases = {}
+    self._bases: dict[Any, Tree] = {}
 
   def with_config(self, config: ml_collections.ConfigDict):
     """The same data and model under a configuration that differs in settings and seeds alone."""
@@ -339,7 +346,7 @@ class Language(Adapted):
         self._bases[mesh] = {"base": jax.device_put(loaded["base"], shardings)}
     return self._bases[mesh]
 
-  def evaluator(self, split: Paired, scores: None, mesh: jax.sharding.Mesh | None) -> Evaluator:
+  def evaluator(self, split: Paired, scores: np.ndarray | None, mesh: jax.sharding.Mesh | None) -> Evaluator:
     """Evaluates every split of the texts."""
     del split, scores
     options = self._config.evaluate
@@ -380,6 +387,7 @@ class Language(Adapted):
     if options.watermark_tokenizer:
       for name in ("retain", "forget"):
         owners, record = self._texts.splits[name].owners, records[name]
+        assert owners is not None  # See `_check_owners`.
         record["watermark"] = watermark.strengths(
           record["generated"],
           [owners[row] for row in record["row"]],
@@ -391,7 +399,7 @@ class Language(Adapted):
 
   def _check_owners(self) -> None:
     """Raises a UserError unless the texts' owners have watermarks that can be measured here."""
-    options, keys = self._config.evaluate, set()
+    options, keys = self._config.evaluate, set[str]()
     if not options.watermark_tokenizer:
       return
     for name in ("retain", "forget"):
@@ -413,7 +421,7 @@ class Language(Adapted):
     except UserError as error:
       raise UserError(f"config.evaluate.watermark_tokenizer: {error}") from None
 
-  def training_evaluator(self, mesh: jax.sharding.Mesh | None) -> Evaluator:
+  def training_evaluator(self, mesh: jax.sharding.Mesh | None) -> Any:
     """Forget sets of texts go by no memorization scores."""
     raise NotImplementedError("memorization ensembles are trained on images")
 
@@ -443,7 +451,8 @@ class Language(Adapted):
     config, adapter = lora_weights.load_adapter(path, llama.abstract_params(self._model()))
     variables = {"params": lora.unstack(adapter), "batch_stats": {}}
     same = config.scaling == self._lora.scaling and config.rank == self._lora.rank
-    if not same or jax.tree.structure(variables) != jax.tree.structure(self.template):
+    wanted, found = (str(jax.tree.structure(tree)) for tree in (self.template, variables))
+    if not same or wanted != found:
       raise UserError(
         f"config.model.weights={path!r}: the adapter has r={config.rank}, alpha={config.alpha:g} and "
         f"targets {', '.join(config.targets)}; set config.language.lora to the same"
@@ -463,7 +472,7 @@ class Language(Adapted):
       base_model=self._pretrained.name,
     )
 
-  def work(self, feed: PackedTexts, stage: Any, steps: int) -> dict[str, Any]:
+  def work(self, feed: Any, stage: Any, steps: int) -> dict[str, Any]:
     """What the first steps of a stage compute: tokens of texts, and the share of padding beside them."""
     if not steps:
       return {}
@@ -489,12 +498,12 @@ class Language(Adapted):
     split, answers = self._texts.splits[name], self._encoded[name]
     count = len(answers.ids)
     size = min(most or count, count)
-    rows = (np.arange(size) * count // size).astype(np.int32)
+    indices = (np.arange(size) * count // size).astype(np.int32)
     return Questions(
       split,
       answers,
-      rows,
-      paraphrased=split.paraphrased and self._encode(split.prompts, split.paraphrased),
+      indices,
+      paraphrased=self._encode(split.prompts, split.paraphrased) if split.paraphrased else None,
       perturbed=tuple(self._encode(split.prompts, answers) for answers in zip(*split.perturbed or ())),
     )
 
