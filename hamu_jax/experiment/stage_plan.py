@@ -139,7 +139,7 @@ def _training(config: Any, task: Task, name: str, indices: np.ndarray) -> stage_
 
 def _unlearning(config: Any, task: Task, method: methods.Method, split: Paired) -> stage_lib.Stage:
   options, seed = config.method, config_lib.seed_of(config, "method")
-  plan = _unlearning_batches(method, options, split, seed)
+  plan = unlearning_batches(method, options, split, seed)
   steps = plan.num_steps(options.epochs)
   training_mode = task.in_training_mode(options)
   sam = _sam(config.sam, config.sam.rho, config.sam.mode)
@@ -158,7 +158,7 @@ def _unlearning(config: Any, task: Task, method: methods.Method, split: Paired) 
   )
 
 
-def _unlearning_batches(method: methods.Method, options, split: Paired, seed: int):
+def unlearning_batches(method: methods.Method, options, split: Paired, seed: int):
   """The batches of a method, by its layout."""
   if method.layout == "passes":
     return data_lib.pass_plan(
