@@ -89,22 +89,31 @@ def make_plan(config: ml_collections.ConfigDict, task: Task, split: Paired, *, d
   keys["mask"] = fingerprint(masks | {"fractions": config.mask.fractions})
   if method.from_scratch:
     return Plan({stage.name: stage for stage in stages}, keys, "retrain")
-  stages.append(_unlearning(config, task, method, split))
+  unlearning = _unlearning(config, task, method, split)
   keys["unlearn"] = fingerprint(
     inputs
     | {
       "parent": keys["pretrain"],
       "split": [part.tolist() for part in split],
-      "method": config.method.to_dict() | {"seed": stages[-1].seed},
-      "microbatch": stages[-1].microbatch,
-      **task.unlearning_inputs,
-      "sam": _sam_inputs(stages[-1].sam),
+      **_unlearning_inputs(config, task, unlearning),
       "mask": _mask_inputs(config.mask, masks),
-      "pairing": config.pairing,
       "devices": devices,
     }
   )
-  return Plan({stage.name: stage for stage in stages}, keys, "unlearn")
+  return Plan({stage.name: stage for stage in (*stages, unlearning)}, keys, "unlearn")
+
+
+def _unlearning_inputs(
+  config: ml_collections.ConfigDict, task: Task, stage: stage_lib.Stage
+) -> dict[str, Any]:
+  """What unlearning depends on of the method and how it is computed."""
+  return {
+    "method": config.method.to_dict() | {"seed": stage.seed},
+    "microbatch": stage.microbatch,
+    **task.unlearning_inputs,
+    "sam": _sam_inputs(stage.sam),
+    "pairing": config.pairing,
+  }
 
 
 def is_masked(config: ml_collections.ConfigDict) -> bool:
