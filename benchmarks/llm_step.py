@@ -27,7 +27,7 @@ from hamu_jax.engine import methods, placement, sub_step
 from hamu_jax.engine import role_gradient as role_gradient_lib
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.train_state import create_state
-from hamu_jax.language import task as language
+from hamu_jax.language import adapter as adapter_lib
 from hamu_jax.models import llama, llama_config, lora, pretrained
 from hamu_jax.paired import Paired
 
@@ -145,8 +145,8 @@ def make_plain(args, model, config, data, variables, frozen, places, dropout):
   """-> function without arguments: the plain gradients of some batches, as a step computes them."""
   config = lora.LoraConfig(config.rank, config.alpha, dropout, config.targets)
   role = role_gradient_lib.role_gradient(
-    language.make_forward(model, config),
-    language.fetch,
+    adapter_lib.make_forward(model, config),
+    adapter_lib.fetch,
     ("ce",),
     train=True,
     microbatch=args.microbatch,
@@ -170,8 +170,8 @@ def make_step(args, model, config, data, variables, frozen, places, pairing):
   program = step_lib.make_step(
     methods.METHODS[args.method],
     options,
-    forward=language.make_forward(model, config),
-    fetch=language.fetch,
+    forward=adapter_lib.make_forward(model, config),
+    fetch=adapter_lib.fetch,
     pairing=pairing,
     train=True,
     microbatch=args.microbatch,

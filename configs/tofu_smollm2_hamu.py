@@ -12,6 +12,7 @@ Llama on fictitious authors that the package invents. Any method of the table ru
 `--config.method.name=npo`.
 """
 
+from hamu_jax.config import share
 from hamu_jax.config.language_paper import language_config
 
 
@@ -55,4 +56,6 @@ def get_config(variant: str = ""):
     raise ValueError(
       f"tofu_smollm2_hamu.py:{variant} is unknown; choose tofu_smollm2_hamu.py or tofu_smollm2_hamu.py:smoke"
     )
+  # Without generated answers their length is ignored.
+  share(config, "evaluate.new_tokens")
   return config

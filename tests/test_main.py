@@ -10,7 +10,6 @@ from safetensors.numpy import load_file
 
 from hamu_jax import main
 from hamu_jax.engine import chunk as chunk_lib
-from hamu_jax.engine import step as step_lib
 from hamu_jax.run import progress
 
 
@@ -28,7 +27,7 @@ def test_one_command_runs_every_stage_and_a_second_reuses_them(small, tmp_path, 
 
     return dispatch
 
-  monkeypatch.setattr(step_lib, "compile_target", counted)
+  monkeypatch.setattr(chunk_lib, "compile_target", counted)
   chunks = []
   update = progress.Progress.update
   monkeypatch.setattr(progress.Progress, "update", lambda *args: (chunks.append(args[1]), update(*args)))
@@ -181,7 +180,10 @@ BAD_INPUT = {
     ["--config.data.forget_class=(12,)"],
     r"class 12 does not exist; choose from 0, 1",
   ),
-  "empty forget set": (["--config.data.forget_class=()"], r"no class is chosen"),
+  "empty forget set": (
+    ["--config.data.forget_class=()"],
+    r"config.data.forget_class=\(\): needs at least 1 value",
+  ),
   "empty retain set": (
     ["--config.data.forget_class=(0,1,2,3,4,5,6,7,8,9)"],
     r"retain set is empty",
@@ -224,10 +226,10 @@ def test_a_workdir_of_another_experiment_is_refused(small, capsys):
   brief = ["--config.method.max_steps=1", "--config.train.epochs=1", "--config.retrain=False"]
   assert main.run(small("run", *brief)) == 0
   capsys.readouterr()
-  assert main.run(small("run", *brief, "--config.method.alpha=0.5")) == 2
+  assert main.run(small("run", *brief, "--config.method.constraint_ratio=0.3")) == 2
   error = capsys.readouterr().err
   assert "belongs to another experiment" in error
-  assert "config.method.alpha is 0.001 there and 0.5 here" in error
+  assert "config.method.constraint_ratio is 0.1 there and 0.3 here" in error
 
 
 def test_a_damaged_cached_stage_is_named(small, tmp_path, capsys):

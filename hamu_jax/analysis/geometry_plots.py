@@ -47,7 +47,7 @@ def umap(places: Mapping[str, Paired], path: os.PathLike | str) -> None:
   legend = figure.legend(
     *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
   )
-  for handle in legend.legend_handles:
+  for handle in filter(None, legend.legend_handles):
     handle.set(sizes=[60], alpha=1)
   drawing.save(figure, f"{os.fspath(path)}.png", f"{os.fspath(path)}.pdf")
 

@@ -48,7 +48,8 @@ def draw(report: Mapping[str, Any], path: os.PathLike | str) -> None:
   figure = Figure(figsize=(16, height), layout="constrained", dpi=120)
   word, _, _ = report["verdict"].partition(":")
   figure.suptitle(f"{report['method']} before its first step: {word}", fontsize=13)
-  left, right = figure.subfigures(1, 2, width_ratios=(1.55, 1))
+  halves: Any = figure.subfigures(1, 2, width_ratios=(1.55, 1))
+  left, right = halves
   if by_tensor:
     angles, ratios = left.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
     _ratios(ratios, blocks, options["constraint_ratio"])

@@ -6,6 +6,7 @@ is what the run would do.
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -31,9 +32,9 @@ from hamu_jax.transforms.stop import Stop
 
 Tree = Any
 # Hardness is about both plain losses, whatever the method; HAMU's transform is given their gradients.
-_BOTH = methods.SubStep({"ce": 1.0}, {"ce": 1.0}, None, one_loss=False)
+_BOTH = methods.SubStep({"ce": 1.0}, {"ce": 1.0}, methods.PLAIN, one_loss=False)
 # Each by itself, so that one program serves both.
-_ONE = methods.SubStep({"ce": 1.0}, None, None)
+_ONE = methods.SubStep({"ce": 1.0}, None, methods.PLAIN)
 # Whose batches stand for those of a method that reads no pairs.
 _PAIRED = "hamu-q"
 
@@ -148,7 +149,8 @@ class Preview:
       )
     )
     self._pairs = _Batches(self._loop.feed, plain.plan, plain)
-    self._captured, self._appliers = {}, {}
+    self._captured: dict[Any, _Gradients] = {}
+    self._appliers: dict[Any, Any] = {}
 
   def pair(self, number: int) -> Pair:
     """The batch pair of a step, at the original model.
@@ -157,7 +159,7 @@ class Preview:
       UserError: a gradient is not finite.
     """
     found = [
-      self._watch.run(lambda of=of: self._plain(self._variables, self._frozen, of, number))
+      self._watch.run(functools.partial(self._plain, self._variables, self._frozen, of, number))
       for of in self._batches
     ]
     gradients, losses = (Paired(*(one.retain for one in both)) for both in zip(*found, strict=True))
@@ -196,7 +198,9 @@ class Preview:
       variables = variables | {"params": optax.apply_updates(variables["params"], update)}
     return Paired(
       *(
-        self._watch.run(lambda of=of: self._plain.losses(variables, self._frozen, of, pair.number)).retain
+        self._watch.run(
+          functools.partial(self._plain.losses, variables, self._frozen, of, pair.number)
+        ).retain
         for of in self._batches
       )
     )
@@ -212,8 +216,9 @@ class Preview:
     if key not in self._captured:
       if stage.sam is not None and stage.sam.scope == "step" and not substep.one_loss:
         # There is no joint loss to perturb by.
-        stage = stage._replace(sam=stage.sam.copy_and_resolve_references())
-        stage.sam.scope = "auto"
+        sam = stage.sam.copy_and_resolve_references()
+        sam.scope = "auto"
+        stage = stage._replace(sam=sam)
       self._captured[key] = _Gradients(self._loop, stage, substep)
     gradients, _ = self._watch.run(
       lambda: self._captured[key](self._variables, self._frozen, self._pairs, pair.number)
@@ -262,7 +267,7 @@ class _Batches:
   def __init__(self, feed, plan, stage: stage_lib.Stage):
     self._feed, self._plan = feed, plan
     feed.prepare(plan, max(stage.total_steps, stage.plan.steps_per_epoch))
-    self._last = None, None
+    self._last: tuple[Any, Any] = None, None
 
   def at(self, number: int, mesh):
     """The data and the batches of a step."""

@@ -14,7 +14,10 @@ LARGEST_INT = 2**31 - 1
 class Kind(Protocol):
   """The values that a field may have."""
 
-  optional: bool
+  @property
+  def optional(self) -> bool:
+    """Whether a field may be left unset, None."""
+    ...
 
   @property
   def type(self) -> type:

@@ -9,6 +9,7 @@ from hamu_jax import data
 from hamu_jax.config import modalities
 from hamu_jax.config.default import build_model, field_names, unknown_field
 from hamu_jax.config.fields import FIELDS, Field
+from hamu_jax.config.kinds import choice
 from hamu_jax.config.modalities import LANGUAGE_MODEL
 from hamu_jax.config.readers import ESTIMATE, method_of, value_of
 from hamu_jax.data import text
@@ -237,9 +238,7 @@ def _validate_images(config: ml_collections.ConfigDict) -> None:
 
 def _validate_texts(config: ml_collections.ConfigDict) -> None:
   """What language models have and images have not."""
-  FIELDS["data.source"].kind._replace(choices=text.TEXT_SOURCES).check(
-    "config.data.source", config.data.source
-  )
+  choice("config.data.source", config.data.source, tuple(text.TEXT_SOURCES))
   name = config.method.name
   possible = [
     other

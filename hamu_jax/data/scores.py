@@ -72,7 +72,7 @@ def read_scores(
   if NAMES_KEY in arrays:
     scores = _by_name(scores, arrays[NAMES_KEY], names, field)
   elif ROWS_KEY in arrays:
-    scores = _by_key(scores, arrays[ROWS_KEY].tolist(), indices.tolist(), "example", field)
+    scores = _by_key(scores, np.asarray(arrays[ROWS_KEY]).tolist(), indices.tolist(), "example", field)
   elif not ordered:
     raise UserError(
       f"{field}: lists its scores by example, but this source has shuffled its examples and nothing numbers"

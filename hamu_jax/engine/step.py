@@ -29,7 +29,7 @@ class Batches(NamedTuple):
   """
 
   indices: Any
-  epoch: jax.Array
+  epoch: Any
 
 
 class StepProgram(NamedTuple):
@@ -100,13 +100,8 @@ def make_step(
     )
     for substep in method.substeps
   )
-  # One transform and base optimizer for each name; sub-steps of one name have the same.
-  by_name = {substep.optimizer: program for substep, program in zip(method.substeps, programs)}
-
-  def optimizers_of(hyperparameters):
-    return tuple(by_name[name].optimizer(hyperparameters) for name in method.optimizers)
-
-  return StepProgram(_Step(method, programs, pairing, schedule), optimizers_of)
+  step = _Step(method, programs, pairing, schedule)
+  return StepProgram(step, step.optimizers)
 
 
 class _Step:
@@ -117,6 +112,11 @@ class _Step:
   ):
     self._method, self._programs = method, programs
     self._pairing, self._schedule = pairing, schedule
+
+  def optimizers(self, hyperparameters):
+    """One transform and base optimizer for each name; sub-steps of one name have the same."""
+    by_name = {program.substep.optimizer: program for program in self._programs}
+    return tuple(by_name[name].optimizer(hyperparameters) for name in self._method.optimizers)
 
   def __call__(self, state: TrainState, frozen: sub_step.Frozen, data, batches: Batches, hyperparameters):
     """-> (state, metrics)."""
@@ -130,7 +130,8 @@ class _Step:
       hyperparameters,
     )
     run = self._run_pass if self._method.layout == "passes" else self._run
-    proposed, metrics = state, {}
+    metrics: dict[str, jax.Array] = {}
+    proposed = state
     stop = jnp.asarray(Stop.NONE, jnp.int32)
     for program in self._programs:
       proposed, own_metrics, own_stop = run(program, proposed, frozen, inputs, batches)

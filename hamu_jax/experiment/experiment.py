@@ -68,7 +68,7 @@ class Experiment:
     like: "Experiment | None" = None,
   ):
     self._workdir = workdir
-    self.prepared = Preparation(config, like and like.prepared)
+    self.prepared: Preparation = Preparation(config, None if like is None else like.prepared)
     # Opened only now: an experiment that cannot run should not take possession of the workdir.
     self._rundir = (
       rundir_lib.RunDir.open(
@@ -81,7 +81,8 @@ class Experiment:
       if record
       else rundir_lib.RunDir(workdir, writer=False)
     )
-    self.stages = Stages(self.prepared, workdir, watch, self._rundir, like and like.stages)
+    shared = None if like is None else like.stages
+    self.stages: Stages = Stages(self.prepared, workdir, watch, self._rundir, shared)
 
   def run(self) -> dict[str, Any]:
     """Runs all stages, writes the summary, the plots and the models, prints the table.

@@ -109,18 +109,7 @@ def estimate(
     UserError: training fails, or the options do not suffice, see `subsets`.
   """
   included = subsets(options, len(available), seed)
-  keys = [
-    stages.fingerprint(
-      {
-        **inputs,
-        "seed": seed,
-        "available": available.tolist(),
-        "options": {name: value for name, value in options.to_dict().items() if name not in _SHARING},
-        "member": k,
-      }
-    )
-    for k in range(options.models)
-  ]
+  keys = [_key(options, available, inputs, seed, k) for k in range(options.models)]
   unfinished = [k for k, key in enumerate(keys) if cache.outcome(_STAGE, key) is None]
   init = jax.jit(init)
   for first in range(0, len(unfinished), options.parallel):
@@ -137,42 +126,45 @@ def estimate(
     name = stages.fingerprint({"models": [keys[k] for k in group]})
     outcomes = loop.run(members, rundir.path / "checkpoints" / f"{_STAGE}-{name}")
     _check(outcomes)
-    # By way of the host: models from a checkpoint are bound to one device, where an evaluator on several
-    # could not use them.
-    variables = jax.device_put(
-      jax.tree.map(
-        lambda *leaves: np.stack(leaves), *jax.device_get([outcome.variables for outcome in outcomes])
-      )
-    )
-    examples = loop.watch.run(functools.partial(evaluator.per_example, variables, members=True))
-    (values,) = examples.values()
-    for k, outcome, correct in zip(group, outcomes, values["correct"].astype(bool), strict=True):
-      cache.publish(
-        _STAGE,
-        keys[k],
-        {
-          "steps": outcome.steps,
-          "seconds": outcome.seconds,
-          "correct": np.packbits(correct).tobytes().hex(),
-        },
-      )
-  records = []
-  for key in keys:
-    record = cache.outcome(_STAGE, key)
-    assert record is not None  # All are in the cache now.
-    records.append(record)
-  correct = np.stack(
-    [
-      np.unpackbits(np.frombuffer(bytes.fromhex(record["correct"]), np.uint8), count=len(available))
-      for record in records
-    ]
-  ).astype(bool)
-  return Estimate(
-    memorization.memorization_scores(correct, included),
-    correct,
-    included,
-    sum(record["seconds"] for record in records),
+    for k, outcome, correct in zip(group, outcomes, _correct(loop, evaluator, outcomes), strict=True):
+      record = {
+        "steps": outcome.steps,
+        "seconds": outcome.seconds,
+        "correct": np.packbits(correct).tobytes().hex(),
+      }
+      cache.publish(_STAGE, keys[k], record)
+  records: list[Any] = [cache.outcome(_STAGE, key) for key in keys]
+  correct = np.stack([_unpacked(record["correct"], len(available)) for record in records])
+  scores = memorization.memorization_scores(correct, included)
+  return Estimate(scores, correct, included, sum(record["seconds"] for record in records))
+
+
+def _key(options: ml_collections.ConfigDict, available, inputs: Mapping[str, Any], seed: int, k: int) -> str:
+  """The key of model k in the cache."""
+  return stages.fingerprint(
+    {
+      **inputs,
+      "seed": seed,
+      "available": available.tolist(),
+      "options": {name: value for name, value in options.to_dict().items() if name not in _SHARING},
+      "member": k,
+    }
   )
+
+
+def _correct(loop: loop_lib.Loop, evaluator, outcomes: Sequence[stage_lib.Outcome]) -> np.ndarray:
+  """[models, N] bool, which examples each model of a group gets right."""
+  # By way of the host: models from a checkpoint are bound to one device, where an evaluator on several
+  # could not use them.
+  models = jax.device_get([outcome.variables for outcome in outcomes])
+  variables = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *models))
+  (values,) = loop.watch.run(lambda: evaluator.per_example(variables, members=True)).values()
+  return values["correct"].astype(bool)
+
+
+def _unpacked(text: str, count: int) -> np.ndarray:
+  """[count] bool, of the hexadecimal digits that the cache has."""
+  return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)
 
 
 def _stage(name: str, options: ml_collections.ConfigDict, indices: np.ndarray, seed: int) -> stage_lib.Stage:

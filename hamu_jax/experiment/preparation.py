@@ -1,5 +1,6 @@
 """What an experiment has before anything is run: data, model, devices, the split, the plan of its stages."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from hamu_jax.engine import methods
 from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.errors import UserError
 from hamu_jax.experiment import masks, memorization, stage_plan, tasks
+from hamu_jax.experiment.task import Task
 
 Tree = Any
 
@@ -43,13 +45,13 @@ class Preparation:
   def __init__(self, config: ml_collections.ConfigDict, like: "Preparation | None" = None):
     self.config = config
     self.method = methods.METHODS[config.method.name]
-    self.task = tasks.make_task(config) if like is None else like.task.with_config(config)
+    self.task: Task = tasks.make_task(config) if like is None else like.task.with_config(config)
     request = self.task.request
     self.devices = self._choose_devices()
     if request.estimates_scores:
       self._check_ensemble()
     self.template = self.task.template
-    self.init = jax.jit(self.task.init) if like is None else like.init
+    self.init: Callable[[int], Tree] = jax.jit(self.task.init) if like is None else like.init
     self.choose_split(request.read_scores())
     if like is None:
       weights = config.model.weights

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 
 import hamu_jax
+from hamu_jax.experiment.evaluations import Record
 from hamu_jax.experiment.preparation import Preparation
-from hamu_jax.experiment.stages import Record, Stages
+from hamu_jax.experiment.stages import Stages
 from hamu_jax.metrics import tow
 from hamu_jax.report import run_plots
 from hamu_jax.run import rundir as rundir_lib
@@ -37,7 +38,7 @@ def evaluate_models(stages: Stages, models: Mapping[str, Tree]) -> tuple[Record,
   made_by = {"original": "pretrain", "retrained": "retrain", "unlearned": prepared.plan.final}
   results, examples = {}, {}
   for name, model in models.items():
-    results[name], examples[name] = stages.evaluate(made_by[name], model)
+    results[name], examples[name] = stages.evaluations.evaluate(made_by[name], model)
   prepared.task.compare(results, examples)
   if "retrained" not in results or not set(_COMPARED) <= set(results["retrained"]):
     return results, examples

@@ -89,22 +89,31 @@ def make_plan(config: ml_collections.ConfigDict, task: Task, split: Paired, *, d
   keys["mask"] = fingerprint(masks | {"fractions": config.mask.fractions})
   if method.from_scratch:
     return Plan({stage.name: stage for stage in stages}, keys, "retrain")
-  stages.append(_unlearning(config, task, method, split))
+  unlearning = _unlearning(config, task, method, split)
   keys["unlearn"] = fingerprint(
     inputs
     | {
       "parent": keys["pretrain"],
       "split": [part.tolist() for part in split],
-      "method": config.method.to_dict() | {"seed": stages[-1].seed},
-      "microbatch": stages[-1].microbatch,
-      **task.unlearning_inputs,
-      "sam": _sam_inputs(stages[-1].sam),
+      **_unlearning_inputs(config, task, unlearning),
       "mask": _mask_inputs(config.mask, masks),
-      "pairing": config.pairing,
       "devices": devices,
     }
   )
-  return Plan({stage.name: stage for stage in stages}, keys, "unlearn")
+  return Plan({stage.name: stage for stage in (*stages, unlearning)}, keys, "unlearn")
+
+
+def _unlearning_inputs(
+  config: ml_collections.ConfigDict, task: Task, stage: stage_lib.Stage
+) -> dict[str, Any]:
+  """What unlearning depends on of the method and how it is computed."""
+  return {
+    "method": config.method.to_dict() | {"seed": stage.seed},
+    "microbatch": stage.microbatch,
+    **task.unlearning_inputs,
+    "sam": _sam_inputs(stage.sam),
+    "pairing": config.pairing,
+  }
 
 
 def is_masked(config: ml_collections.ConfigDict) -> bool:
@@ -139,7 +148,7 @@ def _training(config: Any, task: Task, name: str, indices: np.ndarray) -> stage_
 
 def _unlearning(config: Any, task: Task, method: methods.Method, split: Paired) -> stage_lib.Stage:
   options, seed = config.method, config_lib.seed_of(config, "method")
-  plan = _unlearning_batches(method, options, split, seed)
+  plan = unlearning_batches(method, options, split, seed)
   steps = plan.num_steps(options.epochs)
   training_mode = task.in_training_mode(options)
   sam = _sam(config.sam, config.sam.rho, config.sam.mode)
@@ -158,7 +167,7 @@ def _unlearning(config: Any, task: Task, method: methods.Method, split: Paired) 
   )
 
 
-def _unlearning_batches(method: methods.Method, options, split: Paired, seed: int):
+def unlearning_batches(method: methods.Method, options, split: Paired, seed: int):
   """The batches of a method, by its layout."""
   if method.layout == "passes":
     return data_lib.pass_plan(

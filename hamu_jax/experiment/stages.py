@@ -13,11 +13,12 @@ from hamu_jax.engine import methods, objectives, placement, sub_step
 from hamu_jax.engine import stage as stage_lib
 from hamu_jax.errors import UserError
 from hamu_jax.experiment import masks, memorization, stage_plan
+from hamu_jax.experiment.evaluations import Evaluations
 from hamu_jax.experiment.preparation import Preparation
 from hamu_jax.experiment.stop_reason import describe_stop
 from hamu_jax.run import hosts, preemption, progress
 from hamu_jax.run import rundir as rundir_lib
-from hamu_jax.run.stage_cache import StageCache, fingerprint
+from hamu_jax.run.stage_cache import StageCache
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any
@@ -52,7 +53,7 @@ class Stages:
     self.cache = StageCache(pathlib.Path(prepared.config.stage_cache or workdir / "stages"))
     self._workdir, self._watch, self._like = workdir, watch, like
     self._loop: loop_lib.Loop | None = None
-    self._evaluator: Any = None
+    self._evaluations: Evaluations | None = None
     self._records: dict[str, Record] = {}
 
   @property
@@ -60,6 +61,12 @@ class Stages:
     """What runs the stages; there after `prepare`."""
     assert self._loop is not None, "call prepare() first"
     return self._loop
+
+  @property
+  def evaluations(self) -> Evaluations:
+    """What evaluates the models; there after `prepare`."""
+    assert self._evaluations is not None, "call prepare() first"
+    return self._evaluations
 
   def prepare(self) -> dict[str, Record]:
     """Makes the loop and the evaluator, once; an ensemble whose scores choose the forget set comes first.
@@ -75,10 +82,11 @@ class Stages:
       self._records["memorization"] = {"seconds": estimate.seconds}
       prepared.choose_split(estimate.scores)
     if self._like is None:
-      self._evaluator = prepared.task.evaluator(prepared.split, prepared.scores, prepared.evaluation_mesh)
-      self._loop = self._make_loop(prepared.config.pairing, self._evaluator.summary)
+      evaluator = prepared.task.evaluator(prepared.split, prepared.scores, prepared.evaluation_mesh)
+      self._loop = self._make_loop(prepared.config.pairing, evaluator.summary)
     else:
-      self._evaluator, self._loop = self._like._evaluator, self._like.loop
+      evaluator, self._loop = self._like.evaluations.evaluator, self._like.loop
+    self._evaluations = Evaluations(prepared, evaluator, self.cache, self._watch)
     return self._records
 
   def _make_loop(self, pairing: str, evaluate: Callable[[Tree], Record] | None) -> loop_lib.Loop:
@@ -164,7 +172,7 @@ class Stages:
       "work": self.prepared.task.work(self.loop.feed, stage, outcome.steps),
     }
     self.cache.publish(name, plan.keys[name], record, outcome.variables)
-    self.cache.publish("evaluate", self._evaluation_key(name), outcome.evaluation)
+    self.cache.publish("evaluate", self.evaluations.key(name), outcome.evaluation)
     return record
 
   def _produce(self, name: str, member: Callable[[], stage_lib.Member]) -> tuple[Tree, Record]:
@@ -254,42 +262,3 @@ class Stages:
         self._workdir / "memorization.npz", memorization=estimate.scores, rows=request.original_indices
       )
     return estimate
-
-  def _evaluation_key(self, name: str) -> str:
-    """Key of the evaluation of a stage's model."""
-    options = self.prepared.config.evaluate
-    return fingerprint(
-      {
-        "of": self.prepared.plan.keys[name],
-        **self.prepared.task.evaluation_inputs,
-        "options": {option: options[option] for option in ("batch_size", "batch_tokens", "min_k_fraction")},
-        "splits": {split: examples.indices.tolist() for split, examples in self._evaluator.splits.items()},
-      }
-    )
-
-  def evaluate(self, name: str, variables: Tree) -> tuple[Record, Record]:
-    """A stage's final model: values of all splits and, by kind of evaluation, those of examples."""
-    key = self._evaluation_key(name)
-    placed = placement.place(variables, self.prepared.evaluation_mesh)
-
-    def cached(kind, key, compute):
-      record = self.cache.outcome(kind, key)
-      if hosts.agree(record is None):
-        record = self._watch.run(lambda: compute(placed))
-        self.cache.publish(kind, key, record)
-      return record
-
-    results, examples = cached("evaluate", key, self._evaluator.summary), {}
-    for kind, (depends_on, compute) in self.prepared.task.final_evaluations(self._evaluator).items():
-      record = cached(
-        kind,
-        fingerprint({"of": key, **depends_on}),
-        lambda placed, compute=compute: rundir_lib.jsonable(
-          dict(zip(("values", "examples"), compute(placed), strict=True))
-        ),
-      )
-      if record["values"]:
-        results[kind] = record["values"]
-      if record["examples"]:
-        examples[kind] = record["examples"]
-    return results, examples

@@ -22,16 +22,17 @@ FinalEvaluation = tuple[dict[str, Any], Callable[[Tree], tuple[dict[str, Any], d
 
 
 class UnlearningRequest(Protocol):
-  """Which examples may be learnt, and which of them are to be forgotten. Examples go by their indices.
+  """Which examples may be learnt, and which of them are to be forgotten. Examples go by their indices."""
 
-  Attributes:
-    estimates_scores: whether the forget set goes by memorization scores that an ensemble is still to
-      estimate.
-    validation: [V] int32 training examples that no stage learns from, ascending.
-  """
+  @property
+  def estimates_scores(self) -> bool:
+    """Whether the forget set goes by memorization scores that an ensemble is still to estimate."""
+    ...
 
-  estimates_scores: bool
-  validation: np.ndarray
+  @property
+  def validation(self) -> np.ndarray:
+    """[V] int32 training examples that no stage learns from, ascending."""
+    ...
 
   @property
   def fingerprint(self) -> str:
@@ -50,6 +51,7 @@ class UnlearningRequest(Protocol):
 
   def read_scores(self) -> np.ndarray | None:
     """[n] memorization scores of the available examples from a file; None if the forget set needs none."""
+    ...
 
   def split(self, scores: np.ndarray | None) -> Paired:
     """The indices to retain and to forget, given the scores where the forget set goes by them.
@@ -61,20 +63,23 @@ class UnlearningRequest(Protocol):
 
 
 class Evaluator(Protocol):
-  """Evaluates models on named splits.
+  """Evaluates models on named splits."""
 
-  Attributes:
-    splits: by name; each has `indices`, the examples it consists of.
-  """
-
-  splits: Mapping[str, Any]
+  @property
+  def splits(self) -> Mapping[str, Any]:
+    """By name; each has `indices`, the examples it consists of."""
+    ...
 
   def summary(self, variables: Tree) -> dict[str, Any]:
     """{split: {name: value}, name: value}; tug of war compares "accuracy" of retain, forget and test."""
     ...
 
+
+class EnsembleEvaluator(Protocol):
+  """Evaluates the models of an ensemble, each on every example of one split."""
+
   def per_example(self, variables: Tree, *, members: bool = False) -> dict[str, dict[str, np.ndarray]]:
-    """{split: {name: [n] values}}, with `members` [models, n]; memorization reads "correct"."""
+    """{split: {"correct": [models, n] bool, ...}}, of variables with a leading axis of models."""
     ...
 
 
@@ -82,14 +87,17 @@ class Task(Protocol):
   """An experiment's data and model, whatever its examples are.
 
   Attributes:
-    request: which examples are learnt and forgotten.
     init: seed -> the variables {"params", "batch_stats"} of an untrained model, jittable.
     template: their shapes.
   """
 
-  request: UnlearningRequest
   init: Callable[[Any], Tree]
   template: Tree
+
+  @property
+  def request(self) -> UnlearningRequest:
+    """Which examples are learnt and forgotten."""
+    ...
 
   def with_config(self, config: ml_collections.ConfigDict) -> "Task":
     """The same data and model under a configuration that differs in hyperparameters and seeds alone."""
@@ -149,7 +157,7 @@ class Task(Protocol):
     """Evaluates every split of the task, on the devices of the mesh or the default one."""
     ...
 
-  def training_evaluator(self, mesh: jax.sharding.Mesh | None) -> Evaluator:
+  def training_evaluator(self, mesh: jax.sharding.Mesh | None) -> EnsembleEvaluator:
     """Evaluates one split, the available training examples in order; for memorization ensembles alone."""
     ...
 

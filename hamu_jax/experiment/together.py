@@ -128,7 +128,7 @@ def _run(arguments: Sequence[str]) -> None:
     validation.validate(values.config, values.given)
     if not values.workdir:
       raise UserError("--workdir is missing: each experiment needs a run directory of its own")
-  workdirs = [values.workdir for values in members]
+  workdirs = [str(values.workdir) for values in members]
   for workdir in workdirs:
     if workdirs.count(workdir) > 1:
       raise UserError(f"--workdir={workdir}: two experiments have it; each needs a run directory of its own")
@@ -140,7 +140,9 @@ def _run(arguments: Sequence[str]) -> None:
         "hyperparameters and seeds, or uses pmap, several processes or wandb; run it by hamu_jax.main"
       )
   with preemption.Watch() as watch:
-    failures = run_members([(values.config, pathlib.Path(values.workdir)) for values in members], watch)
+    failures = run_members(
+      [(values.config, pathlib.Path(workdir)) for values, workdir in zip(members, workdirs)], watch
+    )
   if failures:
     number, error = next(iter(failures.items()))
     others = f"; {len(failures) - 1} more failed" if len(failures) > 1 else ""

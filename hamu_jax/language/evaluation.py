@@ -109,7 +109,7 @@ class Evaluator:
     """
     found = self._predictor.predictions(
       {**self._base, **variables},
-      {name: texts_of(questions.answers, questions.rows) for name, questions in self.splits.items()},
+      {name: texts_of(questions.answers, questions.indices) for name, questions in self.splits.items()},
     )
     return {name: self._examples(questions, found[name]) for name, questions in self.splits.items()}
 
@@ -211,7 +211,7 @@ class Evaluator:
 
   def _generate(self, variables, names: Sequence[str]) -> dict[str, list[str]]:
     """`generate` of several splits at once."""
-    sets = {name: texts_of(self.splits[name].answers, self.splits[name].rows) for name in names}
+    sets = {name: texts_of(self.splits[name].answers, self.splits[name].indices) for name in names}
     found = self._predictor.continuations({**self._base, **variables}, sets)
     return {name: self._tokenizer.decode_batch(rows) for name, rows in found.items()}
 
@@ -228,5 +228,5 @@ class Evaluator:
       "min_k_plus_plus": membership.min_k_plus_plus(
         found.log_probs_nxP, found.means_nxP, found.deviations_nxP, **tokens
       ),
-      "zlib": membership.zlib_ratio(found.loss, [questions.texts.answers[row] for row in questions.rows]),
+      "zlib": membership.zlib_ratio(found.loss, [questions.texts.answers[row] for row in questions.indices]),
     }

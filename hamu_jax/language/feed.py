@@ -1,6 +1,6 @@
 """Where the texts of a chunk of steps are: packed into rows of tokens, window by window."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ class PackedTexts:
   def __init__(self, data: packing.TextData, row_length: int, piece: int):
     self._packers = Paired(packing.Packer(data._replace(alternatives=None)), packing.Packer(data))
     self._row_length, self._piece = row_length, piece
-    self._prepared = {}
+    self._prepared: dict[Any, _Prepared] = {}
 
   def prepare(self, plan, total_steps: int) -> None:
     """Fixes the shapes by all batches of a plan's first steps.
@@ -103,7 +103,7 @@ class PackedTexts:
         filled += count
       return places_NxR
 
-    rows = Paired(*map(packed, self._packers, batches))
+    rows: Any = Paired(*map(packed, self._packers, batches))
     if mesh is not None:
       rows = pairing_lib.shard_indices(rows, mesh)
     return place(window, mesh), place_batches(rows, plan.epochs(start, stop), mesh)

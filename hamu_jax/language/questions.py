@@ -20,7 +20,7 @@ class Questions(NamedTuple):
   Attributes:
     texts: the split, N questions.
     answers: each prompt with its answer.
-    rows: [n] which of them are evaluated.
+    indices: [n] which of them are evaluated.
     paraphrased: each prompt with another wording of its answer, or None; the answer itself stands
       in for it, as in TOFU's real authors and world facts.
     perturbed: W times each prompt with a wrong answer; () if there are none.
@@ -28,7 +28,7 @@ class Questions(NamedTuple):
 
   texts: TextSplit
   answers: Encoded
-  rows: np.ndarray
+  indices: np.ndarray
   paraphrased: Encoded | None = None
   perturbed: tuple[Encoded, ...] = ()
 
@@ -51,12 +51,12 @@ def all_texts(questions: Questions) -> dict[Any, list[Text]]:
   if questions.paraphrased is not None:
     encoded["paraphrased"] = questions.paraphrased
   encoded |= dict(enumerate(questions.perturbed))
-  return {key: texts_of(part, questions.rows) for key, part in encoded.items()}
+  return {key: texts_of(part, questions.indices) for key, part in encoded.items()}
 
 
 def checked_texts(name: str, questions: Questions, config: LlamaConfig) -> dict[Any, list[Text]]:
   """`all_texts`, or the UserError that says what is wrong with them."""
-  if not len(questions.rows):
+  if not len(questions.indices):
     raise UserError(f"evaluation: split {name} has no questions; choose sets that are not empty")
   count = len(questions.answers.ids)
   for encoded in (questions.paraphrased, *questions.perturbed):
@@ -67,7 +67,7 @@ def checked_texts(name: str, questions: Questions, config: LlamaConfig) -> dict[
       )
   found = all_texts(questions)
   for texts in found.values():
-    for row, (ids, start) in zip(questions.rows, texts, strict=True):
+    for row, (ids, start) in zip(questions.indices, texts, strict=True):
       where = f"evaluation: split {name}, row {row}"
       if not 1 <= start < len(ids):
         raise UserError(

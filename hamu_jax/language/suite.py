@@ -14,7 +14,7 @@ _UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
 
 def texts(questions: Questions, generated: list[str] | None) -> dict[str, Any]:
   """The questions, their answers, and, if there are any, the model's and how alike these are."""
-  texts, rows = questions.texts, questions.rows
+  texts, rows = questions.texts, questions.indices
   record: dict[str, Any] = {
     "row": np.asarray(rows),
     "question": [texts.prompts[row] for row in rows],

@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,216 +12,19 @@ import numpy as np
 
 from hamu_jax.config import default as config_lib
 from hamu_jax.data import encoding, packing, refusals, text
-from hamu_jax.engine import methods
-from hamu_jax.engine import pairing as pairing_lib
-from hamu_jax.engine.objectives import TERMS, Outputs
 from hamu_jax.errors import UserError
+from hamu_jax.language import watermarks
+from hamu_jax.language.adapter import Adapted, make_apply
 from hamu_jax.language.evaluation import Evaluator, Questions
 from hamu_jax.language.feed import PackedTexts
-from hamu_jax.metrics import tofu, watermark
-from hamu_jax.models import llama, lora, lora_weights, pretrained, sharding
-from hamu_jax.models.llama_config import LlamaConfig
+from hamu_jax.language.request import TextRequest
+from hamu_jax.metrics import tofu
+from hamu_jax.models import llama, lora, lora_weights, pretrained
 from hamu_jax.paired import Paired
 from hamu_jax.run import hosts, progress
 from hamu_jax.run import stage_cache as stages
 
 Tree = Any
-
-
-class TextRequest(NamedTuple):
-  """Which texts are learnt and which of them are forgotten; an `experiment.task.UnlearningRequest`.
-
-  Attributes:
-    fingerprint: of the texts that are learnt.
-    indices: the examples to retain and to forget, which follow each other.
-  """
-
-  fingerprint: str
-  indices: Paired
-
-  estimates_scores = False
-  validation = np.zeros(0, np.int32)
-
-  @property
-  def available(self) -> np.ndarray:
-    """[n] the indices of all examples."""
-    return np.concatenate(self.indices)
-
-  @property
-  def original_indices(self) -> np.ndarray:
-    """[n] the same; no scores go by numbers of texts."""
-    return self.available
-
-  def read_scores(self) -> None:
-    """Forget sets of texts go by no scores."""
-
-  def split(self, scores: None) -> Paired:
-    """The indices by role."""
-    del scores
-    return self.indices
-
-
-def make_apply(model: llama.Llama, config: lora.LoraConfig, tokens: lora.Tokens | None = None):
-  """`model.apply` of the variables that experiments have.
-
-  Args:
-    model: linen module.
-    config: of the adapter.
-    tokens: see `lora.with_lora`.
-
-  Returns:
-    ({"base": the model's parameters, "params": an adapter in the form of `lora.unstack`, ...}, *args,
-    **kwargs) -> what `model.apply` returns.
-  """
-  apply = lora.with_lora(model.apply, config, tokens)
-
-  def adapted(variables, *args, **kwargs):
-    adapter = lora.stack(variables["params"])
-    return apply({"params": variables["base"], lora.COLLECTION: adapter}, *args, **kwargs)
-
-  return adapted
-
-
-def make_forward(model: llama.Llama, config: lora.LoraConfig, hidden_layer: int | None = None):
-  """(variables, batch, key, train) -> (Outputs of the predicted tokens, batch_stats).
-
-  The output matrix is applied where a token is predicted only.
-
-  Args:
-    model: linen module.
-    config: of the adapter; its dropout acts in training mode.
-    hidden_layer: the layer whose states at the predictions are returned, too; None for none.
-  """
-
-  def forward(variables, batch, key, train):
-    segment_BxT = batch["segment"]
-    tokens, options = None, {}
-    if train and config.dropout:
-      tokens = lora.Tokens(batch["owner"], llama.segment_positions(segment_BxT))
-      options = {"rngs": {"dropout": key}}
-    apply = make_apply(model, config, tokens)
-
-    def at_predictions(x_BxTxD):
-      return jnp.take_along_axis(x_BxTxD, batch["target"][:, :, None], axis=1)
-
-    features = functools.partial(
-      apply, variables, batch["token"], segment_BxT=segment_BxT, method="features", **options
-    )
-    hidden_BxPxD = None
-    if hidden_layer is None:
-      x_BxTxD = features()
-    else:
-      x_BxTxD, recorded = features(mutable=["intermediates"])
-      states_LxBxTxD = recorded["intermediates"]["layers"]["hidden"][0]
-      hidden_BxPxD = at_predictions(states_LxBxTxD[hidden_layer])
-    logits_BxPxV = apply(variables, at_predictions(x_BxTxD), method="unembed", **options)
-    return Outputs(logits_BxPxV, hidden_BxPxD), variables["batch_stats"]
-
-  return forward
-
-
-def fetch(rows_data: packing.PackedRows, rows_B, key):
-  """(packed rows of a window, places [B] in it, key) -> batch; -1 is padding."""
-  del key  # Dropout is keyed by the forward pass.
-  present_B = rows_B >= 0
-  taken = jax.tree.map(lambda leaf: leaf[rows_B.clip(0)], rows_data)
-  batch = taken._asdict()
-  batch["index"] = batch.pop("prediction_row")
-  for name in ("mask", "alternative_mask", "example_mask"):
-    batch[name] = batch[name] & present_B[:, None]
-  return batch
-
-
-class Adapted:
-  """What the steps of an experiment on a language model compute, which its sizes tell.
-
-  Attributes:
-    init: seed -> the variables of a new adapter, which changes nothing yet.
-    template: their shapes.
-
-  Args:
-    config: validated.
-    sizes: of the model.
-
-  Raises:
-    UserError: the model lacks the layer that the method reads.
-  """
-
-  def __init__(self, config: ml_collections.ConfigDict, sizes: LlamaConfig):
-    self._config, self._sizes = config, sizes
-    options = config.language.lora
-    self._lora = lora.LoraConfig(options.rank, options.alpha, options.dropout, tuple(options.targets))
-    self._check_layer()
-    abstract = llama.abstract_params(self._model())
-
-    def init(seed):
-      adapter = lora.init(jax.random.key(seed), self._lora, abstract)
-      return {"params": lora.unstack(adapter), "batch_stats": {}}
-
-    self.init = init
-    self.template = jax.eval_shape(init, config.seed)
-
-  def in_training_mode(self, options: ml_collections.ConfigDict) -> bool:
-    """Whether unlearning drops out, as training does."""
-    del options
-    return True
-
-  def microbatch(self, training_mode: bool) -> int:
-    """Packed rows that are differentiated at a time; 0 takes all.
-
-    Long rows pad less than many, so it is one where nothing speaks against it: devices that share weights
-    gather them anew for each piece.
-    """
-    del training_mode
-    return self._config.method.microbatch or (0 if self._config.mesh.weights > 1 else 1)
-
-  def forward(self, pairing: str):
-    """See `make_forward`."""
-    shared = pairing == "pmap" and self._config.mesh.weights > 1
-    model = self._model(pairing_lib.WEIGHTS_AXIS if shared else None)
-    return make_forward(model, self._lora, self._hidden_layer)
-
-  def fetch(self, augment: str):
-    """See `fetch`; texts are not augmented."""
-    del augment
-    return fetch
-
-  def abstract_base(self, mesh: jax.sharding.Mesh | None) -> Tree:
-    """The shapes of the frozen parameters, and where they lie on the mesh."""
-    like = llama.abstract_params(self._model())
-    return like if mesh is None else sharding.shard_like(like, mesh)
-
-  @property
-  def _method(self) -> methods.Method:
-    return methods.METHODS[self._config.method.name]
-
-  @property
-  def _needs_alternatives(self) -> bool:
-    return any(TERMS[name].needs_alternative for name in self._method.used_terms)
-
-  @property
-  def _hidden_layer(self) -> int | None:
-    """The layer whose states the method reads, None if it reads none."""
-    needed = any(TERMS[name].needs_hidden for name in self._method.used_terms)
-    return self._config.method.layer if needed else None
-
-  def _check_layer(self) -> None:
-    layers = self._sizes.num_hidden_layers
-    if self._hidden_layer is not None and self._hidden_layer >= layers:
-      raise UserError(
-        f"config.method.layer={self._hidden_layer}: the model has layers 0..{layers - 1}; choose one"
-      )
-
-  def _model(self, weights_axis: str | None = None) -> llama.Llama:
-    options = self._config.language
-    return llama.Llama(
-      self._sizes,
-      dtype=jnp.dtype(options.dtype),
-      param_dtype=jnp.dtype(options.param_dtype),
-      rematerialization=options.rematerialization,
-      attention=options.attention,
-      weights_axis=weights_axis,
-    )
 
 
 class Language(Adapted):
@@ -258,7 +61,7 @@ class Language(Adapted):
       test_size=section.test_size,
       seed=config.data.seed,
     )
-    self._check_owners()
+    watermarks.check_owners(config.evaluate, self._texts.splits)
     splits = self._texts.splits
     self._encoded = {name: self._encode(split.prompts, split.answers) for name, split in splits.items()}
     retained, forgotten = len(splits["retain"].answers), len(splits["forget"].answers)
@@ -268,7 +71,7 @@ class Language(Adapted):
     self.request = TextRequest(
       stages.fingerprint({"learnt": learnt}), Paired(indices[:retained], indices[retained:])
     )
-    self._bases = {}
+    self._bases: dict[Any, Tree] = {}
 
   def with_config(self, config: ml_collections.ConfigDict):
     """The same data and model under a configuration that differs in settings and seeds alone."""
@@ -339,7 +142,7 @@ class Language(Adapted):
         self._bases[mesh] = {"base": jax.device_put(loaded["base"], shardings)}
     return self._bases[mesh]
 
-  def evaluator(self, split: Paired, scores: None, mesh: jax.sharding.Mesh | None) -> Evaluator:
+  def evaluator(self, split: Paired, scores: np.ndarray | None, mesh: jax.sharding.Mesh | None) -> Evaluator:
     """Evaluates every split of the texts."""
     del split, scores
     options = self._config.evaluate
@@ -376,44 +179,11 @@ class Language(Adapted):
   def _suite(self, evaluator: Evaluator, variables: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
     """`Evaluator.suite`, and the watermark in the generated answers where that is asked for."""
     values, records = evaluator.suite(variables)
-    options = self._config.evaluate
-    if options.watermark_tokenizer:
-      for name in ("retain", "forget"):
-        owners, record = self._texts.splits[name].owners, records[name]
-        record["watermark"] = watermark.strengths(
-          record["generated"],
-          [owners[row] for row in record["row"]],
-          options.watermark_tokenizer,
-          perturbation=options.watermark_key,
-        )
-      values["watermark"] = watermark.summary(records["forget"]["watermark"], records["retain"]["watermark"])
+    if self._config.evaluate.watermark_tokenizer:
+      values["watermark"] = watermarks.measure(self._config.evaluate, self._texts.splits, records)
     return values, records
 
-  def _check_owners(self) -> None:
-    """Raises a UserError unless the texts' owners have watermarks that can be measured here."""
-    options, keys = self._config.evaluate, set()
-    if not options.watermark_tokenizer:
-      return
-    for name in ("retain", "forget"):
-      owners = self._texts.splits[name].owners
-      if owners is None:
-        raise UserError(
-          "config.evaluate.watermark_tokenizer: the texts do not say whose watermark they carry; choose "
-          "config.data.source='waterdrum', or leave it empty"
-        )
-      keys.update(owners)
-    # What is missing or wrong is found here, not after hours of training.
-    try:
-      watermark.strengths(
-        ["A text of no one."] * len(keys),
-        sorted(keys),
-        options.watermark_tokenizer,
-        perturbation=options.watermark_key,
-      )
-    except UserError as error:
-      raise UserError(f"config.evaluate.watermark_tokenizer: {error}") from None
-
-  def training_evaluator(self, mesh: jax.sharding.Mesh | None) -> Evaluator:
+  def training_evaluator(self, mesh: jax.sharding.Mesh | None) -> Any:
     """Forget sets of texts go by no memorization scores."""
     raise NotImplementedError("memorization ensembles are trained on images")
 
@@ -443,7 +213,8 @@ class Language(Adapted):
     config, adapter = lora_weights.load_adapter(path, llama.abstract_params(self._model()))
     variables = {"params": lora.unstack(adapter), "batch_stats": {}}
     same = config.scaling == self._lora.scaling and config.rank == self._lora.rank
-    if not same or jax.tree.structure(variables) != jax.tree.structure(self.template):
+    wanted, found = (str(jax.tree.structure(tree)) for tree in (self.template, variables))
+    if not same or wanted != found:
       raise UserError(
         f"config.model.weights={path!r}: the adapter has r={config.rank}, alpha={config.alpha:g} and "
         f"targets {', '.join(config.targets)}; set config.language.lora to the same"
@@ -463,7 +234,7 @@ class Language(Adapted):
       base_model=self._pretrained.name,
     )
 
-  def work(self, feed: PackedTexts, stage: Any, steps: int) -> dict[str, Any]:
+  def work(self, feed: Any, stage: Any, steps: int) -> dict[str, Any]:
     """What the first steps of a stage compute: tokens of texts, and the share of padding beside them."""
     if not steps:
       return {}
@@ -489,12 +260,12 @@ class Language(Adapted):
     split, answers = self._texts.splits[name], self._encoded[name]
     count = len(answers.ids)
     size = min(most or count, count)
-    rows = (np.arange(size) * count // size).astype(np.int32)
+    indices = (np.arange(size) * count // size).astype(np.int32)
     return Questions(
       split,
       answers,
-      rows,
-      paraphrased=split.paraphrased and self._encode(split.prompts, split.paraphrased),
+      indices,
+      paraphrased=self._encode(split.prompts, split.paraphrased) if split.paraphrased else None,
       perturbed=tuple(self._encode(split.prompts, answers) for answers in zip(*split.perturbed or ())),
     )
 

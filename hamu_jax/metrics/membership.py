@@ -349,7 +349,7 @@ def _tokens(values: ArrayLike, mask: ArrayLike | None) -> tuple[np.ndarray, np.n
       f"Min-K%: log-probabilities have shape {values_NxT.shape} and their mask "
       f"{mask_NxT.shape}; give [N, T] for both"
     )
-  is_empty_N = ~mask_NxT.any(axis=1)
+  is_empty_N = np.asarray(~mask_NxT.any(axis=1))
   if is_empty_N.any():
     raise UserError(
       f"Min-K%: {is_empty_N.sum()} of {len(is_empty_N)} texts have no tokens, the first at row "

@@ -10,8 +10,9 @@ import ml_collections
 import numpy as np
 
 from hamu_jax.data import encoding, packing
-from hamu_jax.language import task as language
+from hamu_jax.language.adapter import Adapted
 from hamu_jax.language.feed import PackedTexts
+from hamu_jax.language.request import TextRequest
 from hamu_jax.models.llama_config import LlamaConfig
 from hamu_jax.paired import Paired
 from hamu_jax.planning import abstract_stage
@@ -26,7 +27,7 @@ PROMPT = 0.25
 _REFUSAL = 10
 
 
-class Texts(language.Adapted):
+class Texts(Adapted):
   """An experiment as `language.Language` is one, with texts of which there are only lengths.
 
   Args:
@@ -43,7 +44,7 @@ class Texts(language.Adapted):
     self._example_tokens = example_tokens
     count = _BATCHES * max(config.train.batch_size, config.method.batch_size)
     indices = np.arange(2 * count, dtype=np.int32)
-    self.request = language.TextRequest("", Paired(indices[:count], indices[count:]))
+    self.request = TextRequest("", Paired(indices[:count], indices[count:]))
 
   def feed(self) -> PackedTexts:
     """The texts, packed."""

@@ -31,7 +31,7 @@ def held(values: np.ndarray) -> np.ndarray:
   return np.append(values, values[-1:])
 
 
-def marker(steps: Sequence[int], marker: str = "o") -> str:
+def marker(steps: Sequence[int] | np.ndarray, marker: str = "o") -> str:
   """Marks where lines alone would show little or, for one step, nothing."""
   return marker if len(steps) <= 50 else ""
 
@@ -60,13 +60,13 @@ def percent_limits(get_limits, set_limits, least: float) -> None:
 
 def log_if_wide(axis) -> None:
   """A log scale for positive values that span more than two orders of magnitude."""
-  values = np.concatenate([np.ravel(line.get_ydata()) for line in axis.get_lines()] or [[]])
+  values = np.concatenate([np.ravel(line.get_ydata()) for line in axis.get_lines()] or [np.zeros(0)])
   values = values[np.isfinite(values)]
   if values.size and values.min() > 0 and values.max() > 100 * values.min():
     axis.set_yscale("log")
 
 
-def whole_steps(axis, steps: Sequence[int]) -> None:
+def whole_steps(axis, steps: Sequence[int] | np.ndarray) -> None:
   """Ticks at whole steps, also where there are few of them."""
   from matplotlib.ticker import MaxNLocator
 
@@ -91,7 +91,7 @@ def save(figure, *paths: os.PathLike | str) -> None:
 
   A figure without pyplot draws with Agg and leaves no global state behind.
   """
-  for path in map(os.fspath, paths):
+  for path in [os.fspath(each) for each in paths]:
     kind = path.rpartition(".")[2]
     image = io.BytesIO()
     # Without the date the same numbers make the same file.

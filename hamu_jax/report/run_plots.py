@@ -47,7 +47,8 @@ def tradeoff(
   from matplotlib.figure import Figure
 
   series = {split: _evaluations(rows, stage, split) for split in _SPLITS}
-  references = {name: references[name] for name in REFERENCES if name in (references or {})}
+  given = references or {}
+  references = {name: given[name] for name in REFERENCES if name in given}
   figure = Figure(figsize=(14, 4.6), layout="constrained", dpi=120)
   figure.suptitle(f"Retain-forget trade-off{': ' + title if title else ''}", fontsize=13)
   if not any(series.values()) and not references:
@@ -90,18 +91,19 @@ def alignment(
   rows = [row for row in rows if row["stage"] == stage and row["split"] == "step"]
   columns = {name: found for name in _PANELS if (found := column(rows, name)) is not None}
   angles = columns.get("angle")
-  by_tensor = angles is not None and angles[1].shape[1] > 1
+  tensors = 1 if angles is None else angles[1].shape[1]
   width, height = 9, 2.6 * max(len(columns), 2) + 0.8
-  if by_tensor:
-    width, height = 15, max(height, 0.12 * min(angles[1].shape[1], drawing.MAX_LABELS) + 1)
+  if tensors > 1:
+    width, height = 15, max(height, 0.12 * min(tensors, drawing.MAX_LABELS) + 1)
   figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
   figure.suptitle(f"Gradient alignment{': ' + title if title else ''}", fontsize=13)
   if not columns:
     drawing.message(figure.subplots(), "no per-step diagnostics in this run")
     return drawing.save(figure, path)
-  right = figure
-  if by_tensor:
-    left, right = figure.subfigures(1, 2, width_ratios=(1.25, 1))
+  right: Any = figure
+  if angles is not None and tensors > 1:
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1.25, 1))
+    left, right = halves
     _heat_map(left, left.subplots(), *angles, names)
   axes = np.atleast_1d(right.subplots(len(columns), 1, sharex=True))
   for axis, (name, (steps, values_SxT)) in zip(axes, columns.items()):

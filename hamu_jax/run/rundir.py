@@ -206,7 +206,8 @@ class RunDir:
     path, config = pathlib.Path(path), jsonable(config)
     with _writing(path):
       if (path / "config.json").exists():
-        there = dict(fields(jsonable(defaults or {}))) | dict(fields(read_json(path / "config.json")))
+        there = dict(fields(jsonable(defaults))) if defaults else {}
+        there |= dict(fields(read_json(path / "config.json")))
         _same_experiment(path, there, dict(fields(config)), ignore)
       if not writer:
         return cls(path, writer=False)

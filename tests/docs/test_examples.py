@@ -8,6 +8,7 @@ import runpy
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from hamu_jax import data, main, models
 from hamu_jax.engine import objectives
@@ -46,6 +47,29 @@ def test_the_term_of_the_method_is_what_it_says(examples):
   p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
   got = term(objectives.Outputs(jnp.asarray(logits)), None)
   np.testing.assert_allclose(got, -np.log(p).mean(axis=1), rtol=1e-5)
+
+
+def test_a_modality(examples, tmp_path, capsys):
+  example = examples / "tabular.py"
+  arguments = ["hamu_jax.main", f"--config={example}"]
+  assert main.run([*arguments, f"--workdir={tmp_path / 'run'}"]) == 0
+  results = rundir.read_json(tmp_path / "run" / "summary.json")["results"]
+  assert set(results) == {"original", "retrained", "unlearned"}
+  assert results["original"]["retain"]["accuracy"] > 0.98
+  assert results["unlearned"]["forget"]["loss"] > 10 * results["original"]["forget"]["loss"]
+  assert 0 < results["unlearned"]["tug_of_war"] <= 1
+  with np.load(tmp_path / "run" / "split.npz") as split:
+    assert len(split["forget"]) == 46 and not set(split["forget"]) & set(split["retain"])
+  # Two devices compute the same; fields of other modalities are refused.
+  pmap = ["--config.pairing=pmap", "--config.devices=2", f"--workdir={tmp_path / 'pmap'}"]
+  assert main.run([*arguments, *pmap, f"--config.stage_cache={tmp_path / 'run' / 'stages'}"]) == 0
+  shared = rundir.read_json(tmp_path / "pmap" / "summary.json")["results"]
+  assert shared["unlearned"]["forget"]["loss"] == pytest.approx(
+    results["unlearned"]["forget"]["loss"], rel=1e-2
+  )
+  capsys.readouterr()
+  assert main.run([*arguments, "--config.data.forget_class=(1,)"]) == 2
+  assert "config.data.forget_class=(1,): nothing reads it here" in capsys.readouterr().err
 
 
 def test_a_model(examples, tmp_path):

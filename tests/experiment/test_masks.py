@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from hamu_jax import data
 from hamu_jax.config import default as config_lib
-from hamu_jax.config import validation
+from hamu_jax.config import share, validation
 from hamu_jax.errors import UserError
 from hamu_jax.experiment import experiment, masks
 from hamu_jax.paired import Paired
@@ -52,6 +52,7 @@ class Runs:
     config.method.optimizer.update(learning_rate=0.1, momentum=0.9, weight_decay=0.1)
     config.method.update(method or {})
     config.mask.update(batch_size=BATCH, **mask)
+    share(config, "mask")
     validation.validate(config)
     with preemption.Watch() as watch:
       experiment.Experiment(config, self.folder / name, watch).run()

@@ -179,7 +179,7 @@ def test_seeds_part_where_data_depend_on_them():
 
 
 BAD_INPUT = {
-  "another method": (["small", "large"], ["--config.method.name=gdiff"], "differs from that of .*/small"),
+  "another option": (["small", "large"], ["--config.method.share=equal"], "differs from that of .*/small"),
   "a workdir twice": (["small", "small"], [], "two experiments have it"),
   "several devices": (["small", "large"], ["--config.pairing=pmap"], "run it by hamu_jax.main"),
 }

@@ -144,10 +144,10 @@ def expected(case):
   for name, questions in splits.items():
     rows = [
       _brute(logits, questions.answers.ids[row], questions.answers.answer_start[row])
-      for row in questions.rows
+      for row in questions.indices
     ]
     values = {key: np.array([row[key] for row in rows]) for key in rows[0]}
-    sizes = [len(zlib.compress(questions.texts.answers[row].encode())) for row in questions.rows]
+    sizes = [len(zlib.compress(questions.texts.answers[row].encode())) for row in questions.indices]
     result[name] = values | {"zlib": values["loss"] / np.array(sizes)}
   return result
 
@@ -205,7 +205,7 @@ def test_without_a_test_split(case):
 def test_without_an_adapter_it_is_the_base_model(case, evaluator):
   apply, base, _, splits, _ = case
   found = evaluator.per_example({"params": {}})["forget"]["loss"]
-  row = splits["forget"].rows[0]
+  row = splits["forget"].indices[0]
   ids, start = splits["forget"].answers.ids[row], splits["forget"].answers.answer_start[row]
   logits = jax.jit(llama.Llama(_CONFIG).apply)({"params": base["base"]}, ids[None])[0]
   np.testing.assert_allclose(found[0], _brute(lambda _: logits, ids, start)["loss"], rtol=1e-4)
@@ -215,7 +215,7 @@ def test_one_compilation_a_width(case):
   evaluator = _evaluator(case, batch_tokens=300)
   for _ in range(2):
     evaluator.summary(case[2])
-  lengths = [len(split.answers.ids[row]) for split in case[3].values() for row in split.rows]
+  lengths = [len(split.answers.ids[row]) for split in case[3].values() for row in split.indices]
   widths = np.unique(np.searchsorted([16, 24, 32, 48], lengths))
   assert evaluator._predictor._predict._cache_size() == len(widths)
 
@@ -259,14 +259,14 @@ def test_generation_is_token_by_token(case, batch_tokens, devices):
   evaluator = _evaluator(case, devices=devices, batch_tokens=batch_tokens)
   answers = splits["forget"].answers
   wanted = _Tokenizer().decode_batch(
-    _continue(logits, answers.ids[row][: answers.answer_start[row]], 5) for row in splits["forget"].rows
+    _continue(logits, answers.ids[row][: answers.answer_start[row]], 5) for row in splits["forget"].indices
   )
   assert evaluator.generate(variables, "forget") == wanted
 
 
 def test_the_end_of_an_answer_is_not_in_it(case):
   *_, variables, splits, logits = case
-  answers, row = splits["forget"].answers, splits["forget"].rows[0]
+  answers, row = splits["forget"].answers, splits["forget"].indices[0]
   first, second, *_ = _continue(logits, answers.ids[row][: answers.answer_start[row]], 5)
   assert first != second
   generated = _evaluator(case, eos_token_ids=(second,)).generate(variables, "forget")
@@ -286,7 +286,7 @@ def suite(case):
 
 def _losses(logits, questions, encoded):
   return np.array(
-    [_brute(logits, encoded.ids[row], encoded.answer_start[row])["loss"] for row in questions.rows]
+    [_brute(logits, encoded.ids[row], encoded.answer_start[row])["loss"] for row in questions.indices]
   )
 
 
@@ -324,10 +324,10 @@ def test_records_of_the_suite(case, suite):
   splits, _, records = suite
   for name, questions in splits.items():
     record = records[name]
-    np.testing.assert_array_equal(record["row"], questions.rows)
-    assert record["question"] == [questions.texts.prompts[row] for row in questions.rows]
-    assert record["answer"] == [questions.texts.answers[row] for row in questions.rows]
-    assert all(len(value) == len(questions.rows) for value in record.values())
+    np.testing.assert_array_equal(record["row"], questions.indices)
+    assert record["question"] == [questions.texts.prompts[row] for row in questions.indices]
+    assert record["answer"] == [questions.texts.answers[row] for row in questions.indices]
+    assert all(len(value) == len(questions.indices) for value in record.values())
   # Between two models, as TOFU asks for it.
   _, original = _evaluator(case, {"forget": splits["forget"]}).suite({"params": {}})
   ratios = (records["forget"]["truth_ratio"], original["forget"]["truth_ratio"])
@@ -369,7 +369,7 @@ def _question(ids, start):
     (_question([3, 4], 0), "row 1: its answer begins at token 0 of 2"),
     (_question([3, 67], 1), "row 1: token 67 is none of the model's 67"),
     (_question([3] * 97, 1), "row 1: 97 tokens exceed the model's context of 96"),
-    (_question([3, 4], 1)._replace(rows=np.array([], int)), "split forget has no questions"),
+    (_question([3, 4], 1)._replace(indices=np.array([], int)), "split forget has no questions"),
     (
       _question([3, 4], 1)._replace(perturbed=(Encoded((), np.array([]), 0),)),
       "split forget has 2 answers and 0 other ones",

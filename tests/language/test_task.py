@@ -24,6 +24,7 @@ from hamu_jax.engine import stage as stage_lib
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.train_state import create_state
 from hamu_jax.experiment import stage_plan
+from hamu_jax.language import adapter as adapter_lib
 from hamu_jax.language import feed as packed
 from hamu_jax.language import task as language
 from hamu_jax.models import llama, llama_config, lora
@@ -99,9 +100,9 @@ BATCH = np.array([6, 11, 8, 7, 10], np.int32)
 @functools.cache
 def role_program(terms, dropout, piece):
   """`role_gradient.role_gradient` of these terms, compiled."""
-  forward = language.make_forward(MODEL, lora.LoraConfig(LORA.rank, LORA.alpha, dropout), hidden_layer=0)
+  forward = adapter_lib.make_forward(MODEL, lora.LoraConfig(LORA.rank, LORA.alpha, dropout), hidden_layer=0)
   return jax.jit(
-    role_gradient_lib.role_gradient(forward, language.fetch, terms, train=True, microbatch=piece)
+    role_gradient_lib.role_gradient(forward, adapter_lib.fetch, terms, train=True, microbatch=piece)
   )
 
 
@@ -240,7 +241,7 @@ def test_losses_and_gradients_are_pefts(golden, read_llama, shape, row_length, p
   batch = np.array([2, 0, 1], np.int32)
   window = packer.pack(batch, packer.shape([batch], row_length, 1))
   role = role_gradient_lib.role_gradient(
-    language.make_forward(case.model, case.lora), language.fetch, ("ce",), train=True, microbatch=piece
+    adapter_lib.make_forward(case.model, case.lora), adapter_lib.fetch, ("ce",), train=True, microbatch=piece
   )
   key = jax.random.key(0)
   inputs = role_gradient_lib.Inputs(
@@ -268,7 +269,7 @@ def test_padding_predicts_nothing(case):
   packer = packing.Packer(case.texts)
   shape = packer.shape([BATCH], 40, 1)
   window = jax.tree.map(jnp.asarray, packer.pack(BATCH, shape))
-  batch = language.fetch(window, jnp.asarray([1, -1, 0]), jax.random.key(0))
+  batch = adapter_lib.fetch(window, jnp.asarray([1, -1, 0]), jax.random.key(0))
   for name in ("mask", "alternative_mask", "example_mask"):
     np.testing.assert_array_equal(batch[name][1], np.zeros(batch[name].shape[1]))
     np.testing.assert_array_equal(batch[name][0], getattr(window, name)[1])
@@ -290,8 +291,8 @@ def run_steps(case, name, kind, devices, *, dropout, count=2):
   program = step_lib.make_step(
     method,
     options,
-    forward=language.make_forward(MODEL, lora.LoraConfig(LORA.rank, LORA.alpha, dropout)),
-    fetch=language.fetch,
+    forward=adapter_lib.make_forward(MODEL, lora.LoraConfig(LORA.rank, LORA.alpha, dropout)),
+    fetch=adapter_lib.fetch,
     pairing=kind,
     train=True,
     schedule=optax.constant_schedule(1.0),

@@ -118,28 +118,28 @@ def get_sweep(variant=""):
       "set": {"train.epochs": 2},
       "grid": {
           "steps": {"few": {"method.max_steps": 3}, "all": {}},
-          "data.forget_class": [(0, 1)],
+          "data.forget_size": [50],
       },
   }
 """)
   members = expand.expand(str(path), ["--config.train.epochs=5"], stage_cache="there")
   names = [member.name for member in members]
   assert names == [
-    "neggrad,steps=few,forget_class=(0,_1)",
-    "neggrad,steps=all,forget_class=(0,_1)",
-    "neggrad,sam,steps=few,forget_class=(0,_1)",
-    "neggrad,sam,steps=all,forget_class=(0,_1)",
-    "ga,steps=few,forget_class=(0,_1)",
-    "ga,steps=all,forget_class=(0,_1)",
-    "ga,sam,steps=few,forget_class=(0,_1)",
-    "ga,sam,steps=all,forget_class=(0,_1)",
+    "neggrad,steps=few,forget_size=50",
+    "neggrad,steps=all,forget_size=50",
+    "neggrad,sam,steps=few,forget_size=50",
+    "neggrad,sam,steps=all,forget_size=50",
+    "ga,steps=few,forget_size=50",
+    "ga,steps=all,forget_size=50",
+    "ga,sam,steps=few,forget_size=50",
+    "ga,sam,steps=all,forget_size=50",
   ]
   for member in members:
     config = member.config
     assert config.method.name == member.name.split(",")[0]
     assert config.sam.rho == (0.1 if ",sam," in member.name else 0)
     assert config.method.max_steps == (3 if "few" in member.name else 0)
-    assert config.data.forget_class == (0, 1)
+    assert config.data.forget_size == 50
     # The command line wins.
     assert config.train.epochs == 5
     assert config.stage_cache == "there"

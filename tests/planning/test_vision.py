@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hamu_jax.config import default as config_lib
-from hamu_jax.config import validation
+from hamu_jax.config import share, validation
 from hamu_jax.engine import methods, objectives, placement
 from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.errors import UserError
@@ -24,6 +24,7 @@ def config():
   config.model.name = "mlp"
   # Odd shares: neither is a multiple of the devices.
   config.method.update(batch_size=9, on_infeasible="project")
+  share(config, "method", "mask")
   config.train.batch_size = 21
   return config
 

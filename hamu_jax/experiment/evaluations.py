@@ -1,0 +1,70 @@
+"""The evaluation of a stage's model, from the cache where it is there."""
+
+from typing import Any
+
+from hamu_jax.engine import placement
+from hamu_jax.experiment.preparation import Preparation
+from hamu_jax.experiment.task import Evaluator
+from hamu_jax.run import hosts, preemption
+from hamu_jax.run.rundir import jsonable
+from hamu_jax.run.stage_cache import StageCache, fingerprint
+
+Tree = Any
+Record = dict[str, Any]
+
+
+class Evaluations:
+  """Evaluates the models of an experiment.
+
+  Attributes:
+    evaluator: of the task.
+
+  Args:
+    prepared: the experiment.
+    evaluator: of its task.
+    cache: of finished stages.
+    watch: notices signals.
+  """
+
+  def __init__(self, prepared: Preparation, evaluator: Evaluator, cache: StageCache, watch: preemption.Watch):
+    self.evaluator = evaluator
+    self._prepared, self._cache, self._watch = prepared, cache, watch
+
+  def key(self, name: str) -> str:
+    """Key of the evaluation of a stage's model."""
+    options = self._prepared.config.evaluate
+    return fingerprint(
+      {
+        "of": self._prepared.plan.keys[name],
+        **self._prepared.task.evaluation_inputs,
+        "options": {option: options[option] for option in ("batch_size", "batch_tokens", "min_k_fraction")},
+        "splits": {split: examples.indices.tolist() for split, examples in self.evaluator.splits.items()},
+      }
+    )
+
+  def evaluate(self, name: str, variables: Tree) -> tuple[Record, Record]:
+    """A stage's final model: values of all splits and, by kind of evaluation, those of examples."""
+    key = self.key(name)
+    placed = placement.place(variables, self._prepared.evaluation_mesh)
+
+    def cached(kind, key, compute):
+      record = self._cache.outcome(kind, key)
+      if hosts.agree(record is None):
+        record = self._watch.run(lambda: compute(placed))
+        self._cache.publish(kind, key, record)
+      return record
+
+    results, examples = cached("evaluate", key, self.evaluator.summary), {}
+    for kind, (depends_on, compute) in self._prepared.task.final_evaluations(self.evaluator).items():
+      record = cached(
+        kind,
+        fingerprint({"of": key, **depends_on}),
+        lambda placed, compute=compute: jsonable(
+          dict(zip(("values", "examples"), compute(placed), strict=True))
+        ),
+      )
+      if record["values"]:
+        results[kind] = record["values"]
+      if record["examples"]:
+        examples[kind] = record["examples"]
+    return results, examples
