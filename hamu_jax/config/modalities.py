@@ -1,6 +1,6 @@
 """The kinds of experiments: what their examples are, and what their configurations may hold.
 
-`images` and `texts` come with the package; `hamu_jax.experiment.modalities.register` adds others. A
+`images` and `texts` come with the package; `hamu_jax.experiment.tasks.register` adds others. A
 configuration belongs to the modality that `config.modality` names; "auto" is texts where `model.name` is
 `llama`, else images.
 """
