@@ -285,7 +285,7 @@ BAD_INPUT = {
   ),
   "a batch larger than its set": (
     ["--config.method.batch_size=5"],
-    r"config.method.batch_size=5: the forget set has 4 rows",
+    r"config.method.batch_size=5: the forget set has 4 examples",
   ),
   "an unknown projection": (
     ["--config.language.lora.targets=('q','k_proj')"],
@@ -295,7 +295,10 @@ BAD_INPUT = {
     ["--config.language.attention=cudnn"],
     r"config.language.attention='cudnn': computes in 16 bits",
   ),
-  "a mask": (["--config.mask.fraction=0.1"], r"config.mask.fraction=0.1: is for image models"),
+  "a mask": (
+    ["--config.mask.fraction=0.1"],
+    r"config.mask.fraction=0.1: nothing reads it here; it is read by experiments on images",
+  ),
   "selection by accuracy": (
     ["--config.train.select=best"],
     r"config.train.select='best': is for image models",

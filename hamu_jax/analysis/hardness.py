@@ -273,7 +273,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any, pathlib.P
   options, rest = parser.parse_known_args(arguments[1:])
   in_range("--batches", options.batches, 1)
   values = config_command_line.parse([arguments[0], *rest])
-  validation.validate(values.config)
+  validation.validate(values.config, values.given)
   return options, values.config, config_command_line.workdir_of(values)
 
 

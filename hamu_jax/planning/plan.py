@@ -261,8 +261,8 @@ def _size(count):
   return f"{count / unit:.3g} {name}"
 
 
-def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
-  """-> this program's own options, the configuration."""
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, config_command_line.CommandLine]:
+  """-> this program's own options, the command line of the experiment."""
   parser = command_line.Parser(add_help=False)
   parser.add_argument("--topology")
   parser.add_argument("--stage", default="unlearn")
@@ -274,7 +274,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
     raise UserError("--topology is missing; for example --topology=v5e:2x4")
   choice("--stage", options.stage, abstract_stage.STAGES)
   in_range("--example-tokens", options.example_tokens, 4)
-  return options, config_command_line.parse([arguments[0], *rest]).config
+  return options, config_command_line.parse([arguments[0], *rest])
 
 
 def _sizes(config) -> tuple[str, llama_config.LlamaConfig]:
@@ -291,11 +291,11 @@ def _sizes(config) -> tuple[str, llama_config.LlamaConfig]:
   return preset, llama_config.PRESETS[preset]
 
 
-def _check(config) -> None:
+def _check(config, given) -> None:
   if config.data.forget == "memorization":
     # Which rows are the most memorized makes no difference to a program, and no file needs to be there.
     config.data.scores = readers.ESTIMATE
-  validation.validate(config)
+  validation.validate(config, given)
   if modalities.is_language(config) and config.language.attention != "xla":
     raise UserError(f"config.language.attention={config.language.attention!r}: is for GPUs; set it to 'xla'")
 
@@ -346,8 +346,9 @@ def _comparison(step: Plan, plain: Plan, roles: int, target: Target) -> str:
 def _run(arguments: Sequence[str]) -> int:
   # Nothing is run, and starting an accelerator may take long or be refused.
   jax.config.update("jax_platforms", "cpu")
-  options, config = _parse(arguments)
-  _check(config)
+  options, values = _parse(arguments)
+  config = values.config
+  _check(config, values.given)
   target = find_target(options.topology, options.simulate)
   if options.compare and target.simulated:
     raise UserError(

@@ -400,7 +400,10 @@ def test_every_method_has_an_answer(name):
     (["--batches=few"], "argument --batches: invalid int value: 'few'"),
     (["--config.method.rate=1"], "config.method.rate: no such field"),
     (["--config.method.optimizer.learning_rate=0.0"], "learning_rate=0.0: no step would move"),
-    (["--config.distributed.num_processes=2"], "num_processes=2: the preview is one process"),
+    (
+      ["--config.distributed.coordinator=localhost:9", "--config.distributed.num_processes=2"],
+      "num_processes=2: the preview is one process",
+    ),
     (["--config.model.weights=/no/such.safetensors"], "/no/such.safetensors"),
     (["--workdir=FILE"], "--workdir=.*: .*choose another folder"),
     (["--bathces=4"], "bathces"),
