@@ -22,23 +22,6 @@ from tests.test_resume import assert_same, checkpoint_in_the_making, final, stag
 ROOT = pathlib.Path(__file__).parent.parent
 SPLITS = ("retain", "forget", "test", "validation", "high", "mid", "low")
 RESULTS = ("original", "retrained", "unlearned")
-# Every stage in a second: 360 of 400 digits are learnt from.
-SMALL = [
-  "--config.model.name=mlp",
-  "--config.data.train_size=400",
-  "--config.data.test_size=150",
-  "--config.data.forget_size=40",
-  "--config.train.epochs=3",
-  "--config.train.batch_size=64",
-  "--config.train.evaluate_epochs=1",
-  "--config.method.epochs=2",
-  "--config.method.batch_size=32",
-  "--config.memorization.models=16",
-  "--config.memorization.parallel=8",
-  "--config.memorization.epochs=3",
-  "--config.memorization.batch_size=60",
-  "--config.mask.batch_size=32",
-]
 FULL = "sharp_minmax,high,sam,pretrain_sam"
 
 
@@ -51,10 +34,9 @@ class CommandLine:
   def arguments(self, name, variant=FULL, *overrides):
     return [
       "hamu_jax.main",
-      f"--config=configs/digits_sharp.py:{variant}",
+      f"--config=tests/configs/small_sharp.py:{variant}",
       f"--workdir={self.folder / name}",
       f"--config.stage_cache={self.cache}",
-      *SMALL,
       *overrides,
     ]
 
@@ -192,7 +174,7 @@ def test_estimated_scores_can_be_given_as_a_file(whole, sharp, untrainable):
 
 
 def test_retraining_is_the_best_that_can_be_had(whole, sharp, untrainable):
-  retrained = sharp("retrained", "retrain,high,sam,pretrain_sam")
+  retrained = sharp("retrained", "retrain,high,pretrain_sam")
   summary = results(retrained)
   assert summary["unlearned"]["tug_of_war"] == summary["unlearned"]["tug_of_war_signed"] == 1
   for name in SPLITS:
@@ -378,7 +360,7 @@ BAD_INPUT = {
   "scores of another dataset": (
     "",
     "data.scores=short.npy",
-    r"config.data.scores='short.npy': 7 scores for 1438 training rows; it was",
+    r"config.data.scores='short.npy': 7 scores for 1438 training examples; it was",
   ),
   "no scores": ("", "data.scores=", r"config.data.scores='': forget sets by memorization need a score file"),
   "mask fraction above 1": (
@@ -466,12 +448,12 @@ BAD_INPUT = {
   "more to forget than there is": (
     "",
     "data.forget_size=5000",
-    r"forget_size=5000: there are 1295 training rows, so choose 1..1294",
+    r"forget_size=5000: there are 1295 training examples, so choose 1..1294",
   ),
   "forgetting what is held out": (
     "",
     "data.forget=indices data.forget_indices=held_out.txt",
-    r"row \d+ is held out for validation \(3 such rows\); .*config.data.validation_fraction=0",
+    r"example \d+ is held out for validation \(3 such examples\); .*config.data.validation_fraction=0",
   ),
   "too few models": (
     "",
@@ -486,7 +468,7 @@ BAD_INPUT = {
   "batch larger than a subset": (
     "",
     "memorization.batch_size=900",
-    r"config.memorization.batch_size=900: a model sees 648 of 1295 rows",
+    r"config.memorization.batch_size=900: a model sees 648 of 1295 examples",
   ),
   "unknown word": (
     "sharp_minmx",

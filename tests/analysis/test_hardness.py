@@ -404,7 +404,7 @@ def test_every_method_has_an_answer(name):
       ["--config.distributed.coordinator=localhost:9", "--config.distributed.num_processes=2"],
       "num_processes=2: the preview is one process",
     ),
-    (["--config.model.weights=/no/such.safetensors"], "/no/such.safetensors"),
+    (["--config.model.weights=/no/such.safetensors", "--config.retrain=True"], "/no/such.safetensors"),
     (["--workdir=FILE"], "--workdir=.*: .*choose another folder"),
     (["--bathces=4"], "bathces"),
   ),

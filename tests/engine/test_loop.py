@@ -13,7 +13,7 @@ import pytest
 from hamu_jax import data
 from hamu_jax.config import default as config_lib
 from hamu_jax.config.hyperparameters import hyperparameters_of
-from hamu_jax.engine import loop, methods, sub_step
+from hamu_jax.engine import loop, methods, position, step_log, sub_step
 from hamu_jax.engine import stage as stage_lib
 from hamu_jax.engine.objectives import Outputs
 from hamu_jax.paired import Paired
@@ -137,7 +137,7 @@ def test_without_a_period_only_the_end_is_evaluated(setup):
 
 def test_what_a_step_says_of_an_idle_role_is_left_out():
   values = {"retain_loss": 1.0, "forget_loss": 0.0, "forget_active": False, "retain_active": True}
-  assert loop._without_idle_roles(values) == {"retain_loss": 1.0}
+  assert step_log._without_idle_roles(values) == {"retain_loss": 1.0}
 
 
 class Together:
@@ -262,12 +262,12 @@ def test_a_run_interrupted_by_its_stop_ends_with_it(tmp_path):
 
 def test_members_of_one_run_directory_log_their_means(tmp_path):
   member = Together(tmp_path).member(0)
-  tracks = [loop._Track({}), loop._Track({})]
+  tracks = [position.Track({}), position.Track({})]
   metrics = {
     "retain_loss": np.array([[1.0, 2.0, 9.0], [2.0, 4.0, 9.0]]),
     "stop": np.array([[0, 0, 0], [0, Stop.NONFINITE, 0]]),
   }
-  loop._log([member, member], tracks, [4, 4], metrics, np.array([3, 2]))
+  step_log.log([member, member], tracks, [4, 4], metrics, np.array([3, 2]))
   indices = rundir.read_metrics(member.rundir.path).rows
   assert [index["step"] for index in indices] == [5, 6]
   assert [index["retain_loss"] for index in indices] == [1.5, 3.0]

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hamu_jax.experiment.saliency import forget_gradient
 from hypothesis import strategies as st
 
 from hamu_jax.data.batching import BatchPlan, Stream
+from hamu_jax.experiment.masks import forget_gradient
 from hamu_jax.paired import Paired
 from hamu_jax.vision.feed import ImageData, ResidentImages
 from hamu_jax.vision.task import make_fetch
