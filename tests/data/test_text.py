@@ -624,7 +624,7 @@ def test_hub_splits(monkeypatch):
   assert calls == [("someone/questions", "english")]
   message = "config.text.test_split: config.data.name='someone/questions' has no split 'test'"
   options["forget_split"] = "train[:1]"
-  _refused("text", message + ", only train", test_split="test", **options)
+  _refused("text", message + "; choose from train", test_split="test", **options)
 
 
 def test_no_network_names_the_ways_out():

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 from hamu_jax import models
-from hamu_jax.engine.step import clip
+from hamu_jax.engine.sub_step import clip
 from hamu_jax.errors import UserError
 from hamu_jax.models import resnet
 from hamu_jax.transforms import hamu
