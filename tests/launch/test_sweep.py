@@ -125,7 +125,7 @@ def test_failures_are_listed_at_the_end(options, stand_in, tmp_path, capsys):
 
 BAD_INPUT = {
   "no sweep": (["--config=configs/sweeps/nope.py"], "nope.py: no such sweep; in configs/sweeps"),
-  "an experiment": (["--config=configs/digits_hamu.py"], r"has no get_sweep\(\); one experiment runs by"),
+  "an experiment": (["--config=configs/digits_hamu.py"], r"has no get_sweep\(\); run a single experiment"),
   "unknown field": (["--config.method.nmae=ft"], "config.method.nmae: no such field; the nearest is"),
   "unknown option": (["--jbos=2"], "'--jbos=2': not understood"),
   "not a field": (["--config.seed"], "'--config.seed': not understood; fields are given as"),
