@@ -14,8 +14,8 @@ import pathlib
 import shutil
 import tempfile
 
+from hamu_jax.config.command_line import parse
 from hamu_jax.experiment import experiment, together
-from hamu_jax.main import parse
 from hamu_jax.run import preemption
 
 

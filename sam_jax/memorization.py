@@ -33,7 +33,7 @@ def select(scores: np.ndarray, size: int, level: str) -> np.ndarray:
     raise ValueError(f"memorization level {level!r}: choose from {', '.join(LEVELS)}")
   if scores_N.ndim != 1 or not np.isfinite(scores_N).all():
     raise ValueError(
-      f"memorization scores: give one finite number per example; they have shape {scores_N.shape} with"
+      f"memorization scores: need one finite number per example, but have shape {scores_N.shape} with"
       f" {np.sum(~np.isfinite(scores_N))} values that are not finite"
     )
   if not 1 <= size <= len(scores_N):
