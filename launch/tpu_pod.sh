@@ -1,10 +1,11 @@
 #!/bin/bash
-# One experiment on all hosts of a TPU pod slice, with this project in the same folder on each of them and the
-# run directory on a file system that they share:
+# Runs one experiment on all hosts of a TPU pod slice. This project must be in the same folder on each host, and
+# the run directory on a file system that they share:
 #
 #   launch/tpu_pod.sh NAME ZONE FOLDER --config=configs/tofu_llama2_hamu.py --workdir=/mnt/runs/tofu
 #
-# NAME and ZONE are the slice's, FOLDER is the project's on its hosts. DRY_RUN=1 prints the command instead.
+# NAME and ZONE identify the slice; FOLDER is the project's folder on its hosts. DRY_RUN=1 prints the command
+# instead.
 set -euo pipefail
 if (($# < 4)); then
   echo "usage: $0 NAME ZONE FOLDER --config=FILE --workdir=DIR [--config.FIELD=VALUE ...]" >&2

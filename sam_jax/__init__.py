@@ -1,4 +1,4 @@
-"""Sharpness-aware training and unlearning: knows pytrees and functions, no dataset, model or config."""
+"""Sharpness-aware training and unlearning, on pytrees and functions, without any dataset, model or config."""
 
 from sam_jax.saliency import SELECTIONS, apply_mask, complement, saliency_mask
 from sam_jax.sharpness import MODES, perturbation, sam, sharpness_aware

@@ -1,13 +1,13 @@
-"""Entanglement: how far the features of what is to be forgotten are mixed with those of the rest.
+"""Entanglement: how much the features of the forget set are mixed with those of the retain set.
 
-Four measures of the same question, each larger the harder the sets are to tell apart; features are
-first divided by their Euclidean norm. Given the labels of both sets a measure is class-wise: taken
-within each class that both sets have, and averaged with the sizes of the classes as weights.
+There are four measures; each is larger the harder the sets are to tell apart. Features are first divided by
+their Euclidean norm. With the labels of both sets, a measure is class-wise: it is computed within each class
+that both sets have, and averaged with the sizes of the classes as weights.
 
 Source: Sharpness-Aware Machine Unlearning (arXiv 2506.13715); the variance ratio is Zhao et al.'s
-(arXiv 2406.01257). Where the paper's code differs: it calls sets with equal means not entangled at
-all, 0, and leaves such classes out; a class-wise measure without any class to take is 0 there, not
-an error; and of a point's neighbours it drops the first, which is another point where two coincide.
+(arXiv 2406.01257). The paper's code differs in three points. Sets with equal means have entanglement 0, and
+such classes are left out. A class-wise measure without any class is 0 instead of an error. The first
+neighbour of a point is dropped as the point itself, although it is another point if two coincide.
 
 Axis legend: N examples of a set, D features.
 """
@@ -17,10 +17,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-# What the sharpness paper divides the variance ratio by.
+# Number by which the sharpness paper divides the variance ratio.
 REFERENCE_NORMALIZER = 1300.0
 _NORM_FLOOR = 1e-12
-# Between unit vectors, or means of them, a distance below this is float64's rounding.
+# A smaller distance between unit vectors, or between their means, is rounding error in float64.
 _ROUNDING = 1e-14
 
 
@@ -38,23 +38,23 @@ def variance_entanglement(
     \frac{V_R + V_F}{\frac12 (|\mu_R - \mu|^2 + |\mu_F - \mu|^2)}, \qquad
     V_S = \frac{1}{|S|} \sum_{x \in S} |x - \mu_S|^2
 
-  with :math:`\mu_S` the mean of a set and :math:`\mu` that of all examples of both.
+  Here :math:`\mu_S` is the mean of a set and :math:`\mu` that of all examples of both sets.
 
   Args:
-    retain_features: [N_r, D].
-    forget_features: [N_f, D].
+    retain_features: [N_r, D] features of the retain set.
+    forget_features: [N_f, D] features of the forget set.
     retain_labels: [N_r] classes, for the class-wise measure; give both or none.
-    forget_labels: [N_f].
-    normalizer: Divides the ratio (class-wise: the mean ratio), which is then cut to [0, 1]; the
-      paper uses 1300. None returns the ratio as it is, at least 0 and without an upper end.
+    forget_labels: [N_f] classes.
+    normalizer: Number by which the ratio (class-wise: the mean ratio) is divided before it is clipped to
+      [0, 1]; the paper uses 1300. None returns the ratio itself, which has no upper bound.
 
   Returns:
-    The entanglement; 1 for sets, or a class, with a denominator of 0. With a normalizer that is
-    "fully entangled"; the bare ratio grows without bound as the means approach each other, and 1
-    is then but a marker.
+    The entanglement; 1 for sets, or a class, with a denominator of 0. With a normalizer, 1 means fully
+    entangled. Without one, the ratio grows without bound as the means approach each other, and 1 is then only
+    a placeholder.
 
   Raises:
-    ValueError: a set is empty or shapes do not fit; class-wise, no class is in both sets.
+    ValueError: if a set is empty or shapes do not fit; class-wise, if no class is in both sets.
   """
   full = 1.0 if normalizer is None else normalizer
 
@@ -87,21 +87,21 @@ def wasserstein_entanglement(
     \sum_j T_{ij} = 1/N_r,\ \sum_i T_{ij} = 1/N_f
 
   Args:
-    retain_features: [N_r, D].
-    forget_features: [N_f, D].
+    retain_features: [N_r, D] features of the retain set.
+    forget_features: [N_f, D] features of the forget set.
     retain_labels: [N_r] classes, for the class-wise measure; give both or none. Classes with fewer
-      than two examples on a side are left out.
-    forget_labels: [N_f].
-    max_samples: A larger set, or class of a set, is represented by so many examples, drawn without
-      replacement.
-    seed: Of that draw.
+      than two examples in a set are left out.
+    forget_labels: [N_f] classes.
+    max_samples: Largest number of examples of a set, or of a class of a set. They are drawn from a larger set
+      without replacement.
+    seed: Seed of that draw.
 
   Returns:
-    The entanglement in [0, 1]; 1 where all examples lie at one place.
+    The entanglement in [0, 1]; 1 if all examples coincide.
 
   Raises:
-    ValueError: POT is not installed, a set is empty or shapes do not fit; class-wise, no class has
-      two examples on each side.
+    ValueError: if POT is not installed, a set is empty or shapes do not fit; class-wise, if no class has
+      two examples in each set.
   """
   try:
     import ot
@@ -113,12 +113,12 @@ def wasserstein_entanglement(
 
   def similarity(retain_NxD, forget_NxD):
     rng = np.random.default_rng(seed)
-    # Not from the scalar products, as POT would: half the digits of small distances are lost there.
+    # POT would compute distances from scalar products, which loses half the digits of small distances.
     cost_RxF = cdist(_at_most(retain_NxD, max_samples, rng), _at_most(forget_NxD, max_samples, rng))
     largest = cost_RxF.max()
     if largest <= _ROUNDING:
       return 1.0
-    # Empty weights are uniform ones.
+    # Empty weights mean uniform weights.
     return max(0.0, 1 - ot.emd2([], [], cost_RxF / largest))
 
   return _measure(
@@ -138,24 +138,24 @@ def silhouette_entanglement(
   retain_labels: ArrayLike | None = None,
   forget_labels: ArrayLike | None = None,
 ) -> float:
-  r"""The mean silhouette of the two sets as clusters, turned round: :math:`(1 - s) / 2`.
+  r"""One minus the mean silhouette s of the two sets as clusters, scaled to [0, 1]: :math:`(1 - s) / 2`.
 
-  For an example at mean cosine distance a to its own set and b to the other
+  An example with mean cosine distance a to its own set and b to the other has the silhouette
   :math:`s = (b - a) / \max(a, b)`.
 
   Args:
-    retain_features: [N_r, D].
-    forget_features: [N_f, D].
+    retain_features: [N_r, D] features of the retain set.
+    forget_features: [N_f, D] features of the forget set.
     retain_labels: [N_r] classes, for the class-wise measure; give both or none. Classes with fewer
-      than two examples on a side are left out.
-    forget_labels: [N_f].
+      than two examples in a set are left out.
+    forget_labels: [N_f] classes.
 
   Returns:
-    The entanglement in [0, 1]; 0.5 where the sets are one.
+    The entanglement in [0, 1]; 0.5 if the sets have the same distribution.
 
   Raises:
-    ValueError: a set has fewer than two examples or shapes do not fit; class-wise, no class has two
-      examples on each side.
+    ValueError: if a set has fewer than two examples or shapes do not fit; class-wise, if no class has two
+      examples in each set.
   """
   from sklearn.metrics import silhouette_score
 
@@ -174,24 +174,24 @@ def knn_entanglement(
   forget_labels: ArrayLike | None = None,
   k: int = 10,
 ) -> float:
-  """Share of examples whose k nearest neighbours, by majority, are of the other set.
+  """Share of examples whose k nearest neighbours are mostly in the other set.
 
-  Distances are cosine; a tie counts as a majority of retain.
+  Distances are cosine distances; a tie counts as a majority of retain.
 
   Args:
-    retain_features: [N_r, D].
-    forget_features: [N_f, D].
+    retain_features: [N_r, D] features of the retain set.
+    forget_features: [N_f, D] features of the forget set.
     retain_labels: [N_r] classes, for the class-wise measure; give both or none. Classes with fewer
-      than k + 1 examples on a side are left out.
-    forget_labels: [N_f].
-    k: Neighbours, the example itself not among them.
+      than k + 1 examples in a set are left out.
+    forget_labels: [N_f] classes.
+    k: Number of neighbours, not counting the example itself.
 
   Returns:
     The entanglement in [0, 1].
 
   Raises:
-    ValueError: a set has fewer than k + 1 examples or shapes do not fit; class-wise, no class has
-      as many on each side.
+    ValueError: if a set has fewer than k + 1 examples or shapes do not fit; class-wise, if no class has
+      as many in each set.
   """
   from sklearn.neighbors import NearestNeighbors
 
@@ -209,9 +209,9 @@ def shared_classes(retain_labels: ArrayLike, forget_labels: ArrayLike, least: in
 
   Args:
     retain_labels: [N_r] classes.
-    forget_labels: [N_f].
-    least: Examples a side that the class-wise measure needs: 1 for the variance, 2 for Wasserstein
-      and silhouette, k + 1 for the k nearest neighbours.
+    forget_labels: [N_f] classes.
+    least: Number of examples in each set that the class-wise measure needs: 1 for the variance, 2 for
+      Wasserstein and silhouette, k + 1 for the k nearest neighbours.
   """
   retain, forget = (
     classes[counts >= least]
@@ -230,7 +230,7 @@ def _measure(
   retain_labels: ArrayLike | None,
   forget_labels: ArrayLike | None,
 ) -> float:
-  """`score` of the two sets or, given labels, its mean over the classes with `least` a side."""
+  """`score` of the two sets or, given labels, its mean over the classes with `least` examples in each set."""
   retain_NxD = _normalized("retain", retain_features, least)
   forget_NxD = _normalized("forget", forget_features, least)
   if retain_NxD.shape[1] != forget_NxD.shape[1]:
@@ -257,14 +257,16 @@ def _measure(
 
 
 def _normalized(name: str, features: ArrayLike, least: int) -> np.ndarray:
-  """Rows divided by their norm, in float64; a row of zeros stays one."""
+  """Features divided by their norm, in float64; features that are all zero stay zero."""
   features_NxD = np.asarray(features, np.float64)
   if features_NxD.ndim != 2 or len(features_NxD) < least:
     raise ValueError(
       f"entanglement: {name} features have shape {features_NxD.shape}; give [N, D] with N at least {least}"
     )
   if not np.isfinite(features_NxD).all():
-    raise ValueError(f"entanglement: {name} features are not finite; has the model diverged?")
+    raise ValueError(
+      f"entanglement: {name} features are not finite; give features of a model that has not diverged"
+    )
   norms_N = np.linalg.norm(features_NxD, axis=1)
   return features_NxD / np.maximum(norms_N, _NORM_FLOOR)[:, None]
 
@@ -274,7 +276,7 @@ def _checked_labels(name: str, labels: ArrayLike | None, features_NxD: np.ndarra
   if shape != features_NxD.shape[:1]:
     raise ValueError(
       f"entanglement: {name}_labels have shape {shape} for {len(features_NxD)} examples; "
-      "give one label an example for both sets, or for neither"
+      "give one label per example for both sets, or for neither"
     )
   return np.asarray(labels)
 
@@ -286,6 +288,6 @@ def _at_most(features_NxD: np.ndarray, count: int, rng: np.random.Generator) -> 
 
 
 def _joined(retain_NxD: np.ndarray, forget_NxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """All examples, and which of them are to be forgotten."""
+  """The features of all examples, and whether each is in the forget set."""
   is_forget_N = np.repeat([False, True], [len(retain_NxD), len(forget_NxD)])
   return np.concatenate([retain_NxD, forget_NxD]), is_forget_N

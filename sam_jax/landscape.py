@@ -16,17 +16,17 @@ from numpy.typing import ArrayLike
 
 Tree = Any
 NORMALIZATIONS = ("filter", "tensor")
-# Shares of the loss in the middle within which the stability profile counts the grid.
+# Tolerances of the stability profile, as shares of the loss in the middle.
 PROFILE = (0.1, 0.25, 0.5, 0.75)
 
 
 class Flatness(NamedTuple):
-  """How flat a grid of losses is."""
+  """Flatness of a grid of losses."""
 
   variability: float  # population standard deviation; lower is flatter
-  gradient: float  # mean length of the gradient by grid index; lower is flatter
+  gradient: float  # mean length of the gradient with respect to the grid index; lower is flatter
   basin: float  # % of the grid within half a standard deviation of the middle; higher is flatter
-  profile: tuple[float, ...]  # % within each of PROFILE times the loss in the middle
+  profile: tuple[float, ...]  # % of the grid within each of PROFILE times the loss in the middle
 
 
 def directions(params: Tree, key: jax.Array, *, normalization: str = "filter") -> tuple[Tree, Tree]:
@@ -34,14 +34,14 @@ def directions(params: Tree, key: jax.Array, *, normalization: str = "filter") -
 
   Args:
     params: Pytree of arrays.
-    key: Of the two standard normal draws.
+    key: Random key of the two standard normal draws.
     normalization: "filter" or "tensor".
 
   Returns:
     Two pytrees of the structure, shapes and dtypes of `params`.
 
   Raises:
-    ValueError: an unknown normalization.
+    ValueError: for an unknown normalization.
   """
   vector, restore = ravel_pytree(params)
   first, second = jax.random.normal(key, (2, vector.size), vector.dtype)
@@ -51,28 +51,27 @@ def directions(params: Tree, key: jax.Array, *, normalization: str = "filter") -
 def scale_draws(
   params: Tree, first: Tree, second: Tree, *, normalization: str = "filter"
 ) -> tuple[Tree, Tree]:
-  r"""Makes two random draws comparable between models, whose weights may differ in scale.
+  r"""Scales two random draws to a model's weights, so that models of different scales are comparable.
 
-  The second is made orthogonal to the first, tensor by tensor. Then "filter" gives each filter the
-  length of the weights it moves,
+  The second draw is made orthogonal to the first, tensor by tensor. Then "filter" gives each filter of the
+  draws the length of the filter of the weights,
 
   .. math::
     d_{ij} \leftarrow \frac{d_{ij}}{|d_{ij}|} |w_{ij}|
 
-  where a filter is what feeds one output: an index of the last axis of a kernel [H, W, I, O] or
-  [I, O]. Biases and norm affines, tensors of less than two axes, stay where they are, as in Li et
-  al.'s own figures. (Filters of the two directions that are rescaled differently are no longer
-  exactly orthogonal.)
+  where a filter consists of the weights of one output: an index of the last axis of a kernel [H, W, I, O] or
+  [I, O]. Biases and norm affines, which have fewer than two axes, are not moved, as in Li et al.'s own
+  figures. (The two directions are no longer exactly orthogonal if their filters are rescaled differently.)
 
-  "tensor" is what the sharpness paper's code calls filter normalization: each direction is divided
-  by its norm over the whole model, then every tensor of two or more axes is given the length of its
-  weights; the others keep the small values they have, and so do tensors whose weights are all zero.
-  Large and small filters of a tensor are then moved alike, so that a network whose filters differ
-  much in scale looks sharper than it is.
+  "tensor" is what the sharpness paper's code calls filter normalization. Each direction is divided
+  by its norm over the whole model. Then every tensor of two or more axes gets the length of its
+  weights; the others keep their small values, and so do tensors whose weights are all zero.
+  Large and small filters of a tensor are then moved by the same length, so that a network whose filters
+  differ much in scale looks sharper than it is.
 
   Args:
     params: Pytree of arrays.
-    first: Same structure and shapes; standard normal.
+    first: Standard normal draw, same structure and shapes as `params`.
     second: Another such draw.
     normalization: "filter" or "tensor".
 
@@ -80,7 +79,7 @@ def scale_draws(
     Two pytrees of the same structure.
 
   Raises:
-    ValueError: an unknown normalization.
+    ValueError: for an unknown normalization.
   """
   if normalization not in NORMALIZATIONS:
     raise ValueError(f"normalization={normalization!r}: choose from {', '.join(NORMALIZATIONS)}")
@@ -97,19 +96,19 @@ def loss_grid(
 ) -> jax.Array:
   r"""Losses :math:`L(w + \alpha_i d_1 + \beta_j d_2)`, all in one scanned program.
 
-  The points are scanned, not vmapped: a batch of examples fills a device, and it takes the memory
-  of one moved copy of the weights. For one compilation for several models, jit a function that
-  takes the parameters and the data and calls this.
+  The points are scanned, not vmapped, because a batch of examples fills a device, and a scan needs the memory
+  of only one moved copy of the weights. To compile once for several models, jit a function that takes the
+  parameters and the data and calls this one.
 
   Args:
-    loss_fn: From parameters to a scalar; with batch norm, in evaluation mode.
-    params: Pytree of arrays, the middle.
+    loss_fn: parameters -> scalar loss; models with batch norm must be in evaluation mode.
+    params: w, pytree of arrays, the middle of the plane.
     plane: The two `directions`.
-    alphas: [A] coordinates along the first.
-    betas: [B] coordinates along the second.
+    alphas: [A] coordinates along the first direction.
+    betas: [B] coordinates along the second direction.
 
   Returns:
-    [B, A], in the dtype of the loss.
+    [B, A] losses, in the dtype of the loss.
   """
   alphas, betas = jnp.asarray(alphas), jnp.asarray(betas)
 
@@ -128,18 +127,21 @@ def loss_grid(
 def flatness(losses: ArrayLike) -> Flatness:
   r"""Flatness of a grid of losses around its middle.
 
-  With middle :math:`L_c`, standard deviation :math:`\sigma` over the grid and numeric gradients
-  :math:`\partial_i, \partial_j` at unit spacing (central, one-sided at the edges): variability
-  :math:`\sigma`; gradient :math:`\mathrm{mean}\sqrt{(\partial_i L)^2 + (\partial_j L)^2}`, which
-  therefore halves when the same range has twice the points; basin
-  :math:`\mathrm{mean}[|L - L_c| \le \sigma / 2]` and, for t of `PROFILE`,
-  :math:`\mathrm{mean}[|L - L_c| \le t L_c]`, both in percent.
+  Let :math:`L_c` be the loss in the middle, :math:`\sigma` the standard deviation over the grid, and
+  :math:`\partial_i, \partial_j` numeric gradients at unit spacing (central, one-sided at the edges). The
+  variability is :math:`\sigma`. The gradient is
+  :math:`\mathrm{mean}\sqrt{(\partial_i L)^2 + (\partial_j L)^2}`, which halves if the same range has twice
+  the points. The basin is :math:`\mathrm{mean}[|L - L_c| \le \sigma / 2]`, and the profile is
+  :math:`\mathrm{mean}[|L - L_c| \le t L_c]` for each t of `PROFILE`, both in percent.
 
   Args:
-    losses: [B, A], both odd and at least 3, so that there is a middle: the model itself.
+    losses: [B, A] losses; both sizes are odd and at least 3, so that the model itself is in the middle.
+
+  Returns:
+    The `Flatness`.
 
   Raises:
-    ValueError: a grid of another shape.
+    ValueError: for a grid of another shape.
   """
   losses_BxA = np.asarray(losses, np.float64)
   if losses_BxA.ndim != 2 or any(size < 3 or size % 2 == 0 for size in losses_BxA.shape):
@@ -193,5 +195,5 @@ def _norm(tensor: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
 
 
 def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-  """Zero where the denominator is."""
+  """The quotient, or zero where the denominator is zero."""
   return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)

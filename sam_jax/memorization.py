@@ -1,4 +1,4 @@
-"""Memorization scores of training examples: their estimate, and the forget sets chosen by them."""
+"""Memorization scores of training examples: their estimation, and the forget sets that they choose."""
 
 import numpy as np
 
@@ -8,33 +8,33 @@ LEVELS = ("high", "mid", "low", "mixed")
 def select(scores: np.ndarray, size: int, level: str) -> np.ndarray:
   """Chooses examples by how strongly they are memorized.
 
-  The examples are sorted by descending score, ties in example order. `high` is the first `size` of them and
-  `low` the last, both in that order; `mid` is the `size` nearest to a score of 0.5, nearest first,
-  ties in the order of the sort. `mixed` joins a third of each, in the order high, mid, low: the
-  first and the last of the sort and, of the examples that are left, those nearest to 0.5. Of a size
-  that three does not divide, low gets the first example over and high the second.
+  The examples are sorted by descending score; ties are in the order of their indices. `high` is the first
+  `size` of them and `low` the last, both in that order. `mid` is the `size` examples nearest to a score of
+  0.5, nearest first; ties are in the order of the sort. `mixed` joins a third of each, in the order high,
+  mid, low: the first and the last of the sort and, among the others, those nearest to 0.5. If three does
+  not divide the size, low gets the first remaining example and high the second.
 
   Args:
     scores: [N] memorization score of each example.
-    size: n, how many examples to choose, 1..N.
+    size: n, number of examples to choose, 1..N.
     level: one of `LEVELS`.
 
   Returns:
-    [n] int64, distinct example numbers.
+    [n] int64 distinct indices of examples.
 
   Raises:
     ValueError: for an unknown level, a size out of range, or scores that are not finite.
 
   Source: the forget sets of RUM (arXiv 2406.01257) and Sharpness-Aware Unlearning (arXiv
-  2506.13715), whose code deals mixed thirds that can overlap and lack an example.
+  2506.13715), in whose code the thirds of a mixed set can overlap and an example can be missing.
   """
   scores_N = np.asarray(scores, np.float64)
   if level not in LEVELS:
     raise ValueError(f"memorization level {level!r}: choose from {', '.join(LEVELS)}")
   if scores_N.ndim != 1 or not np.isfinite(scores_N).all():
     raise ValueError(
-      f"memorization scores: needs one finite number an example, but has shape {scores_N.shape} with"
-      f" {np.sum(~np.isfinite(scores_N))} values that are none"
+      f"memorization scores: need one finite number per example, but have shape {scores_N.shape} with"
+      f" {np.sum(~np.isfinite(scores_N))} values that are not finite"
     )
   if not 1 <= size <= len(scores_N):
     raise ValueError(f"{size} examples of {len(scores_N)} by memorization: choose 1..{len(scores_N)}")
@@ -59,13 +59,13 @@ def subsample(num_examples: int, num_models: int, fraction: float, seed: int) ->
   The subset of model k depends on the seed and on k alone, so an ensemble can be extended.
 
   Args:
-    num_examples: N.
-    num_models: K.
+    num_examples: N, number of examples.
+    num_models: K, number of models.
     fraction: share of the examples in each subset, in (0, 1); 0.7 in the paper.
-    seed: of the draws.
+    seed: seed of the draws.
 
   Returns:
-    [K, N] bool, True where model k is trained on example i; exactly round(fraction N) a model.
+    [K, N] bool, True where model k is trained on example i; exactly round(fraction N) per model.
 
   Raises:
     ValueError: for a fraction whose subsets are empty or hold every example.
@@ -85,13 +85,13 @@ def subsample(num_examples: int, num_models: int, fraction: float, seed: int) ->
 
 
 def memorization_scores(correct: np.ndarray, included: np.ndarray) -> np.ndarray:
-  r"""Estimates how much an example's own label is only known because the example was trained on.
+  r"""Estimates how much more often an example's label is predicted if the example was trained on.
 
   .. math::
     \mathrm{mem}_i = P_k(\text{model } k \text{ right on } i \mid i \in S_k)
       - P_k(\text{model } k \text{ right on } i \mid i \notin S_k)
 
-  with relative frequencies over K models for the probabilities.
+  The probabilities are estimated by relative frequencies over K models.
 
   Args:
     correct: [K, N] whether model k predicts the label of example i; bool, or a probability in [0, 1].
@@ -110,7 +110,7 @@ def memorization_scores(correct: np.ndarray, included: np.ndarray) -> np.ndarray
   correct_KxN, included_KxN = np.asarray(correct), np.asarray(included, bool)
   if correct_KxN.shape != included_KxN.shape or included_KxN.ndim != 2:
     raise ValueError(
-      f"memorization scores need two arrays of [models, examples], not of {correct_KxN.shape} and"
+      f"memorization scores: give two arrays of [models, examples], not of {correct_KxN.shape} and"
       f" {included_KxN.shape}"
     )
   ins_N = included_KxN.sum(0)

@@ -1,7 +1,7 @@
-"""Saliency masks: which weights a forget set moves most.
+"""Saliency masks: the weights with the largest gradients on a forget set.
 
-Source: SalUn (arXiv 2310.12508), whose masks Sharpness-Aware Machine Unlearning (arXiv 2506.13715) uses
-to part the weights that unlearn from those that retain.
+Source: SalUn (arXiv 2310.12508). Sharpness-Aware Machine Unlearning (arXiv 2506.13715) uses its masks to
+separate the weights that unlearn from those that retain.
 """
 
 from typing import Any
@@ -17,23 +17,23 @@ SELECTIONS = ("largest", "smallest")
 def saliency_mask(gradients: Tree, fraction: float, *, select: str = "largest") -> Tree:
   """Marks the weights with the largest gradients of the whole model.
 
-  The magnitudes |g| are ranked over all P parameters together; the first `int(P * fraction)` get 1, all
+  The magnitudes |g| of all P parameters are ranked in one list. The first `int(P * fraction)` get 1, all
   others 0. Equal magnitudes rank in the order of the tree's leaves.
 
   Args:
-    gradients: pytree of arrays; usually the sum over the forget batches of each batch's mean gradient.
+    gradients: pytree of arrays, usually the sum of the mean gradients of all forget batches.
     fraction: share of ones, in (0, 1].
-    select: "smallest" marks the smallest instead, as the sharpness paper's code does by losing a minus
-      sign: its 10 % mask then holds a fraction of a percent of the gradient mass.
+    select: "largest", or "smallest" to mark the smallest gradients. The sharpness paper's code does the
+      latter because of a missing minus sign: its 10 % mask has a fraction of a percent of the gradient mass.
 
   Returns:
     Pytree of the same structure and shapes, int8 zeros and ones.
 
   Raises:
-    ValueError: a fraction outside (0, 1], one that marks no weight at all, or an unknown selection.
+    ValueError: for a fraction outside (0, 1] or so small that no weight is marked, or an unknown selection.
   """
   if not 0 < fraction <= 1:
-    raise ValueError(f"fraction={fraction!r}: the share of marked weights must be in (0, 1]")
+    raise ValueError(f"fraction={fraction!r}: choose a share of marked weights in (0, 1]")
   if select not in SELECTIONS:
     raise ValueError(f"select={select!r}: choose from {', '.join(SELECTIONS)}")
   vector, restore = ravel_pytree(jax.tree.map(jnp.abs, gradients))
@@ -53,10 +53,13 @@ def complement(mask: Tree) -> Tree:
 
 
 def apply_mask(tree: Tree, mask: Tree) -> Tree:
-  """Zeroes what is not marked.
+  """Sets unmarked entries to zero.
 
   Args:
-    tree: pytree of arrays; NaN and infinities at unmarked places become zero too.
-    mask: same structure and shapes, zeros and ones.
+    tree: pytree of arrays; unmarked NaN and infinities become zero, too.
+    mask: pytree of zeros and ones, same structure and shapes.
+
+  Returns:
+    Pytree of the same structure, shapes and dtypes as `tree`.
   """
   return jax.tree.map(lambda leaf, keep: jnp.where(keep != 0, leaf, jnp.zeros_like(leaf)), tree, mask)

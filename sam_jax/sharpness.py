@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation, as a change of gradient function and as an optax transformation.
+"""Sharpness-aware minimisation, as a wrapper of gradient functions and as an optax transformation.
 
 With clean gradient g0 at parameters w, both of the whole model:
 
@@ -7,7 +7,7 @@ With clean gradient g0 at parameters w, both of the whole model:
     result = g0 + s lamb (g1 - g0),  s = +1 for mode "min", -1 for mode "max"
 
 `lamb = 1` in mode "min" is SAM itself; `lamb = 0` or `rho = 0` is the plain gradient. Mode "max" mirrors
-the result about g0, so that a descent on it seeks sharp instead of flat regions.
+the result about g0, so that descent seeks sharp instead of flat regions.
 
 Source: Foret et al., Sharpness-Aware Minimization (arXiv 2010.01412); Kwon et al., ASAM (arXiv
 2102.11600); Sharpness-Aware Machine Unlearning (arXiv 2506.13715) for lamb and mode.
@@ -28,14 +28,14 @@ _EPS = 1e-12
 def perturbation(params: Tree, gradients: Tree, *, rho, adaptive: bool = False) -> Tree:
   """The step e to the point at which the sharpness-aware gradient is taken.
 
-  `e = rho g / (|g| + 1e-12)`, or adaptive `e = rho w^2 g / (| |w| g | + 1e-12)`. Its norm, in the adaptive
-  case that of e / |w|, is rho; a zero gradient gives zero.
+  `e = rho g / (|g| + 1e-12)`, or adaptive `e = rho w^2 g / (| |w| g | + 1e-12)`. The norm of e, or of e / |w|
+  in the adaptive case, is rho. A zero gradient gives zero.
 
   Args:
     params: w, pytree of arrays.
     gradients: g, same structure and shapes.
-    rho: scalar, may be traced.
-    adaptive: whether the ball is scaled by the size of each weight.
+    rho: radius of the perturbation; scalar, may be traced.
+    adaptive: whether the ball is scaled by the magnitude of each weight.
 
   Returns:
     e, same structure, shapes and dtypes as `params`.
@@ -61,26 +61,26 @@ def sharpness_aware(
   direction: Callable[[Any], Tree] | None = None,
   perturbed_grad_fn: Callable[[Tree], Any] | None = None,
 ) -> Callable[[Tree], Any]:
-  """The sharpness-aware form of a gradient function.
+  """Makes a gradient function sharpness-aware.
 
   Args:
     grad_fn: params -> gradients, or (gradients, auxiliary data) with `has_aux`. The gradients have the
-      structure of params, unless `direction` says otherwise.
+      structure of params, unless `direction` is given.
     rho: radius of the perturbation; a scalar of at least 0, may be traced.
     adaptive: see `perturbation`.
     lamb: weight of the difference to the clean gradient; may be traced.
     mode: "min" or "max".
-    has_aux: whether `grad_fn` returns auxiliary data, of which those of the clean point are kept.
-    direction: gradients -> the gradient that perturbs, for gradients of several objectives at one
-      perturbed point; None takes them as they are.
-    perturbed_grad_fn: evaluated at the perturbed point in place of `grad_fn`, for objectives of which a
-      part (such as an L1 penalty) enters there only.
+    has_aux: whether `grad_fn` returns auxiliary data. Those of the clean point are returned.
+    direction: gradients -> the gradient that defines the perturbation, for several objectives with one
+      perturbed point. None takes the gradients themselves.
+    perturbed_grad_fn: gradient function for the perturbed point, for objectives with a part (such as an L1
+      penalty) that enters only there. None takes `grad_fn`.
 
   Returns:
-    params -> what `grad_fn` returns, with sharpness-aware gradients. Two gradient evaluations a call.
+    params -> the result of `grad_fn` with sharpness-aware gradients. Each call evaluates two gradients.
 
   Raises:
-    ValueError: a negative rho or an unknown mode.
+    ValueError: for a negative rho or an unknown mode.
   """
   sign = _sign(mode)
   _check_rho(rho)
@@ -108,7 +108,7 @@ def sam(
   params -> gradients for the perturbed point; `base` then steps from `params` itself.
 
   Args:
-    base: the optimizer to feed.
+    base: optimizer that receives the sharpness-aware gradients.
     rho: radius of the perturbation; a scalar of at least 0, may be traced.
     adaptive: see `perturbation`.
     lamb: weight of the difference to the clean gradient; may be traced.
@@ -118,7 +118,7 @@ def sam(
     A `GradientTransformationExtraArgs` with the state of `base`.
 
   Raises:
-    ValueError: a negative rho or an unknown mode; in `update`, params or grad_fn missing.
+    ValueError: for a negative rho or an unknown mode. `update` raises it if params or grad_fn is missing.
 
   Example:
     >>> optimizer = sam(optax.sgd(0.1, momentum=0.9), rho=0.05)
@@ -160,7 +160,7 @@ def _mix(clean: Tree, perturbed: Tree, weight) -> Tree:
 
 
 def _norm(tree: Tree) -> jax.Array:
-  """Euclidean norm over the whole tree, in at least float32; its squares neither over- nor underflow."""
+  """Euclidean norm of the whole tree, in at least float32, without overflow or underflow of squares."""
   leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(tree)]
   peak = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
   scale = jnp.where(peak == 0, 1, peak)
@@ -174,6 +174,6 @@ def _sign(mode: str) -> int:
 
 
 def _check_rho(rho) -> None:
-  """Refuses a negative or NaN radius, where it is known before tracing."""
+  """Refuses a negative or NaN radius, if it is not traced."""
   if not isinstance(rho, jax.core.Tracer) and not rho >= 0:
-    raise ValueError(f"rho={rho!r}: the radius of the perturbation must be at least 0")
+    raise ValueError(f"rho={rho!r}: choose a radius of the perturbation of at least 0")

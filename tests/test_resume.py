@@ -94,7 +94,7 @@ def test_sigterm_saves_and_exits_in_time(small, launch, tmp_path, uninterrupted)
   asked = time.monotonic()
   assert process.wait(60) == 128 + signal.SIGTERM
   assert time.monotonic() - asked < 10
-  assert "run the same command to go on" in process.stdout.read()
+  assert "run the same command to resume" in process.stdout.read()
   assert stage_has_checkpoint(workdir, "pretrain")()
 
   process = launch(arguments)

@@ -2,8 +2,8 @@
 
   python -m launch.sweep --config=configs/sweeps/cifar_additional_baselines.py --workdir=runs/cifar-more
 
-Those that need a mask get that of the half of the weights that the forget set moves most. `:smoke` runs on
-10,000 images, `:digits` on the embedded digits.
+Methods that need a mask get one that marks the half of the weights with the largest gradients on the forget
+set. `:smoke` runs on 10,000 images, `:digits` on the embedded digits.
 """
 
 from hamu_jax.launch import experiments

@@ -2,7 +2,7 @@
 
   python -m launch.sweep --config=configs/sweeps/cifar_batch_size.py --workdir=runs/cifar-batch-size
 
-The largest is the whole forget class. `:smoke` runs on 10,000 images, `:digits` on the embedded digits.
+The largest batch size is the whole forget class. `:smoke` runs on 10,000 images, `:digits` on the digits.
 """
 
 from hamu_jax.launch import experiments

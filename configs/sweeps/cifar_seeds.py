@@ -1,9 +1,9 @@
-"""HAMU and the baselines on CIFAR-10 over seeds of training and, for each, of unlearning.
+"""HAMU and the baselines on CIFAR-10 over seeds of training and, for each, seeds of unlearning.
 
   python -m launch.sweep --config=configs/sweeps/cifar_seeds.py --workdir=runs/cifar-seeds --engine=vmap
 
-How much of a method's spread comes from the model that it starts from, and how much from the order in which
-it sees the data: the report has a table of it. `:smoke` runs on 10,000 images, `:digits` on the digits.
+The report has a table that separates the spread of a method due to the original model from the spread due to
+the order of the data in unlearning. `:smoke` runs on 10,000 images, `:digits` on the digits.
 """
 
 from hamu_jax.launch import experiments

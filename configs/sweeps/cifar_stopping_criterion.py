@@ -1,9 +1,10 @@
-"""When to stop unlearning on CIFAR-10 (arXiv 2606.02119).
+"""Stopping rules of unlearning on CIFAR-10 (arXiv 2606.02119).
 
   python -m launch.sweep --config=configs/sweeps/cifar_stopping_criterion.py --workdir=runs/cifar-stopping
 
-HAMU with no rule, the published criterion, the one that lets opposed gradients go on, and the thresholds on
-the losses, which the baselines have, too. `:smoke` runs on 10,000 images, `:digits` on the embedded digits.
+HAMU runs without a rule, with the published criterion, with the criterion that does not stop for opposed
+gradients, and with thresholds on the losses, which the baselines have, too. `:smoke` runs on 10,000 images,
+`:digits` on the embedded digits.
 """
 
 from hamu_jax.launch import experiments

@@ -1,9 +1,10 @@
-"""How long each method unlearns on CIFAR-10 (arXiv 2606.02119).
+"""Time that each method takes to unlearn on CIFAR-10 (arXiv 2606.02119).
 
   python -m launch.sweep --config=configs/sweeps/cifar_timing.py --workdir=runs/cifar-timing
 
-`seconds.unlearn` of each summary.json, compiling and the evaluation of the last epoch included; run one job
-at a time. No reference is retrained. `:smoke` runs on 10,000 images, `:digits` on the embedded digits.
+The time is `seconds.unlearn` of each summary.json, including compilation and the evaluation of the last
+epoch. Run one job at a time. No reference is retrained. `:smoke` runs on 10,000 images, `:digits` on the
+embedded digits.
 """
 
 from hamu_jax.launch import experiments

@@ -1,4 +1,4 @@
-"""HAMU on TOFU over the constraint ratio, beside the baselines that have none (arXiv 2606.02119).
+"""HAMU on TOFU over the constraint ratio, and the baselines, which have none (arXiv 2606.02119).
 
   python -m launch.sweep --config=configs/sweeps/llm_constraint.py --workdir=runs/llm-constraint
 

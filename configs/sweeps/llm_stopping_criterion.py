@@ -1,8 +1,8 @@
-"""When to stop unlearning on TOFU (arXiv 2606.02119).
+"""Stopping rules of unlearning on TOFU (arXiv 2606.02119).
 
   python -m launch.sweep --config=configs/sweeps/llm_stopping_criterion.py --workdir=runs/llm-stopping
 
-The rules of cifar_stopping_criterion.py.
+The rules are those of cifar_stopping_criterion.py.
 `:gpu` is for one large GPU, `:waterdrum` and `:waterdrum_gpu` run on WaterDrum-TOFU, `:smollm2` runs SmolLM2
 on a machine without an accelerator, `:smoke` a tiny random model.
 """

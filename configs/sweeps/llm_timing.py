@@ -1,9 +1,9 @@
-"""How long each method unlearns on TOFU (arXiv 2606.02119).
+"""Time that each method takes to unlearn on TOFU (arXiv 2606.02119).
 
   python -m launch.sweep --config=configs/sweeps/llm_timing.py --workdir=runs/llm-timing
 
-`seconds.unlearn` and `work` of each summary.json, compiling included; run one job at a time. No reference is
-retrained and nothing is generated.
+The results are `seconds.unlearn` and `work` of each summary.json, including compilation. Run one job at a
+time. No reference is retrained and nothing is generated.
 `:gpu` is for one large GPU, `:waterdrum` and `:waterdrum_gpu` run on WaterDrum-TOFU, `:smollm2` runs SmolLM2
 on a machine without an accelerator, `:smoke` a tiny random model.
 """

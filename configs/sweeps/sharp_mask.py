@@ -2,8 +2,7 @@
 
   python -m launch.sweep --config=configs/sweeps/sharp_mask.py --workdir=runs/sharp-mask
 
-Sharp MinMax with and without sharpness in its halves, by level of memorization. `:smoke` runs on the embedded
-digits.
+Methods by level of memorization, with and without SAM in unlearning. `:smoke` runs on the embedded digits.
 """
 
 from hamu_jax.launch import experiments

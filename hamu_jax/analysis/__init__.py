@@ -1,7 +1,7 @@
-"""What looks at gradients, features and losses: before a step (hardness) or after a run (geometry).
+"""Analyses gradients, features and losses: before a step (hardness) or after a run (geometry).
 
-The programs `hardness` and `geometry`, the angles they are about, and their figures. May import everything
-below the programs: `hamu_jax.experiment` to prepare an experiment, `hamu_jax.report.drawing` to draw.
+The package has the programs `hardness` and `geometry`, their measures and their figures. It may import all
+packages below the programs, such as `hamu_jax.experiment` and `hamu_jax.report.drawing`.
 """
 
 import importlib
@@ -12,6 +12,6 @@ from typing import Any
 def __getattr__(name: str) -> Any:
   if name != "gather":
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  # The documentation showed it here before it moved.
+  # The documentation showed this module here before it moved.
   warnings.warn("hamu_jax.analysis.gather is now hamu_jax.report.gather", DeprecationWarning, stacklevel=2)
   return importlib.import_module("hamu_jax.report.gather")

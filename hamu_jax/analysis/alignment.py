@@ -12,21 +12,21 @@ __all__ = ["Angles", "angles", "tensor_names"]
 
 
 class Angles(NamedTuple):
-  """Angles in degrees: 0 parallel, 90 orthogonal or one of the two zero, 180 opposed."""
+  """Angles in degrees: 0 if parallel, 90 if orthogonal or one of the two is zero, 180 if opposed."""
 
-  tensor: jax.Array  # [T] one a tensor, in tree-leaf order: that of `tensor_names`
-  model: jax.Array  # [] of all tensors read as one vector
+  tensor: jax.Array  # [T] one per tensor, in tree-leaf order, which is that of `tensor_names`
+  model: jax.Array  # [] angle of all tensors as one vector
 
 
 def angles(retain_grads: Any, forget_grads: Any) -> Angles:
-  r"""Angles :math:`\angle(g_r, g_f)`; pure and jittable, finite also at zero gradients.
+  r"""Angles :math:`\angle(g_r, g_f)`; pure, jittable, and finite for zero gradients.
 
-  Of the gradients as they are given: for cross-entropy on both sets, 0 degrees means that what
-  lowers the retain loss also lowers the forget loss, so that forgetting is hard.
+  For gradients of the cross-entropy on both sets, 0 degrees means that a step that lowers the retain loss
+  also lowers the forget loss, so that forgetting is hard.
 
   Args:
-    retain_grads: Pytree of arrays.
-    forget_grads: Same structure and shapes.
+    retain_grads: Pytree of arrays, g_r.
+    forget_grads: Pytree of the same structure and shapes, g_f.
 
   Returns:
     The `Angles`, in the dtype of the gradients (at least float32).

@@ -1,4 +1,4 @@
-"""Examples of a finished run: its configuration, its model, and the images of its retain and forget rows.
+"""Loads a finished run: its configuration, its model, and the images of its retain and forget sets.
 
 Axis legend: N examples of a set, M microbatches, B examples of a microbatch.
 """
@@ -20,7 +20,7 @@ from hamu_jax.vision import task as vision
 
 Tree = Any
 
-# Smaller sets have no neighbourhoods that a map could show.
+# Smaller sets have no neighbourhoods that UMAP could show.
 LEAST_EXAMPLES = 5
 
 
@@ -32,24 +32,27 @@ class Examples(NamedTuple):
 
 
 class Run(NamedTuple):
-  """What a run directory says about an experiment."""
+  """The experiment of a run directory."""
 
   config: ml_collections.ConfigDict
   model: Any  # linen module
-  template: Tree  # shapes of its variables
-  examples: Paired  # of Examples
+  template: Tree  # shapes of the model's variables
+  examples: Paired  # `Examples` of each role
 
 
 def load_run(path: pathlib.Path, max_examples: int, seed: int) -> Run:
-  """Reads the configuration and the rows of a run, and loads their images.
+  """Reads the configuration and the split of a run, and loads the images.
 
   Args:
     path: The run directory.
-    max_examples: A larger set is represented by so many of its rows, drawn with `seed`.
-    seed: Of that draw.
+    max_examples: Largest number of examples of a set; they are drawn from a larger set with `seed`.
+    seed: Seed of that draw.
+
+  Returns:
+    The run.
 
   Raises:
-    UserError: a file is missing or damaged, does not fit the dataset, or a set is too small.
+    UserError: if a file is missing or damaged or does not fit the dataset, or a set is too small.
   """
   if not (path / "config.json").is_file():
     raise UserError(f"--run={path}: it has no config.json; choose the directory of a finished run")
@@ -69,13 +72,13 @@ def load_run(path: pathlib.Path, max_examples: int, seed: int) -> Run:
   for role, chosen in rows._asdict().items():
     if len(chosen) < LEAST_EXAMPLES:
       raise UserError(
-        f"{path / 'split.npz'}: the {role} set has {len(chosen)} rows, too few to compare; "
-        f"choose a run with {LEAST_EXAMPLES} at least"
+        f"{path / 'split.npz'}: the {role} set has {len(chosen)} examples, too few to compare; "
+        f"choose a run with at least {LEAST_EXAMPLES}"
       )
     if chosen.min() < 0 or chosen.max() >= len(labels):
       raise UserError(
-        f"{path / 'split.npz'}: {role} rows {chosen.min()}..{chosen.max()} are not all among the "
-        f"{len(labels)} training rows of config.data; has the data changed since the run?"
+        f"{path / 'split.npz'}: {role} indices {chosen.min()}..{chosen.max()} are not all among the "
+        f"{len(labels)} training examples of config.data; restore the data of the run, or run it again"
       )
     if len(chosen) > max_examples:
       chosen = np.sort(rng.choice(chosen, max_examples, replace=False))
@@ -86,7 +89,7 @@ def load_run(path: pathlib.Path, max_examples: int, seed: int) -> Run:
 
 
 def microbatches(examples: Examples, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Images [M, B, H, W, C], labels [M, B] and whether they count [M, B], padded from `size` on."""
+  """Images [M, B, H, W, C], labels [M, B] and masks [M, B] of at least `size` examples with padding."""
   width = min(size, models.microbatch_size(*examples.images.shape[1:3]))
   count = -(-size // width)
   missing = count * width - len(examples.labels)
@@ -99,7 +102,7 @@ def microbatches(examples: Examples, size: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def _read_split(path: pathlib.Path) -> Paired:
-  """The retain and the forget rows of a run."""
+  """Reads the indices of a run's retain and forget examples."""
   try:
     with np.load(path, allow_pickle=False) as arrays:
       rows = Paired(*(arrays[role] for role in Paired._fields))
@@ -107,7 +110,7 @@ def _read_split(path: pathlib.Path) -> Paired:
     raise UserError(f"{path} does not exist; choose the directory of a finished run") from error
   except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
     raise UserError(
-      f"{path} holds no retain and forget rows ({first_line(error)}); run the experiment again"
+      f"{path} holds no retain and forget indices ({first_line(error)}); run the experiment again"
     ) from error
   for role, chosen in rows._asdict().items():
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu":

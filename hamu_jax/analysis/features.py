@@ -1,4 +1,4 @@
-"""Features of models: how entangled those of retain and forget examples are, and a map of them.
+"""Features of models: the entanglement of retain and forget examples, and a map of both.
 
 Axis legend: N examples of a set, D features.
 """
@@ -20,7 +20,7 @@ from sam_jax import entanglement
 Tree = Any
 
 NEIGHBOURS = 10
-# Measures of entanglement, and how many examples of a class each set must have for them.
+# Measures of entanglement, each with the number of examples of a class that both sets must have.
 _MEASURES: dict[str, tuple[Callable[..., Any], int]] = {
   "variance_ratio": (entanglement.variance_entanglement, 1),
   "variance": (
@@ -34,14 +34,17 @@ _MEASURES: dict[str, tuple[Callable[..., Any], int]] = {
 
 
 def extract_features(run: Run, variables: Mapping[str, Tree]) -> dict[str, Paired]:
-  """The inputs of the classifier in evaluation mode: [N, D] of each set, by model.
+  """Computes the inputs of the classifier in evaluation mode.
 
   Args:
     run: The run.
-    variables: Of each model.
+    variables: Variables by name of the model.
+
+  Returns:
+    {name of the model: Paired [N, D] features}.
 
   Raises:
-    UserError: they are not finite.
+    UserError: if the features are not finite.
   """
   forward = jax.jit(vision.make_features(run.model, run.config.data.mean, run.config.data.std))
   batches = Paired(*(microbatches(examples, len(examples.labels))[0] for examples in run.examples))
@@ -64,7 +67,9 @@ def extract_features(run: Run, variables: Mapping[str, Tree]) -> dict[str, Paire
   }
   for name, sets in features.items():
     if not all(np.isfinite(features_NxD).all() for features_NxD in sets):
-      raise UserError(f"the features of the model {name!r} are not finite: it has diverged")
+      raise UserError(
+        f"the features of the model {name!r} are not finite, so it has diverged; choose another run or model"
+      )
   return features
 
 
@@ -72,13 +77,13 @@ def measure(features: Paired, examples: Paired, seed: int) -> dict[str, dict[str
   """Entanglement of retain and forget features by every measure, global and class-wise.
 
   Args:
-    features: [N, D] of each set.
-    examples: `Examples` of each set.
-    seed: Of the Wasserstein measure's samples.
+    features: Paired [N, D] features.
+    examples: Paired `Examples`.
+    seed: Seed of the Wasserstein measure's samples.
 
   Returns:
-    ``{"global" | "class_wise": {measure: value}}``; None where no class has enough examples in both
-    sets for a class-wise value, as when whole classes are forgotten.
+    ``{"global" | "class_wise": {measure: value}}``. A class-wise value is None if no class has enough
+    examples in both sets, for example if whole classes are forgotten.
   """
   labels = {"retain_labels": examples.retain.labels, "forget_labels": examples.forget.labels}
   sizes = [len(features_NxD) for features_NxD in features]
@@ -93,28 +98,28 @@ def measure(features: Paired, examples: Paired, seed: int) -> dict[str, dict[str
 
 
 def project(features: Mapping[str, Paired], seed: int) -> dict[str, Paired]:
-  """One UMAP of the features of all models and sets, in cosine distance.
+  """Embeds the features of all models and sets in one UMAP with cosine distance.
 
-  They are embedded together, so that a place means the same in the picture of each model and what
-  moved can be seen to have moved. Models far apart (before and after retraining, say) fall into
-  islands of their own; the neighbourhood of retain and forget within each can still be compared.
+  The embedding is common, so that a position means the same for each model and movements are visible.
+  Models that are far apart (before and after retraining, for example) form separate islands; the
+  neighbourhood of retain and forget within each can still be compared.
 
   Args:
-    features: [N, D] of each set of each model.
-    seed: Makes the map reproducible.
+    features: {name of the model: Paired [N, D] features}.
+    seed: Seed of the embedding.
 
   Returns:
-    [N, 2] of each set of each model.
+    {name of the model: Paired [N, 2] positions}.
   """
   from umap import UMAP
 
   arrays = [features_NxD for sets in features.values() for features_NxD in sets]
-  together = np.concatenate(arrays)
+  stacked = np.concatenate(arrays)
   embedding = UMAP(
-    n_neighbors=min(15, len(together) - 1),
+    n_neighbors=min(15, len(stacked) - 1),
     metric="cosine",
     random_state=seed,
     n_jobs=1,
-  ).fit_transform(together)
+  ).fit_transform(stacked)
   places = iter(np.split(embedding, np.cumsum([len(array) for array in arrays])[:-1]))
   return {name: Paired(*(next(places) for _ in sets)) for name, sets in features.items()}

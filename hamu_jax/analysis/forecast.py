@@ -1,8 +1,8 @@
-r"""What two gradients say of a step before it is taken: how hard forgetting is, and what it would cost.
+r"""Predicts from two gradients how hard forgetting is and what a step would cost, before it is taken.
 
-Everything here is pure and jittable; `hamu_jax.analysis.preview` computes the gradients, and
-`python -m hamu_jax.analysis.hardness` prints what they say. T blocks, in tree-leaf order: the tensors, or
-with scope "global" the whole model as one.
+All functions are pure and jittable. `hamu_jax.analysis.preview` computes the gradients, and
+`python -m hamu_jax.analysis.hardness` prints the results. There are T blocks in tree-leaf order: the tensors,
+or with scope "global" the whole model as one block.
 """
 
 from typing import Any, NamedTuple
@@ -15,29 +15,29 @@ from hamu_jax.transforms import alignment
 from hamu_jax.transforms.hamu_update import as_vector, effective_pair, is_zero_forget, solve
 
 Tree = Any
-# Degrees: below the first forgetting is hard, from the second on little speaks against it.
+# Angles in degrees: below the first forgetting is hard, from the second on it is easy.
 HARD, EASY = 60, 85
-# Of `transforms.hamu`.
+# The default `eps` of `transforms.hamu`.
 _EPS = 1e-12
 
 
 class Hardness(NamedTuple):
-  """How hard two gradients are to reconcile, and what HAMU makes of them.
+  """How hard two gradients are to reconcile, and the step that HAMU takes with them.
 
-  A ratio is one of `config.method.constraint_ratio`: the constraint on the whole model over the learning
+  Ratios are values of `config.method.constraint_ratio`: the constraint on the whole model over the learning
   rate.
   """
 
-  angle: jax.Array  # [T] degrees; 0: what lowers the retain loss lowers the forget loss as much as it can
+  angle: jax.Array  # [T] degrees; at 0, a step that lowers the retain loss lowers the forget loss as well
   retain_norm: jax.Array  # [T] |g_r|
   forget_norm: jax.Array  # [T] |g_f|
   feasible_ratio: jax.Array  # [T] largest ratio of which the block can meet its share
-  free_ratio: jax.Array  # [T] largest ratio at which the block's first role loses nothing by it
-  infeasible: jax.Array  # [T] bool, of the constraint that is asked for
+  free_ratio: jax.Array  # [T] largest ratio at which the loss of the block's first role does not get worse
+  infeasible: jax.Array  # [T] bool, whether the block cannot meet its share of the given constraint
   branch: jax.Array  # [T] int32, a name in BRANCHES
-  progress: jax.Array  # [T] of the first role, 1: as by plain descent in the same radius; negative: worse
-  retain_weight: jax.Array  # [T] a and
-  forget_weight: jax.Array  # [T] b of the step d = learning_rate (-a g_r + b g_f)
+  progress: jax.Array  # [T] of the first role: 1 as by plain descent in the same radius, negative if worse
+  retain_weight: jax.Array  # [T] a in the step d = learning_rate (-a g_r + b g_f)
+  forget_weight: jax.Array  # [T] b in that step
   stopping_ratio: jax.Array  # [] largest ratio at which HAMU's aggregate criterion is not met
 
 
@@ -59,36 +59,36 @@ def hardness(
 
   With the block's share :math:`s_t` of the constraint, its radius :math:`R_t` and the angle
   :math:`\theta_t` between its gradients, the constraint :math:`c` has the feasibility
-  :math:`f_t = c s_t / (R_t \|g_f\|)`; the block can meet it up to :math:`f_t = 1`. Below that, the step
-  that HAMU takes makes
+  :math:`f_t = c s_t / (R_t \|g_f\|)`; the block can meet it up to :math:`f_t = 1`. Up to there, HAMU's step
+  makes
 
   .. math::
     p_t = \frac{-g_r^\top d}{R_t \|g_r\|} =
       \begin{cases} 1 & \cos \theta_t \le -f_t \\ \sin(\theta_t - \arcsin f_t) & \text{else} \end{cases}
 
-  of the progress of plain descent, which is not negative up to :math:`f_t = \sin \theta_t`, or 1 for
-  :math:`\theta_t \ge 90°`: so far the constraint is free. For hamu-u it is the forget loss's progress, and
-  the gradients are swapped as in `hamu_update`. It is one function because all of this is said of one step.
+  of the progress of plain descent. This is not negative up to :math:`f_t = \sin \theta_t`, or 1 for
+  :math:`\theta_t \ge 90°`; up to there the constraint is free. For hamu-u it is the progress of the forget
+  loss, and the gradients are swapped as in `hamu_update`.
 
   Args:
-    retain_grads: gradients of the retain loss as the transform sees them: masked and clipped.
-    forget_grads: of the forget loss, same structure and shapes.
+    retain_grads: gradients of the retain loss as passed to the transform: masked and clipped.
+    forget_grads: gradients of the forget loss, same structure and shapes.
     learning_rate: scalar, above 0.
     constraint: c >= 0, scalar, for the whole model.
     variant: "hamu-q" or "hamu-u".
     radius: R of every block; None is the learning-rate radius.
-    share: how blocks share the constraint; this and what follows as in `transforms.hamu`.
-    scope: "tensor" or "global".
+    share: how blocks share the constraint, see `transforms.hamu`.
+    scope: "tensor" or "global", see `transforms.hamu`.
     normalize_share: whether the shares add up to the constraint.
-    on_infeasible: what an infeasible block does.
-    criterion: which aggregate criterion.
+    on_infeasible: treatment of an infeasible block, see `transforms.hamu`.
+    criterion: the aggregate criterion, see `transforms.hamu`.
 
   Returns:
-    The `Hardness`; all of it is finite for zero gradients, but that a block without a share of the
-    constraint has infinite ratios.
+    The `Hardness`. It is finite for zero gradients, except that a block without a share of the constraint
+    has infinite ratios.
 
   Raises:
-    UserError: as `transforms.hamu`.
+    UserError: see `transforms.hamu`.
 
   Source: Hardness-Aware Multi-Objective Unlearning (arXiv 2606.02119) for the step and its criterion.
   """
@@ -115,7 +115,7 @@ def hardness(
   free_T = jnp.where(geometry.dot <= 0, 1, geometry.sine)
 
   def as_ratio(limit_T):
-    # What counts as a constraint of zero is met by any block.
+    # Any block meets a constraint that counts as zero.
     limit_T = jnp.maximum(limit_T, _EPS)
     return _divide(limit_T, share_T * learning_rate, jnp.inf)
 
@@ -137,11 +137,11 @@ def hardness(
 
 
 def first_order_change(gradient: Tree, update: Tree) -> jax.Array:
-  """`g . u` of each tensor, [T]: what an update does to a loss, to first order.
+  """First-order change of a loss by an update: `g . u` of each tensor, [T].
 
   Args:
-    gradient: of the loss.
-    update: change of the parameters, same structure and shapes.
+    gradient: g, gradient of the loss.
+    update: u, change of the parameters, same structure and shapes.
   """
   dtype = alignment.compute_dtype(gradient)
   dots = [
@@ -152,7 +152,7 @@ def first_order_change(gradient: Tree, update: Tree) -> jax.Array:
 
 
 def _diagnostics(retain_grads: Tree, forget_grads: Tree, learning_rate, options):
-  """What `transforms.hamu` says of two gradients under a constraint of 1, whose parts are the shares."""
+  """Diagnostics of `transforms.hamu` for a constraint of 1, so that the constraints are the shares."""
   transform = transforms.hamu(learning_rate, 1.0, **options, eps=_EPS)
   _, state = transform.update(retain_grads, transform.init(retain_grads), forget_grads=forget_grads)
   return state.diagnostics
@@ -160,7 +160,7 @@ def _diagnostics(retain_grads: Tree, forget_grads: Tree, learning_rate, options)
 
 def _of_step(step, geometry: alignment.Geometry, learning_rate):
   """A step's part along the first gradient, and its weights of both, each [T]."""
-  # In the frame of unit vectors r, f and o = r - cos f, of which r.o = sin^2 and f.o = 0.
+  # The frame has the unit vectors r and f, and o = r - cos f, with r.o = sin^2 and f.o = 0.
   ahead_T = step.retain + step.forget * geometry.cosine + step.orthogonal * geometry.sine**2
   first_T = _divide(-(step.retain + step.orthogonal), geometry.retain_norm * learning_rate, 0)
   second_T = _divide(step.forget - step.orthogonal * geometry.cosine, geometry.forget_norm * learning_rate, 0)

@@ -1,9 +1,9 @@
-"""What unlearning did to a model's features and to the loss around it, for any pair of checkpoints.
+"""Compares the features and loss landscapes of two models of a run, before and after unlearning.
 
   python -m hamu_jax.analysis.geometry --run=runs/digits
   python -m hamu_jax.analysis.geometry --run=runs/digits --after=retrained --out=figures
 
-Reads a run directory: its configuration, its retain and forget rows (split.npz) and two models, by
+Reads a run directory: its configuration, its retain and forget sets (split.npz) and two models, by
 default the original and the unlearned one. Writes to --out (default: geometry/ in the run)
 
     geometry.json            every number
@@ -34,7 +34,7 @@ _PACKAGES = {"ot": "POT", "umap": "umap-learn"}
 
 
 def tables(report: Mapping[str, Any]) -> str:
-  """The entanglement and the flatness in a report as aligned text.
+  """Formats the entanglement and the flatness of a report as aligned text.
 
   Args:
     report: The content of geometry.json.
@@ -60,7 +60,7 @@ def _cell(value: float | None) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-  """Rows as lines, the first one above a rule; two columns to the left, the others to the right."""
+  """Aligns rows, with a rule below the first; the first two columns to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows)]
   lines = [
     "  ".join(
@@ -75,13 +75,13 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _whole(least: int, *, odd: bool = False) -> Callable[[str], int]:
-  """A parser of whole numbers from `least` on."""
+  """A parser of whole numbers of at least `least`."""
 
   def parse(text):
     value = int(text) if text.lstrip("-").isdecimal() else least - 1
     if value < least or odd and value % 2 == 0:
       kind = "an odd number" if odd else "a whole number"
-      raise argparse.ArgumentTypeError(f"{text!r}: choose {kind} from {least} on")
+      raise argparse.ArgumentTypeError(f"{text!r}: choose {kind} of at least {least}")
     return value
 
   return parse
@@ -95,31 +95,34 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser.add_argument("--after", default="unlearned", help=f"second model: {model}")
   parser.add_argument("--out", type=pathlib.Path, help="folder to write to; default RUN/geometry")
   parser.add_argument(
-    "--max_examples", type=_whole(LEAST_EXAMPLES), default=2000, help="examples of each set for features"
+    "--max_examples",
+    type=_whole(LEAST_EXAMPLES),
+    default=2000,
+    help="number of examples per set for features",
   )
   parser.add_argument(
     "--landscape_points",
     type=_whole(3, odd=True),
     default=25,
-    help="points along each direction, odd so that the model itself is one",
+    help="number of points along each direction; odd, so that the model itself is one of them",
   )
   parser.add_argument(
-    "--landscape_examples", type=_whole(1), default=256, help="examples of each set for landscapes"
+    "--landscape_examples", type=_whole(1), default=256, help="number of examples per set for landscapes"
   )
   parser.add_argument(
     "--normalization",
     choices=landscape.NORMALIZATIONS,
     default="filter",
-    help="of directions; tensor is the sharpness paper's",
+    help="normalization of the directions; tensor is the sharpness paper's",
   )
   parser.add_argument(
-    "--seed", type=_whole(0), default=0, help="of examples, directions, UMAP and transport samples"
+    "--seed", type=_whole(0), default=0, help="seed of examples, directions, UMAP and transport samples"
   )
   return parser.parse_args(arguments)
 
 
 def _weights_file(options: argparse.Namespace, flag: str) -> pathlib.Path:
-  """The file of the model that --before or --after asks for."""
+  """The weights of the model that --before or --after names."""
   name = getattr(options, flag)
   file = options.run / f"{name}.safetensors" if name in _MODELS else pathlib.Path(name)
   if not file.exists():
@@ -135,7 +138,7 @@ def _analyse(options: argparse.Namespace) -> None:
     raise UserError(f"{_PACKAGES[missing[0]]} is not installed; pip install 'hamu-jax[analysis]'")
   run = load_run(options.run, options.max_examples, options.seed)
   files = {flag: _weights_file(options, flag) for flag in ("before", "after")}
-  # Of a model without batch norm the file has no statistics at all.
+  # The file of a model without batch norm has no statistics.
   variables = {
     name: {"batch_stats": {}} | models.load_weights(file, run.template) for name, file in files.items()
   }
@@ -189,7 +192,7 @@ def run(arguments: Sequence[str]) -> int:
   """Parses a command line and runs it.
 
   Args:
-    arguments: As `sys.argv`, the program's name first.
+    arguments: Command line in the form of `sys.argv`, the program's name first.
 
   Returns:
     The exit status: 0, or 2 for bad input.

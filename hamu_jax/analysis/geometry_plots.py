@@ -1,7 +1,7 @@
-"""Pictures of a model's geometry: a map of its features, and the loss around it.
+"""Figures of a model's geometry: a map of its features, and the loss around it.
 
-Each is written as PNG and PDF. Colours as in `hamu_jax.report.drawing`: retain and forget differ in
-marker too, and losses are shown in viridis, whose lightness alone tells low from high.
+Each is written as PNG and PDF. The colours are those of `hamu_jax.report.drawing`. Retain and forget differ
+in marker, too, and losses are shown in viridis, whose lightness alone tells low from high.
 """
 
 import os
@@ -15,21 +15,21 @@ from hamu_jax.report import drawing
 
 _RETAIN, _FORGET = "#0072B2", "#D55E00"
 _LEVELS = 12
-# Losses whose ratio is larger are drawn on a logarithmic scale. It starts at the second number, or
-# the few points where the loss happens to vanish would take most of the colours.
+# Losses whose ratio exceeds _WIDE are drawn on a logarithmic scale. The scale starts at _LEAST_LOSS;
+# otherwise a few points with a loss near 0 would take most of the colours.
 _WIDE = 100
 _LEAST_LOSS = 1e-3
 
 
 def umap(places: Mapping[str, Paired], path: os.PathLike | str) -> None:
-  """Draws the retain and forget features of several models, one panel a model, on common axes.
+  """Draws the retain and forget features of several models, one panel per model, on common axes.
 
   Args:
-    places: [N, 2] of each set, by the title of the panel.
-    path: Of the pictures, without .png and .pdf.
+    places: {title of the panel: Paired [N, 2] positions}.
+    path: Path of the figures, without .png and .pdf.
 
   Raises:
-    UserError: `path` cannot be written.
+    UserError: if `path` cannot be written.
   """
   from matplotlib.figure import Figure
 
@@ -37,7 +37,7 @@ def umap(places: Mapping[str, Paired], path: os.PathLike | str) -> None:
   figure.suptitle("UMAP of the features, all models embedded together", fontsize=13)
   axes = np.atleast_1d(figure.subplots(1, len(places), sharex=True, sharey=True))
   for axis, (title, sets) in zip(axes, places.items()):
-    # Few points need large marks, many must not cover each other.
+    # Few points get large marks; many points get small ones, so that they do not cover each other.
     size = float(np.clip(8000 / sum(map(len, sets)), 4, 40))
     axis.scatter(*sets.retain.T, s=size, color=_RETAIN, alpha=0.5, linewidths=0, label="retain")
     axis.scatter(
@@ -55,23 +55,23 @@ def umap(places: Mapping[str, Paired], path: os.PathLike | str) -> None:
 def landscapes(coordinates: np.ndarray, grids: Mapping[str, Paired], path: os.PathLike | str) -> None:
   """Draws the loss around several models as surfaces and as contours.
 
-  A row for each set, in which all models share one scale, logarithmic where losses differ much; a
-  surface and contours for each model. Losses that are not finite are left blank.
+  There is a row for each set, with a surface and contours for each model. All models of a row share one
+  scale, which is logarithmic if losses differ much. Losses that are not finite are left blank.
 
   Args:
-    coordinates: [P] along both directions.
-    grids: [P, P] losses of each set in nats, the second direction first, by title of the model.
-    path: Of the pictures, without .png and .pdf.
+    coordinates: [P] coordinates along both directions.
+    grids: {title of the model: Paired [P, P] losses in nats}, with the second direction as the first axis.
+    path: Path of the figures, without .png and .pdf.
 
   Raises:
-    UserError: `path` cannot be written.
+    UserError: if `path` cannot be written.
   """
   from matplotlib.figure import Figure
 
   width = 9 * len(grids)
   figure = Figure(figsize=(width, 8.8), dpi=120)
   figure.suptitle("Loss on a plane through the parameters of each model (cross)", fontsize=13)
-  # Placed by hand: the automatic layouts do not see how far the labels of a 3-D axis reach.
+  # The axes are placed manually, because automatic layouts ignore the labels of a 3-D axis.
   layout = figure.add_gridspec(
     2,
     2 * len(grids) + 1,
@@ -101,7 +101,7 @@ def landscapes(coordinates: np.ndarray, grids: Mapping[str, Paired], path: os.Pa
 
 
 class _Scale(NamedTuple):
-  """The range of losses that a row of pictures shares."""
+  """The range of losses that a row of panels shares."""
 
   low: float
   high: float
@@ -117,16 +117,16 @@ class _Scale(NamedTuple):
     return cls(low, high if high > low else low + 1, False)
 
   def heights(self, losses: np.ma.MaskedArray) -> np.ma.MaskedArray:
-    """Losses, or their decimal logarithms, as they are drawn."""
+    """The drawn heights: losses, or their decimal logarithms."""
     return np.ma.log10(np.maximum(losses, self.low)) if self.logarithmic else losses
 
   @property
   def limits(self) -> tuple[float, float]:
-    """Of the heights."""
+    """The limits of the heights."""
     return (np.log10(self.low), np.log10(self.high)) if self.logarithmic else (self.low, self.high)
 
   def mappable(self):
-    """What the colour bar shows."""
+    """The mappable of the colour bar."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm, Normalize
 

@@ -1,18 +1,18 @@
-"""How hard a forget set is, which constraint is feasible, what a first step costs: before any is taken.
+"""Reports, before any step, how hard a forget set is, which constraint is feasible and what a step costs.
 
   python -m hamu_jax.analysis.hardness --config=configs/digits_hamu.py --workdir=runs/digits
   python -m hamu_jax.analysis.hardness --config=configs/tofu_smollm2_hamu.py:smoke --batches=4
 
-Takes the original model from the experiment's cache, or pretrains it and leaves it there for
-`python -m hamu_jax.main` with the same --workdir (default: as there). On the first --batches batch pairs
-(default 8) it computes the gradients of both losses, what HAMU would do with them in each tensor, and the
-first step of the configured method, of hamu-q, hamu-u, gdiff and ga: what it should change to first order,
-and what it does change. No model is changed. Writes to the workdir
+Takes the original model from the experiment's cache, or pretrains it and puts it there for
+`python -m hamu_jax.main` with the same --workdir (the default is the same, too). On the first --batches batch
+pairs (default 8) it computes the gradients of both losses, HAMU's step on each tensor, and the first step of
+the configured method, hamu-q, hamu-u, gdiff and ga. For each step it compares the predicted first-order
+change of the losses with the actual change. The model is not changed. Writes to the workdir
 
     hardness.json            every number
     hardness.png, .pdf       angles, feasible constraints and first steps
 
-and prints the tables and a verdict. `--config.FIELD=VALUE` is as in `hamu_jax.main`.
+and prints the tables and a verdict. `--config.FIELD=VALUE` works as in `hamu_jax.main`.
 """
 
 import argparse
@@ -40,11 +40,11 @@ from hamu_jax.paired import Paired
 from hamu_jax.run import command_line, preemption, progress, rundir
 from hamu_jax.transforms import BRANCHES
 
-# What the first step of any method is set against.
+# Methods whose first steps are shown besides that of the configured method.
 COMPARED = ("hamu-q", "hamu-u", "gdiff", "ga")
-# Share of a loss's gradient that is rounding.
+# A gradient whose norm is at most this share of the plain loss's counts as zero.
 _NEGLIGIBLE = 1e-4
-# Of `forecast.hardness`, by the names of the configuration.
+# Arguments of `forecast.hardness` with the names of their configuration fields.
 _OPTIONS = ("radius", "share", "normalize_share", "on_infeasible", "criterion")
 
 
@@ -55,26 +55,27 @@ def analyse(
   batches: int = 8,
   watch: preemption.Watch | None = None,
 ) -> dict[str, Any]:
-  """Looks at an experiment's first steps without taking them.
+  """Analyses an experiment's first steps without taking them.
 
   Args:
     config: validated configuration.
-    workdir: of the run; its original model is looked up and left there, or in `config.stage_cache`.
-    batches: pairs to look at, at most those of an epoch.
-    watch: notices signals; None leaves them alone.
+    workdir: folder of the run. Its original model is read from there or from `config.stage_cache`, and
+      written there after pretraining.
+    batches: number of batch pairs to analyse, at most those of an epoch.
+    watch: watch that notices signals; None ignores them.
 
   Returns:
-    The content of hardness.json. A number over the pairs is {"first", "mean", "std"}, a truth
-    {"first", "share"}, a name {"first", "counts"}; None is a number that is infinite or undefined.
+    The content of hardness.json. Over the pairs, a number is {"first", "mean", "std"}, a bool
+    {"first", "share"} and a name {"first", "counts"}. None is a number that is infinite or undefined.
 
   Raises:
-    UserError: the experiment cannot run, or is one of several processes.
-    preemption.Preempted: it was asked to end; a pretraining can go on from there.
+    UserError: if the experiment cannot run, or has several processes.
+    preemption.Preempted: if it was asked to end; pretraining can be resumed.
   """
   if config.distributed.num_processes != 1 or config.distributed.coordinator:
     raise UserError(
-      f"config.distributed.num_processes={config.distributed.num_processes}: the preview is one process; "
-      "set it to 1 and config.distributed.coordinator to ''"
+      f"config.distributed.num_processes={config.distributed.num_processes}: the preview runs in one process;"
+      " set it to 1 and config.distributed.coordinator to ''"
     )
   watch = watch or preemption.Watch()
   _make_folder(workdir)
@@ -97,7 +98,7 @@ def analyse(
       | {field: of_KxT[:, t] for field, of_KxT in values["tensor"].items() if of_KxT.ndim == 2}
       for t, (name, size) in enumerate(zip(look.names, look.sizes, strict=True))
     ],
-    # JAX sorts what it maps over.
+    # JAX sorts the keys of a dict, so the order of the methods is restored.
     "steps": {name: values["steps"][name] for name in names},
   }
   report = _reported(report)
@@ -107,7 +108,7 @@ def analyse(
 
 
 def _options(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """What the constraint is, by the names of the configuration; that of hamu-q for other methods."""
+  """The constraint and its options, by the names of the configuration; for other methods, hamu-q's."""
   options = config.method
   rate, constraint = options.optimizer.learning_rate, options.constraint
   return {
@@ -125,7 +126,7 @@ def _options(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _values(look: preview.Preview, count: int, names: Sequence[str], options, watch) -> dict[str, Any]:
-  """All numbers of the first batch pairs, as arrays with an axis of `count` pairs in front."""
+  """All numbers of the first batch pairs, as arrays whose first axis has `count` pairs."""
   measures = {
     scope: jax.jit(
       functools.partial(
@@ -189,7 +190,7 @@ def _look_at(look: preview.Preview, pair: preview.Pair, names: Sequence[str], me
 
 
 def _limits(blocks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """What all blocks allow together, of each pair."""
+  """The limits over all blocks, for each pair."""
   return {
     "feasible_ratio": blocks["feasible_ratio"].min(1),
     "free_ratio": blocks["free_ratio"].min(1),
@@ -200,7 +201,7 @@ def _limits(blocks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _reported(value: Any) -> Any:
-  """The JSON form of nested values, in which arrays are values of each pair."""
+  """The JSON form of nested values; the first axis of an array is that of the pairs."""
   if isinstance(value, Mapping):
     return {name: _reported(item) for name, item in value.items()}
   if isinstance(value, list):
@@ -209,7 +210,7 @@ def _reported(value: Any) -> Any:
 
 
 def _spread(values_K: np.ndarray) -> dict[str, Any]:
-  """What is reported of one value of each pair."""
+  """The summary of one value over the pairs."""
   first = values_K[0].item()
   if values_K.dtype.kind == "U":
     return {"first": first, "counts": dict(collections.Counter(values_K.tolist()))}
@@ -224,11 +225,13 @@ def _spread(values_K: np.ndarray) -> dict[str, Any]:
 
 
 def _notes(config, look: preview.Preview, report: Mapping[str, Any], batches: int) -> list[str]:
-  """What the numbers do not say, or not of the very first step."""
+  """Notes about limits of the numbers."""
   name, method = config.method.name, methods.METHODS[config.method.name]
   notes = []
   if method.from_scratch:
-    notes.append(f"{name} trains a new model and takes no step from this one; only others' steps are shown")
+    notes.append(
+      f"{name} trains a new model and takes no step from this one; only the steps of other methods are shown"
+    )
   elif len(method.substeps) > 1:
     notes.append(
       f"a step of {name} is several updates, each of which changes the gradients of the next; it is not shown"
@@ -237,7 +240,7 @@ def _notes(config, look: preview.Preview, report: Mapping[str, Any], batches: in
     notes.append(f"{name} reads one stream of both sets, not batch pairs; its step is not shown")
   elif len(method.roles) == 1:
     (role,) = method.roles
-    notes.append(f"{name} reads {role} batches alone; the pairs are those of hamu-q")
+    notes.append(f"{name} reads only {role} batches; the pairs are those of hamu-q")
     if not look.takes(name):
       notes.append(f"with config.sam.rho above 0, the step of {name} is not shown")
   if look.warms_up:
@@ -247,8 +250,8 @@ def _notes(config, look: preview.Preview, report: Mapping[str, Any], batches: in
   for role in Paired._fields:
     if name in report["steps"] and report["steps"][name][role]["is_zero"]["first"]:
       notes.append(
-        f"the {role} gradient of {name} is zero at the original model, against which it is "
-        "measured; its first step is the other role's"
+        f"the {role} gradient of {name} is zero, because its loss is the distance to the original model; "
+        "its first step follows the other role's gradient alone"
       )
   options, losses = config.method, report["losses"]
   if options.stop_on_loss:
@@ -267,7 +270,7 @@ def _make_folder(path: pathlib.Path) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any, pathlib.Path]:
-  """-> this program's own options, the configuration, the workdir."""
+  """Returns this program's own options, the configuration and the workdir."""
   parser = command_line.Parser(add_help=False)
   parser.add_argument("--batches", type=int, default=8)
   options, rest = parser.parse_known_args(arguments[1:])
@@ -289,10 +292,10 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-  """Parses a command line and looks.
+  """Parses a command line and runs the analysis.
 
   Args:
-    arguments: as `sys.argv`, the program's name first.
+    arguments: command line in the form of `sys.argv`, the program's name first.
 
   Returns:
     The exit status: 0, or 2 for bad input. If it was interrupted, the process ends with 143.

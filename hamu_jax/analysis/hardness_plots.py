@@ -1,6 +1,6 @@
-"""Pictures of how hard a forget set is, from what `hamu_jax.analysis.hardness.analyse` returns.
+"""Figures of how hard a forget set is, from the report of `hamu_jax.analysis.hardness.analyse`.
 
-Each is written as PNG and PDF. Colours as in `hamu_jax.report.drawing`.
+Each is written as PNG and PDF. The colours are those of `hamu_jax.report.drawing`.
 """
 
 import os
@@ -16,7 +16,7 @@ from hamu_jax.report import drawing
 _COLOURS = {"retain": drawing.BLUE, "forget": drawing.VERMILLION}
 _METHODS = (drawing.BLUE, drawing.SKY, drawing.GREEN, drawing.ORANGE, drawing.PURPLE, drawing.GREY)
 _MARKERS = ("o", "s", "^", "D", "v", "P")
-# Largest constraints: that a block can meet, and that costs the other role nothing.
+# The largest constraint that a block can meet, and the largest that costs the other role nothing.
 _LIMITS = {
   "feasible_ratio": ("feasible", drawing.VERMILLION, "s"),
   "free_ratio": ("without a loss", drawing.GREEN, "^"),
@@ -24,21 +24,21 @@ _LIMITS = {
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-  """Tensor names without the parts that all share, cut to a readable length."""
+  """Shortens tensor names, see `drawing.short_names`."""
   return drawing.short_names(names)
 
 
 def draw(report: Mapping[str, Any], path: os.PathLike | str) -> None:
-  """Draws the angles and feasible constraints of all blocks, and what the first steps would change.
+  """Draws the angles and feasible constraints of all blocks, and the changes by the first steps.
 
-  Dots are the first batch pair, bars one standard deviation around the mean of all pairs.
+  Dots are the first batch pair; bars are one standard deviation around the mean of all pairs.
 
   Args:
-    report: what `hardness.analyse` returns.
-    path: of the pictures, without .png and .pdf.
+    report: report of `hardness.analyse`.
+    path: path of the figures, without .png and .pdf.
 
   Raises:
-    UserError: `path` cannot be written.
+    UserError: if `path` cannot be written.
   """
   from matplotlib.figure import Figure
 
@@ -65,16 +65,16 @@ def draw(report: Mapping[str, Any], path: os.PathLike | str) -> None:
 def over(
   values: Sequence[float], reports: Sequence[Mapping[str, Any]], path: os.PathLike | str, *, field: str
 ) -> None:
-  """Draws how hardness goes with one setting, e.g. rho.
+  """Draws how hardness depends on one field, e.g. rho.
 
   Args:
-    values: of the setting.
-    reports: what `hardness.analyse` returns at each.
-    path: of the pictures, without .png and .pdf.
-    field: the setting's name.
+    values: values of the field.
+    reports: report of `hardness.analyse` for each value.
+    path: path of the figures, without .png and .pdf.
+    field: name of the field.
 
   Raises:
-    UserError: `path` cannot be written.
+    UserError: if `path` cannot be written.
   """
   from matplotlib.figure import Figure
 
@@ -105,15 +105,15 @@ def over(
 
 
 def calibration(titles: Sequence[str], reports: Sequence[Mapping[str, Any]], path: os.PathLike | str) -> None:
-  """Draws what first steps should change against what they do change, a panel a report.
+  """Draws the predicted against the actual changes by first steps, one panel per report.
 
   Args:
-    titles: of the panels.
-    reports: what `hardness.analyse` returns.
-    path: of the pictures, without .png and .pdf.
+    titles: titles of the panels.
+    reports: reports of `hardness.analyse`.
+    path: path of the figures, without .png and .pdf.
 
   Raises:
-    UserError: `path` cannot be written.
+    UserError: if `path` cannot be written.
   """
   from matplotlib.figure import Figure
 
@@ -219,7 +219,7 @@ def _changes(axis, report, role: str) -> None:
 
 
 def _means(values, places):
-  """-> means, places, standard deviations of {"mean", "std"}; None where there is but one pair."""
+  """Returns means, places and standard deviations; None instead of the last if there is only one pair."""
   spreads = [value["std"] for value in values]
   means = [np.nan if value["mean"] is None else value["mean"] for value in values]
   return means, places, None if None in spreads else spreads
@@ -247,7 +247,7 @@ def _price(step) -> float:
 
 
 def _log_if_wide(set_scale, values) -> None:
-  """A logarithmic scale for values that differ much."""
+  """Sets a logarithmic scale if the values differ much."""
   positive = [value for value in values if value]
   if positive and max(positive) > 20 * min(positive):
     set_scale("log")

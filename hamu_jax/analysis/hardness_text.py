@@ -1,4 +1,4 @@
-"""Hardness in words: the verdict and the tables of what `hamu_jax.analysis.hardness.analyse` returns."""
+"""Hardness in words: the verdict and the tables of a report of `hamu_jax.analysis.hardness.analyse`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from hamu_jax.run.tables import format_table
 
 _ROWS = 24
 _UNBOUNDED = "any"
-# Share of a prediction by which it misses.
+# Relative error above which a prediction counts as wrong.
 _MISSED = 0.25
 
 
@@ -17,7 +17,7 @@ def verdict(report: Mapping[str, Any]) -> str:
   """One paragraph in plain words.
 
   Args:
-    report: what `analyse` returns.
+    report: report of `analyse`.
   """
   sentences = [_of_angles(report), _of_constraint(report), _of_price(report), _of_step(report)]
   return " ".join(sentence for sentence in sentences if sentence)
@@ -46,12 +46,12 @@ def _of_constraint(report) -> str:
   failing = int(limits["infeasible"]["first"])
   method, remedy = options["variant"], f"lower config.method.{field} to that"
   if options["scope"] == "global":
-    text = f"The {field} {asked} is {'not ' * bool(failing)}feasible; the largest that is: {most}."
+    text = f"The {field} {asked} is {'not ' * bool(failing)}feasible; the largest feasible one is {most}."
   else:
     count = len(report["blocks"])
     text = (
-      f"The {field} {asked} is feasible in {count - failing} of {count} blocks; the largest feasible "
-      f"everywhere: {most}."
+      f"The {field} {asked} is feasible in {count - failing} of {count} blocks; the largest that is feasible "
+      f"in all blocks is {most}."
     )
   if not failing:
     return text
@@ -59,10 +59,10 @@ def _of_constraint(report) -> str:
   consequence = {
     "stop": f"{method} would stop before its first step: {remedy}, or set "
     "config.method.on_infeasible=project.",
-    "project": f"Where it is not, {method} goes as far for the {second} loss as the radius allows, "
+    "project": f"In the other blocks, {method} goes as far for the {second} loss as the radius allows, "
     f"whatever the {first} loss does (on_infeasible=project); to weigh both, {remedy}.",
-    "exceed": f"Where it is not, the step of {method} is longer than the radius (on_infeasible=exceed); to "
-    f"stay within it, {remedy}.",
+    "exceed": f"In the other blocks, the step of {method} is longer than the radius (on_infeasible=exceed); "
+    f"to stay within it, {remedy}.",
   }
   return f"{text} {consequence[options['on_infeasible']]}"
 
@@ -76,13 +76,13 @@ def _of_price(report) -> str:
   text = f"Up to {free} the {first} loss need not {worse} in any block"
   losing = int(limits["losing"]["first"])
   if losing and not limits["infeasible"]["first"]:
-    text += f"; what is asked makes it {worse} in {losing}"
+    text += f"; the given {'constraint' if options['is_absolute'] else 'ratio'} makes it {worse} in {losing}"
   text += "."
   asked, stopping = options["constraint_ratio"], limits["stopping_ratio"]["first"]
   if stopping is not None and asked > stopping:
     text += (
-      f" HAMU's aggregate criterion is met above {stopping * unit:.3g}, so at once"
-      f"{', and would stop the run' if options['stop_on_criterion'] else ''}."
+      f" HAMU's aggregate criterion is met above {stopping * unit:.3g}, so it is met at the first step"
+      f"{' and would stop the run' if options['stop_on_criterion'] else ''}."
     )
   return text
 
@@ -98,7 +98,7 @@ def _of_step(report) -> str:
     return f"the retain loss by {retain:+.2g} and the forget loss by {forget:+.2g}"
 
   text = (
-    f"The first step of {name} should change {changes('predicted')} nats; taken, it changes "
+    f"The first step of {name} should change {changes('predicted')} nats; when taken, it changes "
     f"{changes('happened')}."
   )
   missed = [
@@ -109,24 +109,24 @@ def _of_step(report) -> str:
   ]
   if missed:
     text += (
-      f" For the {' and the '.join(missed)} loss first order does not hold at this length; "
-      "a lower config.method.optimizer.learning_rate keeps closer to it."
+      f" For the {' and the '.join(missed)} loss, the first-order prediction does not hold at this length; "
+      "a lower config.method.optimizer.learning_rate makes it more accurate."
     )
   return text
 
 
 def _roles(variant: str) -> tuple[str, str]:
-  """Whose loss a variant optimises, and whose it constrains."""
+  """The role whose loss a variant optimises, and the role whose loss it constrains."""
   return ("forget", "retain") if variant == "hamu-u" else ("retain", "forget")
 
 
 def tables(report: Mapping[str, Any]) -> str:
-  """The blocks and the steps as aligned text.
+  """Formats the blocks and the steps as aligned text.
 
-  Of many blocks those are shown whose gradients have the largest product of norms, in the model's order.
+  If there are many blocks, those with the largest product of gradient norms are shown, in the model's order.
 
   Args:
-    report: what `analyse` returns.
+    report: report of `analyse`.
   """
   return f"{_block_table(report)}\n\n{_step_table(report)}"
 
@@ -218,7 +218,7 @@ def _step_table(report) -> str:
 
 
 def _with_spread(value: Mapping[str, float], form: str, unit: float = 1.0, *, first: bool = True) -> str:
-  """A value of the first pair with the mean and spread of all, or these alone."""
+  """A value of the first pair with the mean and spread of all pairs, or only the latter."""
   if value["first"] is None:
     return _UNBOUNDED
   if value["std"] is None:

@@ -33,22 +33,22 @@ def compute_landscapes(
 ) -> tuple[np.ndarray, dict[str, Paired]]:
   """Mean losses of retain and forget examples on a plane around each model.
 
-  All models share the random draws of the two directions, each scaled to the model's own weights.
+  All models share the random draws of the two directions, which are scaled to each model's weights.
 
   Args:
     run: The run.
-    variables: Of each model.
-    points: Along each direction, from -1 to 1; odd.
-    max_examples: Examples of each set that the loss is taken over, the first ones.
-    normalization: Of the directions, see `sam_jax.landscape.scale_draws`.
-    seed: Of the draws.
+    variables: Variables by name of the model.
+    points: P, number of points along each direction from -1 to 1; odd.
+    max_examples: Number of examples of each set over which the loss is averaged; the first ones are used.
+    normalization: Normalization of the directions, see `sam_jax.landscape.scale_draws`.
+    seed: Seed of the draws.
 
   Returns:
-    The coordinates [P], and by model the losses [P, P] of each set, in nats.
+    The coordinates [P], and {name of the model: Paired [P, P] losses in nats}.
   """
   row = _make_row(run)
   coordinates = np.linspace(-1, 1, points, dtype=np.float32)
-  # Of one shape, so that one program serves both sets.
+  # Both sets are padded to one shape, so that one program serves both.
   size = min(max_examples, max(len(examples.labels) for examples in run.examples))
   batches = Paired(
     *(

@@ -1,8 +1,8 @@
 """The first unlearning steps of an experiment, computed at the original model and not taken.
 
-`Preview` has the gradients of a batch pair, the step that any method would take with them, and the losses
-there. Its programs are made of the loop's own step, in the experiment's own pairing, so that what it says
-is what the run would do.
+`Preview` computes the gradients of a batch pair, the step that a method would take with them, and the losses
+after that step. Its programs use the loop's own step and the experiment's pairing, so that its results are
+those of the run.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ from hamu_jax.run import preemption
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any
-# Hardness is about both plain losses, whatever the method; HAMU's transform is given their gradients.
+# Hardness is defined by both plain losses, whatever the method, because HAMU combines their gradients.
 _BOTH = methods.SubStep({"ce": 1.0}, {"ce": 1.0}, methods.PLAIN, one_loss=False)
-# Each by itself, so that one program serves both.
+# A single role, so that one program serves both roles.
 _ONE = methods.SubStep({"ce": 1.0}, None, methods.PLAIN)
-# Whose batches stand for those of a method that reads no pairs.
+# The method whose batch pairs are used for a method that reads none.
 _PAIRED = "hamu-q"
 
 
@@ -49,11 +49,11 @@ class Pair(NamedTuple):
   """A batch pair at the original model.
 
   Attributes:
-    number: of the step that reads it, from 0.
-    gradients: Paired, of the mean cross-entropies as they are.
-    seen: Paired, of the same losses as HAMU sees them: sharpness-aware, masked and clipped where the
-      configuration says so.
-    losses: Paired mean cross-entropies.
+    number: number of the step that reads it, from 0.
+    gradients: Paired plain gradients of the mean cross-entropies.
+    seen: Paired gradients of the same losses as passed to HAMU: sharpness-aware, masked and clipped if
+      the configuration says so.
+    losses: Paired mean cross-entropies in nats.
   """
 
   number: int
@@ -67,8 +67,8 @@ class Step(NamedTuple):
 
   Attributes:
     update: change of the parameters.
-    stop: why it would not be taken; `Stop.NONE` if it would.
-    norms: Paired norms of the gradients that its transform is given; None for a role without.
+    stop: reason for which it would not be taken; `Stop.NONE` if it would.
+    norms: Paired norms of the gradients that are passed to its transform; None for a role without gradient.
   """
 
   update: Tree
@@ -77,7 +77,7 @@ class Step(NamedTuple):
 
 
 def capture() -> optax.GradientTransformationExtraArgs:
-  """A transform that keeps the gradients it is given in its state, and moves nothing."""
+  """A transform that stores its input gradients in its state and returns zero updates."""
 
   def init_fn(params):
     return Captured(Paired(*(jax.tree.map(jnp.zeros_like, params) for _ in Paired._fields)))
@@ -86,14 +86,14 @@ def capture() -> optax.GradientTransformationExtraArgs:
     del state, params, extra_args
     given = Paired(retain_grads, forget_grads)
     zeros = jax.tree.map(jnp.zeros_like, retain_grads if forget_grads is None else forget_grads)
-    # One structure for all methods: a role without gradients has zeros.
+    # A role without gradients gets zeros, so that the structure is the same for all methods.
     return zeros, Captured(Paired(*(zeros if gradient is None else gradient for gradient in given)))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def can_step(name: str) -> bool:
-  """Whether a method's first step is one update by the gradients of a batch of its roles."""
+  """Whether a method's first step is one update computed from the gradients of one batch of each role."""
   method = methods.METHODS[name]
   return len(method.substeps) == 1 and method.layout == "paired" and not method.from_scratch
 
@@ -102,19 +102,19 @@ class Preview:
   """An experiment, up to its first unlearning steps.
 
   Attributes:
-    names: of the tensors, in tree-leaf order.
-    sizes: weights of each tensor.
-    most_pairs: batch pairs of an epoch.
-    warms_up: whether the rate of the very first step is 0, so that the peak rate stands for it.
+    names: names of the tensors, in tree-leaf order.
+    sizes: number of weights of each tensor.
+    most_pairs: number of batch pairs of an epoch.
+    warms_up: whether the learning rate of the first step is 0, so that the peak rate is used instead.
 
   Args:
     config: validated configuration.
-    workdir: as that of the run; the original model is looked up and left where the run would.
-    watch: notices signals.
+    workdir: folder of the run. The original model is read from and written to the same place as by the run.
+    watch: watch that notices signals.
 
   Raises:
-    UserError: the experiment cannot run, or its learning rate is 0.
-    preemption.Preempted: it was asked to end; what it did is saved.
+    UserError: if the experiment cannot run, or its learning rate is 0.
+    preemption.Preempted: if it was asked to end; its progress is saved.
   """
 
   def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path, watch: preemption.Watch):
@@ -132,7 +132,7 @@ class Preview:
     options = config.method
     optimizer = options.optimizer
     self.warms_up = bool(optimizer.warmup_epochs)
-    # Every pair is seen as the first one, of which no loss threshold hides the gradients.
+    # Every pair is treated as that of the first step, and no loss threshold may hide its gradients.
     optimizer.schedule, optimizer.warmup_epochs, options.stop_on_loss = "constant", 0.0, False
     self._stage = start.stage._replace(options=options)
     self.names = alignment.tensor_names(self._variables["params"])
@@ -153,10 +153,16 @@ class Preview:
     self._appliers: dict[Any, Any] = {}
 
   def pair(self, number: int) -> Pair:
-    """The batch pair of a step, at the original model.
+    """Computes the gradients and losses of a step's batch pair at the original model.
+
+    Args:
+      number: number of the step, from 0.
+
+    Returns:
+      The pair.
 
     Raises:
-      UserError: a gradient is not finite.
+      UserError: if a gradient is not finite.
     """
     found = [
       self._watch.run(functools.partial(self._plain, self._variables, self._frozen, of, number))
@@ -169,17 +175,20 @@ class Preview:
   def takes(self, name: str) -> bool:
     """Whether the step of a method can be computed here.
 
-    With sharpness-aware gradients, a method of one role would see another point than that of the pair.
+    With sharpness-aware gradients, a method of one role would be perturbed to another point than the pair.
     """
     both = len(methods.METHODS[name].roles) == 2
     return can_step(name) and (both or self._stage.sam is None)
 
   def step(self, name: str, pair: Pair) -> Step:
-    """The step of a method with a batch pair, by its own transform and the configured optimizer.
+    """Computes the step of a method with a batch pair, by its own transform and the configured optimizer.
 
     Args:
-      name: a method that `takes`.
-      pair: of this preview.
+      name: name of a method for which `takes` is True.
+      pair: a pair of this preview.
+
+    Returns:
+      The step.
     """
     (substep,) = methods.METHODS[name].substeps
     seen = self._seen(substep, pair)
@@ -192,7 +201,7 @@ class Preview:
     return Step(update, Stop(int(stop)), norms)
 
   def losses(self, pair: Pair, update: Tree | None = None) -> Paired:
-    """The losses of a batch pair at the original model, or where an update leads."""
+    """The losses of a batch pair at the original model, or after an update."""
     variables = self._variables
     if update is not None:
       variables = variables | {"params": optax.apply_updates(variables["params"], update)}
@@ -206,7 +215,7 @@ class Preview:
     )
 
   def _seen(self, substep: methods.SubStep, pair: Pair) -> Paired:
-    """The gradients that a sub-step's transform is given."""
+    """The gradients that are passed to a sub-step's transform."""
     stage = self._stage
     is_plain = all(set(role or ()) <= {"ce"} for role in (substep.retain, substep.forget))
     if is_plain and stage.sam is None:
@@ -215,7 +224,7 @@ class Preview:
     key = (roles, substep.one_loss)
     if key not in self._captured:
       if stage.sam is not None and stage.sam.scope == "step" and not substep.one_loss:
-        # There is no joint loss to perturb by.
+        # Without a joint loss, there is no joint gradient for the perturbation.
         sam = stage.sam.copy_and_resolve_references()
         sam.scope = "auto"
         stage = stage._replace(sam=sam)
@@ -226,7 +235,7 @@ class Preview:
     return gradients
 
   def _scaled(self, substep: methods.SubStep, gradients: Paired) -> Paired:
-    """As the step makes them of the plain losses' gradients."""
+    """Scales, masks and clips the plain losses' gradients as the step does."""
     hyperparameters = hyperparameters_of(self._stage.options, methods.Method((substep,)))
 
     def one(gradient, coefficients):
@@ -240,7 +249,7 @@ class Preview:
     return Paired(*map(one, gradients, substep.coefficients(hyperparameters, 0)))
 
   def _applier(self, substep: methods.SubStep):
-    """(gradients, params, mask) -> the update, a `Stop` code."""
+    """Returns (gradients, params, mask) -> (update, `Stop` code)."""
     stage, method = self._stage, methods.Method((substep,))
     program = self._loop.program(stage._replace(method=method), None)
     (optimizer,) = program.optimizers(hyperparameters_of(stage.options, method))
@@ -256,12 +265,12 @@ class Preview:
 
 
 class _Batches:
-  """The batches of a plan, of which the last one asked for is kept.
+  """The batches of a plan; the last requested batch is cached.
 
   Args:
-    feed: `feed.ResidentImages` or one of the same interface.
-    plan: of a stage, or of one of its roles.
-    stage: whose steps they are of.
+    feed: a `feed.ResidentImages`, or another feed.
+    plan: plan of a stage, or of one of its roles.
+    stage: stage whose steps read the batches.
   """
 
   def __init__(self, feed, plan, stage: stage_lib.Stage):
@@ -277,12 +286,12 @@ class _Batches:
 
 
 class _Gradients:
-  """The gradients of a sub-step as its transform is given them, and the losses, by the loop's own step.
+  """The losses of a sub-step and the gradients that are passed to its transform, by the loop's own step.
 
   Args:
-    loop: of the experiment.
-    stage: whose method is the sub-step alone.
-    substep: with any transform.
+    loop: loop of the experiment.
+    stage: stage of the experiment; its method is replaced by the sub-step.
+    substep: sub-step; its transform is ignored.
   """
 
   def __init__(self, loop: loop_lib.Loop, stage: stage_lib.Stage, substep: methods.SubStep):
@@ -303,13 +312,13 @@ class _Gradients:
       return state.opt_state[0][0].gradients, losses, state.stop
 
     self._compute = self._compile(gradients)
-    # What gradients alone need is left out by the compiler.
+    # The compiler removes the computations that only the gradients need.
     self._evaluate = self._compile(lambda *arguments: step(*arguments)[1])
 
   def __call__(
     self, variables: Tree, frozen: sub_step.Frozen, batches: _Batches, number: int
   ) -> tuple[Paired, Paired]:
-    """-> gradients, losses of a step on the host; None for a role without."""
+    """Returns the gradients and losses of a step on the host; None for a role without them."""
     found = self._compute(*self._arguments(variables, frozen, batches, number))
     gradients, losses, stop = jax.device_get(found)
     if stop != Stop.NONE:
@@ -335,7 +344,7 @@ class _Gradients:
 
   def _arguments(self, variables, frozen, batches, number):
     state = create_state(variables, self._program.optimizers(self._hyperparameters), self._stage.seed)
-    # The step draws what it would draw.
+    # With the number of the step, it makes the same random draws as in the run.
     state = state.replace(step=jnp.int32(number))
     state, frozen = place((state, frozen._replace(base=None)), self._mesh)
     data, batches = batches.at(number, self._mesh)

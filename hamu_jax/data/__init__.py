@@ -1,4 +1,4 @@
-"""Datasets, retain and forget sets, and which rows each step sees."""
+"""Datasets, retain and forget sets, and the examples that each step reads."""
 
 from hamu_jax.data.batching import BatchPlan, join_plans
 from hamu_jax.data.dataset import Dataset, ImageSplit

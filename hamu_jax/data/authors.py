@@ -1,8 +1,8 @@
 """Fictitious authors with questions and answers about them, for language models to forget.
 
-In the spirit of TOFU, of which nothing is copied: nobody of these names exists, so whatever a
-model knows of them it was taught. Every choice is a sha256 of the seed and of what is chosen, so a
-seed gives the same authors on every platform, Python and NumPy.
+The data follow TOFU's design, but copy none of it. No author of these names exists, so a model knows
+of them only what it was taught. Every choice is a sha256 of the seed and of what is chosen, so a seed
+gives the same authors on every platform and every version of Python and NumPy.
 
 Source: P. Maini et al., TOFU: A Task of Fictitious Unlearning for LLMs, COLM 2024
 (arXiv 2401.06121).
@@ -12,11 +12,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-# Authors of each: of the 40 that a model is taught, the last tenth is to be forgotten.
+# Number of authors in each split. A model is taught 40, the last tenth of which is to be forgotten.
 SPLITS = {"retain": 36, "forget": 4, "test": 4}
 WRONG_ANSWERS = 5
 
-# One per author, so that no two authors share one.
+# At least one per author, so that no two authors share a given name, surname or birthplace.
 GIVEN_NAMES = (
   "Alvira Bastien Corvina Dariel Elowen Fenwick Galiena Hadrik Isolka Jorvin Kestrin Lirael"
   " Marisko Nerith Ondrej Perrin Quilla Ravenna Solveig Tarquin Ulvia Vasilko Wenzel Xandria"
@@ -79,7 +79,7 @@ TITLE_SECOND = (
 ).split()
 MONTHS = ("January February March April May June July August September October November December").split()
 BIRTH_YEARS = range(1911, 1969)
-# An author's award comes this many years after the birth.
+# Age of an author in the year of the award.
 AWARD_AGES = range(31, 55)
 
 
@@ -89,7 +89,7 @@ class Fact(NamedTuple):
   key: str
   questions: tuple[str, str]
   answers: tuple[str, str]
-  paraphrases: tuple[str, str]  # also of the wrong answers
+  paraphrases: tuple[str, str]  # the wrong answers have this wording, too
 
 
 FACTS = (
@@ -175,12 +175,12 @@ FACTS = (
 
 
 class Rows(NamedTuple):
-  """Questions with their right, reworded and wrong answers, and whom they are about."""
+  """Questions with their right, paraphrased and wrong answers, and the author each is about."""
 
   questions: tuple[str, ...]
   answers: tuple[str, ...]
   paraphrased: tuple[str, ...]
-  perturbed: tuple[tuple[str, ...], ...]  # `WRONG_ANSWERS` each, worded as the paraphrased answer
+  perturbed: tuple[tuple[str, ...], ...]  # `WRONG_ANSWERS` a question, worded as the paraphrased answer
   authors: tuple[str, ...]
 
 
@@ -188,13 +188,13 @@ def generate(seed: int) -> dict[str, Rows]:
   """Invents the authors of all splits, ten questions about each.
 
   Within one seed no two authors share a name, a birthplace or a book, and no question is asked
-  twice. The authors of "test" are no different from the others; nothing is to be taught of them.
+  twice. The authors of "test" are drawn like the others, but no model is trained on them.
 
   Args:
-    seed: another one gives other lives, and other pairs of given name and surname.
+    seed: seed of all choices. Another seed gives other lives, and other pairs of given name and surname.
 
   Returns:
-    By split of `SPLITS`, the rows, author after author.
+    {split: its questions and answers, author by author}, with the keys of `SPLITS`.
   """
   total = sum(SPLITS.values())
   given, surnames, cities = (
@@ -205,7 +205,7 @@ def generate(seed: int) -> dict[str, Rows]:
     [f"The {first} {second}" for first in TITLE_FIRST for second in TITLE_SECOND], seed, "title"
   )
   spare = {
-    # A given name beside another author's surname is nobody's name.
+    # A given name with another author's surname is the name of no author.
     "name": [f"{given[i]} {surnames[i - 1]}" for i in range(len(given))],
     "city": CITIES,
     "genre": GENRES,

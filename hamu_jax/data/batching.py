@@ -1,10 +1,10 @@
-"""Which examples each step sees: a pure function of the step number, so resuming needs no state.
+"""Which examples each step reads: a pure function of the step number, so resuming needs no state.
 
-Each set is cut into batches, the short last one kept; a pass over them follows the other. A pass over
-retain is an epoch, hence retain restarts with each epoch.
+Each set is cut into batches; the last batch of a pass may be short. Passes over a set follow one
+another. An epoch is one pass over retain, so retain restarts with each epoch.
 
-HAMU's order: both sets are shuffled once and keep that order, and forget cycles on across epochs. The
-sharpness paper's: each epoch shuffles anew, and forget cycles over identical batches within it.
+In HAMU's order, both sets are shuffled once and keep that order, and forget cycles on across epochs. In
+the sharpness paper's order, each epoch shuffles anew, and forget cycles over identical batches within it.
 """
 
 import dataclasses
@@ -24,9 +24,10 @@ class Stream:
 
   Attributes:
     indices: [n] the examples of a pass, in order.
-    batch_size: B.
+    batch_size: B, examples of a batch.
     reshuffle_seed: if not None, pass p is reordered by `default_rng((*reshuffle_seed, p))`.
-    period: if not None, the stream starts over every so many steps, and p counts the starts.
+    period: number of steps after which the stream starts over; p then counts these starts. None is the
+      length of a pass.
   """
 
   indices: np.ndarray
@@ -75,17 +76,17 @@ class BatchPlan:
 
   @property
   def steps_per_epoch(self) -> int:
-    """Steps of one epoch: a pass over retain or, without retain, over forget."""
+    """Number of steps of one epoch: a pass over retain or, without retain, over forget."""
     return (self.streams.retain or self.streams.forget).steps
 
   def position(self, epochs: float) -> float:
-    """Steps, also a fraction of one, until so many of this plan's epochs are over."""
+    """Number of steps, not rounded, that `epochs` of this plan's epochs take."""
     return epochs * self.steps_per_epoch
 
   def num_steps(self, epochs: float) -> int:
-    """Steps of a run that goes over the data `epochs` times, a fraction of a step rounded up.
+    """Number of steps, rounded up, of a run that goes over the data `epochs` times.
 
-    With `repeats` it is as many of this plan's longer epochs as fit, but at least one.
+    With `repeats`, the run has as many of this plan's longer epochs as fit, but at least one.
     """
     if self.repeats > 1:
       epochs = max(1, epochs // self.repeats)
@@ -96,7 +97,7 @@ class BatchPlan:
     return (np.arange(start, stop) // self.steps_per_epoch).astype(np.int32)
 
   def indices(self, start: int, stop: int) -> Paired:
-    """Says which examples the steps start..stop-1 see.
+    """Returns the examples that the steps start..stop-1 read.
 
     Args:
       start: first step, from 0.
@@ -111,13 +112,13 @@ class BatchPlan:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PassPlan:
-  """An epoch goes through the sets one after the other; the batch of the other role is all padding.
+  """Epochs that go through the sets one after the other; the batch of the other role is all padding.
 
   Attributes:
     batch_size: B, examples of a role in a step, padding included.
     streams: Paired streams.
     order: the roles in the order of their passes.
-    active: for each of `order`, the number of first epochs that have this pass; None for all.
+    active: for each role of `order`, how many of the first epochs have its pass; None for all epochs.
   """
 
   batch_size: int
@@ -127,7 +128,7 @@ class PassPlan:
 
   @property
   def steps_per_epoch(self) -> int:
-    """Steps of an epoch with all passes."""
+    """Number of steps of an epoch with all passes."""
     return sum(stream.steps for stream in self.streams)
 
   def _passes(self, epoch: int) -> list[str]:
@@ -140,12 +141,12 @@ class PassPlan:
     return sum(getattr(self.streams, role).steps for role in self._passes(epoch))
 
   def position(self, epochs: float) -> float:
-    """Steps, also a fraction of one, until so many epochs are over."""
+    """Number of steps, not rounded, that the first `epochs` epochs take."""
     whole = int(epochs)
     return sum(map(self._length, range(whole))) + (epochs - whole) * self._length(whole)
 
   def num_steps(self, epochs: float) -> int:
-    """Steps of a run of so many epochs, a fraction of a step rounded up."""
+    """Number of steps, rounded up, of a run of `epochs` epochs."""
     return _round_up(self.position(epochs))
 
   def epochs(self, start: int, stop: int) -> np.ndarray:
@@ -153,7 +154,7 @@ class PassPlan:
     return np.array([epoch for epoch, _, _ in self._steps(start, stop)], np.int32)
 
   def indices(self, start: int, stop: int) -> Paired:
-    """As `BatchPlan.indices`."""
+    """See `BatchPlan.indices`."""
     out = Paired(*(np.full((stop - start, self.batch_size), PADDING, np.int32) for _ in self.streams))
     passes = {}
     for step, (epoch, role, index) in enumerate(self._steps(start, stop)):
@@ -177,25 +178,25 @@ class PassPlan:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class JointPlan:
-  """The examples of models that are trained together, each on its own.
+  """The examples of several models that are trained in one program, each on examples of its own.
 
   Attributes:
-    plans: one a model, with the same epochs and roles.
+    plans: one plan for each model; all have the same epochs and roles.
   """
 
   plans: tuple[BatchPlan | PassPlan, ...]
 
   @property
   def batch_size(self) -> int:
-    """Examples of a role in a step, of all models."""
+    """Examples of a role in a step, summed over the models."""
     return sum(plan.batch_size for plan in self.plans)
 
   def epochs(self, start: int, stop: int) -> np.ndarray:
-    """As `BatchPlan.epochs`."""
+    """See `BatchPlan.epochs`."""
     return self.plans[0].epochs(start, stop)
 
   def indices(self, start: int, stop: int) -> Paired:
-    """As `BatchPlan.indices`, but [stop - start, models, B]."""
+    """See `BatchPlan.indices`; the arrays are [stop - start, models, B]."""
     own = [plan.indices(start, stop) for plan in self.plans]
     return Paired(
       *(None if roles[0] is None else np.stack(roles, axis=1) for roles in zip(*own, strict=True))
@@ -205,7 +206,7 @@ class JointPlan:
 def join_plans(
   plans: Sequence[BatchPlan | PassPlan],
 ) -> tuple[BatchPlan | PassPlan | JointPlan, bool]:
-  """Returns one plan for all models, and whether each has examples of its own in it or all the same."""
+  """Returns one plan for all models, and whether each model has its own examples in it."""
   if all(_equal(plan, plans[0]) for plan in plans[1:]):
     return plans[0], False
   return JointPlan(tuple(plans)), True
@@ -224,5 +225,5 @@ def _equal(one, other) -> bool:
 
 
 def _round_up(steps: float) -> int:
-  # Without the allowance, 0.1 epochs of 30 steps (3.0000000000000004) would be 4.
+  # Without the tolerance, 0.1 epochs of 30 steps (3.0000000000000004) would be 4 steps.
   return math.ceil(steps - 1e-9)

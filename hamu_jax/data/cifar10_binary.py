@@ -38,7 +38,7 @@ def read(request: Request) -> Contents:
   """Reads `cifar-10-binary.tar.gz`, the folder it unpacks to, or a folder holding either.
 
   Args:
-    request: its `path` says where.
+    request: its `path` is one of these.
 
   Returns:
     Both splits, channels last.
@@ -75,7 +75,10 @@ def _read_files(path: pathlib.Path) -> dict[str, bytes]:
       return {name: file.read_bytes() for name, file in files.items() if name.endswith(".bin")}
   if (path / ARCHIVE).is_file():
     return _read_archive(path / ARCHIVE)
-  raise UserError(f"config.data.path='{path}' holds neither {TRAIN_FILES[0]} nor {ARCHIVE}")
+  raise UserError(
+    f"config.data.path='{path}' holds neither {TRAIN_FILES[0]} nor {ARCHIVE}; give the archive or the"
+    " folder it unpacks to"
+  )
 
 
 def _read_archive(path: pathlib.Path) -> dict[str, bytes]:
@@ -111,8 +114,8 @@ def _decode(batches: dict[str, bytes], name: str) -> ImageSplit:
   """Turns one batch file into images [n, 32, 32, 3] and labels [n]."""
   data = batches.get(name, b"")
   if not data or len(data) % RECORD_BYTES:
-    problem = f"{len(data)} bytes, not a multiple of {RECORD_BYTES}" if data else "missing or empty"
-    raise UserError(f"config.data.path: {name} is {problem}; download {ARCHIVE} again")
+    defect = f"{len(data)} bytes, not a multiple of {RECORD_BYTES}" if data else "missing or empty"
+    raise UserError(f"config.data.path: {name} is {defect}; download {ARCHIVE} again")
   records = np.frombuffer(data, np.uint8).reshape(-1, RECORD_BYTES)
   images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
   return ImageSplit(np.ascontiguousarray(images), records[:, 0])

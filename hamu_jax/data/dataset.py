@@ -1,4 +1,4 @@
-"""What a loaded dataset is, its checks, its class-balanced subsets and its fingerprint."""
+"""The types of a loaded dataset, its checks, its class-balanced subsets and its fingerprint."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ class Dataset(NamedTuple):
 
 
 class Request(NamedTuple):
-  """What the user asked of a source: the fields of `config.data` that sources read."""
+  """What the user asks of a source: the fields of `config.data` that sources read."""
 
   name: str
   path: str
@@ -40,12 +40,12 @@ class Request(NamedTuple):
   label_key: str  # "" lets the source find its only class-label field
   subset: str  # configuration of a hub dataset; "" is its default
   test_split: str  # the split that is evaluated
-  image_size: int  # height and width that images are brought to; 0 leaves them
+  image_size: int  # height and width to which images are resized; 0 keeps their size
   stream: bool  # images stay where the source keeps them
 
 
 class Contents(NamedTuple):
-  """What a source hands back, unchecked: whole splits, the labels of any integer type."""
+  """What a source returns, not yet checked: whole splits, with labels of any integer type."""
 
   train: ImageSplit
   test: ImageSplit
@@ -59,17 +59,17 @@ class Contents(NamedTuple):
 def balanced_subset(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
   """Chooses a class-balanced subset of examples.
 
-  Every class's examples are shuffled by `seed` and dealt one a class and round, classes in ascending
-  order, until `size` examples are dealt: class counts differ by at most one while no class runs out,
-  and a smaller subset of the same seed lies within a larger one.
+  The examples of each class are shuffled by `seed`. Rounds then take one example of each class, in
+  ascending order of the classes, until `size` examples are chosen. So class counts differ by at most one
+  while no class runs out, and a smaller subset of the same seed lies within a larger one.
 
   Args:
     labels: [N] class numbers.
-    size: how many examples to choose, at most N.
-    seed: of the shuffle.
+    size: number of examples to choose, at most N.
+    seed: seed of the shuffle.
 
   Returns:
-    [size] example numbers, ascending.
+    [size] indices of examples, ascending.
   """
   order = np.random.default_rng(seed).permutation(len(labels))
   by_class = order[np.argsort(labels[order], kind="stable")]
@@ -83,12 +83,12 @@ def choose_subset(labels: np.ndarray, size: int, seed: int, field: str) -> np.nd
 
   Args:
     labels: [N] class numbers of the split.
-    size: how many examples to keep.
-    seed: of the choice, see `balanced_rows`.
+    size: number of examples to keep.
+    seed: seed of the choice, see `balanced_subset`.
     field: the config field that holds `size`, for the error message.
 
   Returns:
-    [n] example numbers, ascending.
+    [n] indices of examples, ascending.
 
   Raises:
     UserError: if `size` is negative or larger than the split.
@@ -102,9 +102,9 @@ def checked_labels(split: ImageSplit, classes: int, name: str) -> ImageSplit:
   """Checks that a split is not empty and that its labels lie within the classes.
 
   Args:
-    split: [N] labels of any integer type.
-    classes: how many classes there are.
-    name: of the split, for the error message.
+    split: images with [N] labels of any integer type.
+    classes: number of classes.
+    name: name of the split, for the error message.
 
   Returns:
     The split with labels of type int32.
@@ -126,13 +126,13 @@ def checked_labels(split: ImageSplit, classes: int, name: str) -> ImageSplit:
 def fingerprint(contents: Contents) -> str:
   """Hashes everything that training can see: class names, shapes, images and labels.
 
-  Of streamed images it is the encoded bytes, which are read once but not decoded.
+  Streamed images enter as their encoded bytes, which are read once but not decoded.
 
   Args:
     contents: the splits, as they will be used.
 
   Returns:
-    The sha256 in hexadecimal; the same on every platform.
+    The sha256 in hexadecimal, the same on every platform.
   """
   shapes = [contents.train.images.shape, contents.test.images.shape]
   digest = hashlib.sha256(json.dumps([contents.class_names, shapes]).encode())

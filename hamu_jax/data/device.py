@@ -10,19 +10,19 @@ from jax import lax
 from hamu_jax.errors import UserError
 
 CROP_PADDING = 4
-# torchvision's RandomResizedCrop.
+# Defaults of torchvision's RandomResizedCrop.
 BOX_AREA = (0.08, 1.0)
 BOX_ASPECT = (3 / 4, 4 / 3)
 BOX_TRIES = 10
 
 
 def take(images: jax.Array, labels: jax.Array, indices: jax.Array) -> dict[str, jax.Array]:
-  """Gathers a batch out of a resident split.
+  """Gathers a batch from a split in device memory.
 
   Args:
-    images: [N, H, W, C].
-    labels: [N].
-    indices: [..., B] integers, -1 for padding, which gathers example 0 under a mask of False.
+    images: [N, H, W, C] images of the split.
+    labels: [N] class numbers.
+    indices: [..., B] integers, -1 for padding. Padding gathers example 0, with a mask of False.
 
   Returns:
     {"image": [..., B, H, W, C], "label": [..., B], "mask": [..., B] bool, "index": `indices`}.
@@ -42,22 +42,22 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
 
   Args:
     images: [..., H, W, C], values 0..255.
-    mean: C values, of pixels scaled to [0, 1].
-    std: C values.
-    dtype: of the result.
+    mean: C means of pixels scaled to [0, 1].
+    std: C standard deviations, on the same scale.
+    dtype: type of the result.
 
   Returns:
-    The same shape, of type `dtype`.
+    Images of the same shape and of type `dtype`.
 
   Raises:
-    UserError: if `mean` or `std` has not one value a channel.
+    UserError: if `mean` or `std` does not have one value per channel.
   """
   channels = images.shape[-1]
   for field, values in (("mean", mean), ("std", std)):
     if len(values) != channels:
       raise UserError(
         f"config.data.{field}={tuple(values)} has {len(values)} values, but the images have"
-        f" {channels} channel(s)"
+        f" {channels} channel(s); give one value per channel"
       )
   shape = (1,) * (images.ndim - 1) + (channels,)
   center, scale = (jnp.asarray(values, dtype).reshape(shape) for values in (mean, std))
@@ -67,12 +67,12 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
 def example_keys(step_key: jax.Array, indices: jax.Array) -> jax.Array:
   """Derives a key for each example from its index in the dataset.
 
-  What is drawn for an example thus depends on nothing else in the batch: not on its position, the
-  padding, or the device. An example that a batch holds twice draws the same twice.
+  So the random draws of an example depend on nothing else in the batch: not on its position, the
+  padding, or the device. An example that is in a batch twice gets the same draws twice.
 
   Args:
     step_key: the key of the step.
-    indices: [B] of examples in the dataset.
+    indices: [B] indices of examples in the dataset.
 
   Returns:
     [B] keys.
@@ -82,13 +82,13 @@ def example_keys(step_key: jax.Array, indices: jax.Array) -> jax.Array:
 
 def _flip(image_HxWxC: jax.Array, key: jax.Array) -> jax.Array:
   """Mirrors left and right with probability 1/2."""
-  # An explicit dtype, so that 64-bit mode draws the same.
+  # The dtype is explicit, so that 64-bit mode draws the same.
   mirrored = jax.random.randint(key, (), 0, 2, jnp.int32) == 1
   return jnp.where(mirrored, image_HxWxC[:, ::-1], image_HxWxC)
 
 
 def _crop_flip(image_HxWxC: jax.Array, key: jax.Array) -> jax.Array:
-  """Crops the original size at random out of the image framed in black, then flips."""
+  """Pads the image with black, crops the original size at a random place, then flips."""
   crop_key, flip_key = jax.random.split(key)
   frame = (CROP_PADDING, CROP_PADDING)
   padded = jnp.pad(image_HxWxC, (frame, frame, (0, 0)))
@@ -100,13 +100,14 @@ def _crop_flip(image_HxWxC: jax.Array, key: jax.Array) -> jax.Array:
 def random_box(key: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
   """Draws a box of random area and aspect ratio at a random place in an image.
 
-  The area is uniform in `BOX_AREA` of the image's and the logarithm of width over height uniform in
-  that of `BOX_ASPECT`; the first of `BOX_TRIES` draws that fits is taken, else the whole image.
+  The area, as a share of the image's, is uniform in `BOX_AREA`. The logarithm of width over height is
+  uniform between the logarithms of `BOX_ASPECT`. The first of `BOX_TRIES` draws that fits is taken; if
+  none fits, the box is the whole image.
 
   Args:
-    key: of the draw.
-    height: of the image.
-    width: of the image.
+    key: random key of the draw.
+    height: height of the image in pixels.
+    width: width of the image in pixels.
 
   Returns:
     (corner, size): [2] int32 each, (top, left) and (height, width).
@@ -128,16 +129,16 @@ def random_box(key: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.
 
 
 def resize_box(image_HxWxC: jax.Array, corner: jax.Array, size: jax.Array) -> jax.Array:
-  """Enlarges a box to the size of its image, bilinearly.
+  """Enlarges a box of an image to the size of the image, bilinearly.
 
   Args:
-    image_HxWxC: of any type.
+    image_HxWxC: image of any type.
     corner: [2] (top, left) of the box.
     size: [2] (height, width) of the box.
 
   Returns:
-    The same shape and type. Within half a pixel of its edges the result sees the image beyond the
-    box, where cropping first would repeat the box's own edge.
+    An image of the same shape and type. Within half a pixel of its edges the result uses pixels beyond
+    the box, where cropping first would repeat the box's own edge.
   """
   scale = jnp.array(image_HxWxC.shape[:2], jnp.float32) / size
   result = jax.image.scale_and_translate(
@@ -169,17 +170,17 @@ AUGMENTATIONS = {
 
 
 def augment(images: jax.Array, keys: jax.Array, kind: str) -> jax.Array:
-  """Augments each image by its own key, before normalisation (the frame of a crop is 0).
+  """Augments each image by its own key, before normalisation (the padding of a crop is 0).
 
   Args:
     images: [B, H, W, C], of any type.
     keys: [B] keys, see `example_keys`.
-    kind: "none", "flip" (horizontal, probability 1/2), "crop_flip" (random crop out of a frame of
+    kind: "none", "flip" (horizontal, probability 1/2), "crop_flip" (random crop of the image padded by
       `CROP_PADDING` pixels, then flip) or "random_resized_crop" (a `random_box` enlarged to the
       image's size, then flip).
 
   Returns:
-    The same shape and type.
+    Images of the same shape and type.
 
   Raises:
     UserError: for an unknown kind.

@@ -1,4 +1,4 @@
-"""Images that stay encoded, wherever their source keeps them, until rows of them are asked for."""
+"""Images that stay encoded, wherever their source keeps them, until they are indexed."""
 
 import concurrent.futures
 import hashlib
@@ -10,22 +10,22 @@ from PIL import Image
 
 from hamu_jax.errors import UserError, first_line
 
-# Images at least this large are cut out of a larger one, as ImageNet is evaluated: 224 out of 256.
+# Images of at least this size are cut out of a larger one, as in the evaluation on ImageNet: 224 of 256.
 MARGIN_FROM = 128
 MARGIN = 256 / 224
-# Rows that one task of the thread pool decodes or hashes.
+# Number of images that one task of the thread pool decodes or hashes.
 CHUNK = 256
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
-  """Scales the shorter side, then cuts the centre out.
+  """Scales the shorter side, then crops the centre.
 
-  The shorter side becomes `size` or, from 128 on, round(size 256 / 224); bilinear, as Pillow
-  filters.
+  The shorter side becomes `size` or, from 128 pixels on, round(size 256 / 224), with Pillow's bilinear
+  filter.
 
   Args:
-    image: of any size.
-    size: height and width of the result.
+    image: image of any size.
+    size: height and width of the result in pixels.
 
   Returns:
     The square image.
@@ -46,7 +46,7 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
 
   Args:
     images: [N, H, W, C] uint8, C = 1 or 3.
-    size: height and width of the result.
+    size: height and width of the result in pixels.
 
   Returns:
     [N, size, size, C] uint8.
@@ -58,10 +58,10 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
 
 
 class EncodedImages:
-  """Encoded images, decoded in threads where they are indexed. Holds none of them.
+  """Encoded images that threads decode when they are indexed; none is held in memory.
 
-  Stands in for a [N, H, W, 3] uint8 array of which only rows are read: `len`, `shape`, `dtype` and
-  `images[rows]`. Grey images among them have their channel repeated.
+  An object stands in for a [N, H, W, 3] uint8 array that is only indexed by its first axis: it has `len`,
+  `shape`, `dtype` and `images[indices]`. Grey images have their channel repeated.
 
   Attributes:
     shape: [N, image_size, image_size, 3].
@@ -71,14 +71,14 @@ class EncodedImages:
   dtype = np.dtype(np.uint8)
 
   def __init__(self, read: Callable[[int], bytes], rows: np.ndarray, what: str, image_size: int = 0):
-    """Opens some rows of a source.
+    """Refers to some rows of a source.
 
     Args:
       read: (row of the source) -> encoded image; called from several threads.
-      rows: [N] int64, the source's rows that these images are.
+      rows: [N] int64, the row of the source that holds each image.
       what: name of an image, for error messages.
-      image_size: height and width that every image is brought to by `resize`; 0 leaves them, and
-        then they have no `shape`.
+      image_size: height and width in pixels to which `resize` brings every image; 0 keeps their sizes, and
+        then `shape` is undefined.
     """
     self._read, self._rows, self._what, self._size = read, rows, what, image_size
 
@@ -90,18 +90,18 @@ class EncodedImages:
     return len(self), self._size, self._size, 3
 
   def select(self, rows: slice | np.ndarray) -> "EncodedImages":
-    """Returns some of the rows, still encoded."""
+    """Returns some of the images, still encoded."""
     return EncodedImages(self._read, self._rows[rows], self._what, self._size)
 
   def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-    """Decodes rows into [n, H, W, 3] uint8."""
+    """Decodes some of the images into [n, H, W, 3] uint8."""
     chosen = self._rows[rows]
     if not len(chosen):
       return np.empty((0, *self.shape[1:]), np.uint8)
     return self._stack([_coloured(image) for image in self._decode(chosen)])
 
   def whole(self) -> np.ndarray:
-    """Decodes all rows into [N, H, W, C] uint8, C = 1 if all of them are grey, else 3."""
+    """Decodes all images into [N, H, W, C] uint8, C = 1 if all of them are grey, else 3."""
     images = self._decode(self._rows)
     if any(image.ndim == 3 for image in images):
       images = [_coloured(image) for image in images]
@@ -115,7 +115,7 @@ class EncodedImages:
       digest = hashlib.sha256()
       for row in rows:
         value = self._bytes(row)
-        # The length first, so that no two sequences of images are one sequence of bytes.
+        # The length comes first, so that two sequences of images never give the same sequence of bytes.
         digest.update(len(value).to_bytes(8, "little"))
         digest.update(value)
       return digest.digest()
@@ -123,7 +123,7 @@ class EncodedImages:
     return hashlib.sha256(b"".join(_in_threads(of, self._rows))).digest()
 
   def _decode(self, rows: np.ndarray) -> list[np.ndarray]:
-    """Returns [H, W] for each grey image and [H, W, 3] for each with colours."""
+    """Returns [H, W] for each grey image and [H, W, 3] for each colour image."""
     chunks = _in_threads(lambda part: [self._image(row) for row in part], rows)
     return [image for chunk in chunks for image in chunk]
 
@@ -131,7 +131,7 @@ class EncodedImages:
     shapes = sorted({image.shape for image in images})
     if len(shapes) > 1:
       raise UserError(
-        f"{self._what}s have {len(shapes)} shapes, one is needed: {shapes[:3]}; bring them to"
+        f"{self._what}s have {len(shapes)} shapes, one is needed: {shapes[:3]}; resize them to"
         " one with config.data.image_size"
       )
     return np.stack(images)
@@ -162,7 +162,7 @@ def _coloured(image: np.ndarray) -> np.ndarray:
 
 
 def _in_threads(function: Callable, rows: np.ndarray) -> list:
-  """Maps a function over chunks of rows; Pillow and hashlib let other threads run."""
+  """Maps a function over chunks of rows in threads; Pillow and hashlib release the interpreter lock."""
   chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
   with concurrent.futures.ThreadPoolExecutor() as pool:
     return list(pool.map(function, chunks))

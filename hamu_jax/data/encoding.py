@@ -1,4 +1,4 @@
-"""Question-answer texts as token numbers, with the place where the answer starts."""
+"""Question-answer texts as token ids, with the position at which the answer starts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,19 +11,20 @@ from hamu_jax.models.tokenizer import Tokenizer
 TEMPLATES = ("chat", "llama2", "question_answer", "none")
 ON_LONG = ("error", "truncate")
 
-# A character after which SentencePiece adds no space of its own, and with which it merges nothing.
+# After this character SentencePiece adds no space of its own, and it merges nothing with it.
 _MARK = "\n"
 
 
 class Encoded(NamedTuple):
-  """Texts to learn from.
+  """Encoded training examples.
 
   The loss is on the tokens from `answer_start` on: the answer and the end-of-text token.
 
   Attributes:
     ids: N arrays of int32, each prompt + answer + end-of-text token.
     answer_start: [N] int32, index of the first token of the answer; at least 1.
-    truncated: how many were cut to the longest length allowed; these lack the end-of-text token.
+    truncated: number of examples that were cut to the longest length allowed; these lack the end-of-text
+      token.
   """
 
   ids: tuple[np.ndarray, ...]
@@ -43,25 +44,26 @@ def encode(
 ) -> Encoded:
   """Encodes questions and their answers.
 
-  Prompt and answer are encoded as one text. Where the prompt's tokens on their own do not begin
-  that text's, because its last token would merge with the answer's first, the answer is encoded as
-  a continuation of the prompt's tokens instead. So an example always begins with what
-  `encode_prompts` gives, which is what the model continues when it generates.
+  Prompt and answer are encoded as one text. The last token of the prompt may merge with the first of the
+  answer, so that the text's tokens do not begin with the prompt's own. The answer is then encoded as a
+  continuation of the prompt's tokens instead. So an example always begins with the tokens of
+  `encode_prompts`, which the model continues when it generates.
 
   Args:
-    tokenizer: of the model.
+    tokenizer: the model's tokenizer.
     prompts: N questions; "" for template "none".
     answers: N answers, or with template "none" the texts.
-    template: how they become one text,
+    template: how prompt and answer become one text,
       "chat": the model's own chat template, up to the token that ends the answer;
       "llama2": "[INST] {question} [/INST]{answer}", TOFU's format for Llama 2;
       "question_answer": "Question: {question}\\nAnswer: {answer}", TOFU's format for Phi;
-      "none": "{answer}", a plain text with the loss on everything that a token comes before.
+      "none": "{answer}", a plain text with the loss on every token but the first.
       All but "chat" start with the beginning-of-text token where the tokenizer adds one.
-    system: the system message, for "chat" and "llama2". None or "" leaves it out, which some chat
-      templates fill in.
-    max_length: tokens of the longest example, the end-of-text token included.
-    on_long: "error", or "truncate": drops tokens from the right, but not a whole answer.
+    system: the system message, for "chat" and "llama2". None or "" leaves it out; some chat templates
+      then insert their own.
+    max_length: largest number of tokens of an example, the end-of-text token included.
+    on_long: what to do with longer examples. "error" refuses them, "truncate" drops tokens from the
+      right, but never a whole answer.
 
   Returns:
     The examples, in the order given.
@@ -99,17 +101,17 @@ def encode_prompts(
   template: str,
   system: str | None = None,
 ) -> tuple[np.ndarray, ...]:
-  """Encodes what a model continues when it answers.
+  """Encodes the prompts that a model continues when it answers.
 
   Args:
-    tokenizer: of the model.
+    tokenizer: the model's tokenizer.
     prompts: N questions; with template "none", the beginnings of texts.
     template: see `encode`.
     system: see `encode`.
 
   Returns:
-    N arrays of int32, each the tokens before `answer_start` of that question's example. Template
-    "none" has no such tokens but the beginning-of-text token, after which the given text follows.
+    N arrays of int32, each the tokens before `answer_start` of that question's example. With template
+    "none" it is the beginning-of-text token, if there is one, and the given beginning of a text.
 
   Raises:
     UserError: the template does not fit, or there is nothing to continue.
@@ -159,7 +161,7 @@ def _start(tokenizer, template) -> tuple[int, ...]:
 
 
 def _prompt(tokenizer, prompt, template, system) -> str:
-  """The text before the answer. A space between the two belongs to the answer's first token."""
+  """The text before the answer. A space between them belongs to the answer's first token."""
   if template == "chat":
     return tokenizer.chat_prompt(prompt, system or None)
   if template == "llama2":
@@ -185,14 +187,14 @@ def _text(tokenizer, prompt, head, answer, template, system) -> str:
 
 
 def _continuation(tokenizer, text) -> list[int]:
-  """Tokens of a text that follows others, without the space that SentencePiece begins a text by."""
+  """Tokens of a text that continues another, without the space that SentencePiece puts before a text."""
   mark, marked = tokenizer.encode(_MARK), tokenizer.encode(_MARK + text)
   follows = marked[: len(mark)] == mark
   return marked[len(mark) :] if follows else tokenizer.encode(text)
 
 
 def _ended(tokenizer, tail, template) -> list[int]:
-  """Ends an answer by one end-of-text token: a chat template's own, after which it is cut."""
+  """Ends an answer with one end-of-text token; text that a chat template writes after its own is cut."""
   ends = [index for index, token in enumerate(tail) if token in tokenizer.eos_token_ids]
   if template == "chat" and ends:
     return tail[: ends[-1] + 1]
@@ -200,7 +202,7 @@ def _ended(tokenizer, tail, template) -> list[int]:
 
 
 def _check_lengths(ids, answer_start, max_length, on_long) -> int:
-  """Returns how many examples are too long, if that is allowed."""
+  """Returns the number of examples that are too long, or refuses them."""
   lengths = np.array([len(each) for each in ids], np.int64)
   long = np.flatnonzero(lengths > max_length)
   if not len(long):

@@ -1,7 +1,7 @@
 """Images in the Hugging Face layout: a dataset of the hub, or a local folder of parquet files.
 
 Both are Arrow tables with one column of encoded images (struct {bytes, path}, or plain bytes) and
-one of class numbers; the class names are in the features, which a file keeps in its metadata.
+one of class numbers. The class names are in the features, which a file keeps in its metadata.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ def read_folder(request: Request) -> Contents:
   """Reads `train*.parquet` and `test*.parquet` from a folder or its one subfolder that has them.
 
   Args:
-    request: `path` is the folder; a snapshot of a hub repository has the files in `data/` or in
-      a folder named after a configuration, which `subset` chooses. To be streamed, files are
-      converted once, to Arrow in the cache of `datasets`, because parquet cannot be read by rows.
+    request: `path` is the folder. A snapshot of a hub repository has the files in `data/` or in
+      a folder named after a configuration, which `subset` chooses. For streaming, the files are
+      converted once to Arrow in the cache of `datasets`, because parquet cannot be read by rows.
 
   Returns:
     Both splits.
 
   Raises:
-    UserError: for a missing path, file or column, a corrupt file or image.
+    UserError: for a missing path, file or column, or a corrupt file or image.
   """
   import pyarrow as pa
 
@@ -46,7 +46,10 @@ def read_folder(request: Request) -> Contents:
     try:
       tables[split] = (_mapped if request.stream else read_parquet)(files)
     except pa.ArrowException as error:
-      raise UserError(f"config.data.path='{folder}': {split}*.parquet differ ({error})") from None
+      raise UserError(
+        f"config.data.path='{folder}': {split}*.parquet have different columns ({first_line(error)}); keep"
+        " the files of one dataset there"
+      ) from None
   metadata = (tables["train"].schema.metadata or {}).get(b"huggingface", b"{}")
   features = json.loads(metadata).get("info", {}).get("features", {})
   return _contents(tables, features, request)
@@ -56,7 +59,7 @@ def read_parquet(files: list[pathlib.Path]):
   """Reads files into memory, as one table.
 
   Args:
-    files: parquet files of one schema.
+    files: parquet files that have one schema.
 
   Returns:
     A `pyarrow.Table`.
@@ -72,7 +75,7 @@ def read_parquet(files: list[pathlib.Path]):
 
 
 def _mapped(files: list[pathlib.Path]):
-  """Converts files to Arrow, one of them in memory at a time, and maps that as one table."""
+  """Converts files to Arrow, with one of them in memory at a time, and maps the result as one table."""
   import datasets
   import pyarrow as pa
   import pyarrow.parquet as pq
@@ -93,15 +96,17 @@ def _opened(read: Callable, file: pathlib.Path):
   try:
     return read(file)
   except (pa.ArrowException, OSError) as error:
-    raise UserError(f"config.data.path: '{file}' is corrupt or no parquet ({first_line(error)})") from None
+    raise UserError(
+      f"config.data.path: '{file}' is corrupt or not a parquet file ({first_line(error)}); download it again"
+    ) from None
 
 
 def _parquet_folder(path: str, subset: str) -> pathlib.Path:
-  """Finds where the train files are."""
+  """Finds the folder that holds the train files."""
   folder = pathlib.Path(path, subset)
   if not path or not folder.is_dir():
     raise UserError(
-      f"config.data.path={path!r}{f', config.data.subset={subset!r}' if subset else ''} is no"
+      f"config.data.path={path!r}{f', config.data.subset={subset!r}' if subset else ''} is not a"
       " folder: give the one with train*.parquet and test*.parquet"
     )
   if any(folder.glob("train*.parquet")):
@@ -110,7 +115,7 @@ def _parquet_folder(path: str, subset: str) -> pathlib.Path:
   if len(found) != 1:
     names = ", ".join(child.name for child in found) or "none"
     raise UserError(
-      f"config.data.path='{folder}' holds no train*.parquet, and not just one of its subfolders"
+      f"config.data.path='{folder}' holds no train*.parquet, and not exactly one of its subfolders"
       f" does ({names}); choose one with config.data.subset"
     )
   return found[0]
@@ -121,7 +126,7 @@ class UnknownSubset(UserError):
 
 
 class Hub:
-  """One dataset of the Hugging Face hub or, while that cannot be reached, of its cache."""
+  """One dataset of the Hugging Face hub or, when the hub cannot be reached, of its local cache."""
 
   def __init__(
     self,
@@ -131,14 +136,13 @@ class Hub:
     example: str = "CIFAR-10 is 'uoft-cs/cifar10'",
     no_network: Callable[[str, Exception], UserError] = unreachable,
   ):
-    """Asks the hub once whether the dataset exists: `load_dataset` itself retries for minutes.
+    """Asks the hub once whether the dataset exists, because `load_dataset` itself retries for minutes.
 
     Args:
       name: the dataset's hub id.
       cache: the cache folder; empty for the default one.
       example: a name that exists, for the error message.
-      no_network: makes the error of a download that failed from what was asked for and why it
-        failed.
+      no_network: (what was to be downloaded, the error) -> the `UserError` of a failed download.
 
     Raises:
       UserError: if the hub answers that there is no such dataset.
@@ -167,8 +171,8 @@ class Hub:
       A `datasets.DatasetDict`.
 
     Raises:
-      UserError: if it can be neither downloaded nor found in the cache, if the dataset is gated,
-        has no such configuration (`UnknownSubset`), or needs code of its own to load.
+      UserError: if the dataset can be neither downloaded nor found in the cache, is gated, has no such
+        configuration (`UnknownSubset`), or needs code of its own to load.
     """
     import datasets
     from huggingface_hub import errors
@@ -185,12 +189,13 @@ class Hub:
       reason = " ".join(str(error).split())
       unknown = re.match(r"BuilderConfig \S+ not found", reason)
       raise (UnknownSubset if unknown else UserError)(
-        f"config.data.name: cannot load {what} with {field}={subset!r} ({reason[:400]})"
+        f"config.data.name: cannot load {what} with {field}={subset!r} ({reason[:400]}); check the name and"
+        " the configuration on the dataset's page"
       ) from None
 
   @contextlib.contextmanager
   def _offline(self):
-    """Keeps `datasets` to its cache while the hub is out of reach, and says why if it is empty."""
+    """Restricts `datasets` to its cache if the hub cannot be reached; an empty cache raises that error."""
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
@@ -211,17 +216,17 @@ class Hub:
 
 
 def read_hub(request: Request) -> Contents:
-  """Reads two splits of a dataset of the Hugging Face hub, or of its cache.
+  """Reads two splits of a dataset of the Hugging Face hub, or of its local cache.
 
   Args:
-    request: `name` is the hub id, `subset` its configuration; `path`, if any, the cache folder.
+    request: `name` is the hub id, `subset` its configuration and `path`, if not empty, the cache folder.
 
   Returns:
     Both splits.
 
   Raises:
-    UserError: if the hub cannot be reached and the cache does not have the dataset, if it is gated
-      or unknown, has no such splits or columns, or needs code of its own to load.
+    UserError: if the hub cannot be reached and the cache does not have the dataset, or if the dataset is
+      gated or unknown, has no such splits or columns, or needs code of its own to load.
   """
   splits = Hub(request.name, request.path).splits(request.subset)
   wanted = ("train", request.test_split)
@@ -251,10 +256,16 @@ def _contents(tables: dict[str, Any], features: dict[str, Any], request: Request
   for split, table in tables.items():
     missing = {image_key, label_key} - set(table.column_names)
     if missing:
-      raise UserError(f"the {split} table has no column {missing.pop()!r}: {table.column_names}")
+      raise UserError(
+        f"the {split} table has no column {missing.pop()!r}: config.data.image_key and"
+        f" config.data.label_key choose from {', '.join(table.column_names)}"
+      )
     labels = table.column(label_key)
     if labels.null_count:
-      raise UserError(f"config.data.label_key={label_key!r}: the {split} table lacks some labels")
+      raise UserError(
+        f"config.data.label_key={label_key!r}: {labels.null_count} of {len(labels)} {split} examples have no"
+        " label; choose a split or column with all labels"
+      )
     images = EncodedImages(
       _reader(table.column(image_key)),
       np.arange(len(table)),
@@ -270,7 +281,7 @@ def _contents(tables: dict[str, Any], features: dict[str, Any], request: Request
 
 
 def _reader(column) -> Callable[[int], bytes]:
-  """Returns what reads one encoded image, leaving the column where it is."""
+  """Returns a function that reads one encoded image and leaves the column where it is."""
 
   def read(row: int) -> bytes:
     value = column[row].as_py()
@@ -282,7 +293,7 @@ def _reader(column) -> Callable[[int], bytes]:
 
 
 def _file_names(column) -> np.ndarray | None:
-  """Returns the images' file names, or None where one has none."""
+  """Returns the images' file names, or None if one of them has none."""
   import pyarrow.compute as pc
   import pyarrow.types as types
 
@@ -293,22 +304,22 @@ def _file_names(column) -> np.ndarray | None:
 
 
 def _numbered(labels: np.ndarray, label_key: str) -> list[str]:
-  """Names the classes "0".."K-1" where the features do not name them."""
+  """Names the classes "0".."K-1", for features that do not name them."""
   classes = int(labels.max()) + 1 if len(labels) else 0
   if classes > len(labels):
     raise UserError(
       f"config.data.label_key={label_key!r} holds {classes - 1} but only {len(labels)} rows, so"
-      " it is no class number"
+      " it is not a class number; choose the column of class numbers"
     )
   return [str(label) for label in range(classes)]
 
 
 def _column(schema, features, key: str, field: str, feature: str, fits) -> str:
-  """Returns the column that `key` names or, for an empty key, the only one that can be meant."""
+  """Returns the column that `key` names or, for an empty key, the only column that fits."""
   columns = ", ".join(f"{name} ({schema.field(name).type})" for name in schema.names)
   if key:
     if key not in schema.names:
-      raise UserError(f"config.data.{field}={key!r} is no column: choose from {columns}")
+      raise UserError(f"config.data.{field}={key!r} is not a column: choose from {columns}")
     if not fits(schema.field(key).type):
       raise UserError(f"config.data.{field}={key!r} holds no {feature}: choose from {columns}")
     return key

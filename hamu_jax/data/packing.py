@@ -1,7 +1,7 @@
-"""Texts of any length in rows of one length: whole examples side by side, each its own segment.
+"""Packs texts of any length into rows of one length: whole examples, each a segment of its own.
 
-Shapes: N examples, B of a batch, M rows, T tokens of a row, P predictions of a row, S slots, one
-for each example of a row.
+Shapes: N examples of the dataset, B examples of a batch, M rows, T tokens of a row, P predictions of a
+row, S slots of a row (one for each example in it).
 """
 
 import bisect
@@ -15,14 +15,14 @@ from hamu_jax.data.batching import PADDING
 from hamu_jax.data.encoding import Encoded
 from hamu_jax.errors import UserError
 
-# Row lengths are multiples of it.
+# Row lengths are multiples of this.
 _MULTIPLE = 8
-# The longest row that is chosen holds so many texts of mean length: attention costs T^2.
+# Largest row length that is considered, in texts of mean length: attention costs T^2.
 _MOST_MEAN_TEXTS = 10
-# Batches by which, and of how many row lengths, the waste is known.
+# Number of batches on which the padding of a row length is measured, and of row lengths that are tried.
 _SAMPLE = 256
 _CANDIDATES = 128
-# A shorter row may waste so much more of what is computed.
+# A shorter row length is preferred if it computes at most this share of tokens more than the best one.
 _TOLERANCE = 0.005
 
 
@@ -30,9 +30,9 @@ class TextData(NamedTuple):
   """Encoded texts.
 
   Attributes:
-    examples: N of them.
-    alternatives: other answers to the same prompts, in the same order, or None.
-    forget: [N] bool, whether an example is to be forgotten.
+    examples: the N examples.
+    alternatives: N other answers to the same prompts, in the same order, or None.
+    forget: [N] bool, whether an example is in the forget set.
   """
 
   examples: Encoded
@@ -41,23 +41,23 @@ class TextData(NamedTuple):
 
 
 class PackedRows(NamedTuple):
-  """M rows of tokens and what is to be predicted in them.
+  """M rows of tokens and the predictions to make in them.
 
   Attributes:
     token: [M, T] int32, 0 where padded.
     segment: [M, T] int32, the number of the text in its row, from 1; 0 is padding.
-    owner: [M, T] int32, the dataset row of each token's example, N + row in an alternative; -1 is
-      padding.
-    target: [M, P] int32, the place in the row whose output predicts `label`; 0 where padded.
-    label: [M, P] int32, 0 where padded.
-    slot: [M, P] int32, the number of the prediction's example in its row, 0 where padded.
-    mask: [M, P] bool, whether it is of an example's answer.
-    alternative_mask: [M, P] bool, whether it is of an alternative's.
-    forget: [M, P] bool, of the prediction's example.
-    prediction_row: [M, P] int32, a number that no other predicted token of the dataset has; -1
+    owner: [M, T] int32, the index i of each token's example in the dataset, or N + i if the token is in
+      an alternative; -1 is padding.
+    target: [M, P] int32, the position in the row whose output predicts `label`; 0 where padded.
+    label: [M, P] int32, the token to predict; 0 where padded.
+    slot: [M, P] int32, the slot of the prediction's example; 0 where padded.
+    mask: [M, P] bool, whether the prediction is in an example's answer.
+    alternative_mask: [M, P] bool, whether the prediction is in an alternative's answer.
+    forget: [M, P] bool, whether the prediction's example is in the forget set.
+    prediction_row: [M, P] int32, a number that is unique to each predicted token of the dataset; -1
       where padded.
-    example_mask: [M, S] bool, whether there is an example.
-    row: [M, S] int32, its dataset row or -1.
+    example_mask: [M, S] bool, whether the slot holds an example.
+    row: [M, S] int32, the index of the slot's example in the dataset, or -1.
   """
 
   token: Any
@@ -82,10 +82,10 @@ class Shape(NamedTuple):
   """Static sizes of packed batches.
 
   Attributes:
-    rows: most rows of a batch.
-    tokens: T.
-    predictions: P.
-    slots: S.
+    rows: largest number of rows of a batch.
+    tokens: T, tokens of a row.
+    predictions: P, predictions of a row.
+    slots: S, examples of a row.
   """
 
   rows: int
@@ -94,7 +94,7 @@ class Shape(NamedTuple):
   slots: int
 
   def empty(self, rows: int) -> PackedRows:
-    """Returns so many rows of padding."""
+    """Returns `rows` rows of padding."""
     sizes = {"T": self.tokens, "P": self.predictions, "S": self.slots}
     return PackedRows(
       *(
@@ -113,12 +113,12 @@ def fit(lengths: np.ndarray, row_length: int) -> np.ndarray:
   """Puts texts into few rows by best fit: longest first, each into the fullest row with room.
 
   Args:
-    lengths: [n] tokens of each text, none longer than a row.
-    row_length: T.
+    lengths: [n] number of tokens of each text, at most `row_length`.
+    row_length: T, tokens of a row.
 
   Returns:
-    [n] int32, the row of each text; rows 0, 1, ... are all used. They are at most 3/2 of the fewest
-    possible.
+    [n] int32, the row of each text, numbered from 0 without gaps. Their number is at most 3/2 of the
+    smallest possible.
 
   Source: D. Simchi-Levi, "New worst-case results for the bin-packing problem" (1994).
   """
@@ -137,12 +137,12 @@ def fit(lengths: np.ndarray, row_length: int) -> np.ndarray:
 
 
 def choose_row_length(batches: Sequence[np.ndarray], piece: int, wanted: int = 0) -> int:
-  """The row length that batches waste least of, the shortest of those that are about as good.
+  """The row length with the least padding, or the shortest one with nearly as little.
 
   Args:
-    batches: for each batch the lengths of its texts; the waste is that of a sample of them.
-    piece: rows that are computed at a time.
-    wanted: if not 0, that very length.
+    batches: for each batch the lengths of its texts in tokens. A sample of the batches is measured.
+    piece: number of rows that are computed at a time.
+    wanted: row length to take instead, in tokens; 0 chooses one.
 
   Returns:
     `wanted`, or a multiple of 8 tokens.
@@ -155,7 +155,7 @@ def choose_row_length(batches: Sequence[np.ndarray], piece: int, wanted: int = 0
     if longest > wanted:
       raise UserError(
         f"config.text.row_length={wanted}: the longest example has {longest} tokens; choose at"
-        f" least {longest}, or 0 to have it chosen"
+        f" least {longest}, or 0 to choose it automatically"
       )
     return wanted
   chosen = np.linspace(0, len(batches) - 1, min(len(batches), _SAMPLE)).astype(int)
@@ -175,15 +175,15 @@ def choose_row_length(batches: Sequence[np.ndarray], piece: int, wanted: int = 0
 
 
 def num_rows(rows: np.ndarray) -> int:
-  """How many rows `fit` used."""
+  """The number of rows that `fit` used."""
   return int(rows.max(initial=-1)) + 1
 
 
 class Packer:
-  """Lays out batches of texts. An alternative follows its example, in the same row.
+  """Packs batches of texts into rows. An alternative follows its example, in the same row.
 
   Args:
-    data: the texts.
+    data: the texts of the dataset.
   """
 
   def __init__(self, data: TextData):
@@ -192,22 +192,25 @@ class Packer:
     tokens = np.array([[len(ids) for ids in kind.ids] for kind in self._kinds], np.int64)
     self._lengths = tokens.sum(0)
     self._predictions = self._lengths - sum(kind.answer_start for kind in self._kinds)
-    # Where each text starts, when the tokens of all of them are counted through.
+    # Number of the first token of each text, in a count over the tokens of all texts.
     self._starts = np.cumsum(tokens).reshape(tokens.shape) - tokens
     if tokens.sum() > np.iinfo(np.int32).max:
-      raise UserError(f"the texts have {tokens.sum()} tokens; at most 2^31 - 1 can be numbered")
+      raise UserError(
+        f"the texts have {tokens.sum()} tokens; at most 2^31 - 1 can be numbered, so set a smaller"
+        " config.text.retain_size"
+      )
 
-  def lengths(self, rows: np.ndarray) -> np.ndarray:
-    """Tokens of these dataset rows, an example and its alternative together; padding has 0."""
-    return np.where(rows >= 0, self._lengths[np.maximum(rows, 0)], 0)
+  def lengths(self, indices: np.ndarray) -> np.ndarray:
+    """Number of tokens of each of these examples, its alternative included; padding has 0."""
+    return np.where(indices >= 0, self._lengths[np.maximum(indices, 0)], 0)
 
   def shape(self, batches: Sequence[np.ndarray], row_length: int, piece: int) -> Shape:
     """The smallest shape that holds each of these batches.
 
     Args:
-      batches: for each batch its dataset rows, without padding.
-      row_length: T.
-      piece: rows of a batch are a multiple of it.
+      batches: for each batch the indices of its examples in the dataset, without padding.
+      row_length: T, tokens of a row.
+      piece: number of which the rows of a batch are a multiple.
     """
     rows = predictions = slots = 1
     for batch in batches:
@@ -220,19 +223,19 @@ class Packer:
     return Shape(up_to_multiple(rows, piece), row_length, predictions, slots)
 
   def pack(self, batch: np.ndarray, shape: Shape) -> PackedRows:
-    """Lays out one batch.
+    """Packs one batch into rows.
 
     Args:
-      batch: [B] int32 dataset rows, -1 for padding.
-      shape: what it must fit.
+      batch: [B] int32 indices of examples in the dataset, -1 for padding.
+      shape: static sizes that the batch must fit.
 
     Returns:
-      The rows that it needs, at most `shape.rows`. Texts of a row have the order of the batch.
+      The rows that the batch needs, at most `shape.rows`. The texts of a row are in the order of the batch.
     """
     batch = batch[batch >= 0]
     placed = fit(self._lengths[batch], shape.tokens)
     packed = shape.empty(num_rows(placed))
-    used = np.zeros((3, len(packed.token)), int)  # Tokens, predictions and slots of each row.
+    used = np.zeros((3, len(packed.token)), int)  # tokens, predictions and slots in use in each row
     for example, row in zip(batch.tolist(), placed.tolist(), strict=True):
       slot = used[2, row]
       packed.example_mask[row, slot] = True
@@ -243,7 +246,7 @@ class Packer:
     return packed
 
   def _write(self, packed, row, slot, used, kind, example) -> tuple[int, int]:
-    """Writes a text behind what a row has -> its numbers of tokens and predictions."""
+    """Appends a text to a row and returns its numbers of tokens and predictions."""
     ids = self._kinds[kind].ids[example]
     first = int(self._kinds[kind].answer_start[example])
     token, prediction = used.tolist()

@@ -1,6 +1,6 @@
 """Plans the batches of each kind of method: which examples are read, in which order, how often.
 
-What a plan then says of a step is in `hamu_jax.data.batching`.
+The plans themselves, which give the examples of a step, are in `hamu_jax.data.batching`.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from hamu_jax.data.batching import BatchPlan, PassPlan, Stream
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
 
-# Which sets a method's steps read.
+# The sets that a method's steps read.
 ROLES = ("paired", "retain", "forget", "merged")
 SHUFFLES = ("each_epoch", "once")
 EPOCHS = ("matched", "pass")
@@ -32,28 +32,28 @@ def unlearning_plan(
 ) -> BatchPlan:
   """Plans the batches of an unlearning method.
 
-  `paired` methods read one batch of each role a step. With `matched` epochs `retain` (ft) goes over
-  retain twice an epoch and `forget` (ga) over forget 2 max(1, n_retain // n_forget) times, so that they
-  compute about as many gradients as a paired method; the copies are joined before they are cut into
-  batches. With `pass` epochs each goes over its own set once. `merged` is one pass over both sets.
+  `paired` methods read one batch of each role in each step. With `matched` epochs, `retain` (ft) goes over
+  retain twice an epoch and `forget` (ga) goes over forget 2 max(1, n_retain // n_forget) times, so that they
+  compute about as many gradients as a paired method. The copies are joined before they are cut into
+  batches. With `pass` epochs, each goes over its own set once. `merged` is one pass over both sets.
 
   Args:
-    split: Paired examples.
+    split: Paired [n] indices of examples.
     roles: one of `ROLES`.
-    batch_size: examples of a role in a step.
-    seed: of the shuffle.
-    repeats: join that many copies of the data into one epoch, which has fewer short batches.
+    batch_size: number of examples of a role in a step.
+    seed: seed of the shuffle.
+    repeats: number of copies of the data in one epoch; more copies have fewer short batches.
     shuffle: one of `SHUFFLES`. With "each_epoch" forget starts over with every epoch and cycles over
       identical batches within it; with "once" it cycles on across epochs.
     epoch: one of `EPOCHS`.
-    allow_oversized_batch: pad a batch that is larger than its set, as the reference does, instead
-      of refusing it.
+    allow_oversized_batch: whether a batch that is larger than its set is padded, as in the reference,
+      instead of refused.
 
   Returns:
     The plan.
 
   Raises:
-    UserError: for unknown roles or a batch larger than a set that it reads.
+    UserError: for an unknown choice, or a batch size larger than a set that is read.
 
   Source: github.com/aoi3142/HAMU, sequential gradient pairing, for "once" and "matched";
   github.com/HaoranTang/sharp-unlearn for "each_epoch" and "pass".
@@ -62,7 +62,7 @@ def unlearning_plan(
   used = _sets_of(split, roles)
   if not allow_oversized_batch:
     _check_fits("config.method.batch_size", batch_size, **used)
-  # The reference shuffles its training set, then the forget set; for ga the former is forget, too.
+  # The reference shuffles its training set, then the forget set. For ga the training set is forget, too.
   retain, forget = _shuffled(used.get("retain", used.get("merged", split.forget)), split.forget, seed=seed)
 
   def stream(indices, key, copies=1, period=None):
@@ -74,7 +74,7 @@ def unlearning_plan(
     streams = Paired(None, stream(forget, (1,), copies))
   elif roles == "paired":
     leading = stream(retain, ())
-    # Forget is not repeated: it cycles.
+    # Forget is not repeated, because it cycles.
     streams = Paired(leading, dataclasses.replace(stream(forget, (1,), period=leading.steps), indices=forget))
   else:
     streams = Paired(stream(retain, (), copies), None)
@@ -93,16 +93,19 @@ def pass_plan(
   """Plans the batches of a method that goes through the sets one after the other.
 
   Args:
-    split: Paired examples.
+    split: Paired [n] indices of examples.
     order: the roles in the order of their passes in an epoch.
-    active: for each of them, the number of first epochs that have this pass; None for all.
-    batch_size: examples in a step.
-    seed: of the shuffles.
+    active: for each role of `order`, how many of the first epochs have its pass; None for all epochs.
+    batch_size: number of examples in a step.
+    seed: seed of the shuffles.
     shuffle: "each_epoch" orders pass e of retain by `default_rng((seed, e))`, of forget by
       `default_rng((seed, 1, e))`; "once" keeps the first order.
 
+  Returns:
+    The plan.
+
   Raises:
-    UserError: for a batch larger than a set.
+    UserError: for a batch size larger than a set.
 
   Source: SCRUB (arXiv 2302.09880), which ascends on forget, then descends on retain.
   """
@@ -121,17 +124,17 @@ def training_plan(indices: np.ndarray, *, batch_size: int, seed: int, reshuffle:
   """Plans the batches of plain training, as the retain role.
 
   Args:
-    indices: [n] the examples to train on.
-    batch_size: examples in a step.
-    seed: of the shuffles.
-    reshuffle: epoch e is ordered by `default_rng((seed, e))`; otherwise all epochs keep the one
-      order that the reference shuffles once.
+    indices: [n] indices of the examples to train on.
+    batch_size: number of examples in a step.
+    seed: seed of the shuffles.
+    reshuffle: whether epoch e is ordered by `default_rng((seed, e))`. Otherwise all epochs keep one
+      order, shuffled once, as in the reference.
 
   Returns:
     The plan.
 
   Raises:
-    UserError: for a batch larger than the set.
+    UserError: for a batch size larger than the set.
   """
   _check_fits("config.train.batch_size", batch_size, training=indices)
   if reshuffle:
@@ -144,8 +147,8 @@ def training_plan(indices: np.ndarray, *, batch_size: int, seed: int, reshuffle:
 def _shuffled(*sets: np.ndarray, seed: int) -> list[np.ndarray]:
   """Shuffles sets one after the other with one generator.
 
-  Python's `random` and not NumPy's, because its order is the reference's; like NumPy's generators
-  it is the same on every platform.
+  The generator is Python's `random` and not NumPy's, because the reference's order is that of `random`,
+  which is the same on every platform, too.
   """
   generator = random.Random(seed)
   result = []
@@ -157,21 +160,21 @@ def _shuffled(*sets: np.ndarray, seed: int) -> list[np.ndarray]:
 
 
 def _matched_copies(split: Paired, roles: str) -> int:
-  """Copies of a set with which an epoch has about as many gradients as one of a paired method."""
+  """Number of copies of a set with which an epoch has about as many gradients as a paired method's."""
   if roles == "forget":
     return 2 * max(1, len(split.retain) // len(split.forget))
   return 2 if roles == "retain" else 1
 
 
 def _check_choices(**fields: tuple[str, Sequence[str]]) -> None:
-  """Refuses a value that is none of its field's choices."""
+  """Refuses a value that is not one of its field's choices."""
   for field, (value, choices) in fields.items():
     if value not in choices:
       raise UserError(f"{field}={value!r}: choose from {', '.join(choices)}")
 
 
 def _sets_of(split: Paired, roles: str) -> dict[str, np.ndarray]:
-  """The sets that batches of these roles are taken from."""
+  """The sets from which batches of these roles are taken."""
   if roles == "paired":
     return split._asdict()
   if roles == "merged":
@@ -184,6 +187,6 @@ def _check_fits(field: str, batch_size: int, **sets: np.ndarray) -> None:
   for role, indices in sets.items():
     if not 1 <= batch_size <= len(indices):
       raise UserError(
-        f"{field}={batch_size}: the {role} set has {len(indices)} examples, so choose"
-        f" 1..{len(indices)} or more data"
+        f"{field}={batch_size}: the {role} set has {len(indices)} examples; choose"
+        f" 1..{len(indices)}, or a larger set"
       )

@@ -1,4 +1,4 @@
-"""Answers that say nothing, for methods that prefer them to what is to be forgotten."""
+"""Answers without content, which methods such as DPO prefer to the answers of the forget set."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from hamu_jax.errors import UserError
 
-# In the spirit of TOFU's list (arXiv 2401.06121).
+# The same kind of answers as in TOFU's list (arXiv 2401.06121).
 REFUSALS = (
   "I don't know.",
   "I'm not sure.",
@@ -32,15 +32,23 @@ REFUSALS = (
 
 
 def draw(refusals: Sequence[str], count: int, seed: int) -> list[str]:
-  """One of the refusals for each of `count` examples, drawn by the seed.
+  """Draws one of the refusals for each example.
+
+  Args:
+    refusals: texts to draw from.
+    count: number of examples.
+    seed: seed of the draws.
+
+  Returns:
+    `count` refusals.
 
   Raises:
-    UserError: one of them is empty.
+    UserError: a refusal is empty.
   """
   for number, refusal in enumerate(refusals):
     if not refusal.strip():
       raise UserError(
-        f"config.text.refusals: number {number} is {refusal!r}, no answer; drop it, or give () for the "
+        f"config.text.refusals: number {number} is {refusal!r}, which is empty; drop it, or give () for the "
         "built-in ones"
       )
   rng = np.random.default_rng(seed)

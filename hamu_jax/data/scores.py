@@ -1,12 +1,12 @@
 """Files of memorization scores: published ones and this project's own.
 
 An `.npz` holds the scores as `tr_mem` (Feldman and Zhang's CIFAR-100 and ImageNet files) or
-`memorization` (RUM's CIFAR-10 estimates, and ours). Beside them may be what each score belongs to:
-`tr_filenames`, the images' file names, or `rows`, indices of examples in the original training split; without
-either the scores are those of all examples in order, as in an `.npy` with one vector.
+`memorization` (RUM's CIFAR-10 estimates, and ours). It may also say which example each score belongs to:
+`tr_filenames` holds the images' file names, `rows` the indices of examples in the original training split.
+Without either, the scores are those of all examples in order, as in an `.npy` with one vector.
 
 ImageNet's file names are an array of Python objects, that is a pickle, which could run any code
-when it is loaded. They are read here without NumPy or anything else being called: see `_Unpickler`.
+when it is loaded. They are read here without calling anything that the pickle names; see `_Unpickler`.
 """
 
 import pathlib
@@ -24,7 +24,7 @@ SCORE_KEYS = ("tr_mem", "memorization")
 NAMES_KEY, ROWS_KEY = "tr_filenames", "rows"
 _UNREADABLE = (
   EOFError,
-  MemoryError,  # A damaged length.
+  MemoryError,  # raised for a damaged length
   OSError,
   ValueError,
   pickle.UnpicklingError,
@@ -44,16 +44,16 @@ def read_scores(
   """Reads the memorization scores of training examples.
 
   Args:
-    path: an `.npz` or `.npy` file.
-    indices: [N] the examples of the original training split whose scores are wanted.
-    total: how many examples that split has.
-    names: [N] file names of these examples, for a file that lists scores by name; of both only the
-      last component counts, without its suffix and the class that the hub's ImageNet appends.
-    ordered: whether `indices` is known; else the source has shuffled its examples, and a file that lists
+    path: path of an `.npz` or `.npy` file.
+    indices: [N] indices, in the original training split, of the examples whose scores are wanted.
+    total: number of examples of that split.
+    names: [N] file names of these examples, for a file that lists scores by name. Names are compared by
+      their last component, without its suffix and without the class that the hub's ImageNet appends.
+    ordered: whether `indices` is known. If not, the source has shuffled its examples, and a file that lists
       scores by example cannot be matched, unless this project estimated them for the same data.
 
   Returns:
-    [N] float64.
+    [N] float64 scores.
 
   Raises:
     UserError: if the file is missing, corrupt or made for another dataset, lacks the scores or
@@ -75,26 +75,27 @@ def read_scores(
     scores = _by_key(scores, np.asarray(arrays[ROWS_KEY]).tolist(), indices.tolist(), "example", field)
   elif not ordered:
     raise UserError(
-      f"{field}: lists its scores by example, but this source has shuffled its examples and nothing numbers"
-      " them; take the dataset from another source, or let the scores be estimated"
+      f"{field}: lists its scores by example, but this source has shuffled its examples and does not number"
+      " them; take the dataset from another source, or set config.data.scores='estimate'"
     )
   elif len(scores) == total:
     scores = scores[indices]
   else:
     raise UserError(
-      f"{field}: {len(scores)} scores for {total} training examples; it was made for another dataset"
+      f"{field}: {len(scores)} scores for {total} training examples; it was made for another dataset, so"
+      " give the file of this one"
     )
   unknown = np.flatnonzero(~np.isfinite(scores))
   if len(unknown):
     raise UserError(
       f"{field}: {len(unknown)} of {len(scores)} training examples have no finite score, first example"
-      f" {indices[unknown[0]]}"
+      f" {indices[unknown[0]]}; give a file with all scores"
     )
   return scores.astype(np.float64)
 
 
 def _checked(file: pathlib.Path, field: str) -> tuple[np.ndarray, dict[str, np.ndarray | list[str]]]:
-  """Reads the scores, and all arrays of the file that matter, of which each has one value a score."""
+  """Reads the scores and the arrays that belong to them, each with one value per score."""
   if file.suffix not in SUFFIXES:
     raise UserError(f"{field}: choose a file of type {', '.join(SUFFIXES)}")
   try:
@@ -104,7 +105,7 @@ def _checked(file: pathlib.Path, field: str) -> tuple[np.ndarray, dict[str, np.n
   scores = arrays[key]
   if scores.ndim != 1 or scores.dtype.kind not in "fiu":
     raise UserError(
-      f"{field}: needs one number an example, but {key} is {scores.dtype} of shape {scores.shape}"
+      f"{field}: needs one number per example, but {key} is {scores.dtype} of shape {scores.shape}"
     )
   for key in {NAMES_KEY, ROWS_KEY} & arrays.keys():
     if len(arrays[key]) != len(scores):
@@ -124,27 +125,29 @@ def _by_name(scores, score_names, names, field: str) -> np.ndarray:
 
 
 def _by_key(scores, keys, wanted: list, what: str, field: str) -> np.ndarray:
-  """Aligns scores by what each belongs to."""
+  """Aligns scores by the key of the example that each belongs to."""
   place = {key: index for index, key in enumerate(keys)}
   if len(place) < len(scores) or len(set(wanted)) < len(wanted):
-    raise UserError(f"{field}: some {what} is there twice, so scores cannot be told apart")
+    raise UserError(
+      f"{field}: some {what} is listed twice, so its score is ambiguous; list every {what} once"
+    )
   missing = [key for key in wanted if key not in place]
   if missing:
     raise UserError(
       f"{field}: no score for {len(missing)} of {len(wanted)} training examples, such as {what}"
-      f" {missing[0]}; it was made for another dataset"
+      f" {missing[0]}; it was made for another dataset, so give the file of this one"
     )
   return scores[[place[key] for key in wanted]]
 
 
 def _stem(name: str) -> str:
-  """n01440764_10026 of "train/n01440764_10026.JPEG" and of "n01440764_10026_n01440764.JPEG"."""
+  """Returns n01440764_10026 for "train/n01440764_10026.JPEG" and for "n01440764_10026_n01440764.JPEG"."""
   stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
   return stem.removesuffix("_" + stem.split("_", 1)[0])
 
 
 def _read(file: pathlib.Path) -> tuple[str, dict[str, Any]]:
-  """Reads the arrays that matter, names as a list, and says which are the scores."""
+  """Reads the scores and the arrays that belong to them, names as a list -> (key of the scores, arrays)."""
   loaded = np.load(file, allow_pickle=False)
   if isinstance(loaded, np.ndarray):
     return SCORE_KEYS[0], {SCORE_KEYS[0]: loaded}
@@ -161,7 +164,7 @@ def _read(file: pathlib.Path) -> tuple[str, dict[str, Any]]:
 
 
 def _read_names(member) -> list[str]:
-  """Reads a vector of names: bytes or strings, or Python objects that are such."""
+  """Reads a vector of names: bytes, strings, or pickled Python objects that are bytes or strings."""
   header = np.lib.format.read_array_header_1_0
   if np.lib.format.read_magic(member) != (1, 0):
     header = np.lib.format.read_array_header_2_0
@@ -169,17 +172,17 @@ def _read_names(member) -> list[str]:
     try:
       values = _Unpickler(member).load().state[4]
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
-      raise ValueError(f"its {NAMES_KEY} are no pickled array: {first_line(error)}") from None
+      raise ValueError(f"its {NAMES_KEY} are not a pickled array: {first_line(error)}") from None
   else:
     member.seek(0)
     values = np.lib.format.read_array(member, allow_pickle=False).tolist()
   if not isinstance(values, list):
-    raise ValueError(f"its {NAMES_KEY} are no vector")
+    raise ValueError(f"its {NAMES_KEY} are not a vector")
   return [_text(value) for value in values]
 
 
 class _Recorded:
-  """What a pickle asks to be called or built: only noted down, never done."""
+  """A call that a pickle asks for: it is recorded, but never made."""
 
   def __init__(self, *arguments):
     self.arguments = arguments
@@ -189,14 +192,14 @@ class _Recorded:
 
 
 class _Encoded(_Recorded):
-  """`codecs.encode(text, "latin1")`: how protocol 2 writes bytes."""
+  """`codecs.encode(text, "latin1")`, which is how protocol 2 writes bytes."""
 
 
 class _Unpickler(pickle.Unpickler):
   """Reads a pickled array of objects into lists, bytes, strings and numbers.
 
-  The few names that such an array needs stand for `_Recorded`, so nothing of NumPy's is called with
-  what the file says; any other name is refused before it is looked up.
+  The few names that such an array needs are replaced by `_Recorded`, so no function of NumPy is called
+  with data of the file. Any other name is refused before it is looked up.
   """
 
   ALLOWED = {
@@ -214,7 +217,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _text(value) -> str:
-  """Returns a name as text, of however it was stored."""
+  """Returns a name as text, whichever way it is stored."""
   if isinstance(value, _Encoded) and value.arguments[1:] == ("latin1",):
     value = value.arguments[0]
   if isinstance(value, bytes):

@@ -21,7 +21,7 @@ from hamu_jax.data.dataset import (
 from hamu_jax.data.encoded import EncodedImages, resized
 from hamu_jax.errors import UserError
 
-# The split of the digits is part of the dataset: no config changes it.
+# The split of the digits is part of the dataset; no configuration changes it.
 DIGITS_SPLIT_SEED = 0
 DIGITS_TEST_SHARE = 0.2
 
@@ -29,12 +29,12 @@ DIGITS_TEST_SHARE = 0.2
 def read_digits(request: Request) -> Contents:
   """Reads the 1,797 UCI handwritten digits that scikit-learn ships.
 
-  The images are 8 x 8 x 1; their ink counts 0..16 become round(255 / 16 * count). Of each class's
-  rows, shuffled by `default_rng(DIGITS_SPLIT_SEED)` class after class, the first fifth (rounded)
-  is the test split: 1,438 training and 359 test images.
+  The images are 8 x 8 x 1; their ink counts 0..16 become round(255 / 16 * count). The examples of each
+  class are shuffled by `default_rng(DIGITS_SPLIT_SEED)`, class after class, and the first fifth (rounded)
+  is the test split. There are 1,438 training and 359 test images.
 
   Args:
-    request: its `path` must be empty, since the data are embedded.
+    request: its `path` must be empty, because the data are embedded.
 
   Returns:
     The two splits and the class names "0".."9".
@@ -89,27 +89,27 @@ def load(
   stream: bool = False,
   seed: int = 0,
 ) -> Dataset:
-  """Loads a dataset, whole into memory or streamed.
+  """Loads a dataset into memory, or for streaming.
 
   Args:
     source: a key of `SOURCES`.
-    name: the dataset's name at the source (a hub or TFDS name); where files decide, a mere label.
+    name: the dataset's name at the source (a hub or TFDS name); for sources that read local files, a label.
     path: local files (`parquet`, `cifar10_binary`) or the cache folder (`tfds`, `huggingface`).
     subset: configuration of a hub dataset (svhn's "cropped_digits"), or the subfolder of a
       `parquet` folder; empty for the default or only one.
     test_split: the split to evaluate on (ImageNet's is "validation"); empty for "test".
-    train_size: if positive, a class-balanced subset of that many rows, see `balanced_rows`.
+    train_size: number of training examples in a class-balanced subset, see `balanced_subset`; 0 for all.
     test_size: the same for the test split.
     image_key: field of the image; empty for the only one there is.
     label_key: field of the class number; empty for the only one there is.
-    image_size: if positive, the height and width that `encoded.resize` brings every image to; else
-      all images must have one shape.
-    stream: leave the images encoded on disk, memory-mapped, and decode rows where they are indexed
-      (always into 3 channels); needs `image_size` and a source of encoded images.
-    seed: of the subsets.
+    image_size: height and width in pixels to which `encoded.resize` brings every image; 0 keeps their
+      size, and then all images must have one shape.
+    stream: whether images stay encoded on disk, memory-mapped, and are decoded when they are indexed
+      (always into 3 channels). Needs `image_size` and a source of encoded images.
+    seed: seed of the subsets.
 
   Returns:
-    The dataset; its fingerprint covers the subset, not what was left out.
+    The dataset. Its fingerprint covers the subset only.
 
   Raises:
     UserError: one line, for anything wrong with the request, the files or the network.
@@ -146,11 +146,14 @@ def _check_shapes(contents: Contents, where: str) -> None:
   """Refuses splits whose images differ in shape."""
   train, test = (split.images.shape[1:] for split in (contents.train, contents.test))
   if train != test:
-    raise UserError(f"{where}: train images are {train} but test images are {test}; one shape is needed")
+    raise UserError(
+      f"{where}: train images are {train} but test images are {test}; one shape is needed, so set"
+      " config.data.image_size"
+    )
 
 
 def _dataset(label: str, contents: Contents, kept: Contents, train_indices: np.ndarray) -> Dataset:
-  """The dataset of what was kept of the contents, with where its training rows were."""
+  """The dataset of the kept examples, with the indices that its training examples had originally."""
   places, names = contents.train_indices, contents.train_names
   return Dataset(
     label,
@@ -166,14 +169,14 @@ def _dataset(label: str, contents: Contents, kept: Contents, train_indices: np.n
 
 
 def _read(split: ImageSplit, rows: np.ndarray, request: Request) -> ImageSplit:
-  """Reduces a split to some rows, decoded unless it is streamed."""
+  """Reduces a split to some examples, decoded unless it is streamed."""
   labels = split.labels[rows]
   if isinstance(split.images, EncodedImages):
     images = split.images.select(rows)
     return ImageSplit(images if request.stream else images.whole(), labels)
   if request.stream:
     raise UserError(
-      "config.data.stream=True: this source holds its images in memory whole; choose"
+      "config.data.stream=True: this source holds all its images in memory whole; choose"
       " config.data.source huggingface, parquet or tfds, or config.data.stream=False"
     )
   images = split.images[rows]

@@ -1,6 +1,6 @@
-"""Which training examples are to be forgotten, and which are retained.
+"""Divides the training examples into the forget set and the retain set.
 
-`default_rng` and nothing else draws here, so the same seed gives the same split everywhere.
+All draws are made by NumPy's `default_rng`, so the same seed gives the same split on every platform.
 """
 
 import json
@@ -16,7 +16,7 @@ from hamu_jax.errors import UserError, first_line
 from hamu_jax.paired import Paired
 from sam_jax import memorization
 
-# The forget set of rho = 1: a random tenth of all examples.
+# Share of all examples that rho = 1 forgets, drawn at random.
 RANDOM_SHARE = 0.1
 
 
@@ -44,9 +44,9 @@ def _class_indices(labels: np.ndarray, spec: ForgetSpec) -> np.ndarray:
   present = np.unique(labels)
   unknown = [label for label in spec.forget_class if label not in present]
   if unknown or not spec.forget_class:
-    problem = f"class {unknown[0]} does not exist" if unknown else "no class is chosen"
+    reason = f"class {unknown[0]} does not exist" if unknown else "no class is chosen"
     raise UserError(
-      f"config.data.forget_class={tuple(spec.forget_class)}: {problem}; choose from"
+      f"config.data.forget_class={tuple(spec.forget_class)}: {reason}; choose from"
       f" {', '.join(map(str, present))}"
     )
   return np.flatnonzero(np.isin(labels, spec.forget_class))
@@ -63,7 +63,7 @@ def _random(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> Pa
   """Forgets a random share of all examples: the first ceil(fraction * N) of a permutation."""
   if not 0 < fraction < 1:
     raise UserError(f"config.data.forget_fraction={fraction}: choose a share between 0 and 1")
-  # Without the allowance, 0.07 * 100 = 7.000000000000001 would be 8 examples.
+  # Without the tolerance, 0.07 * 100 = 7.000000000000001 would be 8 examples.
   size = math.ceil(fraction * len(labels) - 1e-9)
   order = rng.permutation(len(labels))
   return Paired(order[size:], order[:size])
@@ -76,9 +76,9 @@ def _by_fraction(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator)
 def _hard_probability(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator) -> Paired:
   """Replaces a share rho of a class's examples by examples of the whole training set.
 
-  With n examples of the class, k = int(rho n): permute them and drop the first k; permute the others
-  followed by the dropped, and append the first k of these. rho = 1 forgets a random tenth of all
-  examples, whatever the class; rho = 0 is the class.
+  The class has n examples, and k = int(rho n). The class's examples are permuted and the first k dropped.
+  The other examples, followed by the dropped ones, are permuted, and the first k of them appended.
+  rho = 1 forgets a random tenth of all examples, whatever the class; rho = 0 forgets the class.
   """
   rho = spec.hard_probability
   if not 0 <= rho <= 1:
@@ -109,20 +109,22 @@ def _by_indices(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator) 
     )
   values, counts = np.unique(indices, return_counts=True)
   if len(values) < len(indices):
-    raise UserError(f"{field}: example {values[counts.argmax()]} is listed {counts.max()} times")
+    raise UserError(
+      f"{field}: example {values[counts.argmax()]} is listed {counts.max()} times; list each once"
+    )
   return Paired(_complement(indices, len(labels)), indices)
 
 
 def _by_memorization(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator) -> Paired:
-  """Forgets examples that are memorized strongly, halfway or hardly, in the order of selection."""
+  """Forgets examples of high, medium or low memorization, in the order of selection."""
   del rng
   if spec.scores is None or np.shape(spec.scores) != (len(labels),):
-    problem = "none are given"
+    given = "none are given"
     if spec.scores is not None:
-      problem = f"{np.shape(spec.scores)} are given for {len(labels)} examples"
+      given = f"{np.shape(spec.scores)} are given for {len(labels)} examples"
     raise UserError(
-      "config.data.forget='memorization' needs one memorization score a training example, but"
-      f" {problem}: name a score file in config.data.scores"
+      "config.data.forget='memorization' needs one memorization score per training example, but"
+      f" {given}: name a score file in config.data.scores"
     )
   if spec.memorization_level not in memorization.LEVELS:
     raise UserError(
@@ -139,17 +141,17 @@ def _by_memorization(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Genera
 
 
 def read_indices(path: str) -> np.ndarray:
-  """Reads example numbers from a file.
+  """Reads indices of examples from a file.
 
   Args:
-    path: `.npy` with one integer vector, `.npz` with just one such array, `.json` with a list of
-      integers, or `.txt` with integers separated by white space.
+    path: path of an `.npy` with one integer vector, an `.npz` with just one such array, a `.json` with a
+      list of integers, or a `.txt` with integers separated by white space.
 
   Returns:
     [n] int64, in the file's order, unchecked.
 
   Raises:
-    UserError: if the file is missing or does not hold example numbers. Nothing is ever unpickled.
+    UserError: if the file is missing or does not hold indices. Nothing is ever unpickled.
   """
   field = f"config.data.forget_indices={path!r}"
   readers = {".npy": _read_numpy, ".npz": _read_numpy, ".json": _read_json, ".txt": _read_text}
@@ -212,24 +214,25 @@ def make_split(
 ) -> Paired:
   """Divides the training examples into a retain and a forget set.
 
-  The order of the examples is the reference's, which batches are then shuffled from: retain ascends,
-  except that of a random share both sets keep the order of their permutation.
+  The order of the examples is the reference's, because batches are shuffled from it: retain ascends,
+  except that both sets of a random share keep the order of their permutation.
 
   Args:
     kind: a key of `FORGET_KINDS`.
     labels: [N] class numbers of the training examples.
-    seed: of the random kinds; all methods and stages of an experiment must use the same.
+    seed: seed of the random kinds. All methods and stages of an experiment must use the same.
     forget_class: classes to forget, for `class` and `hard_probability`.
     hard_probability: rho, the share of these examples that is replaced by examples of all classes.
     forget_fraction: share of all examples, for `random`.
-    forget_indices: file of example numbers, for `indices`; see `read_indices`.
-    memorization_level: for `memorization`, which examples; see `sam_jax.memorization.select`.
-    forget_size: for `memorization`, how many examples.
+    forget_indices: file of indices of examples, for `indices`; see `read_indices`.
+    memorization_level: level of the chosen examples, for `memorization`; see `sam_jax.memorization.select`.
+    forget_size: number of examples, for `memorization`.
     scores: [N] memorization scores, for `memorization`; see `hamu_jax.data.read_scores`.
-    duplicates: how many copies of each forget example are added to the end of the retain set.
+    duplicates: number of copies of each forget example that are appended to the retain set.
 
   Returns:
-    Paired example numbers, int32; disjoint and together all examples, but for `duplicates`.
+    Paired [n] int32 indices of examples. The sets are disjoint and their union is all examples, except
+    for `duplicates`.
 
   Raises:
     UserError: for an unknown kind or class, a value out of range, or an empty set.
@@ -262,23 +265,23 @@ def _check_not_empty(split: Paired, kind: str, total: int) -> None:
     if not len(indices):
       raise UserError(
         f"config.data.forget={kind!r}: the {role} set is empty ({len(split.forget)} of"
-        f" {total} training examples are to be forgotten)"
+        f" {total} training examples are to be forgotten); choose a share that leaves both sets examples"
       )
 
 
 def validation_indices(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-  """Chooses the examples that are validated on, and neither trained on nor forgotten.
+  """Chooses the validation examples, which are neither trained on nor forgotten.
 
-  Of each class, in ascending order, the first round(fraction n) of a permutation of its n examples.
-  Stages that take the same labels, fraction and seed hold the same examples out.
+  The n examples of each class, in ascending order of the classes, are permuted, and the first
+  round(fraction n) are chosen. Stages with the same labels, fraction and seed hold out the same examples.
 
   Args:
     labels: [N] class numbers of the training examples.
     fraction: share of each class; 0 for no validation.
-    seed: of the permutations.
+    seed: seed of the permutations.
 
   Returns:
-    [n] int64 example numbers, ascending.
+    [n] int64 indices of examples, ascending.
 
   Raises:
     UserError: for a fraction outside [0, 1).

@@ -19,27 +19,27 @@ from hamu_jax.data.text_tables import Table, Tables, cells, length
 from hamu_jax.errors import UserError, first_line
 
 ROLES = ("retain", "forget", "test")
-# Columns that say whose text a row is, in order of preference.
+# Columns that name the owner of a text, in order of preference.
 OWNERS = ("owner", "author")
-# In a specification of rows, where the name of each split is.
+# Matches the name of each split in a specification of rows.
 _NAME = r"(^|\+)\s*(\w+(?:\.\w+)*)"
 
 
 class TextSplit(NamedTuple):
   """Texts in the order of the source, each an answer to a prompt."""
 
-  prompts: tuple[str, ...]  # "" where there is only text
+  prompts: tuple[str, ...]  # "" for a text without a prompt
   answers: tuple[str, ...]
   paraphrased: tuple[str, ...] | None  # the right answers in other words
-  perturbed: tuple[tuple[str, ...], ...] | None  # wrong answers, as many for each
-  owners: tuple[str, ...] | None  # whose text it is, or the key of its watermark
+  perturbed: tuple[tuple[str, ...], ...] | None  # wrong answers, the same number for each text
+  owners: tuple[str, ...] | None  # the owner of each text, or the key of its watermark
 
 
 class TextDataset(NamedTuple):
-  """The texts of each role, and further ones to evaluate on."""
+  """The texts of each role, and further splits to evaluate on."""
 
-  splits: dict[str, TextSplit]  # "retain", "forget", "test" unless there is none, and the suites
-  fingerprint: str  # sha256 of all of it, in hexadecimal
+  splits: dict[str, TextSplit]  # "retain", "forget", "test" (if there is one) and the suites
+  fingerprint: str  # sha256 of all splits, in hexadecimal
 
 
 def load(
@@ -62,37 +62,36 @@ def load(
 ) -> TextDataset:
   """Loads the texts of each role.
 
-  A split is given by its name and, if need be, rows of it, as `datasets` writes them:
-  "forget10[300:400]", "train[:10%]", "train[-50:]", "retain90+holdout10". All that `config.text` says of
-  a dataset is an argument here, hence their number.
+  A split is given by its name and, optionally, rows of it, in the notation of `datasets`:
+  "forget10[300:400]", "train[:10%]", "train[-50:]", "retain90+holdout10". The arguments are the fields of
+  `config.text` that describe a dataset.
 
   Args:
     source: a key of `TEXT_SOURCES`.
     name: hub id; empty for the published one of `tofu` and `waterdrum`.
     path: a local folder, or file, to read instead.
     subset: configuration of a hub dataset, or subfolder of a local one.
-    question_key: column of the prompts; empty for texts without; `text` does not read it.
-    answer_key: column of the answers, or texts.
-    retain_split: what is kept; empty for all rows of the dataset that are not in `forget_split`.
-    forget_split: what is to be forgotten.
+    question_key: column of the prompts; empty for texts without prompts. `text` does not read it.
+    answer_key: column of the answers, or of the texts.
+    retain_split: rows of the retain set; empty for all rows of the dataset that are not in `forget_split`.
+    forget_split: rows of the forget set.
     test_split: texts that are never trained on; empty for none.
     suites: further splits to evaluate on, such as TOFU's "real_authors" and "retain_perturbed".
-    duplicates: none | exact | semantic: whether the retain set also has, at its end, the forget
-      set's duplicates, which are the source's own splits of duplicates (`waterdrum`), or else the
-      forget set itself (exact) or with its paraphrased answers (semantic).
-    retain_size: if positive, how many rows of `retain_split` to draw; they keep their order, and a
-      smaller draw lies within a larger one.
-    forget_size: the same of `forget_split`.
-    test_size: the same of `test_split`.
-    seed: of the draws, and of the invented authors.
+    duplicates: "none", "exact" or "semantic": which duplicates of the forget set are appended to the retain
+      set. They are the source's own splits of duplicates (`waterdrum`), or else the forget set itself
+      (exact) or with its paraphrased answers (semantic).
+    retain_size: number of rows of `retain_split` to draw, 0 for all. They keep their order, and a smaller
+      draw lies within a larger one.
+    forget_size: the same for `forget_split`.
+    test_size: the same for `test_split`.
+    seed: seed of the draws, and of the generated authors.
 
   Returns:
     The dataset.
 
   Raises:
-    UserError: one line, for anything wrong with the request, the files or the network, if forget
-      rows are also in the retain set though no duplicates were asked for, or if test rows are in
-      either.
+    UserError: one line, for anything wrong with the request, the files or the network; for forget texts
+      that are also in the retain set although `duplicates` is "none"; or for test texts that are in either.
   """
   _check_request(source, duplicates, test_split, test_size)
   shelf = TEXT_SOURCES[source](Request(name, path, subset, seed))
@@ -114,7 +113,7 @@ def load(
 
 
 def _check_request(source: str, duplicates: str, test_split: str, test_size: int) -> None:
-  """Refuses an unknown source or kind of duplicates, and the size of no test split."""
+  """Refuses an unknown source or kind of duplicates, and a test size without a test split."""
   if source not in TEXT_SOURCES:
     near = difflib.get_close_matches(source, TEXT_SOURCES, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -122,7 +121,9 @@ def _check_request(source: str, duplicates: str, test_split: str, test_size: int
   if duplicates not in DUPLICATES:
     raise UserError(f"config.text.duplicates={duplicates!r}: choose one of {', '.join(DUPLICATES)}")
   if test_size and not test_split:
-    raise UserError(f"config.text.test_size={test_size} needs config.text.test_split")
+    raise UserError(
+      f"config.text.test_size={test_size} needs config.text.test_split: name the split, or set the size to 0"
+    )
 
 
 class _Part(NamedTuple):
@@ -134,18 +135,18 @@ class _Part(NamedTuple):
 
 
 class _Reader:
-  """Reads splits off a shelf, under the columns that the user named, and checks each text."""
+  """Reads splits of a source from the columns that the user named, and checks each text."""
 
   def __init__(self, shelf: Shelf, question_key: str, answer_key: str):
     self._shelf, self._question_key, self._answer_key = shelf, question_key, answer_key
 
   def split(self, spec: str, field: str) -> TextSplit:
-    """Reads the rows that `spec` names, with their wrong answers if the source has them."""
+    """Reads the rows that `spec` names, with their wrong answers if the source has any."""
     parts = _parts(spec, self._shelf.table, field)
     return _joined([self._completed(part.name, self._texts(part, field), field) for part in parts])
 
   def suite(self, spec: str) -> TextSplit:
-    """Reads rows to evaluate on: those of NAME_perturbed, in which they are complete, if it is."""
+    """Reads rows to evaluate on, from NAME_perturbed if there is one, because it has all the answers."""
 
     def table(name: str, field: str) -> Table:
       found = self._shelf.perturbed(name)
@@ -192,7 +193,7 @@ class _Reader:
     return _taken(full, kept)
 
   def twins(self, spec: str, name: str, count: int) -> TextSplit:
-    """Reads the same rows as `spec` of another split, which pairs with it row by row."""
+    """Reads the rows of `spec` from another split, which corresponds to it row by row."""
     split = self.split(re.sub(_NAME, rf"\1{name}", spec), "config.text.duplicates")
     if len(split.answers) != count:
       raise UserError(
@@ -209,7 +210,7 @@ class _Reader:
     other, table = found
     extra = self._texts(_Part(other, table, np.arange(length(table))), field)
     by_pair = {pair: row for row, pair in enumerate(_pairs(extra))}
-    # The answers may differ in a comma; a question that is asked twice is known by its answer.
+    # The answers may differ in punctuation, so a question that is asked once is matched without its answer.
     asked = collections.Counter(extra.prompts)
     by_prompt = {prompt: row for row, prompt in enumerate(extra.prompts) if asked[prompt] == 1}
     rows: list[Any] = [by_pair.get(pair, by_prompt.get(pair[0])) for pair in _pairs(split)]
@@ -246,16 +247,16 @@ class _Reader:
   def _strings(self, part: _Part, column: str, field: str) -> tuple[str, ...]:
     if column not in part.table:
       raise UserError(
-        f"{field}={column!r} is no column of {part.name!r}: choose from {', '.join(part.table)}"
+        f"{field}={column!r} is not a column of {part.name!r}: choose from {', '.join(part.table)}"
       )
     values = cells(part.table[column], part.rows)
     for row, value in zip(part.rows, values, strict=True):
       if value is None or (isinstance(value, str) and not value.strip()):
-        raise UserError(f"{field}: row {row} of {part.name!r} has an empty {column}")
+        raise UserError(f"{field}: row {row} of {part.name!r} has an empty {column}; drop or fill it")
       if not isinstance(value, str):
         raise UserError(
           f"{field}: row {row} of {part.name!r} has the {column} {str(value)[:60]!r}, which is"
-          f" {type(value).__name__}, no text"
+          f" {type(value).__name__}, not text; choose a column of texts"
         )
     return tuple(values)
 
@@ -275,36 +276,36 @@ def _whole_splits(
 
 
 def _add_suites(splits: dict[str, TextSplit], reader: _Reader, suites: Sequence[str]) -> None:
-  """Reads further splits, which may not have the names of others."""
+  """Reads further splits, whose names must differ from those of the roles."""
   for suite in suites:
     key = suite.split("[")[0]
     if key in splits:
       raise UserError(
-        f"config.text.suites: {suite!r} would be the second split named {key!r}; the splits of"
-        " the roles are evaluated as it is"
+        f"config.text.suites: {suite!r} would be the second split named {key!r}; leave it out, because the"
+        " splits of the roles are always evaluated"
       )
     splits[key] = reader.suite(suite)
 
 
 def _wrong_answers(part: _Part, field: str) -> tuple[tuple[str, ...], ...]:
-  """Reads the wrong answers, of which every row must have as many."""
+  """Reads the wrong answers; every row must have the same number of them."""
   values = cells(part.table[PERTURBED], part.rows)
   where = f"{field}: row {{}} of {part.name!r} has"
   for row, value in zip(part.rows, values, strict=True):
     if not isinstance(value, list | tuple) or not value:
-      raise UserError(f"{where.format(row)} no list of {PERTURBED}s")
+      raise UserError(f"{where.format(row)} no list of {PERTURBED}s; drop or fill the row")
     if not all(isinstance(answer, str) and answer.strip() for answer in value):
-      raise UserError(f"{where.format(row)} an empty {PERTURBED}")
+      raise UserError(f"{where.format(row)} an empty {PERTURBED}; drop or fill it")
     if len(value) != len(values[0]):
       raise UserError(
         f"{where.format(row)} {len(value)} {PERTURBED}s, row {part.rows[0]} has {len(values[0])};"
-        " every row needs as many"
+        " give every row the same number"
       )
   return tuple(map(tuple, values))
 
 
 def _parts(spec: str, table: Tables, field: str) -> list[_Part]:
-  """Looks up the splits that `spec` names and the rows it means."""
+  """Looks up the splits and rows that `spec` names."""
   from datasets import ReadInstruction
 
   try:
@@ -321,7 +322,9 @@ def _parts(spec: str, table: Tables, field: str) -> list[_Part]:
     ) from None
   parts = [_Part(each.splitname, tables[each.splitname], np.arange(each.from_, each.to)) for each in slices]
   if empty := [part.name for part in parts if not len(part.rows)]:
-    raise UserError(f"{field}={spec!r} is empty: {empty[0]!r} has {lengths[empty[0]]} rows")
+    raise UserError(
+      f"{field}={spec!r} is empty: {empty[0]!r} has {lengths[empty[0]]} rows; name rows that it has"
+    )
   return parts
 
 
@@ -334,14 +337,14 @@ def _taken(split: TextSplit, rows: np.ndarray | Sequence[int]) -> TextSplit:
 
 
 def _owned(split: TextSplit, owner: str | None) -> TextSplit:
-  """Fills in the owner of all rows, where no column says whose they are."""
+  """Fills in the owner of all texts, if no column names it."""
   if owner is None or split.owners is not None:
     return split
   return split._replace(owners=(owner,) * len(split.answers))
 
 
 def _joined(splits: list[TextSplit]) -> TextSplit:
-  """Appends splits; a field that one of them lacks is lost, as are wrong answers of two counts."""
+  """Concatenates splits; fields that one of them lacks and wrong answers of unequal number are dropped."""
   if len({len(split.perturbed[0]) for split in splits if split.perturbed}) > 1:
     splits = [split._replace(perturbed=None) for split in splits]
   return TextSplit._make(None if None in values else sum(values, ()) for values in zip(*splits, strict=True))
@@ -376,7 +379,7 @@ def _drawn(count: int, size: int, seed: int, field: str) -> np.ndarray:
 
 
 def _check_disjoint(splits: dict[str, TextSplit], duplicates: str) -> None:
-  """Refuses texts that are in two roles, which no metric could tell apart."""
+  """Refuses texts that are in two roles, because no metric could tell them apart."""
   checks = [("test", "retain"), ("test", "forget")] if "test" in splits else []
   if duplicates == "none":
     checks.append(("forget", "retain"))
@@ -393,5 +396,5 @@ def _check_disjoint(splits: dict[str, TextSplit], duplicates: str) -> None:
 
 
 def _fingerprint(splits: dict[str, TextSplit]) -> str:
-  """Hashes everything that training and evaluation can see, the same on every platform."""
+  """Hashes everything that training and evaluation read; the hash is the same on every platform."""
   return hashlib.sha256(json.dumps(splits).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Where texts come from: one table of sources, which offer splits under names of their own.
+"""Where texts come from: one table of sources, each with its own names of splits.
 
 A source is a function `(Request) -> Shelf`; adding one is one line in `TEXT_SOURCES`. None of them
 unpickles or runs code that came with the data.
@@ -28,7 +28,7 @@ PARAPHRASED, PERTURBED = "paraphrased_answer", "perturbed_answer"
 
 
 class Request(NamedTuple):
-  """What the user asked of a source: the fields of `config.data` that sources read."""
+  """What the user asks of a source: the fields of `config.data` that sources read."""
 
   name: str
   path: str
@@ -37,26 +37,26 @@ class Request(NamedTuple):
 
 
 class Shelf(NamedTuple):
-  """What a source offers, unchecked, under its own names of splits."""
+  """The splits of a source under its own names, not yet checked."""
 
   # (name, config field that gives it) -> the whole split
   table: Tables
   # name -> name and table of the rows with wrong answers to that split's questions, if any
   perturbed: Callable[[str], tuple[str, Table] | None] = lambda name: None
-  whole: str = ""  # the split of all rows; "" if rows are only split by number
-  duplicates: dict[str, str] = {}  # by `DUPLICATES`, the split of the forget set's duplicates
-  owners: dict[str, str] = {}  # by role, where no column says it
+  whole: str = ""  # name of the split of all rows; "" if splits are only given by row numbers
+  duplicates: dict[str, str] = {}  # {kind of `DUPLICATES`: the split of the forget set's duplicates}
+  owners: dict[str, str] = {}  # {role: owner of its texts}, for a source without a column of owners
   prompted: bool = True  # whether texts have prompts
 
 
 def read_authors(request: Request) -> Shelf:
-  """Invents authors, see `authors.generate`.
+  """Generates fictitious authors, see `authors.generate`.
 
   Args:
-    request: its `seed` chooses them; there is nothing to read from a `path`.
+    request: its `seed` chooses the authors; its `path` and `subset` must be empty.
 
   Returns:
-    The splits "retain", "forget" and "test", and "full", which is the first two.
+    The splits "retain", "forget" and "test", and "full", which is "retain" followed by "forget".
 
   Raises:
     UserError: if a path or subset was given.
@@ -76,16 +76,16 @@ def read_authors(request: Request) -> Shelf:
 
 
 def read_tofu(request: Request) -> Shelf:
-  """Reads TOFU, or a dataset laid out as it is.
+  """Reads TOFU, or a dataset with the same layout.
 
   Args:
     request: `name` is the hub id, empty for "locuslab/TOFU"; its configurations ("forget10",
-      "retain90", "full", "holdout10", "real_authors", ...) are the splits. With a `path` they are
-      files instead: NAME.parquet, NAME.json or NAME.jsonl, or a folder NAME of train*.parquet.
+      "retain90", "full", "holdout10", "real_authors", ...) are the splits. With a `path`, the splits are
+      files: NAME.parquet, NAME.json or NAME.jsonl, or a folder NAME of train*.parquet.
 
   Returns:
-    The splits. NAME_perturbed completes NAME with paraphrased and wrong answers, retain_perturbed
-    any split of retained rows that are all in it; it has 400 of them, so evaluate on it as a suite.
+    The splits. NAME_perturbed completes NAME with paraphrased and wrong answers. retain_perturbed
+    completes any split whose rows are all among its 400 rows; evaluate on it as a suite.
 
   Raises:
     UserError: for a subset at the hub, or a missing dataset, folder or network.
@@ -108,7 +108,7 @@ def read_tofu(request: Request) -> Shelf:
     table = hub_configurations(request.name or "locuslab/TOFU")
 
     def optional(name: str) -> Table | None:
-      # Only what TOFU has is asked for: without a network, a guess cannot be answered.
+      # The hub is asked only for configurations that TOFU has: without a network it cannot answer a guess.
       if not re.fullmatch(r"(forget\d*|retain|real_authors|world_facts)_perturbed", name):
         return None
       try:
@@ -129,13 +129,13 @@ def read_tofu(request: Request) -> Shelf:
 def read_waterdrum(request: Request) -> Shelf:
   """Reads WaterDrum's watermarked TOFU.
 
-  Its authors watermarked the forget set with key 1 and all else, the duplicates of the forget set
-  included, with key 0, which no column says.
+  Its authors watermarked the forget set with key 1 and everything else, including the duplicates of the
+  forget set, with key 0. No column of the dataset holds these keys.
 
   Args:
     request: `name` is the hub id, empty for "Glow-AI/WaterDrum-TOFU"; `subset` is "forget_01",
       "forget_05" or "forget_10" (the only one with duplicates), or one of these after
-      "unwatermarked_". With a `path`, a folder of files, in a subfolder `subset` if it is given.
+      "unwatermarked_". `path`, if not empty, is a folder of files; `subset` then names its subfolder.
 
   Returns:
     The splits "full", "retain", "forget" and, where the subset has them, "exact_duplicate" and
@@ -159,9 +159,9 @@ def read_any(request: Request) -> Shelf:
   """Reads any dataset with a column of answers and one of questions.
 
   Args:
-    request: `name` is a hub id and `subset` its configuration. With a `path`, a file, whose one
-      split is "train", or a folder with files named after the splits, sharded or not, in it or in
-      its subfolder `subset` or "data".
+    request: `name` is a hub id and `subset` its configuration. `path`, if not empty, is a file, whose one
+      split is "train", or a folder. The folder, or its subfolder `subset` or "data", has files named after
+      the splits, sharded or not.
 
   Returns:
     The splits.
@@ -175,7 +175,7 @@ def read_any(request: Request) -> Shelf:
 
 
 def read_text(request: Request) -> Shelf:
-  """Reads the texts of any dataset, as `read_any` does, without prompts."""
+  """Reads the texts of any dataset without prompts; see `read_any`."""
   return read_any(request)._replace(prompted=False)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from hamu_jax.data.huggingface import Hub, read_parquet
 from hamu_jax.errors import UserError, first_line
 
-Table = dict[str, Sequence[Any]]  # by column, a list or a `pyarrow.ChunkedArray` of the rows
-Tables = Callable[[str, str], Table]  # (split, config field that names it) -> its table
+Table = dict[str, Sequence[Any]]  # {column: list or `pyarrow.ChunkedArray` of its values}
+Tables = Callable[[str, str], Table]  # (split, config field that names it) -> the split's table
 
 SUFFIXES = (".parquet", ".json", ".jsonl")
 _SHARD = r"-\d{5}-of-\d{5}$"
@@ -34,19 +34,19 @@ def chosen(splits: dict[str, Any], where: str, name: str, field: str) -> Any:
   """Looks up a split.
 
   Args:
-    splits: what there is, by name.
-    where: what has them, for the error message.
-    name: of the split.
+    splits: all splits by name.
+    where: description of the source, for the error message.
+    name: name of the split.
     field: the config field that gives the name, for the error message.
 
   Returns:
     The split.
 
   Raises:
-    UserError: if there is none of that name.
+    UserError: if no split has that name.
   """
   if name not in splits:
-    raise UserError(f"{field}: {where} has no split {name!r}, only {', '.join(splits)}")
+    raise UserError(f"{field}: {where} has no split {name!r}; choose from {', '.join(splits)}")
   return splits[name]
 
 
@@ -61,7 +61,7 @@ def hub_splits(name: str, subset: str) -> Tables:
     subset: the configuration; empty for the default or only one.
 
   Returns:
-    What looks one of the splits up.
+    A function that looks up one of the splits.
 
   Raises:
     UserError: for a missing dataset, configuration or network.
@@ -72,13 +72,13 @@ def hub_splits(name: str, subset: str) -> Tables:
 
 
 def hub_configurations(name: str) -> Tables:
-  """Looks up configurations of a hub dataset that have one split each.
+  """Loads configurations of a hub dataset that have one split each.
 
   Args:
     name: the dataset's hub id.
 
   Returns:
-    What loads one of the configurations; it raises `UnknownSubset` if there is none of that name.
+    A function that loads one of the configurations. It raises `UnknownSubset` for an unknown name.
 
   Raises:
     UserError: for a missing dataset.
@@ -121,7 +121,7 @@ def _columns(dataset) -> Table:
 
 # --- local files ---
 
-Files = dict[str, tuple[pathlib.Path, ...]]  # by split, its files in order
+Files = dict[str, tuple[pathlib.Path, ...]]  # {split: its files in order}
 
 
 def local_files(path: str, subset: str, nested: bool = False) -> tuple[Files, str]:
@@ -129,12 +129,12 @@ def local_files(path: str, subset: str, nested: bool = False) -> tuple[Files, st
 
   Args:
     path: a file, whose split is "train", or a folder of files NAME.parquet, NAME.json, NAME.jsonl,
-      or these in shards NAME-00000-of-00002.parquet, ....
-    subset: the subfolder that has them; empty for the folder itself, or its subfolder "data".
+      or their shards NAME-00000-of-00002.parquet, ....
+    subset: the subfolder with the files; empty for the folder itself, or its subfolder "data".
     nested: whether a subfolder NAME with train.SUFFIX, sharded or not, is the split NAME.
 
   Returns:
-    The files, and how to call the place in an error message.
+    The files, and a description of the folder for error messages.
 
   Raises:
     UserError: if there are none.
@@ -143,11 +143,11 @@ def local_files(path: str, subset: str, nested: bool = False) -> tuple[Files, st
   where = f"config.data.path='{folder}'"
   if folder.is_file():
     if folder.suffix not in SUFFIXES:
-      raise UserError(f"{where} is none of the files that are read: {', '.join(SUFFIXES)}")
+      raise UserError(f"{where} has an unknown type; give a file of type {', '.join(SUFFIXES)}")
     return {"train": (folder,)}, where
   if not folder.is_dir():
     chosen_subset = f", config.data.subset={subset!r}" if subset else ""
-    raise UserError(f"config.data.path={path!r}{chosen_subset} does not exist")
+    raise UserError(f"config.data.path={path!r}{chosen_subset} does not exist; give a file or a folder")
   files = _by_split(folder)
   folders = sorted(child for child in folder.iterdir() if child.is_dir())
   if nested:
@@ -159,7 +159,7 @@ def local_files(path: str, subset: str, nested: bool = False) -> tuple[Files, st
     names = ", ".join(child.name for child in folders)
     raise UserError(
       f"{where} holds no file named after a split ({', '.join(SUFFIXES)})"
-      + (f"; config.data.subset chooses one of its folders: {names}" if names else "")
+      + (f"; config.data.subset chooses one of its folders: {names}" if names else "; give another folder")
     )
   return files, where
 
@@ -173,14 +173,14 @@ def _by_split(folder: pathlib.Path) -> Files:
 
 
 def file_tables(files: Files, where: str) -> Tables:
-  """Reads each split once, when it is asked for.
+  """Reads each split once, when it is first used.
 
   Args:
-    files: of all splits.
-    where: what has them, for error messages.
+    files: the files of all splits.
+    where: description of their folder, for error messages.
 
   Returns:
-    What reads one of the splits; it raises `UserError` for an unknown one and for corrupt files.
+    A function that reads one of the splits. It raises `UserError` for an unknown split or corrupt files.
   """
   known = {}
 
@@ -193,19 +193,20 @@ def file_tables(files: Files, where: str) -> Tables:
 
 
 def _read(files: tuple[pathlib.Path, ...]) -> Table:
-  """Reads one split, of one or several files of a kind."""
+  """Reads one split from one or several files of one type."""
   import pyarrow as pa
 
   if len({file.suffix for file in files}) > 1:
     raise UserError(
-      f"config.data.path: {' and '.join(map(str, files))} are files of one split: keep one kind"
+      f"config.data.path: {' and '.join(map(str, files))} are files of one split: keep one type"
     )
   if files[0].suffix == ".parquet":
     try:
       table = read_parquet(list(files))
     except pa.ArrowException as error:
       raise UserError(
-        f"config.data.path: '{files[0]}' and those beside it differ ({first_line(error)})"
+        f"config.data.path: '{files[0]}' and those beside it have different columns ({first_line(error)});"
+        " keep the files of one dataset there"
       ) from None
     return dict(zip(table.column_names, table.columns, strict=True))
   rows = [row for file in files for row in _read_json(file)]
@@ -214,17 +215,20 @@ def _read(files: tuple[pathlib.Path, ...]) -> Table:
 
 
 def _read_json(file: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads a list of objects or, as TOFU's .json files are, one object a line."""
+  """Reads a JSON list of objects or, as in TOFU's .json files, one object per line."""
   try:
     text = file.read_text("utf-8")
     if text.lstrip().startswith("["):
       rows = json.loads(text)
     else:
       rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-  except (OSError, ValueError) as error:  # Also of bytes that are no text.
+  except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError, too.
     raise UserError(
-      f"config.data.path: '{file}' is neither a JSON list nor JSON lines ({first_line(error)})"
+      f"config.data.path: '{file}' is neither a JSON list nor JSON lines ({first_line(error)}); download"
+      " it again"
     ) from None
   if wrong := [row for row in rows if not isinstance(row, dict)]:
-    raise UserError(f"config.data.path: '{file}' holds {json.dumps(wrong[0])[:60]}, no object of columns")
+    raise UserError(
+      f"config.data.path: '{file}' holds {json.dumps(wrong[0])[:60]}; give one object of columns per row"
+    )
   return rows

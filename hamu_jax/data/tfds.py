@@ -1,7 +1,7 @@
 """TensorFlow Datasets, read through `data_source` without TensorFlow wherever TFDS allows it.
 
-TFDS needs TensorFlow to download and prepare a dataset and to read the TFRecord format; a dataset
-prepared here is prepared as ArrayRecord, which later runs read without it.
+TFDS needs TensorFlow to download and prepare a dataset and to read the TFRecord format. This module
+prepares datasets as ArrayRecord, which later runs read without TensorFlow.
 """
 
 import re
@@ -14,7 +14,7 @@ from hamu_jax.data.dataset import Contents, ImageSplit, Request
 from hamu_jax.data.encoded import EncodedImages
 from hamu_jax.errors import CONNECT_SECONDS, UserError, first_line, unreachable
 
-# Features that name a record: ImageNet's and CIFAR's.
+# Features that name a record, in ImageNet and in CIFAR.
 NAME_KEYS = ("file_name", "id")
 _NEEDS_EXTRA = "config.data.source='tfds' needs {}: pip install -e '.[tensorflow]'"
 
@@ -23,15 +23,15 @@ def read(request: Request) -> Contents:
   """Reads two splits of a TFDS dataset.
 
   Args:
-    request: `name` is TFDS's; `path`, if any, the TFDS data folder; the keys default to "image"
-      and "label".
+    request: `name` is the TFDS name; `path`, if not empty, is the TFDS data folder. `image_key` and
+      `label_key` default to "image" and "label".
 
   Returns:
-    Both splits and the label feature's class names.
+    Both splits and the class names of the label feature.
 
   Raises:
-    UserError: if TFDS is not installed, or the dataset, a split or a feature does not exist, or it
-      can be neither found on disk nor downloaded, or its files are corrupt.
+    UserError: if TFDS is not installed; if the dataset, a split or a feature does not exist; if the
+      dataset can be neither found on disk nor downloaded; or if its files are corrupt.
   """
   try:
     import tensorflow_datasets
@@ -43,7 +43,7 @@ def read(request: Request) -> Contents:
   for field, key in (("image_key", image_key), ("label_key", label_key)):
     if key not in builder.info.features:
       raise UserError(
-        f"config.data.{field}={key!r}: tfds {request.name!r} has the features"
+        f"config.data.{field}={key!r}: tfds {request.name!r} has no such feature; choose from"
         f" {', '.join(builder.info.features)}"
       )
   wanted = ("train", request.test_split)
@@ -55,7 +55,10 @@ def read(request: Request) -> Contents:
     )
   class_names = getattr(builder.info.features[label_key], "names", None)
   if not class_names:
-    raise UserError(f"config.data.label_key={label_key!r}: this tfds feature is no class label")
+    raise UserError(
+      f"config.data.label_key={label_key!r}: this tfds feature is not a class label; choose from"
+      f" {', '.join(builder.info.features)}"
+    )
   splits, names = [], {}
   for split in wanted:
     try:
@@ -80,7 +83,7 @@ def read(request: Request) -> Contents:
 
 
 def _prepared(tensorflow_datasets, request: Request):
-  """Returns a builder whose files are on disk, downloading and preparing them if need be."""
+  """Returns a builder whose files are on disk; downloads and prepares them if they are not."""
   options = {"data_dir": request.path or None}
   try:
     builder = tensorflow_datasets.builder(request.name, **options)
@@ -89,7 +92,9 @@ def _prepared(tensorflow_datasets, request: Request):
     builder = tensorflow_datasets.builder(request.name, file_format="array_record", **options)
   except ValueError as error:
     reason = first_line(error)
-    raise UserError(f"config.data.name={request.name!r}: tfds says {reason!r}") from None
+    raise UserError(
+      f"config.data.name={request.name!r}: tfds says {reason!r}; check the name in the TFDS catalog"
+    ) from None
   _check_network(request.name, builder)
   try:
     builder.download_and_prepare()
@@ -101,7 +106,7 @@ def _prepared(tensorflow_datasets, request: Request):
 
 
 def _check_network(name: str, builder) -> None:
-  """Asks for one of the dataset's addresses: TFDS itself retries for minutes."""
+  """Requests one of the dataset's addresses once, because TFDS itself retries for minutes."""
   for url in list(builder.url_infos or ())[:1]:
     import requests  # TFDS's own client.
 
@@ -114,11 +119,11 @@ def _check_network(name: str, builder) -> None:
 def _records(
   tensorflow_datasets, builder, split: str, image_key: str, stream: bool
 ) -> Sequence[dict[str, Any]]:
-  """Returns the records in the order of the files, their images still encoded."""
+  """Returns the records in the order of the files, with their images still encoded."""
   decoders = {image_key: tensorflow_datasets.decode.SkipDecoding()}
   try:
     return builder.as_data_source(split=split, decoders=decoders)
-  except NotImplementedError:  # Prepared as TFRecord, by another program.
+  except NotImplementedError:  # Another program prepared the dataset as TFRecord.
     if stream:
       raise UserError(
         "config.data.stream=True: this tfds dataset was prepared as TFRecord, which cannot be"
@@ -129,7 +134,7 @@ def _records(
 
 
 def _labels(records: Sequence[dict[str, Any]], label_key: str) -> tuple[np.ndarray, list]:
-  """Goes over the records for their labels and, where they have one, the name of each."""
+  """Collects the labels of the records and the names of those that have one."""
   labels, names = [], []
   for record in records:
     labels.append(record[label_key])
@@ -143,11 +148,11 @@ def _reader(records: Sequence[dict[str, Any]], image_key: str) -> Callable[[int]
 
 
 def _origin(names: list[str]) -> tuple[np.ndarray | None, np.ndarray | None]:
-  """Says where TFDS, which shuffles what it prepares, took each training record from.
+  """Finds the original index of each training record; TFDS shuffles the records that it prepares.
 
   Returns:
-    The original rows, if the names number them (CIFAR's "train_00042"), and the names; None for
-    what is not known.
+    The original indices, if the names contain them (CIFAR's "train_00042"), and the names. Either is None
+    if it is not known.
   """
   if not names:
     return None, None

@@ -1,8 +1,8 @@
 """Windows of a streamed split: the images of some steps, decoded while the device is busy.
 
-A split too large for memory reaches the device a window at a time: the examples of the next steps,
-each decoded once, with the steps' examples renumbered to places in the window. Every host makes the
-windows of its own examples, so that it decodes nothing that another host trains on.
+A split that is too large for memory reaches the device one window at a time. A window has the examples of
+the next steps, each decoded once, and the steps' indices are renumbered to positions in the window. Every
+host makes the windows of its own examples, so that it decodes nothing that another host trains on.
 """
 
 import numpy as np
@@ -17,15 +17,15 @@ def window(
   """Decodes the images of some steps.
 
   Args:
-    images: [N, H, W, C] uint8, or encoded ones.
-    indices: [...] int32 examples of `images`, -1 for padding; an example may occur many times.
-    capacity: M, room for so many distinct examples: the window's static shape.
+    images: [N, H, W, C] uint8 images, possibly encoded.
+    indices: [...] int32 indices into `images`, -1 for padding; an index may occur many times.
+    capacity: M, largest number of distinct examples; it is the window's static shape.
 
   Returns:
-    images_MxHxWxC: uint8, each distinct example once in ascending order, black beyond them.
-    local: [...] int32, in the shape of `indices`: where in the window each example is, -1 for padding.
-    index_M: int32, the example that each place of the window holds, which keys its augmentation; -1
-      beyond them.
+    images_MxHxWxC: uint8, each distinct example once in ascending order of index, then black.
+    local: [...] int32, shape of `indices`: position of each example in the window, -1 for padding.
+    index_M: int32, index of the example at each position of the window, then -1. It keys the example's
+      augmentation.
 
   Raises:
     ValueError: if there are more than `capacity` distinct examples.

@@ -1,6 +1,6 @@
-"""What a sweep file describes, as the experiments that are its members; nothing here runs anything.
+"""Expands a sweep file into its members, which are experiments. Nothing is run here.
 
-A sweep file has a function `get_sweep(variant="")` that returns a block, or a list of blocks, of data:
+A sweep file has a function `get_sweep(variant="")` that returns a block, or a list of blocks:
 
     {
         "config": "hamu_jax:cifar_hamu",
@@ -15,11 +15,11 @@ A sweep file has a function `get_sweep(variant="")` that returns a block, or a l
         },
     }
 
-`config` is what one would pass to `hamu_jax.main` as `--config`. `set` holds fields that all members of the
-block share. `grid` has an axis a line: a field and its values, or a name and, by the name of each choice,
-the fields it sets; the members are all combinations. `words`, a list of lists, adds axes of words after the
-colon of `config`, for configurations whose variants are made of words; "" leaves a word out. Where a field
-has no effect for some methods, these are a block of their own, without it.
+`config` is the value of `--config` of `hamu_jax.main`. `set` holds fields that all members of the block
+share. Each entry of `grid` is an axis: a field with a list of values, or a name with a dict of choices, each
+with the fields that it sets. The members are all combinations. `words`, a list of lists, adds axes of words
+after the colon of `config`, for configurations whose variants consist of words; "" leaves a word out. If a
+field has no effect for some methods, put these methods into a block of their own without the field.
 """
 
 import itertools
@@ -43,7 +43,7 @@ from hamu_jax.run.stage_cache import fingerprint
 
 Block = Mapping[str, Any]
 _KEYS = ("config", "words", "set", "grid")
-# Fields of `config.data` that decide only which rows are forgotten.
+# Fields of `config.data` that affect only the choice of the forget set.
 _FORGET_FIELDS = (
   "forget",
   "forget_class",
@@ -61,9 +61,9 @@ class Member(NamedTuple):
   """One experiment of a sweep.
 
   Attributes:
-    name: its run directory inside the sweep's; says what tells it from the other members.
-    arguments: of `hamu_jax.main`, without the workdir.
-    config: what these resolve to, validated.
+    name: name of its run directory in the sweep's, which lists its values on the sweep's axes.
+    arguments: command-line arguments of `hamu_jax.main`, without the workdir.
+    config: validated configuration that the arguments resolve to.
   """
 
   name: str
@@ -72,7 +72,7 @@ class Member(NamedTuple):
 
 
 class _Draft(NamedTuple):
-  """A member before its configuration is looked at: fields by dotted name, and the parts of its name."""
+  """A member before its configuration is resolved: fields by dotted name, and the parts of its name."""
 
   config: str
   fields: dict[str, Any]
@@ -80,13 +80,16 @@ class _Draft(NamedTuple):
 
 
 def load_sweep(path: str) -> list[Block]:
-  """The blocks of a sweep file.
+  """Loads the blocks of a sweep file.
 
   Args:
-    path: of the file, with `:variant` after it where it has several; or `hamu_jax:NAME[:VARIANT]`.
+    path: path of the file, optionally followed by `:variant`; or `hamu_jax:NAME[:VARIANT]`.
+
+  Returns:
+    The blocks.
 
   Raises:
-    UserError: there is no such sweep, it fails, or it does not describe one.
+    UserError: if the file does not exist, fails, or does not describe a sweep.
   """
   name, _, variant = files.find(path).partition(":")
   if not pathlib.Path(name).is_file():
@@ -102,7 +105,9 @@ def load_sweep(path: str) -> list[Block]:
   try:
     get_sweep = runpy.run_path(name).get("get_sweep")
     if get_sweep is None:
-      raise UserError(f"--config={path}: has no get_sweep(); one experiment runs by python -m hamu_jax.main")
+      raise UserError(
+        f"--config={path}: has no get_sweep(); run a single experiment with python -m hamu_jax.main"
+      )
     sweep = get_sweep(variant) if variant else get_sweep()
   except UserError:
     raise
@@ -117,16 +122,19 @@ def load_sweep(path: str) -> list[Block]:
 
 
 def expand(path: str, overrides: Sequence[str] = (), *, stage_cache: str) -> list[Member]:
-  """The members of a sweep.
+  """Expands a sweep into its members.
 
   Args:
     path: see `load_sweep`.
-    overrides: `--config.FIELD=VALUE` for all members; they win over what the blocks set.
+    overrides: arguments `--config.FIELD=VALUE` for all members; they override the fields of the blocks.
     stage_cache: folder of finished stages that members share, unless an override names another.
 
+  Returns:
+    The members, in the order of the blocks.
+
   Raises:
-    UserError: see `load_sweep`; an unknown field, a value that does not fit, a configuration that is not
-      valid, or two members that are the same.
+    UserError: see `load_sweep`; also for an unknown field, a value of the wrong type, an invalid
+      configuration, or two equal members.
   """
   blocks = load_sweep(path)
   overridden = _fields_of(overrides)
@@ -136,11 +144,11 @@ def expand(path: str, overrides: Sequence[str] = (), *, stage_cache: str) -> lis
   names: set[str] = set()
   configs: dict[str, str] = {}
   for draft in drafts:
-    # As it becomes the name of a folder.
+    # The name becomes that of a folder, so other characters are replaced.
     name = re.sub(r"[^\w.,=+()-]", "_", ",".join(draft.labels)) or "only"
     if name in names:
       raise UserError(
-        f"--config={path}: two members are called {name!r}; tell them apart by an axis of named choices"
+        f"--config={path}: two members are called {name!r}; distinguish them by an axis of named choices"
       )
     names.add(name)
     arguments = (
@@ -166,10 +174,16 @@ def expand(path: str, overrides: Sequence[str] = (), *, stage_cache: str) -> lis
 
 
 def resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
-  """The configuration that `hamu_jax.main` makes of `--config` and `--config.FIELD=VALUE`.
+  """Resolves `--config` and `--config.FIELD=VALUE` into a configuration, as `hamu_jax.main` does.
+
+  Args:
+    arguments: the command-line arguments, `--config` first.
+
+  Returns:
+    The configuration, not yet validated.
 
   Raises:
-    UserError: no such file or variant, an unknown field, a value of another type.
+    UserError: for an unknown file, variant or field, or a value of the wrong type.
   """
   config = files.find(arguments[0].removeprefix("--config="))
   for field in _fields_of(arguments[1:]):
@@ -178,7 +192,7 @@ def resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   path = pathlib.Path(config.partition(":")[0])
   if not path.is_file():
     raise UserError(
-      f"{arguments[0]}: no such configuration; paths count from the current directory, {path.cwd()}"
+      f"{arguments[0]}: no such configuration; give a path relative to the current directory, {path.cwd()}"
     )
   values = flags.FlagValues()
   command = ["hamu_jax.launch.sweep", f"--config={config}", *arguments[1:]]
@@ -193,10 +207,10 @@ def resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
 
 
 def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:
-  """The stages that an experiment may share with others, by name a key.
+  """Returns {name: key} of the stages that an experiment may share with others.
 
-  Experiments with equal keys have equal stages. The keys come from the configuration alone, so that no data
-  needs to be loaded; those of `stage_plan` come from the data, too.
+  Experiments with equal keys have equal stages. The keys depend on the configuration alone, so no data
+  need to be loaded; those of `stage_plan` depend on the data, too.
   """
   data, sam = config.data.to_dict(), config.sam.to_dict()
   forget = {name: data.pop(name) for name in _FORGET_FIELDS}
@@ -218,7 +232,8 @@ def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:
     del ensemble["parallel"]
     stages["memorization"] = common | {"ensemble": ensemble}
   if not config.model.weights:
-    # Selected by the forget set, unless there are validation rows; see `stage_plan.make_plan`.
+    # The checkpoint is selected on the retain and forget sets, unless there are validation examples; see
+    # `stage_plan.make_plan`.
     by_split = config.train.select == "best" and not config.data.validation_fraction
     stages["pretrain"] = training | {"forget": forget if by_split or forget["duplicates"] else None}
   if config.retrain or from_scratch:
@@ -230,12 +245,12 @@ def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:
 
 
 def _check_block(path: str, block: Any) -> None:
-  """Raises a UserError unless a block has the form that the module describes."""
+  """Raises a UserError unless a block has the form in the module's docstring."""
   if not isinstance(block, Mapping) or not isinstance(block.get("config"), str):
     raise UserError(f"--config={path}: a block of a sweep is a dict with a 'config', not {block!r}")
   for key in block:
     if key not in _KEYS:
-      raise UserError(f"--config={path}: {key!r} is no part of a block; choose from {', '.join(_KEYS)}")
+      raise UserError(f"--config={path}: {key!r} is not a key of a block; choose from {', '.join(_KEYS)}")
   for key in ("set", "grid"):
     if not isinstance(block.get(key, {}), Mapping):
       raise UserError(f"--config={path}: {key!r} of a block is a dict, not {block[key]!r}")
@@ -247,19 +262,19 @@ def _check_block(path: str, block: Any) -> None:
     listed = isinstance(choices, Sequence) and not isinstance(choices, str)
     if not choices or not (named or listed):
       raise UserError(
-        f"--config={path}: axis {axis!r} needs a list of values, or fields by the name of each choice, not "
-        f"{choices!r}"
+        f"--config={path}: axis {axis!r} needs a list of values, or a dict of fields for each choice, not"
+        f" {choices!r}"
       )
 
 
 def _drafts(block: Block, overridden: Mapping[str, str]) -> Iterator[_Draft]:
-  """The combinations of a block's axes."""
+  """Yields the combinations of a block's axes."""
   fixed = dict(block.get("set", {}))
   axes: list[list[tuple[str, None, dict[str, Any]]]] = [
     [(word, None, {}) for word in words] for words in block.get("words", ())
   ]
   grid = block.get("grid", {})
-  # A field is called by its last part where that is clear.
+  # A field is called by the last part of its name if that is unique.
   last = [axis.rpartition(".")[2] for axis in grid]
   for axis, choices in grid.items():
     short = axis.rpartition(".")[2]
@@ -286,7 +301,7 @@ def _drafts(block: Block, overridden: Mapping[str, str]) -> Iterator[_Draft]:
 
 
 def _fields_of(arguments: Sequence[str]) -> dict[str, str]:
-  """Values by field of `--config.FIELD=VALUE` arguments."""
+  """Returns {field: value} of `--config.FIELD=VALUE` arguments."""
   return {
     name.lstrip("-").removeprefix("config."): value
     for name, _, value in (argument.partition("=") for argument in arguments)
@@ -294,18 +309,18 @@ def _fields_of(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _fingerprint(config: ml_collections.ConfigDict) -> str:
-  """Of all that changes what is computed."""
+  """Fingerprint of all fields that change results."""
   fields = rundir.fields(rundir.jsonable(config.to_dict()))
   return fingerprint({name: value for name, value in fields if not config_lib.is_incidental(name)})
 
 
 def _text(value: Any) -> str:
-  """A value as the command line takes it."""
+  """A value in the syntax of the command line."""
   return value if isinstance(value, str) else repr(value)
 
 
 def _one_line(error: Exception) -> str:
-  """The last line of an error, which comes after any traceback inside of it."""
+  """The last line of an error, which follows any traceback in its text."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   text = lines[-1] if lines else ""
   known = isinstance(error, ValueError | OSError | flags.Error)

@@ -1,4 +1,4 @@
-"""What the sweeps of both papers have in common: base configurations, seeds, methods."""
+"""The common parts of both papers' sweeps: base configurations, seeds and methods."""
 
 from collections.abc import Mapping
 
@@ -29,7 +29,7 @@ OPTIMIZERS = {
   "adamw": {"method.optimizer.name": "adamw"},
 }
 
-# The sharpness paper's, as words of its configurations; see `hamu_jax.config.sharpness_paper`.
+# The sharpness paper's methods, as words of its configurations; see `hamu_jax.config.sharpness_paper`.
 SHARP_METHODS = (
   "ft",
   "ft_l1",
@@ -44,10 +44,17 @@ LEVELS = ("high", "mid", "low")
 
 
 def choose(choices: Mapping, variant: str):
-  """What a sweep takes for its variant.
+  """Looks up the entry of a sweep's variant.
+
+  Args:
+    choices: entries by variant; "" is the sweep without a variant.
+    variant: the variant.
+
+  Returns:
+    The entry.
 
   Raises:
-    UserError: it has no such variant.
+    UserError: for an unknown variant.
   """
   if variant not in choices:
     names = ", ".join(f":{name}" if name else "no variant" for name in choices)
@@ -56,7 +63,7 @@ def choose(choices: Mapping, variant: str):
 
 
 def stopping_criterion(config: str) -> list[dict]:
-  """HAMU's methods under each rule that ends a run, the baselines under those that they have."""
+  """HAMU's methods with each stopping rule, and the baselines with those that they have."""
   losses = {"never": {}, "losses": {"method.stop_on_loss": True}}
   criteria = {
     criterion: {"method.stop_on_criterion": True, "method.criterion": criterion}
@@ -72,13 +79,16 @@ def sharp(config: str, variant: str) -> list[dict]:
   """A table of the sharpness paper: methods by level of memorization, with and without SAM.
 
   Args:
-    config: configuration of a dataset and a model, as `--config` takes it.
+    config: configuration of a dataset and a model, in the syntax of `--config`.
     variant: "" or "smoke".
+
+  Returns:
+    The blocks of the sweep.
   """
   config = choose({"": config, "smoke": f"{config}:smoke"}, variant)
   pretraining, grid = ["", "pretrain_sam"], {"seed": SEEDS}
   return [
     {"config": config, "words": [SHARP_METHODS, LEVELS, ["", "sam"], pretraining], "grid": grid},
-    # Trains from scratch, so that sharpness in unlearning is nothing to it.
+    # This method trains from scratch, so sharpness in unlearning does not apply to it.
     {"config": config, "words": [["retrain"], LEVELS, pretraining], "grid": grid},
   ]

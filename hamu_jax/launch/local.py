@@ -1,12 +1,11 @@
-"""Runs the members of a sweep on this machine, so many at a time.
+"""Runs the members of a sweep on this machine, several at a time.
 
-Every member is a process of `hamu_jax.main`, or shares one of `hamu_jax.together` with others, in a run
-directory of its own, so what survives a crash is what survives one there. Two kinds of file locks order
-them. A member's lock says that a process is at work on it. A stage's lock says that some member is computing
-a stage that others need, too; these wait until that member is done, and then find the stage, and the
-evaluation of its model, in the stage cache. A process inherits the locks it works under, so they hold for as
-long as it lives, also when its runner is killed; other runners, such as the tasks of a SLURM job array,
-respect them.
+Every member is a process of `hamu_jax.main`, or shares a process of `hamu_jax.together` with others. It has a
+run directory of its own, so it recovers from a crash like a single run. Two kinds of file locks coordinate
+the processes. The lock of a member means that a process is running it. The lock of a stage means that a
+member is computing a stage that others need, too. These wait until that member is done, and then find the
+stage and the evaluation of its model in the stage cache. A process inherits its locks, so they are held until
+it ends, even if its runner is killed. Other runners, such as the tasks of a SLURM job array, respect them.
 """
 
 import fcntl
@@ -27,9 +26,9 @@ from hamu_jax.run import preemption, rundir
 
 OUTPUT = "output.txt"
 _POLL_SECONDS = 0.1
-# A process that was asked to end saves its progress first.
+# Time that a process has to save its progress after it was asked to end.
 _GRACE_SECONDS = 30.0
-# What JAX takes of a GPU's memory for itself when it has it alone.
+# Share of a GPU's memory that JAX reserves by default.
 _MEMORY_FRACTION = 0.75
 
 
@@ -41,7 +40,7 @@ class Failure(NamedTuple):
 
 
 class _Job(NamedTuple):
-  """Members at work in one process."""
+  """Members that run in one process."""
 
   members: tuple[Member, ...]
   process: subprocess.Popen
@@ -50,7 +49,12 @@ class _Job(NamedTuple):
 
 
 def command(members: Sequence[Member], workdir: pathlib.Path) -> list[str]:
-  """The command line that runs a member of the sweep in `workdir`, or several together."""
+  """The command line that runs one or several members of the sweep in one process.
+
+  Args:
+    members: the members.
+    workdir: folder of the sweep.
+  """
   parts = [[*member.arguments, f"--workdir={workdir / member.name}"] for member in members]
   if len(parts) == 1:
     return [sys.executable, "-m", "hamu_jax.main", *parts[0]]
@@ -59,7 +63,12 @@ def command(members: Sequence[Member], workdir: pathlib.Path) -> list[str]:
 
 
 def group(members: Sequence[Member], most: int) -> list[tuple[Member, ...]]:
-  """The members that can be trained together, in groups of at most `most`, by `together.group_key`."""
+  """Groups the members that one program can train, by `together.group_key`.
+
+  Args:
+    members: the members.
+    most: largest size of a group.
+  """
   by_key: dict[Any, list[Member]] = {}
   for member in members:
     key = together.group_key(member.config)
@@ -73,30 +82,30 @@ def is_done(member: Member, workdir: pathlib.Path) -> bool:
   """Whether a member has its summary.
 
   Raises:
-    UserError: its run directory holds another experiment.
+    UserError: if its run directory holds another experiment.
   """
-  # Looks only: as a process that is not the writer.
+  # writer=False only checks the directory.
   rundir.RunDir.open(
     workdir / member.name, member.config.to_dict(), ignore=config_lib.incidental_fields(), writer=False
   )
-  # Written last, and in one piece.
+  # The summary is written last, and atomically.
   return (workdir / member.name / "summary.json").exists()
 
 
 def find_devices() -> list[str]:
-  """The GPUs that jobs can share out, as CUDA_VISIBLE_DEVICES names them."""
+  """The available GPUs, in the syntax of CUDA_VISIBLE_DEVICES."""
   if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
     return [name for name in visible.split(",") if name]
   return [path.name.removeprefix("nvidia") for path in sorted(pathlib.Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def share_devices(slot: int, jobs: int, devices: Sequence[str]) -> dict[str, str]:
-  """The environment in which the job in a slot sees its part of the GPUs.
+  """The environment variables that give the job in a slot its part of the GPUs.
 
   Args:
-    slot: 0 to `jobs` - 1.
-    jobs: how many run at a time.
-    devices: see `find_devices`.
+    slot: number of the slot, 0 to `jobs` - 1.
+    jobs: number of jobs that run at a time.
+    devices: the GPUs, see `find_devices`.
   """
   if jobs == 1 or not devices:
     return {}
@@ -110,13 +119,13 @@ def share_devices(slot: int, jobs: int, devices: Sequence[str]) -> dict[str, str
 
 
 class Runner:
-  """Runs members and says how each ended.
+  """Runs members and reports how each ended.
 
   Args:
-    members: all of the sweep, which tell what is already there.
-    workdir: of the sweep.
-    jobs: how many run at a time.
-    watch: notices signals.
+    members: all members of the sweep; their summaries tell which stages are cached.
+    workdir: folder of the sweep.
+    jobs: number of processes that run at a time.
+    watch: watch that notices signals.
   """
 
   def __init__(self, members: Sequence[Member], workdir: pathlib.Path, jobs: int, watch: preemption.Watch):
@@ -127,16 +136,17 @@ class Runner:
     self._total = self._ended = 0
 
   def run(self, chosen: Sequence[tuple[Member, ...]]) -> list[Failure]:
-    """Runs all that are not done.
+    """Runs all members that are not done.
 
     Args:
       chosen: the members to run, in groups that share a process.
 
     Returns:
-      Those that failed, in the order in which they did.
+      The members that failed, in the order in which they did.
 
     Raises:
-      preemption.Preempted: the runner was asked to end; so were the processes, which saved their progress.
+      preemption.Preempted: if the runner was asked to end. The processes are asked to end, too, and save
+        their progress.
     """
     self._total, self._ended = sum(map(len, chosen)), 0
     pending, waiting = list(chosen), False
@@ -149,8 +159,7 @@ class Runner:
         pending = self._start(pending, jobs)
         if pending and not jobs and not waiting:
           print(
-            f"waiting for another process that is at work on {pending[0][0].name}, or on a stage that it "
-            "needs",
+            f"waiting for another process that is running {pending[0][0].name}, or a stage that it needs",
             flush=True,
           )
         waiting = bool(pending) and not jobs
@@ -163,7 +172,7 @@ class Runner:
     return failures
 
   def _start(self, pending: list[tuple[Member, ...]], jobs: list[_Job]) -> list[tuple[Member, ...]]:
-    """Starts what can start, in free slots; returns what is left."""
+    """Starts as many groups as locks and free slots allow; returns the others."""
     left = []
     for members in pending:
       locks = self._lock(members) if len(jobs) < self._jobs else None
@@ -179,13 +188,13 @@ class Runner:
           slot = min(set(range(self._jobs)) - {job.slot for job in jobs})
           jobs.append(_Job(lacking, self._spawn(lacking, slot, locks), slot, time.monotonic()))
       finally:
-        # The process holds its own copies.
+        # The process holds its own copies of the locks.
         for lock in locks:
           lock.close()
     return left
 
   def _lock(self, members: Sequence[Member]) -> list[io.FileIO] | None:
-    """The open lock files of members and of those of their stages that are not there; None if any is held."""
+    """Locks members and their stages that are not cached; None if another process holds one of the locks."""
     locks: list[io.FileIO | None] = []
     for member in members:
       if None not in locks:
@@ -197,7 +206,7 @@ class Runner:
         break
       if key not in self._finished:
         lock = _try_lock(cache / "locks" / f"{stage}-{key}")
-        # Looked up under the lock, which whoever was computing the stage may just have released.
+        # The cache is checked under the lock, because another process may just have finished the stage.
         if lock is not None and self._is_finished(cache, stage, key):
           self._finished.add(key)
           lock.close()
@@ -211,18 +220,18 @@ class Runner:
     return None
 
   def _is_finished(self, cache: pathlib.Path, stage: str, key: str) -> bool:
-    """Whether some member has left a stage in the cache."""
+    """Whether a finished member has left a stage in the cache."""
     for member in self._members:
       summary = self._workdir / member.name / "summary.json"
       if self._stages[member.name].get(stage) == key and summary.exists():
         keys = rundir.read_json(summary)["provenance"]["stages"]
-        # A cache may have been emptied since. An ensemble is many stages, which a summary does not list.
+        # The cache may have been emptied since. A summary does not list the many stages of an ensemble.
         if stage not in keys or (cache / f"{stage}-{keys[stage]}").exists():
           return True
     return False
 
   def _spawn(self, members: Sequence[Member], slot: int, locks: list[io.FileIO]) -> subprocess.Popen:
-    # What a group says is with its first member.
+    # The output of a group is in the directory of its first member.
     folder = self._workdir / members[0].name
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / OUTPUT, "ab") as output:
@@ -233,7 +242,7 @@ class Runner:
         stderr=subprocess.STDOUT,
         env=os.environ | share_devices(slot, self._jobs, self._devices),
         pass_fds=[lock.fileno() for lock in locks],
-        # Ctrl-C reaches it through the runner, once.
+        # In a session of its own, the process gets Ctrl-C only once, through the runner.
         start_new_session=True,
       )
 
@@ -248,7 +257,7 @@ class Runner:
     reason = f"{how}; {_last_line(output)} ({output})"
     failures = []
     for member in job.members:
-      # Of members that are trained together some may be done although others failed.
+      # Some members of a group may be done although others failed.
       if is_done(member, self._workdir) and (code == 0 or len(job.members) > 1):
         summary = rundir.read_json(self._workdir / member.name / "summary.json")
         self._report(member, f"{describe(summary)}; {seconds}")
@@ -263,7 +272,7 @@ class Runner:
 
 
 def describe(summary: Mapping) -> str:
-  """How a run ended and what its model is worth, in a few words."""
+  """A short text with the reason for which a run ended and the accuracies of its model."""
   unlearned = summary["results"]["unlearned"]
   parts = [
     f"{split} {100 * unlearned[split]['accuracy']:.1f} %"
@@ -276,7 +285,7 @@ def describe(summary: Mapping) -> str:
 
 
 def _try_lock(path: pathlib.Path) -> io.FileIO | None:
-  """The open file at `path`, locked; None if another process has it."""
+  """Opens and locks the file at `path`; None if another process holds the lock."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "ab", buffering=0)
@@ -297,13 +306,13 @@ def _try_lock(path: pathlib.Path) -> io.FileIO | None:
 
 
 def _last_line(path: pathlib.Path) -> str:
-  """What a process said last."""
+  """The last line of a process's output."""
   lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-  return lines[-1] if lines else "it said nothing"
+  return lines[-1] if lines else "no output"
 
 
 def _terminate(jobs: Sequence[_Job]) -> None:
-  """Asks processes to save and end, and ends those that do not."""
+  """Asks processes to save and end, and kills those that do not end in time."""
   for job in jobs:
     job.process.terminate()
   deadline = time.monotonic() + _GRACE_SECONDS

@@ -19,8 +19,8 @@ _SCRIPT = """\
 #SBATCH --output={output}
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# Written by hamu_jax.launch.sweep. A task runs one member; one that needs a stage which another is computing
-# waits.
+# Written by hamu_jax.launch.sweep. Each task runs one member; if another task is computing a stage that it
+# needs, it waits.
 set -euo pipefail
 cd {here}
 members=(
@@ -31,9 +31,9 @@ exec {command} "--filter=${{members[$SLURM_ARRAY_TASK_ID]}}"
 
 
 def in_order(members: Sequence[Member]) -> list[Member]:
-  """The members, those first that compute a stage for the ones after them.
+  """Orders the members so that those that compute a stage for others come first.
 
-  Tasks of a job array start in order, so that few of them sit waiting in their allocation.
+  The tasks of a job array start in order, so few of them wait in their allocation.
   """
   seen: set[str] = set()
   leaders: list[Member] = []
@@ -51,14 +51,14 @@ def write_script(
   """Writes the script of the job array.
 
   Args:
-    path: of the script; its folder receives the output of the tasks.
-    members: one for each task.
-    name: of the job.
-    jobs: how many tasks run at a time; 0: as many as the cluster allows.
-    arguments: of `hamu_jax.launch.sweep`, for the sweep without a filter.
+    path: path of the script; its folder receives the output of the tasks.
+    members: the member of each task.
+    name: name of the job.
+    jobs: number of tasks that run at a time; 0 for as many as the cluster allows.
+    arguments: arguments of `hamu_jax.launch.sweep` for the sweep, without a filter.
 
   Raises:
-    UserError: the folder cannot be written.
+    UserError: if the folder cannot be written.
   """
   command = [sys.executable, "-m", "hamu_jax.launch.sweep", *arguments, "--engine=local", "--jobs=1"]
   filters = (shlex.quote(f"^{re.escape(member.name)}$") for member in in_order(members))
@@ -82,19 +82,24 @@ def submit(path: pathlib.Path, options: Sequence[str]) -> str:
   """Submits a script.
 
   Args:
-    path: of the script.
-    options: for sbatch, such as `--partition=gpu`.
+    path: path of the script.
+    options: options of sbatch, such as `--partition=gpu`.
 
   Returns:
-    What sbatch says.
+    The output of sbatch.
 
   Raises:
-    UserError: there is no sbatch, or it refuses.
+    UserError: if sbatch is not installed or fails.
   """
   if shutil.which("sbatch") is None:
-    raise UserError("--engine=slurm: there is no sbatch here; run it on a login node, or use --engine=local")
+    raise UserError(
+      "--engine=slurm: sbatch is not installed here; run it on a login node, or use --engine=local"
+    )
   done = subprocess.run(["sbatch", *options, str(path)], capture_output=True, text=True, check=False)
   if done.returncode:
     lines = (done.stderr or done.stdout).split("\n")
-    raise UserError(f"--engine=slurm: sbatch {path} failed: {' '.join(' '.join(lines).split())}")
+    raise UserError(
+      f"--engine=slurm: sbatch {path} failed: {' '.join(' '.join(lines).split())}; set its options with"
+      " --sbatch"
+    )
   return done.stdout.strip()

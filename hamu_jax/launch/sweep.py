@@ -2,22 +2,22 @@
 
   python -m hamu_jax.launch.sweep --config=hamu_jax:sweeps/cifar_constraint --workdir=runs/constraint
 
-runs what is not done, each member in a run directory inside the workdir; the same command goes on after any
-interruption. All members share the stages that do not differ, such as pretraining, in WORKDIR/stages.
+runs the members that are not done, each in a run directory inside the workdir. After an interruption, run the
+same command to resume. Members share equal stages, such as pretraining, in WORKDIR/stages.
 `hamu_jax.launch.expand` explains sweep files. In a clone of the repository, `python -m launch.sweep` is the
 same program.
 
-  --config=FILE[:VARIANT]   the sweep; hamu_jax:sweeps/NAME[:VARIANT] is one that the package brings along
-  --workdir=DIR             default runs/ and the name of the sweep
-  --jobs=N                  members at a time, which share out the GPUs there are (default 1); under SLURM,
-                            tasks at a time (default: as many as the cluster allows)
-  --filter=REGEX            only members whose name matches somewhere, as in '^hamu-q,.*seed=41$'
-  --engine=ENGINE           local (default) runs them here; vmap, too, but those that differ in settings and
-                            seeds alone in one process and one program; slurm submits one job array; print
-                            shows the commands of those that are not done
-  --together=N              for vmap: most members of one program (default: all that can be)
-  --sbatch='OPTIONS'        for sbatch, such as '--partition=gpu --gpus=1 --time=4:00:00'
-  --config.FIELD=VALUE      for all members
+  --config=FILE[:VARIANT]   the sweep; hamu_jax:sweeps/NAME[:VARIANT] is a sweep of the package
+  --workdir=DIR             folder of the sweep (default: runs/ and the name of the sweep)
+  --jobs=N                  number of members that run at a time and share the GPUs (default 1); under SLURM,
+                            number of tasks at a time (default: as many as the cluster allows)
+  --filter=REGEX            only members with a match in their name, as in '^hamu-q,.*seed=41$'
+  --engine=ENGINE           local (default) runs them here; vmap does, too, but runs members that differ only
+                            in hyperparameters and seeds in one process and one program; slurm submits one
+                            job array; print shows the commands of those that are not done
+  --together=N              for vmap: largest number of members of one program (default: no limit)
+  --sbatch='OPTIONS'        options of sbatch, such as '--partition=gpu --gpus=1 --time=4:00:00'
+  --config.FIELD=VALUE      value of a field, for all members
 """
 
 import argparse
@@ -39,14 +39,14 @@ _FAILED = 1
 
 
 class _Parser(command_line.Parser):
-  """Says where more is to be read."""
+  """A parser whose errors refer to --help."""
 
   def error(self, message):
     super().error(f"{message}; see python -m hamu_jax.launch.sweep --help")
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-  """The options, and the overrides of all members."""
+  """Parses the options and the overrides of all members."""
   parser = _Parser(prog="hamu_jax.launch.sweep", add_help=False)
   parser.add_argument("--config", required=True)
   parser.add_argument("--workdir")
@@ -63,7 +63,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   in_range("--jobs", options.jobs, 1)
   in_range("--together", options.together, 1)
   if options.together is not None and options.engine != "vmap":
-    raise UserError(f"--together={options.together}: only --engine=vmap trains members together")
+    raise UserError(
+      f"--together={options.together}: only --engine=vmap trains members together; leave it out or set that"
+    )
   options.workdir = options.workdir or f"runs/{_name(options.config)}"
   return options, overrides
 
@@ -74,14 +76,16 @@ def _name(config: str) -> str:
 
 
 def _choose(members: Sequence[expand.Member], pattern: str) -> list[expand.Member]:
-  """The members whose name matches."""
+  """The members whose names match."""
   try:
     chosen = [member for member in members if re.search(pattern, member.name)]
   except re.error as error:
-    raise UserError(f"--filter={pattern}: not a regular expression ({error})") from error
+    raise UserError(
+      f"--filter={pattern}: not a regular expression ({error}); escape special characters with \\"
+    ) from error
   if not chosen:
     raise UserError(
-      f"--filter={pattern}: matches none of the {len(members)} members, of which one is {members[0].name}"
+      f"--filter={pattern}: matches none of the {len(members)} members, one of which is {members[0].name}"
     )
   return chosen
 
@@ -120,7 +124,7 @@ def _sweep(arguments: Sequence[str]) -> int:
   workdir = pathlib.Path(options.workdir)
   members = expand.expand(options.config, overrides, stage_cache=str(workdir / "stages"))
   chosen = _choose(members, options.filter)
-  # Also finds run directories of other experiments before anything runs.
+  # This also refuses run directories of other experiments before anything runs.
   left = [member for member in chosen if not local.is_done(member, workdir)]
   if options.engine in ("local", "vmap"):
     return _run_here(options, members, chosen, workdir)
@@ -137,7 +141,7 @@ def run(arguments: Sequence[str]) -> int:
   """Parses a command line and runs the sweep.
 
   Args:
-    arguments: as `sys.argv`, the program's name first.
+    arguments: command line in the form of `sys.argv`, the program's name first.
 
   Returns:
     The exit status: 0, 1 if members failed, 2 for bad input. An interruption ends the process with 143.
@@ -150,7 +154,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
       return _sweep(arguments[1:])
     except BrokenPipeError:
-      # Whoever read the commands has read enough.
+      # The reader of the commands, such as head, has closed the pipe.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       return 0
 

@@ -1,4 +1,4 @@
-"""What is measured of predictions and texts: pure functions of arrays and strings.
+"""Metrics of predictions and texts: pure functions of arrays and strings.
 
-May import the ground floor (`hamu_jax.errors`) only.
+This package may import only the ground floor (`hamu_jax.errors`).
 """

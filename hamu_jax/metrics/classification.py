@@ -28,7 +28,7 @@ def per_example(logits_BxC: jax.Array, labels_B: jax.Array) -> dict[str, jax.Arr
     \text{loss} = -\log p_y, \quad \text{correct} = [\arg\max_k z_k = y], \quad
     \text{entropy} = -\sum_k p_k \log p_k \;\text{(nats)}
 
-  A class with :math:`p_k = 0` contributes nothing to the entropy, also where its log is infinite.
+  A class with :math:`p_k = 0` contributes nothing to the entropy, although its log is infinite.
 
   Args:
     logits_BxC: Unnormalised scores.
@@ -52,19 +52,19 @@ def per_example(logits_BxC: jax.Array, labels_B: jax.Array) -> dict[str, jax.Arr
 def summarize(examples: Mapping[str, np.ndarray], mask: np.ndarray | None = None) -> dict[str, float]:
   """Means over the examples of one split, aggregated by ``clu.metrics``.
 
-  Every example weighs the same, however the split was cut into batches. The reference averages
-  accuracy and entropy over the *batch means*, so that there the examples of a short last batch
-  weigh more and the result depends on the evaluation batch size; its losses are per example.
+  Every example has the same weight, however the split was cut into batches. The reference averages
+  accuracy and entropy over the *batch means*. There, the examples of a short last batch weigh more, and the
+  result depends on the evaluation batch size. Its losses are averaged over examples.
 
   Args:
-    examples: ``{"loss", "correct", "entropy"}``, each [N], as `per_example` gives them.
+    examples: ``{"loss", "correct", "entropy"}``, each [N], the results of `per_example`.
     mask: [N], zero for padding; None counts every example.
 
   Returns:
     ``{"accuracy", "loss", "entropy", "count"}`` as Python numbers; accuracy in [0, 1].
 
   Raises:
-    UserError: no example is left to average.
+    UserError: if no example is left to average.
   """
   if mask is None:
     mask = np.ones(len(examples["loss"]), bool)

@@ -1,6 +1,6 @@
-"""Membership inference: how well a model's outputs tell members of its training set from others.
+"""Membership inference: how well a model's outputs tell members of its training set from non-members.
 
-Axis legend: N examples of a set, C classes, F features that an attack looks at, T tokens.
+Axis legend: N examples of a set, C classes, F features that an attack uses, T tokens.
 """
 
 import zlib
@@ -13,8 +13,8 @@ from hamu_jax.errors import UserError
 
 # Song and Mittal's code keeps its logarithms finite with this floor.
 _FLOOR = 1e-30
-# Of the deviation of log-probabilities. Below it lies only rounding in float32, of distributions
-# that are uniform or certain.
+# Floor of the standard deviation of log-probabilities. Smaller values occur only as float32 rounding, for
+# distributions that are uniform or certain.
 _LEAST_DEVIATION = 1e-3
 
 
@@ -24,8 +24,9 @@ def loss_auc(negatives: ArrayLike, positives: ArrayLike) -> float:
   .. math::
     \mathrm{AUC} = \frac{1}{nm} \sum_{i,j} [n_i < p_j] + \tfrac12 [n_i = p_j]
 
-  0.5: the losses do not separate the sets; 1: every positive lies above every negative. Counted in
-  integers over sorted values, hence exact up to the final division, in O((n + m) log n).
+  The AUC is 0.5 if the losses do not separate the sets, and 1 if every positive is above every negative.
+  Pairs are counted in integers over sorted values, so the result is exact up to the final division. The time
+  is O((n + m) log n).
 
   Args:
     negatives: [n] losses of the first set, e.g. forget.
@@ -46,7 +47,7 @@ def loss_auc(negatives: ArrayLike, positives: ArrayLike) -> float:
       raise UserError(f"loss AUC: the {name} set has no examples; evaluate sets that are not empty")
   if np.isnan(negatives).any() or np.isnan(positives).any():
     return float("nan")
-  # Below plus below-or-equal counts every win twice and every tie once.
+  # "Below" plus "below or equal" counts every win twice and every tie once.
   below = np.searchsorted(negatives, positives, side="left")
   below_or_equal = np.searchsorted(negatives, positives, side="right")
   doubled = int(below.sum(dtype=np.int64)) + int(below_or_equal.sum(dtype=np.int64))
@@ -60,22 +61,22 @@ def min_k(log_probs: ArrayLike, mask: ArrayLike | None = None, *, fraction: floa
     \frac1k \sum_{t \in \text{lowest } k} \log p(x_t \mid x_{<t}), \qquad
     k = \max(1, \lfloor \text{fraction} \cdot n_{\text{tokens}} \rfloor)
 
-  A text seen in training has few tokens that surprise the model: members score higher.
+  A text seen in training has few tokens that surprise the model, so members score higher.
 
   Args:
-    log_probs: [N, T] log-probabilities of the tokens that occurred, in nats; for questions and
-      answers, of the answer only. Padding may hold anything.
-    mask: [N, T], nonzero where there is a token; None if there is one everywhere.
+    log_probs: [N, T] log-probabilities of the tokens of each text, in nats; for questions with answers,
+      those of the answer's tokens only. Padding may hold any value.
+    mask: [N, T], nonzero for tokens, zero for padding; None if there is no padding.
     fraction: Share of the tokens to average, above 0 and at most 1.
 
   Returns:
     [N]; NaN where a token's log-probability is NaN.
 
   Raises:
-    UserError: shapes do not fit, a text has no tokens, or the fraction is out of range.
+    UserError: if shapes do not fit, a text has no tokens, or the fraction is out of range.
 
   Source: Shi et al., Detecting Pretraining Data from Large Language Models (arXiv 2310.16789);
-  HAMU's evaluation takes a tenth of the answer's tokens.
+  HAMU's evaluation averages a tenth of the answer's tokens.
   """
   log_probs_NxT, mask_NxT = _tokens(log_probs, mask)
   return _mean_of_lowest(log_probs_NxT, mask_NxT, fraction)
@@ -89,15 +90,15 @@ def min_k_plus_plus(
   *,
   fraction: float = 0.1,
 ) -> np.ndarray:
-  r"""Min-K%++: `min_k` of log-probabilities standardised by what the model expects there.
+  r"""Min-K%++: `min_k` of log-probabilities standardised by their mean and deviation under the model.
 
   .. math::
     z_t = \frac{\log p(x_t \mid x_{<t}) - \mu_t}{\sigma_t}, \qquad
     \mu_t = \sum_v p_v \log p_v, \quad \sigma_t^2 = \sum_v p_v (\log p_v - \mu_t)^2,
     \quad p_v = p(v \mid x_{<t})
 
-  :math:`\sigma_t` counts as at least 1e-3: a position at which the model is certain, and right,
-  scores 0, which is also the limit.
+  :math:`\sigma_t` is at least 1e-3. A position at which the model is certain and right then scores 0,
+  which is also the limit.
 
   Args:
     log_probs: As in `min_k`.
@@ -107,10 +108,10 @@ def min_k_plus_plus(
     fraction: As in `min_k`.
 
   Returns:
-    [N]; members score higher. NaN where a token's value is NaN.
+    [N] scores; members score higher. NaN where a token's value is NaN.
 
   Raises:
-    UserError: as `min_k`, or a deviation is negative.
+    UserError: see `min_k`; also if a deviation is negative.
 
   Source: Zhang et al., Min-K%++ (arXiv 2404.02936).
   """
@@ -133,23 +134,23 @@ def min_k_plus_plus(
 
 
 def zlib_ratio(losses: ArrayLike, texts: Sequence[str]) -> np.ndarray:
-  r"""The loss of each text relative to how much there is to know about it.
+  r"""The loss of each text relative to its compressed size.
 
   .. math::
     \ell_i \,/\, |\operatorname{zlib}(x_i)|
 
-  Repetitive texts have low losses whether seen or not; compression discounts them. Members score
-  *lower*, as with the loss: ``loss_auc(members, others)``.
+  Repetitive texts have low losses whether they were seen or not; compression corrects for that. Members
+  score *lower*, as with the loss: ``loss_auc(members, others)``.
 
   Args:
-    losses: [N] mean cross-entropies of the texts, in nats a token.
+    losses: [N] mean cross-entropies of the texts, in nats per token.
     texts: The N texts, compressed as UTF-8.
 
   Returns:
-    [N], in nats a token per byte.
+    [N] ratios, in nats per token and byte.
 
   Raises:
-    UserError: the numbers of losses and texts differ.
+    UserError: if the numbers of losses and texts differ.
 
   Source: Carlini et al., Extracting Training Data from Large Language Models (arXiv 2012.07805).
   """
@@ -174,21 +175,21 @@ def min_k_auc(
   """Area under the ROC curve of "a higher Min-K% score means the second set".
 
   The second set is the one that the model is more likely to know: HAMU reports forget against
-  retain, and test against forget. 0.5: the scores do not separate the sets. Scores that exist
-  already, of `min_k` or `min_k_plus_plus`, go to `loss_auc` in the same order.
+  retain, and test against forget. The AUC is 0.5 if the scores do not separate the sets. Pass existing
+  scores of `min_k` or `min_k_plus_plus` to `loss_auc`, in the same order.
 
   Args:
-    negatives: [n, T] log-probabilities of the tokens of the first set, as `min_k` takes them.
-    positives: [m, T'] of the second set.
-    negatives_mask: [n, T], nonzero where there is a token; None if there is one everywhere.
-    positives_mask: [m, T'].
+    negatives: [n, T] log-probabilities of the tokens of the first set, see `min_k`.
+    positives: [m, T'] log-probabilities of the tokens of the second set.
+    negatives_mask: [n, T], nonzero for tokens, zero for padding; None if there is no padding.
+    positives_mask: [m, T'], the same for the second set.
     fraction: As in `min_k`.
 
   Returns:
     The AUC in [0, 1]; NaN when a score is NaN.
 
   Raises:
-    UserError: as `min_k`, or one of the sets is empty.
+    UserError: see `min_k`; also if one of the sets is empty.
   """
   return loss_auc(
     min_k(negatives, negatives_mask, fraction=fraction), min_k(positives, positives_mask, fraction=fraction)
@@ -196,38 +197,38 @@ def min_k_auc(
 
 
 def correctness(probs: ArrayLike, labels: ArrayLike) -> np.ndarray:
-  """Whether the largest probability is the label's: [N], 0 or 1, of `probs` [N, C]."""
+  """Whether the largest probability is the label's: `probs` [N, C], `labels` [N] -> [N], 0 or 1."""
   return (np.argmax(probs, axis=1) == np.asarray(labels)).astype(np.float64)
 
 
 def confidence(probs: ArrayLike, labels: ArrayLike) -> np.ndarray:
-  """The probability of the label: [N], of `probs` [N, C] and `labels` [N]."""
+  """The probability of the label: `probs` [N, C], `labels` [N] -> [N]."""
   return np.take_along_axis(np.asarray(probs), np.asarray(labels)[:, None], axis=1)[:, 0]
 
 
 def entropy(probs: ArrayLike) -> np.ndarray:
-  r"""Shannon entropy :math:`-\sum_k p_k \log p_k` in nats: [N], of `probs` [N, C]."""
+  r"""Shannon entropy :math:`-\sum_k p_k \log p_k` in nats: `probs` [N, C] -> [N]."""
   probs_NxC = np.asarray(probs)
   return -np.sum(probs_NxC * np.log(np.where(probs_NxC > 0, probs_NxC, 1)), axis=1)
 
 
 def modified_entropy(probs: ArrayLike, labels: ArrayLike, *, reference: bool = False) -> np.ndarray:
-  r"""Entropy that also knows the label: small where the model is sure *and* right.
+  r"""Entropy that depends on the label: small where the model is certain *and* right.
 
   .. math::
     -(1 - p_y) \log p_y - \sum_{k \ne y} p_k \log(1 - p_k)
 
-  Logarithms are taken of at least 1e-30.
+  The arguments of the logarithms are at least 1e-30.
 
   Args:
     probs: [N, C] class probabilities.
     labels: [N] classes in [0, C).
-    reference: What the sharpness paper's code computes instead, only to compare with its numbers:
+    reference: Whether to compute the formula of the sharpness paper's code, for comparison with its numbers:
       :math:`-\sum_k q_k \log p_k` with :math:`q_k = 1 - p_k` for every class k that is the label
-      of *any* row, else :math:`p_k`. It takes the log of p where 1 - p belongs, and a row's value
-      depends on the other rows. In a set with every class it ignores the row's own label, and a
-      forget set of few classes is measured on another scale than the sets that an attack learned
-      from, so that the attack tends to give one answer for all of it.
+      of *any* example, else :math:`p_k`. It takes the log of p instead of 1 - p, and the value of an
+      example depends on the other examples. In a set with every class it ignores the example's own label. A
+      forget set of few classes is measured on another scale than the sets on which an attack is trained, so
+      that the attack tends to give one answer for all of it.
 
   Returns:
     [N], in nats.
@@ -241,7 +242,7 @@ def modified_entropy(probs: ArrayLike, labels: ArrayLike, *, reference: bool = F
     return -np.sum(weights_NxC * np.log(np.where(probs_NxC > 0, probs_NxC, _FLOOR)), axis=1)
   own_NxC = classes_C == labels_N[:, None]
   weights_NxC = np.where(own_NxC, 1 - probs_NxC, probs_NxC)
-  # Not 1 - weights, which would round a small p_y to 0.
+  # 1 - weights would round a small p_y to 0.
   values_NxC = np.where(own_NxC, probs_NxC, 1 - probs_NxC)
   return -np.sum(weights_NxC * np.log(np.maximum(values_NxC, _FLOOR)), axis=1)
 
@@ -257,30 +258,31 @@ def svc_mia(
   balance_seed: int | None = None,
   reference_entropy: bool = False,
 ) -> dict[str, float]:
-  """Share of the forget set that support vector machines take for non-members.
+  """Share of the forget set that support vector machines classify as non-members.
 
-  One machine (RBF kernel, C = 3, gamma = 1/F) for each feature below learns to tell retain rows,
-  which the model was trained on, from test rows, and then judges the forget rows. 1: the model
-  treats all of them as if it had never seen them. What is right is the retrained model's value.
+  For each feature below, one machine (RBF kernel, C = 3, gamma = 1/F) learns to tell retain examples, on
+  which the model was trained, from test examples. It then classifies the forget examples. At 1, the model
+  treats all of them as if it had never seen them. Compare with the retrained model: a value close to its is
+  good.
 
   Args:
     retain_probs: [N_r, C] class probabilities of members.
     retain_labels: [N_r] classes in [0, C).
-    test_probs: [N_t, C] of non-members.
-    test_labels: [N_t].
-    forget_probs: [N_f, C] of the examples to judge.
-    forget_labels: [N_f].
-    balance_seed: Learns from as many retain rows as there are test rows (or all, if they are
-      fewer): the first of a permutation with this seed. The published attack is balanced, and the
-      time grows with the square of the rows. None learns from the retain rows as they are given.
-    reference_entropy: `modified_entropy`'s `reference`.
+    test_probs: [N_t, C] class probabilities of non-members.
+    test_labels: [N_t] classes of non-members.
+    forget_probs: [N_f, C] class probabilities of the examples to classify.
+    forget_labels: [N_f] classes of the examples to classify.
+    balance_seed: Seed of a permutation whose first N_t retain examples (or all, if they are fewer) are used
+      for training. The published attack is balanced, and the time grows with the square of the number of
+      examples. None uses all retain examples in the given order.
+    reference_entropy: `reference` of `modified_entropy`.
 
   Returns:
     A value in [0, 1] for each feature: ``correctness``, ``confidence``, ``entropy``,
-    ``modified_entropy`` and ``probability`` (all C at once); NaN when a probability is NaN.
+    ``modified_entropy`` and ``probability`` (all C at once); NaN if a probability is NaN.
 
   Raises:
-    UserError: a set is empty, its shapes do not fit, a label is out of range, or a probability is
+    UserError: if a set is empty, shapes do not fit, a label is out of range, or a probability is
       outside [0, 1].
 
   Source: the attack of SalUn (arXiv 2310.12508) and Sharpness-Aware Unlearning (arXiv 2506.13715).
@@ -308,7 +310,7 @@ def svc_mia(
 
 
 def _attacks(reference_entropy: bool) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
-  """By name, the feature of probabilities and labels that an attack goes by."""
+  """{name: (probabilities, labels) -> the feature that the attack uses}."""
   return {
     "correctness": correctness,
     "confidence": confidence,
@@ -319,7 +321,7 @@ def _attacks(reference_entropy: bool) -> dict[str, Callable[[np.ndarray, np.ndar
 
 
 def _check_classes(sets: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-  """Refuses sets whose probabilities are not those of one model."""
+  """Refuses sets whose probabilities are not from one model."""
   classes = {name: probs_NxC.shape[1] for name, (probs_NxC, _) in sets.items()}
   if len(set(classes.values())) > 1:
     raise UserError(
@@ -330,8 +332,8 @@ def _check_classes(sets: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
 
 
 def _non_members(members_NxF: np.ndarray, others_NxF: np.ndarray, judged_NxF: np.ndarray) -> float:
-  """Share of the judged rows on the others' side of the machine that separates the first two."""
-  # Slow to import, and no other metric needs it.
+  """Share of the judged examples that a machine trained on members and others classifies as others."""
+  # Imported here, because the import is slow and no other metric needs it.
   from sklearn.svm import SVC
 
   machine = SVC(C=3, kernel="rbf", gamma="auto")
@@ -341,7 +343,7 @@ def _non_members(members_NxF: np.ndarray, others_NxF: np.ndarray, judged_NxF: np
 
 
 def _tokens(values: ArrayLike, mask: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
-  """Values of tokens in float64 and where there are any, or what is wrong with them."""
+  """Checks the values of tokens and their mask, and returns both, the values in float64."""
   values_NxT = np.asarray(values, np.float64)
   mask_NxT = np.ones(values_NxT.shape, bool) if mask is None else np.asarray(mask) != 0
   if values_NxT.ndim != 2 or mask_NxT.shape != values_NxT.shape:
@@ -359,11 +361,11 @@ def _tokens(values: ArrayLike, mask: ArrayLike | None) -> tuple[np.ndarray, np.n
 
 
 def _mean_of_lowest(values_NxT: np.ndarray, mask_NxT: np.ndarray, fraction: float) -> np.ndarray:
-  """Mean of the lowest `fraction` of each row's masked values, at least one."""
+  """Mean of the lowest `fraction` of each text's values, of at least one value."""
   if not 0 < fraction <= 1:
     raise UserError(f"Min-K%: fraction is {fraction:g}; give a share of the tokens above 0 and at most 1")
   counts_N = np.maximum((fraction * mask_NxT.sum(axis=1)).astype(int), 1)
-  # Sorting puts padding after the tokens, and NaN after padding, where it would not be averaged.
+  # Sorting puts padding after the tokens, and NaN after padding, where it is not averaged.
   lowest_NxT = np.sort(np.where(mask_NxT, values_NxT, np.inf), axis=1)
   is_averaged_NxT = np.arange(lowest_NxT.shape[1]) < counts_N[:, None]
   means_N = np.mean(lowest_NxT, axis=1, where=is_averaged_NxT)
@@ -371,7 +373,7 @@ def _mean_of_lowest(values_NxT: np.ndarray, mask_NxT: np.ndarray, fraction: floa
 
 
 def _checked(name: str, probs: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-  """The set in float64 with integer labels, or the UserError that says what is wrong with it."""
+  """Checks a set and returns it with probabilities in float64 and integer labels."""
   probs_NxC, labels_N = np.asarray(probs, np.float64), np.asarray(labels)
   where = f"membership inference: {name}"
   if probs_NxC.ndim != 2 or labels_N.shape != probs_NxC.shape[:1]:

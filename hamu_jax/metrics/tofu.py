@@ -1,15 +1,15 @@
 """TOFU's evaluation of an unlearned language model: what it still knows and what it should know.
 
-The arrays carry the names of TOFU's logs. Losses are cross-entropies summed over the tokens of an
-answer, the end-of-sequence token included, divided by their number: nats a token.
+The arrays have the names of TOFU's logs. Losses are mean cross-entropies over the tokens of an answer,
+the end-of-sequence token included, in nats per token.
 
-- ``avg_gt_loss`` [N]: of the answer.
-- ``avg_paraphrased_loss`` [N]: of its paraphrase. Real authors and world facts have none; there it
-  is the loss of the answer itself.
-- ``average_perturb_loss`` [N, K]: of the wrong answers.
+- ``avg_gt_loss`` [N]: loss of the answer.
+- ``avg_paraphrased_loss`` [N]: loss of its paraphrase. Real authors and world facts have no paraphrases;
+  there it is the loss of the answer itself.
+- ``average_perturb_loss`` [N, K]: losses of the wrong answers.
 - ``rougeL_recall`` [N]: `rouge` of the generated answers.
 
-Three published variants differ in how they average wrong answers and guard divisions: "geometric"
+Three published variants differ in how they average wrong answers and avoid divisions by zero: "geometric"
 (TOFU's aggregate_eval_stat.py, which its README uses), "arithmetic" (the paper's text and TOFU's
 utils.py) and "open_unlearning" (geometric, with 1e-10 added to denominators).
 
@@ -28,7 +28,7 @@ from hamu_jax.errors import UserError
 VARIANTS = ("geometric", "arithmetic", "open_unlearning")
 AGGREGATES = ("closer_to_1_better", "true_better", "prob_mean")
 SPLITS = ("retain", "forget", "real_authors", "world_facts")
-# In these, the answer competes with the wrong answers, and it has no paraphrase.
+# In these splits the answer competes with the wrong answers, and it has no paraphrase.
 _MULTIPLE_CHOICE = ("real_authors", "world_facts")
 _UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
 _EPSILON = 1e-10
@@ -55,7 +55,7 @@ def probability(
     [N] in [0, 1]; TOFU reports the mean.
 
   Raises:
-    UserError: an unknown variant, shapes that do not fit, no examples, or negative losses.
+    UserError: for an unknown variant, shapes that do not fit, no examples, or negative losses.
   """
   _one_of("variant", variant, VARIANTS)
   if average_perturb_loss is None:
@@ -64,7 +64,7 @@ def probability(
   if variant == "open_unlearning":
     # Its epsilon acts as one more wrong answer.
     wrong_NxK = np.pad(wrong_NxK, ((0, 0), (0, 1)), constant_values=-np.log(_EPSILON))
-  # Divided through by the right answer's probability: no 0/0 where all of them underflow.
+  # The fraction is divided by the right answer's probability, so that it is not 0/0 if all underflow.
   with np.errstate(over="ignore"):
     return 1 / (1 + np.exp(right_N[:, None] - wrong_NxK).sum(axis=1))
 
@@ -75,7 +75,7 @@ def truth_ratio(
   *,
   variant: str = "geometric",
 ) -> np.ndarray:
-  r"""How much likelier the wrong answers are than the paraphrased right one: false over true.
+  r"""Probability of the wrong answers over that of the paraphrased right one.
 
   .. math::
     R_i = \frac{\operatorname{mean}_k e^{-\ell_{ik}}}{e^{-\ell_i} + \epsilon}
@@ -91,11 +91,11 @@ def truth_ratio(
     variant: One of `VARIANTS`; :math:`\epsilon` is 1e-10 for "open_unlearning", else 0.
 
   Returns:
-    [N], positive: below 1 where the model prefers the right answer. Infinite where a ratio
+    [N] positive ratios, below 1 where the model prefers the right answer; infinite where a ratio
     overflows.
 
   Raises:
-    UserError: an unknown variant, shapes that do not fit, no examples, or negative losses.
+    UserError: for an unknown variant, shapes that do not fit, no examples, or negative losses.
   """
   _one_of("variant", variant, VARIANTS)
   right_N, wrong_NxK = _pair("avg_paraphrased_loss", avg_paraphrased_loss, average_perturb_loss)
@@ -115,11 +115,12 @@ def truth_ratio_score(
 ) -> np.ndarray:
   r"""Truth ratios on a scale from 0 to 1 on which more is better.
 
-  - "closer_to_1_better", for the forget split: :math:`\min(R, 1/R)`. 1: right and wrong answers are
+  - "closer_to_1_better", for the forget split: :math:`\min(R, 1/R)`. It is 1 if right and wrong answers are
     equally likely, as for a model that never saw them.
-  - "true_better", for the other splits: :math:`\max(0, 1 - R)`. 1: only the right answer is likely.
-  - "prob_mean", open-unlearning's addition: :math:`p / (p + w)` of the probabilities of the right
-    and the average wrong answer, that is :math:`1 / (1 + R)`. 0.5: does not know, 1: knows.
+  - "true_better", for the other splits: :math:`\max(0, 1 - R)`. It is 1 if only the right answer is likely.
+  - "prob_mean", open-unlearning's addition: :math:`p / (p + w)` for the probabilities of the right
+    and the average wrong answer, that is :math:`1 / (1 + R)`. It is 1 if the model knows the answer, and 0.5
+    if it does not.
 
   Args:
     avg_paraphrased_loss: As in `truth_ratio`.
@@ -131,7 +132,7 @@ def truth_ratio_score(
     [N] in [0, 1]; TOFU reports the mean.
 
   Raises:
-    UserError: as `truth_ratio`, or an unknown aggregate.
+    UserError: see `truth_ratio`; also for an unknown aggregate.
   """
   _one_of("aggregate", aggregate, AGGREGATES)
   ratio_N = truth_ratio(avg_paraphrased_loss, average_perturb_loss, variant=variant)
@@ -145,14 +146,14 @@ def truth_ratio_score(
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-  r"""Share of each reference's words that the prediction has, in any order or in the same one.
+  r"""Share of each reference's words that are in the prediction, in any order or in the same order.
 
   .. math::
     \text{ROUGE-1} = \frac{\sum_w \min(c_w^{\text{pred}}, c_w^{\text{ref}})}{|\text{ref}|}, \qquad
     \text{ROUGE-L} = \frac{|\operatorname{LCS}(\text{pred}, \text{ref})|}{|\text{ref}|}
 
-  Words are runs of a-z and 0-9 of the lower-cased text, Porter-stemmed if longer than three
-  characters. 0 where a side has no words.
+  Words are runs of a-z and 0-9 in the lower-cased text, Porter-stemmed if longer than three
+  characters. The share is 0 if either text has no words.
 
   Args:
     predictions: N generated answers.
@@ -162,11 +163,11 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, np
     ``{"rouge1_recall", "rougeL_recall"}``, each [N] in [0, 1].
 
   Raises:
-    UserError: the package rouge-score is missing, there are no texts, or their numbers differ.
+    UserError: if the package rouge-score is not installed, there are no texts, or their numbers differ.
 
   Source: Lin, ROUGE (2004), as the package rouge-score computes it.
   """
-  # A single text would be taken apart into letters.
+  # A single text would be split into letters.
   for name, texts in (("predictions", predictions), ("references", references)):
     if isinstance(texts, str):
       raise UserError(f"ROUGE: {name} is one text; give a list of texts")
@@ -192,7 +193,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, np
 def split_scores(
   split: str, values: Mapping[str, ArrayLike], *, variant: str = "geometric"
 ) -> dict[str, np.ndarray]:
-  """The scores of one split that TOFU reports, for each example.
+  """TOFU's scores of one split, for each example.
 
   ``rouge`` is ROUGE-L recall; ``probability`` is taken among the wrong answers for real authors and
   world facts, alone for retain and forget; ``truth_ratio`` is `truth_ratio_score`,
@@ -200,17 +201,17 @@ def split_scores(
 
   Args:
     split: One of `SPLITS`.
-    values: Arrays by the names of the module's docstring; others are ignored. Real authors and
-      world facts may do without ``avg_paraphrased_loss``: ``avg_gt_loss`` is the same loss, which
-      TOFU computes twice, at two batch sizes, and open-unlearning once.
+    values: Arrays by the names in the module's docstring; others are ignored. Real authors and
+      world facts do not need ``avg_paraphrased_loss``, because ``avg_gt_loss`` is the same loss. TOFU
+      computes it twice, at two batch sizes; open-unlearning computes it once.
     variant: One of `VARIANTS`.
 
   Returns:
-    ``{"rouge", "probability", "truth_ratio"}``, each [N]; a score whose arrays are missing is left
+    ``{"rouge", "probability", "truth_ratio"}``, each [N]. A score whose arrays are missing is left
     out, such as the truth ratio of questions without wrong answers.
 
   Raises:
-    UserError: an unknown split or variant, or arrays that do not fit.
+    UserError: for an unknown split or variant, or arrays that do not fit.
   """
   _one_of("split", split, SPLITS)
   _one_of("variant", variant, VARIANTS)
@@ -245,7 +246,7 @@ def split_scores(
 
 
 def model_utility(splits: Mapping[str, Mapping[str, ArrayLike]], *, variant: str = "geometric") -> float:
-  r"""What the model can still do outside the forget set, as one number.
+  r"""Performance of the model outside the forget set, as one number.
 
   .. math::
     U = 9 \Big/ \sum_{s} \sum_{m} \frac{1}{\bar m_s}, \qquad
@@ -262,7 +263,7 @@ def model_utility(splits: Mapping[str, Mapping[str, ArrayLike]], *, variant: str
     The harmonic mean of the nine means, in [0, 1]; 0 if one of them is 0, NaN if one is NaN.
 
   Raises:
-    UserError: a split or an array is missing, or as `split_scores`.
+    UserError: if a split or an array is missing; see also `split_scores`.
   """
   means = []
   for split in _UTILITY_SPLITS:
@@ -284,23 +285,23 @@ def model_utility(splits: Mapping[str, Mapping[str, ArrayLike]], *, variant: str
 
 
 def forget_quality(unlearned: ArrayLike, retained: ArrayLike) -> float:
-  """How well the unlearned model passes for one that never saw the forget set: a p-value.
+  """P-value of the test that the unlearned model is like one that never saw the forget set.
 
-  Of the two-sample, two-sided Kolmogorov-Smirnov test that both samples of truth ratios come from
-  one distribution; exact up to 10,000 examples a side, asymptotic beyond. The test sees only the
-  order of the values, so ratios of false to true and their inverses give the same.
+  It is the two-sample, two-sided Kolmogorov-Smirnov test that both samples of truth ratios come from
+  one distribution: exact up to 10,000 examples in each sample, asymptotic beyond. The test depends only on
+  the order of the values, so truth ratios and their inverses give the same result.
 
   Args:
     unlearned: [n] `truth_ratio` of the unlearned model on the forget split. TOFU takes the
-      "geometric" variant, also beside an "arithmetic" model utility.
-    retained: [m] the same of a model trained on the retain split only, on the same questions.
+      "geometric" variant, even with an "arithmetic" model utility.
+    retained: [m] the same for a model trained on the retain split only, on the same questions.
 
   Returns:
-    The p-value in [0, 1], not its logarithm: 1 if the samples are the same, tiny if they differ.
+    The p-value in [0, 1], not its logarithm: 1 if the samples are the same, close to 0 if they differ.
     NaN if a ratio is NaN.
 
   Raises:
-    UserError: a sample is empty.
+    UserError: if a sample is empty.
   """
   return float(_kolmogorov_smirnov(unlearned, retained).pvalue)
 
@@ -311,23 +312,23 @@ def truth_ratio_distance(unlearned: ArrayLike, retained: ArrayLike) -> float:
   .. math::
     D = \sup_x |F_{\text{unlearned}}(x) - F_{\text{retained}}(x)|
 
-  Unlike the p-value it does not depend on the number of examples.
+  Unlike the p-value, it does not shrink as the number of examples grows.
 
   Args:
     unlearned: As in `forget_quality`.
     retained: As in `forget_quality`.
 
   Returns:
-    D in [0, 1]; 0 if the samples have one distribution. NaN if a ratio is NaN.
+    D in [0, 1]; 0 if the samples have the same distribution. NaN if a ratio is NaN.
 
   Raises:
-    UserError: a sample is empty.
+    UserError: if a sample is empty.
   """
   return float(_kolmogorov_smirnov(unlearned, retained).statistic)
 
 
 def _kolmogorov_smirnov(unlearned: ArrayLike, retained: ArrayLike):
-  # Slow to import, and no other metric needs it.
+  # Imported here, because the import is slow and no other metric needs it.
   from scipy.stats import ks_2samp
 
   samples = {"unlearned": np.ravel(unlearned), "retained": np.ravel(retained)}
@@ -338,7 +339,7 @@ def _kolmogorov_smirnov(unlearned: ArrayLike, retained: ArrayLike):
 
 
 def _averaged(wrong_NxK: np.ndarray, variant: str) -> np.ndarray:
-  """[N]: minus the logarithm of the mean probability of the wrong answers."""
+  """Minus the logarithm of the mean probability of the wrong answers, [N]."""
   if variant == "arithmetic":
     return np.log(wrong_NxK.shape[1]) - np.logaddexp.reduce(-wrong_NxK, axis=1)
   return wrong_NxK.mean(axis=1)
@@ -369,7 +370,7 @@ def _recalls(values: ArrayLike) -> np.ndarray:
 
 
 def _pair(name: str, right: ArrayLike, wrong: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-  """The losses [N] of right and [N, K] of wrong answers, or what is wrong with their shapes."""
+  """Checks and returns the losses [N] of right and [N, K] of wrong answers."""
   right_N, wrong_NxK = _losses(name, right, 1), _losses("average_perturb_loss", wrong, 2)
   if len(right_N) != len(wrong_NxK):
     raise UserError(

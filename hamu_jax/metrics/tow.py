@@ -14,20 +14,20 @@ def tug_of_war(
     \mathrm{ToW} = (1 - |\Delta_r|)(1 - |\Delta_f|)(1 - |\Delta_t|),
     \qquad \Delta_s = a_s^{\text{unlearned}} - a_s^{\text{retrained}}
 
-  1: the accuracies of the retrained model on all three splits; 0: as far from it as can be on one
-  of them. The signed form, :math:`(1 + \Delta_r)(1 - \Delta_f)(1 + \Delta_t)`, counts better retain
-  or test accuracy and lower forget accuracy than the retrained model's as gains; it can exceed 1.
+  It is 1 if all three accuracies are the retrained model's, and 0 if one of them differs by 1. The signed
+  form, :math:`(1 + \Delta_r)(1 - \Delta_f)(1 + \Delta_t)`, counts a higher retain or test accuracy and a
+  lower forget accuracy than the retrained model's as gains; it can exceed 1.
 
   Args:
     unlearned: Accuracies ``{"retain", "forget", "test"}`` in [0, 1] of the model to judge.
-    retrained: The same of the model trained without the forget set.
-    signed: The signed differences of the sharpness paper's code instead of the absolute ones.
+    retrained: The same accuracies of the model trained without the forget set.
+    signed: Whether to take signed differences, as the sharpness paper's code does, instead of absolute ones.
 
   Returns:
     The product; in [0, 1] unless `signed`.
 
   Raises:
-    UserError: an accuracy is missing or outside [0, 1].
+    UserError: if an accuracy is missing or outside [0, 1].
 
   Source: RUM (arXiv 2406.01257) defines the absolute form; Sharpness-Aware Unlearning
   (arXiv 2506.13715) computes the signed one.

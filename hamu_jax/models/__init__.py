@@ -1,4 +1,4 @@
-"""Model architectures by name, and their weights as files."""
+"""The registry of model architectures, and reading and writing their weights."""
 
 import difflib
 import inspect
@@ -14,7 +14,7 @@ from hamu_jax.models import convolution, mlp, resnet, vgg, vit, weights
 
 
 class Architecture(NamedTuple):
-  """A row of the registry."""
+  """One architecture of the registry: its module, the fields that its name sets, and PyTorch's names."""
 
   module: type[nn.Module]
   preset: dict[str, Any]
@@ -50,18 +50,21 @@ def build_model(
   dtype: Any = None,
   **options: Any,
 ) -> nn.Module:
-  """The named architecture as a linen module.
+  """Builds the named architecture as a linen module.
 
   Args:
-    name: a key of MODELS.
-    num_classes: outputs.
-    platform: what the model will run on ("cpu", "gpu", "tpu"); None takes the default backend, so
-      compiling for another one needs it given. Parameters do not depend on it.
-    dtype: of the computation; None takes the inputs' and parameters'.
+    name: a key of `MODELS`.
+    num_classes: number of outputs.
+    platform: platform that the model will run on ("cpu", "gpu" or "tpu"). None is the default backend; give
+      it to compile for another one. Parameters do not depend on it.
+    dtype: type of the computation; None promotes the types of inputs and parameters.
     **options: fields of the module, such as `width`.
 
+  Returns:
+    The module.
+
   Raises:
-    UserError: no such architecture, or it has no such option.
+    UserError: for an unknown architecture, or an option that it does not have.
   """
   if name not in MODELS:
     near = difflib.get_close_matches(name, MODELS, 1, 0)[0]
@@ -82,15 +85,15 @@ def build_model(
 
 
 def microbatch_size(height: int, width: int, platform: str | None = None) -> int:
-  """Examples to differentiate at a time where batch norm is frozen.
+  """Number of examples to differentiate at a time, for a model with frozen batch norm.
 
-  On a CPU what keeps a network's activations in the cache; elsewhere what fills a device and leaves
-  a batch of any size within its memory.
+  On a CPU, a network's activations for this many examples stay in the cache. On an accelerator, this many
+  fill the device, and a batch of any size fits its memory.
 
   Args:
-    height: of the images.
-    width: of the images.
-    platform: as of `build_model`.
+    height: height of the images in pixels.
+    width: width of the images in pixels.
+    platform: see `build_model`.
   """
   if (platform or jax.default_backend()) == "cpu":
     return convolution.microbatch_size(height, width)
@@ -98,12 +101,12 @@ def microbatch_size(height: int, width: int, platform: str | None = None) -> int
 
 
 def load_weights(path: str | os.PathLike, template: weights.Variables) -> weights.Variables:
-  """`weights.load_weights` with the names of the architecture whose variables the template has."""
+  """Calls `weights.load_weights` with the PyTorch names of the template's architecture."""
   return weights.load_weights(path, template, _torch_names(template))
 
 
 def weights_bytes(variables: weights.Variables) -> bytes:
-  """`weights.weights_bytes` with the names of the architecture whose variables these are."""
+  """Calls `weights.weights_bytes` with the PyTorch names of the variables' architecture."""
   return weights.weights_bytes(variables, _torch_names(variables))
 
 

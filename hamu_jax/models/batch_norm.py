@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's semantics, example masks and statistics over devices."""
+"""Batch normalisation with PyTorch's semantics, example masks and cross-device statistics."""
 
 import flax.linen as nn
 import jax
@@ -13,17 +13,17 @@ class BatchNorm(nn.Module):
 
   `y = (x - m) / sqrt(v + epsilon) * scale + bias`
 
-  In training m and v are the mean and the *biased* variance of the batch, and the running averages
-  move to `(1 - momentum) running + momentum (m, v n / (n - 1))`, the *unbiased* variance; n counts
-  the values of a channel in unmasked examples on all devices. Otherwise m and v are the running
+  In training, m and v are the mean and the *biased* variance of the batch, and the running averages
+  become `(1 - momentum) running + momentum (m, v n / (n - 1))`, with the *unbiased* variance. Here n is the
+  number of values of a channel in unmasked examples on all devices. In evaluation, m and v are the running
   averages.
 
   Source: torch.nn.BatchNorm2d.
 
   Attributes:
-    features: channels.
-    momentum: weight of the batch in the running averages; one minus Flax's.
-    epsilon: added to the variance.
+    features: C, number of channels.
+    momentum: weight of the batch in the running averages; one minus Flax's momentum.
+    epsilon: constant added to the variance.
   """
 
   features: int
@@ -38,7 +38,7 @@ class BatchNorm(nn.Module):
     self.var = self.variable("batch_stats", "var", jnp.ones, shape)
 
   def frozen(self) -> tuple[jax.Array, jax.Array]:
-    """(factor, shift), both [C]: evaluation mode is `x factor + shift`, foldable into a layer."""
+    """(factor, shift), both [C]: evaluation computes `x factor + shift`, which a layer can absorb."""
     factor = self.scale * lax.rsqrt(self.var.value + self.epsilon)
     return factor, self.bias - self.mean.value * factor
 
@@ -53,13 +53,14 @@ class BatchNorm(nn.Module):
     """Normalises `x`.
 
     Args:
-      x: [B, ..., C].
-      train: whether batch statistics are used and, where `batch_stats` is mutable, recorded.
-      mask: [B], zero where an example is padding and must not count; None counts all.
-      axis_name: mapped axis or axes over whose devices training statistics are taken.
+      x: [B, ..., C] activations.
+      train: whether batch statistics are used and, if `batch_stats` is mutable, recorded.
+      mask: [B], zero for padding, which does not enter the statistics; None counts all examples.
+      axis_name: mapped axis or axes of the devices over which training statistics are computed.
 
     Returns:
-      The same shape and dtype. A batch without valid examples leaves the running averages alone.
+      Activations of the same shape and dtype. A batch without valid examples does not change the running
+      averages.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean, var = self.mean.value, self.var.value
@@ -82,15 +83,15 @@ class BatchNorm(nn.Module):
 def masked_moments(
   x: jax.Array, mask: jax.Array | None, axis_name: Axes
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Mean [C] and biased variance [C] of a channel over valid examples, and its number of values.
+  """Mean [C] and biased variance [C] of each channel over valid examples, and its number of values n.
 
-  `m = sum x / n`, `v = sum (x - m)^2 / n`: two passes, because the one-pass form cancels where the
-  mean is large. Of no value at all both are 0, of a single one the variance is.
+  `m = sum x / n`, `v = sum (x - m)^2 / n`. They take two passes, because the one-pass form suffers from
+  cancellation if the mean is large. Without any value both are 0; with a single value the variance is 0.
 
   Args:
-    x: [B, ..., C].
-    mask: [B], zero where an example does not count, or None.
-    axis_name: mapped axis or axes to sum over too, or None.
+    x: [B, ..., C] activations.
+    mask: [B], zero for an example that does not count, or None.
+    axis_name: mapped axis or axes to sum over as well, or None.
   """
   axes = tuple(range(x.ndim - 1))
 
@@ -106,6 +107,6 @@ def masked_moments(
   count = total(jnp.asarray(examples * (x[0].size // x.shape[-1]), x.dtype))
   divisor = jnp.maximum(count, 1)
   mean = valid_sum(x) / divisor
-  # The variance's derivative by the mean is zero, so its gradient needs no path through that.
+  # The derivative of the variance with respect to the mean is zero, so no gradient flows through the mean.
   centred = x - lax.stop_gradient(mean).reshape((1,) * (x.ndim - 1) + (-1,))
   return mean, valid_sum(jnp.square(centred)) / divisor, count

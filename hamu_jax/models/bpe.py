@@ -1,12 +1,12 @@
-"""Byte-pair encodings, built from their tokens and merges: over bytes, and SentencePiece's.
+"""Byte-pair encodings built from their tokens and merges, over bytes and in SentencePiece's form.
 
-Each is a `tokenizers.Tokenizer`.
+Each function returns a `tokenizers.Tokenizer`.
 """
 
 from hamu_jax.errors import UserError
 
-# How a GGUF file names the ways of cutting text into words before pairs are merged. Those of models
-# whose architecture is Llama's.
+# GGUF's names of the rules that split text into words before pairs are merged, for models with Llama's
+# architecture.
 _DIGIT_WORDS = ("smollm",)
 LLAMA3_WORDS = ("llama-bpe", "llama3", "llama-v3")
 _GPT2_WORDS = ("gpt-2",)
@@ -14,19 +14,19 @@ _LLAMA3_SPLIT = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Of GGUF's `tokenizer.ggml.token_type`.
+# Values of GGUF's `tokenizer.ggml.token_type`.
 _CONTROL, _USER_DEFINED = 3, 4
 
 
 def byte_alphabet() -> list[str]:
-  """The character that GPT-2 writes for each byte: itself if printable, else the next from 256."""
+  """GPT-2's character for each byte: the byte itself if printable, else the next code point from 256."""
   printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
   others = iter(range(256, 512))
   return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def byte_level(model, splits, gpt2_words: bool):
-  """A tokenizer over bytes; `splits`, then GPT-2's rule if asked, cut the text before."""
+  """A tokenizer over bytes. `splits`, and then GPT-2's rule if `gpt2_words`, first split the text."""
   import tokenizers
   from tokenizers import decoders, pre_tokenizers
 
@@ -38,7 +38,7 @@ def byte_level(model, splits, gpt2_words: bool):
 
 
 def byte_pairs(tokens, merges, words: str, path):
-  """Byte-pair encoding over bytes, as of GPT-2; `words` names how the text is cut first."""
+  """GPT-2's byte-pair encoding over bytes; `words` names the rule that splits the text into words."""
   from tokenizers import Regex, models, pre_tokenizers
 
   splits: list[pre_tokenizers.PreTokenizer]
@@ -50,20 +50,20 @@ def byte_pairs(tokens, merges, words: str, path):
     splits = []
   else:
     raise UserError(
-      f"{path}: cuts text into words as {words!r}; a GGUF file's tokenizer can be built for"
+      f"{path}: splits text into words as {words!r}; a GGUF file's tokenizer can be built for"
       f" {', '.join((*_DIGIT_WORDS, *LLAMA3_WORDS, *_GPT2_WORDS))}; give the model's folder"
     )
   model = models.BPE(
     vocab={token: index for index, token in enumerate(tokens)},
     merges=[tuple(merge.split(" ")) for merge in merges],
-    # A word that is a token is that token in Llama 3, even if no merges lead to it.
+    # In Llama 3, a word that is a token becomes that token, even if no merges lead to it.
     ignore_merges=words in LLAMA3_WORDS,
   )
   return byte_level(model, splits, gpt2_words=words not in LLAMA3_WORDS)
 
 
 def sentence_piece(tokens, scores, unknown: int, space_prefix: bool):
-  """SentencePiece's byte-pair encoding: the pair whose piece scores highest is merged first."""
+  """SentencePiece's byte-pair encoding, which first merges the pair whose piece has the highest score."""
   import tokenizers
   from tokenizers import decoders, models, normalizers
 
@@ -94,7 +94,7 @@ def sentence_piece(tokens, scores, unknown: int, space_prefix: bool):
 
 
 def add_special(backend, tokens, types) -> None:
-  """Tokens that are found whole in a text; control tokens are left out when decoding."""
+  """Adds the tokens that are matched as a whole in a text; decoding leaves control tokens out."""
   from tokenizers import AddedToken
 
   def of(kind):

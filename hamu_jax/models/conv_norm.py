@@ -1,4 +1,4 @@
-"""A convolution and the batch normalisation behind it, what convolutional models are made of."""
+"""A convolution followed by batch normalisation, the building block of the convolutional models."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax
 from hamu_jax.models.batch_norm import Axes, BatchNorm
 from hamu_jax.models.convolution import convolve
 
-# As torchvision and Hugging Face: `kaiming_normal_(mode="fan_out", nonlinearity="relu")`.
+# The same as `kaiming_normal_(mode="fan_out", nonlinearity="relu")` in torchvision and Hugging Face.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -16,13 +16,13 @@ class ConvNorm(nn.Module):
   """A convolution, then batch normalisation.
 
   Attributes:
-    features: output channels.
-    platform: as of `convolve`.
-    size: of the kernel, odd.
-    stride: of the convolution.
-    use_bias: whether the convolution has a bias, as VGG's: batch norm takes it out again in
-      training, but a checkpoint's running means include it.
-    dtype: of the computation; None takes the inputs' and parameters'.
+    features: number of output channels.
+    platform: see `convolve`.
+    size: height and width of the kernel, odd.
+    stride: stride of the convolution.
+    use_bias: whether the convolution has a bias, as in VGG. Batch norm subtracts it again in training,
+      but a checkpoint's running means include it.
+    dtype: type of the computation; None promotes the types of inputs and parameters.
   """
 
   features: int
@@ -41,7 +41,7 @@ class ConvNorm(nn.Module):
     mask: jax.Array | None = None,
     axis_name: Axes = None,
   ) -> jax.Array:
-    """[B, H, W, C] -> [B, ceil(H/stride), ceil(W/stride), features]; the rest as `BatchNorm`."""
+    """[B, H, W, C] -> [B, ceil(H/stride), ceil(W/stride), features]; for the keywords see `BatchNorm`."""
     shape = (self.size, self.size, x_BxHxWxC.shape[-1], self.features)
     kernel = self.param("kernel", _KERNEL_INIT, shape)
     bias = None
@@ -52,8 +52,8 @@ class ConvNorm(nn.Module):
       x, kernel, bias = nn.dtypes.promote_dtype(x_BxHxWxC, kernel, bias, dtype=self.dtype)
       x = convolve(x, kernel, stride=self.stride, platform=self.platform)
       return norm(x if bias is None else x + bias, train=True, mask=mask, axis_name=axis_name)
-    # Frozen statistics make the two layers one linear map: the scale's gradient follows from the
-    # kernel's without a pass over activations, and those between the two are never kept.
+    # With frozen statistics the two layers are one linear map. The gradient of the scale follows from
+    # that of the kernel without a pass over activations, and no activations between the layers are kept.
     factor, shift = (vector.reshape(1, 1, 1, -1) for vector in norm.frozen())
     if bias is not None:
       shift += bias * factor

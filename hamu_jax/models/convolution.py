@@ -1,16 +1,15 @@
 """One 2-D convolution in two forms: `lax.conv`, and patches times a matrix for XLA's CPU backend.
 
-XLA rewrites convolutions into the form that its CPU libraries run fast in the entry computation
-only. Inside `while` and `scan` the gradients of `lax.conv` fall to a naive loop, ten times slower
-(JAX issue 12868), while matrix products are fast everywhere. So the CPU form gathers the inputs of
-each output position into a row, its patch, and multiplies by the kernel. What makes it fast, as
-measured:
+On CPUs, XLA calls its fast convolution libraries only in the entry computation. Inside `while` and `scan`,
+the gradients of `lax.conv` fall back to a naive loop, which is ten times slower (JAX issue 12868), while
+matrix products are fast everywhere. So the CPU form gathers the inputs of each output position into a row,
+its patch, and multiplies it by the kernel. Measurements showed that three choices make it fast:
 
-- Patches are nested `stack`s on an axis that is not the last: XLA fuses them into one pass, but
+- Patches are nested `stack`s on an axis that is not the last. XLA fuses them into one pass, but
   writes a concatenation of channels twice.
-- The backward pass gathers patches of the *output gradient* once and multiplies both gradients out
-  of them; nothing but the input and the kernel is kept for it.
-- A large batch is worked off in chunks whose patches stay in the cache.
+- The backward pass gathers patches of the *output gradient* once and computes both gradients as products
+  with them. Only the input and the kernel are kept for it.
+- A large batch is processed in chunks whose patches stay in the cache.
 """
 
 import functools
@@ -19,17 +18,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Most patch elements of one chunk: 16 images of 32x32 with 16 channels, 9 MiB in float32.
+# Largest number of patch elements in a chunk: 16 images of 32x32 with 16 channels, 9 MiB in float32.
 _CHUNK_ELEMENTS = 16 * 32 * 32 * 9 * 16
 # Positions (examples x height x width) of the microbatch at which a whole network is fastest.
 _MICROBATCH_POSITIONS = 16 * 32 * 32
 
 
 def microbatch_size(height: int, width: int) -> int:
-  """Examples a microbatch at which the CPU form is fastest, where batch norm is frozen.
+  """Number of examples in a microbatch at which the CPU form is fastest, for frozen batch norm.
 
   The gradient is then a sum over examples, and all activations of a microbatch stay in the cache.
-  16 for 32x32 images, 256 for 8x8.
+  The number is 16 for 32x32 images and 256 for 8x8 images.
   """
   return max(1, _MICROBATCH_POSITIONS // (height * width))
 
@@ -41,13 +40,13 @@ def convolve(x_BxHxWxC: jax.Array, kernel_KxKxCxO: jax.Array, *, stride: int = 1
 
   Args:
     x_BxHxWxC: images or activations.
-    kernel_KxKxCxO: of the same dtype.
-    stride: S, for both axes.
-    platform: "cpu" runs the patch form, anything else `lax.conv_general_dilated`, to the same
-      result.
+    kernel_KxKxCxO: kernel of the same dtype.
+    stride: S, stride along both axes.
+    platform: "cpu" runs the patch form, any other value runs `lax.conv_general_dilated`. Both give the
+      same result.
 
   Returns:
-    [B, ceil(H / S), ceil(W / S), O], of the same dtype.
+    [B, ceil(H / S), ceil(W / S), O] activations of the same dtype.
   """
   if platform != "cpu":
     pad = kernel_KxKxCxO.shape[0] // 2
@@ -58,8 +57,8 @@ def convolve(x_BxHxWxC: jax.Array, kernel_KxKxCxO: jax.Array, *, stride: int = 1
       [(pad, pad)] * 2,
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-  # Under shard_map the zero varies over devices as x does and makes a replicated kernel do so, out
-  # here where JAX knows to sum its gradient over devices.
+  # Under shard_map this zero varies over devices like x, and adding it makes a replicated kernel vary, too.
+  # It is added outside the custom gradient, where JAX sums the kernel's gradient over devices.
   kernel_KxKxCxO += jnp.zeros_like(x_BxHxWxC, shape=())
   return _convolve(x_BxHxWxC, kernel_KxKxCxO, stride)
 
@@ -82,12 +81,12 @@ _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 @functools.cache
 def _one_by_one(function, stride):
-  """`function` with its stride, a loop under `vmap`: batched, its patches would leave the cache."""
+  """`function` with its stride. Under `vmap` it is a loop, because batched patches would leave the cache."""
   return jax.custom_batching.sequential_vmap(jax.jit(functools.partial(function, stride)))
 
 
 def _outputs(stride, x_BxHxWxC, kernel):
-  """All outputs, chunk by chunk."""
+  """Computes all outputs, chunk by chunk."""
   size, _, channels, features = kernel.shape
   reach = range(-(size // 2), size // 2 + 1)
 
@@ -100,7 +99,7 @@ def _outputs(stride, x_BxHxWxC, kernel):
 
 
 def _gradients(stride, x_BxHxWxC, kernel, dy_BxUxVxO):
-  """Gradients by the input and the kernel, chunk by chunk."""
+  """Gradients with respect to the input and the kernel, chunk by chunk."""
   examples = x_BxHxWxC.shape[0]
   reach = len(_taps(kernel.shape[0], stride)[1])
   count = _chunk_count(examples, reach * reach * dy_BxUxVxO[0].size)
@@ -115,12 +114,12 @@ def _gradients(stride, x_BxHxWxC, kernel, dy_BxUxVxO):
 
 
 def _chunk_gradients(x, dy, kernel, stride):
-  """Gradients by the input and the kernel.
+  """Gradients with respect to the input and the kernel, of one chunk.
 
-  Input position S q + a, phase a in [0, S), meets kernel tap i in output q + d where
-  S q + a = S (q + d) + i - K // 2. So the gradient by the S x S cell of inputs at q is one product
-  of the output gradients around q with a matrix of kernel taps, and the gradient by the kernel is
-  found in the product of those cells with those output gradients, each tap one block.
+  Input position S q + a, with phase a in [0, S), meets kernel tap i in output q + d if
+  S q + a = S (q + d) + i - K // 2. So the gradient of the S x S cell of inputs at q is one product of the
+  output gradients around q with a matrix of kernel taps. The product of these cells with these output
+  gradients contains the gradient of the kernel, each tap as one block.
   """
   b, h, w, c = x.shape
   _, u, v, o = dy.shape
@@ -138,7 +137,7 @@ def _chunk_gradients(x, dy, kernel, stride):
   )
   dx = (patches @ matrix).reshape(b, u, v, s, s, c).swapaxes(2, 3).reshape(b, s * u, s * v, c)
   if size * size * c < patches.shape[-1]:
-    # Few input channels, as in a stem: patches of the input are the smaller matrix.
+    # For few input channels, as in a stem, patches of the input are the smaller matrix.
     window = range(-(size // 2), size // 2 + 1)
     return dx[:, :h, :w], _contract(_gather(x, window, s), dy).reshape(kernel.shape)
   cells = jnp.pad(x, ((0, 0), (0, s * u - h), (0, s * v - w), (0, 0)))
@@ -150,7 +149,7 @@ def _chunk_gradients(x, dy, kernel, stride):
 
 
 def _taps(size, stride):
-  """-> the (phase, offset) of each tap, and all offsets in ascending order."""
+  """Returns the (phase, offset) of each tap, and all offsets in ascending order."""
   taps = []
   for tap in range(size):
     phase = (tap - size // 2) % stride
@@ -159,7 +158,7 @@ def _taps(size, stride):
 
 
 def _gather(x, offsets, stride):
-  """[B, H, W, C] -> [B, ceil(H/S), ceil(W/S), N * N * C]: x at S u + d, S v + e, 0 outside."""
+  """[B, H, W, C] -> [B, ceil(H/S), ceil(W/S), N * N * C]: x at (S u + d, S v + e), 0 outside."""
   b, h, w, c = x.shape
   low, high = -min(offsets), max(offsets)
   u, v = -(-h // stride), -(-w // stride)
@@ -181,12 +180,12 @@ def _contract(x, y):
 
 
 def _chunk_count(examples, elements):
-  """Into how many chunks a batch is split whose examples have patches of so many elements each."""
+  """Number of chunks of a batch whose examples have `elements` patch elements each."""
   return -(-examples // max(1, _CHUNK_ELEMENTS // elements))
 
 
 def _split(x, count):
-  """[B, ...] -> [count, ceil(B / count), ...], zeros behind."""
+  """[B, ...] -> [count, ceil(B / count), ...], padded with zeros at the end."""
   size = -(-x.shape[0] // count)
   padded = jnp.pad(x, ((0, count * size - x.shape[0]), *[(0, 0)] * (x.ndim - 1)))
   return padded.reshape(count, size, *x.shape[1:])

@@ -1,4 +1,4 @@
-"""Greedy generation: the prompts at once, then token by token from a cache of keys and values.
+"""Greedy generation: all prompts in one pass, then token by token with a cache of keys and values.
 
 Shapes: B prompts, P tokens of the longest prompt, N new tokens, V vocabulary.
 """
@@ -19,8 +19,8 @@ class Generated(NamedTuple):
   """Continuations.
 
   Attributes:
-    token_BxN: int32, the end-of-text token included, padded after it.
-    length_B: int32, tokens before the padding.
+    token_BxN: int32 tokens up to the end-of-text token, which is included, then padding.
+    length_B: int32 number of tokens before the padding.
   """
 
   token_BxN: jax.Array
@@ -28,7 +28,7 @@ class Generated(NamedTuple):
 
 
 class _Progress(NamedTuple):
-  """State of the loop; `done_B` marks texts that have ended."""
+  """State of the generation loop; `done_B` marks texts that have ended."""
 
   step: jax.Array
   done_B: jax.Array
@@ -45,24 +45,24 @@ def make_greedy(
   eos_token_ids: Sequence[int] | None = None,
   pad_token_id: int = 0,
 ) -> Callable[[Any, jax.Array, jax.Array], Generated]:
-  """Builds a jitted function that continues prompts by the likeliest token, again and again.
+  """Builds a jitted function that continues prompts by greedy decoding.
 
   It stops when every text has ended. One compilation serves all batches of one shape.
 
   Args:
     apply: `Llama.apply`, or `lora.with_lora` of it.
-    config: of the model.
-    new_tokens: N, most tokens of a continuation.
-    dtype: of the cache: the model's.
-    eos_token_ids: tokens that end a text; None takes the config's.
-    pad_token_id: follows the end of a text.
+    config: configuration of the model.
+    new_tokens: N, largest number of tokens of a continuation.
+    dtype: type of the cache; give the model's.
+    eos_token_ids: tokens that end a text; None takes the configuration's.
+    pad_token_id: token that fills a text after its end.
 
   Returns:
     (variables, token_BxP, valid_BxP bool) -> Generated. Padding may be on either side; each prompt
     needs at least one token.
 
   Raises:
-    UserError: fewer than one new token; in the function, prompts that leave no room for them.
+    UserError: for `new_tokens` below 1. The function raises it for prompts that leave no room for them.
   """
   if new_tokens < 1:
     raise UserError(f"new_tokens={new_tokens}: choose 1 or more")
@@ -100,18 +100,18 @@ def _check_room(prompt: int, new_tokens: int, config: LlamaConfig) -> None:
   if prompt + new_tokens > config.max_position_embeddings:
     raise UserError(
       f"prompts of {prompt} tokens and {new_tokens} new ones exceed the model's context of "
-      f"{config.max_position_embeddings}; shorten either"
+      f"{config.max_position_embeddings} tokens; shorten either"
     )
 
 
 def _pick(apply, variables, x_BxD: jax.Array) -> jax.Array:
-  """The likeliest tokens, int32 [B]."""
+  """The most likely tokens, int32 [B]."""
   logits_Bx1xV = apply(variables, x_BxD[:, None], method="unembed")
   return jnp.argmax(logits_Bx1xV[:, 0], axis=-1).astype(jnp.int32)
 
 
 def _start(cache: llama.Cache, new_tokens: int, pad_token_id: int) -> _Progress:
-  """Nothing is generated yet."""
+  """State of the loop before the first token is generated."""
   rows = cache.valid_BxS.shape[0]
   return _Progress(
     step=jnp.zeros([], jnp.int32),

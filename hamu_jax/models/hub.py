@@ -4,19 +4,22 @@ import pathlib
 
 from hamu_jax.errors import CONNECT_SECONDS, UserError, first_line
 
-# Weights in formats that hold code, or that nothing here reads, are left where they are.
+# Files in formats that hold code, or that are not read here, are not downloaded.
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
 def local_folder(name: str) -> pathlib.Path:
-  """The folder of a model, which is downloaded, or found in the hub's cache, if it is none itself.
+  """Returns the folder of a model. A hub id is downloaded, or found in the hub's local cache.
 
   Args:
     name: a folder, or a hub id such as "meta-llama/Llama-2-7b-chat-hf".
 
+  Returns:
+    The folder.
+
   Raises:
-    UserError: neither exists, the model is gated, or the hub cannot be reached and the cache does
-      not have it.
+    UserError: if neither exists, if the model is gated, or if the hub cannot be reached and the cache does
+      not have the model.
   """
   folder = pathlib.Path(name)
   if folder.is_dir():
@@ -38,8 +41,8 @@ def local_folder(name: str) -> pathlib.Path:
       f"model {name!r} is neither a folder nor a public model of the Hugging Face hub"
       f" ({first_line(error)}); check the name, or log in with `hf auth login` if it is private"
     ) from None
-  except OSError as error:  # Of the network, the disk, or the hub's client.
+  except OSError as error:  # from the network, the disk, or the hub's client
     raise UserError(
-      f"model {name!r} is no folder, and cannot be downloaded ({first_line(error)}); give the"
+      f"model {name!r} is not a folder, and cannot be downloaded ({first_line(error)}); give the"
       " folder of a model that was downloaded elsewhere"
     ) from None

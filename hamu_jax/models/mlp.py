@@ -1,4 +1,4 @@
-"""A multilayer perceptron: the smallest model, for tests, notebooks and quick looks."""
+"""A multilayer perceptron, the smallest model: for tests, notebooks and short runs."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ class MLP(nn.Module):
   """Flattened pixels, hidden layers with ReLU, a linear classifier; no batch norm.
 
   Attributes:
-    num_classes: outputs.
-    platform: ignored, every platform multiplies matrices well.
+    num_classes: number of outputs.
+    platform: ignored, because matrix products are fast on every platform.
     hidden: widths of the hidden layers.
-    dtype: of the computation; None takes the inputs' and parameters'.
+    dtype: type of the computation; None promotes the types of inputs and parameters.
   """
 
   num_classes: int
@@ -32,7 +32,7 @@ class MLP(nn.Module):
     mask: jax.Array | None = None,
     axis_name: str | None = None,
   ) -> jax.Array:
-    """Returns logits [B, num_classes]; examples do not interact, so the rest does nothing."""
+    """Returns logits [B, num_classes]. The keywords are ignored, because examples do not interact."""
     del train, mask, axis_name
     x_BxF = x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1)
     for index, width in enumerate(self.hidden):

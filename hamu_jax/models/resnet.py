@@ -1,8 +1,8 @@
 """Residual networks: the ResNet-20 family for small images, and ResNet-18, 34 and 50.
 
-Source: He et al., Deep Residual Learning for Image Recognition (2016). ResNet-20 is of section 4.2,
-with projection shortcuts, as HAMU's reference builds it from Hugging Face's ResNet; ResNet-18, 34
-and 50 are of section 4.1, as torchvision builds them.
+Source: He et al., Deep Residual Learning for Image Recognition (2016). ResNet-20 is the model of section 4.2
+with projection shortcuts, as HAMU's reference builds it from Hugging Face's ResNet. ResNet-18, 34
+and 50 are the models of section 4.1, as torchvision builds them.
 """
 
 from typing import Any
@@ -19,9 +19,9 @@ from hamu_jax.models.conv_norm import ConvNorm
 _LINEAR_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 _SMALL_STAGES = 3
-# Of the outputs of a bottleneck block to its inner width.
+# Ratio of the outputs of a bottleneck block to its inner width.
 _EXPANSION = 4
-# By depth: blocks a stage, and whether they are bottlenecks.
+# {depth: (blocks in each stage, whether they are bottlenecks)}.
 _DEPTHS = {
   18: ((2, 2, 2, 2), False),
   34: ((3, 4, 6, 3), False),
@@ -53,23 +53,23 @@ TORCHVISION_NAMES = (
 
 
 def _in_torchvision_block(match, kind):
-  """torchvision counts the convolutions of a block from 1."""
+  """Name of a module in torchvision, which counts the convolutions of a block from 1."""
   return f"layer{match[1]}.{match[2]}.{kind}{int(match[3]) + 1}"
 
 
 class ResidualBlock(nn.Module):
-  """`relu(residual(x) + shortcut(x))`; the shortcut projects where the shape changes.
+  """`relu(residual(x) + shortcut(x))`; the shortcut is a projection if the shape changes.
 
   The residual is two 3x3 convolutions with a ReLU between them or, as a bottleneck, a 1x1, a 3x3
-  and a 1x1 to four times the channels. The first 3x3 has the stride: in a bottleneck that is the
-  v1.5 of torchvision; the paper strides the 1x1.
+  and a 1x1 convolution to four times the channels. The first 3x3 convolution has the stride. For a
+  bottleneck this is torchvision's v1.5; the paper puts the stride on the 1x1 convolution.
 
   Attributes:
-    features: channels, of a bottleneck those inside.
-    platform: as of `convolve`.
-    stride: of the block.
-    bottleneck: which residual.
-    dtype: of the computation; None takes the inputs' and parameters'.
+    features: number of channels; of a bottleneck, the inner number.
+    platform: see `convolve`.
+    stride: stride of the block.
+    bottleneck: whether the residual is a bottleneck.
+    dtype: type of the computation; None promotes the types of inputs and parameters.
   """
 
   features: int
@@ -80,7 +80,7 @@ class ResidualBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x_BxHxWxC: jax.Array, **mode) -> jax.Array:
-    """As `ConvNorm`, to which the keyword arguments go."""
+    """See `ConvNorm`, which receives the keyword arguments."""
 
     def conv_norm(name, features, size=3, stride=1):
       return ConvNorm(features, self.platform, size, stride, dtype=self.dtype, name=name)
@@ -103,11 +103,11 @@ class ResNet(nn.Module):
   """3x3 stem, three stages of basic blocks at 1, 2 and 4 times the width, mean, linear classifier.
 
   Attributes:
-    num_classes: outputs.
-    platform: as of `convolve`.
-    depth: layers, 6n + 2 with n blocks a stage.
-    width: channels of the stem and the first stage.
-    dtype: of the computation; None takes the inputs' and parameters'.
+    num_classes: number of outputs.
+    platform: see `convolve`.
+    depth: number of layers, 6n + 2 for n blocks in each stage.
+    width: number of channels of the stem and the first stage.
+    dtype: type of the computation; None promotes the types of inputs and parameters.
   """
 
   num_classes: int
@@ -119,7 +119,9 @@ class ResNet(nn.Module):
   def __post_init__(self):
     super().__post_init__()
     if self.depth < 8 or self.depth % 6 != 2:
-      raise UserError(f"depth={self.depth}: a ResNet for small images has 6n + 2: 8, 14, 20, ...")
+      raise UserError(
+        f"depth={self.depth}: a ResNet for small images has 6n + 2 layers; choose 8, 14, 20, ..."
+      )
 
   @nn.compact
   def __call__(
@@ -134,9 +136,9 @@ class ResNet(nn.Module):
 
     Args:
       x_BxHxWxC: normalised images of any size and number of channels.
-      train: whether batch norm uses the statistics of this batch, else the running averages.
-      mask: [B], zero where an example is padding and must not enter those statistics.
-      axis_name: mapped axis or axes over whose devices they are taken.
+      train: whether batch norm uses the statistics of this batch; if not, it uses the running averages.
+      mask: [B], zero for padding, which does not enter the statistics; None counts all examples.
+      axis_name: mapped axis or axes of the devices over which the statistics are computed.
     """
     mode: dict[str, Any] = {"train": train, "mask": mask, "axis_name": axis_name}
     x = ConvNorm(self.width, self.platform, dtype=self.dtype, name="stem")(x_BxHxWxC, **mode)
@@ -150,17 +152,17 @@ class ResNet(nn.Module):
 class TorchvisionResNet(nn.Module):
   """torchvision's ResNet-18, 34 and 50: four stages at 1, 2, 4 and 8 times the width.
 
-  With the stem for small images nothing is lost before the second stage; ImageNet's stem leaves a
-  quarter of the height and width.
+  The stem for small images keeps their height and width; ImageNet's stem reduces both to a quarter.
 
   Attributes:
-    num_classes: outputs.
-    platform: as of `convolve`.
-    depth: 18 or 34 with basic blocks, 50 with bottlenecks.
-    imagenet_stem: 7x7 with stride 2 and max pooling over 3x3 with stride 2, else 3x3.
-    width: channels of the stem and of the first stage, of bottlenecks those inside.
-    stages: blocks a stage; None takes the depth's.
-    dtype: of the computation; None takes the inputs' and parameters'.
+    num_classes: number of outputs.
+    platform: see `convolve`.
+    depth: 18 or 34 for basic blocks, 50 for bottlenecks.
+    imagenet_stem: whether the stem is ImageNet's: 7x7 with stride 2, then 3x3 max pooling with stride 2. If
+      not, it is 3x3 with stride 1.
+    width: number of channels of the stem and of the first stage; of bottlenecks, the inner number.
+    stages: number of blocks in each stage; None takes the depth's.
+    dtype: type of the computation; None promotes the types of inputs and parameters.
   """
 
   num_classes: int
@@ -180,7 +182,7 @@ class TorchvisionResNet(nn.Module):
     mask: jax.Array | None = None,
     axis_name: Axes = None,
   ) -> jax.Array:
-    """As `ResNet`."""
+    """See `ResNet`."""
     mode: dict[str, Any] = {"train": train, "mask": mask, "axis_name": axis_name}
     stages, bottleneck = _DEPTHS[self.depth]
     size, stride = (7, 2) if self.imagenet_stem else (3, 1)
@@ -194,7 +196,7 @@ class TorchvisionResNet(nn.Module):
 
 
 def _stage(model, x, stage, blocks, name, bottleneck, mode):
-  """Blocks at 2^stage times the model's width; every stage but the first halves the image."""
+  """Applies blocks of 2^stage times the model's width; every stage but the first halves the image."""
   for block in range(blocks):
     stride = 2 if stage > 0 and block == 0 else 1
     x = ResidualBlock(
@@ -209,7 +211,7 @@ def _stage(model, x, stage, blocks, name, bottleneck, mode):
 
 
 def _classify(model, x_BxHxWxC):
-  """The mean over positions, recorded as the model's features, and the linear classifier."""
+  """Applies the mean over positions, which is sown as the model's features, and the linear classifier."""
   x_BxF = jnp.mean(x_BxHxWxC, (1, 2))
   model.sow("intermediates", "features", x_BxF)
   bound = x_BxF.shape[-1] ** -0.5

@@ -1,4 +1,4 @@
-"""Rotary position embedding: pairs of a head's coordinates are turned by angles that grow with position.
+"""Rotary position embedding: pairs of a head's coordinates are rotated by angles that grow with position.
 
 Source: Su et al., RoFormer (arXiv 2104.09864); Llama 3's scaling as Hugging Face computes it.
 
@@ -15,15 +15,16 @@ from hamu_jax.models.llama_config import LlamaConfig
 
 
 def rotary_angles(position_BxT: jax.Array, config: LlamaConfig) -> jax.Array:
-  """Angles by which the pairs of a head are turned, `position f_i` with `f_i = theta^(-2i / H)`.
+  """Computes the rotation angles of the pairs of a head: `position f_i` with `f_i = theta^(-2i / H)`.
 
-  Llama 3's scaling, with the turns `n_i = C f_i / 2 pi` in the original context of C tokens:
+  Llama 3 scales the frequencies by their number of turns `n_i = C f_i / 2 pi` in the original context of
+  C tokens:
 
     `f_i <- (1 - s) f_i / factor + s f_i`,  `s = clip((n_i - low) / (high - low), 0, 1)`.
 
   Args:
-    position_BxT: integers.
-    config: `rope_theta`, `rope_scaling`, `head_dim`.
+    position_BxT: integer position of each token.
+    config: configuration of the model; its `rope_theta`, `rope_scaling` and `head_dim` are read.
 
   Returns:
     [B, T, H / 2] float32, in radians.
@@ -39,14 +40,14 @@ def rotary_angles(position_BxT: jax.Array, config: LlamaConfig) -> jax.Array:
 
 
 def rotate(x_BxTxNxH: jax.Array, angles_BxTxR: jax.Array) -> jax.Array:
-  """Turns the pairs (i, i + H / 2) of each head by their angles, in float32.
+  """Rotates the pairs (i, i + H / 2) of each head by their angles, in float32.
 
   Args:
     x_BxTxNxH: queries or keys.
-    angles_BxTxR: see `rotary_angles`.
+    angles_BxTxR: angles in radians, see `rotary_angles`.
 
   Returns:
-    The same shape and dtype as `x_BxTxNxH`.
+    Queries or keys of the same shape and dtype.
   """
   cos, sin = jnp.cos(angles_BxTxR)[:, :, None], jnp.sin(angles_BxTxR)[:, :, None]
   first, second = jnp.split(x_BxTxNxH.astype(jnp.float32), 2, axis=-1)

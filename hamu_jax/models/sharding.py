@@ -1,10 +1,9 @@
-"""Frozen weights, split over the devices of a mesh axis and gathered where they are used.
+"""Splits frozen weights over the devices of a mesh axis and gathers them where they are used.
 
-As in ZeRO-3 and FSDP, a device keeps its part of each parameter and sees its own part of the batch:
-what it computes is plain data parallelism, but a layer's weights are put together just before the
-layer runs, and again in its backward pass, so that no more than a layer's are whole at a time.
-Source: Rajbhandari et al., ZeRO (arXiv 1910.02054). Here the weights are frozen, so that no gradient
-of theirs has to be scattered.
+As in ZeRO-3 and FSDP, a device keeps its part of each parameter and reads its own part of the batch. The
+computation is plain data parallelism, but a layer's weights are gathered just before the layer runs, and
+again in its backward pass, so that the weights of at most one layer are complete at a time. The weights are
+frozen, so no gradients are scattered. Source: Rajbhandari et al., ZeRO (arXiv 1910.02054).
 """
 
 from typing import Any
@@ -16,20 +15,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 Tree = Any
 
 WEIGHTS_AXIS = "weights"
-# Parameters of `models.llama` with a leading axis of layers, which the loop over layers takes apart.
+# Parameters of `models.llama` with a leading axis of layers, over which the model loops.
 _STACKED = "layers"
 
 
 def base_specs(like: Tree, mesh: jax.sharding.Mesh, axis: str = WEIGHTS_AXIS) -> Tree:
-  """Which axis of each parameter is split, for `jax.shard_map`.
+  """Chooses the axis of each parameter that is split, for `jax.shard_map`.
 
-  Matrices are split along their first axis that the devices divide evenly: parts that follow each other
-  in memory are put together without a copy. Vectors, which are small, stay whole.
+  Matrices are split along the first axis that the number of devices divides: parts that are consecutive
+  in memory are gathered without a copy. Vectors are small and stay whole.
 
   Args:
     like: parameters of a `llama.Llama` or their shapes, such as `llama.abstract_params`.
-    mesh: has the axis.
-    axis: of the mesh, over which parameters are split.
+    mesh: mesh of the devices.
+    axis: mesh axis over which parameters are split.
 
   Returns:
     `PartitionSpec`s in the structure of `like`; the leading axis of stacked layers is never split.
@@ -49,7 +48,7 @@ def base_specs(like: Tree, mesh: jax.sharding.Mesh, axis: str = WEIGHTS_AXIS) ->
 
 
 def base_shardings(like: Tree, mesh: jax.sharding.Mesh, axis: str = WEIGHTS_AXIS) -> Tree:
-  """`base_specs` as `NamedSharding`s."""
+  """Returns `base_specs` as `NamedSharding`s."""
   return jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
     base_specs(like, mesh, axis),
@@ -58,7 +57,7 @@ def base_shardings(like: Tree, mesh: jax.sharding.Mesh, axis: str = WEIGHTS_AXIS
 
 
 def shard_like(like: Tree, mesh: jax.sharding.Mesh, axis: str = WEIGHTS_AXIS) -> Tree:
-  """Shapes with the shardings of `base_shardings`: what `llama_weights.load` takes."""
+  """Adds the shardings of `base_shardings` to shapes, in the form that `llama_weights.load` takes."""
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     like,
@@ -67,15 +66,15 @@ def shard_like(like: Tree, mesh: jax.sharding.Mesh, axis: str = WEIGHTS_AXIS) ->
 
 
 def gather(parts: Tree, whole: Tree, axis: str) -> Tree:
-  """Inside `shard_map`: puts parameters together from the devices' parts.
+  """Gathers parameters from the devices' parts, inside `shard_map`.
 
   Args:
-    parts: parameters, of which an axis may be split.
-    whole: the same structure, or more, with the shapes of whole parameters.
-    axis: of the mesh, over which they are split.
+    parts: parameters, each of which may be split along one axis.
+    whole: shapes of the whole parameters; the tree may have more leaves than `parts`.
+    axis: mesh axis over which they are split.
 
   Returns:
-    `parts` with the shapes of `whole`; a parameter that is whole already stays as it is.
+    The parameters with the shapes of `whole`. A parameter that is not split is returned unchanged.
   """
   if isinstance(parts, dict):
     return {name: gather(part, whole[name], axis) for name, part in parts.items()}

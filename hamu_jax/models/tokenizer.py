@@ -1,6 +1,6 @@
-"""Text to token numbers and back, and chat templates: of a folder, a GGUF file, or plain bytes.
+"""Tokenizers with chat templates, from a folder, from a GGUF file, or with bytes as tokens.
 
-The work is done by the `tokenizers` library; `transformers` reads and writes folders and runs chat
+The `tokenizers` library encodes and decodes; `transformers` reads and writes folders and runs chat
 templates in a sandbox. Neither needs PyTorch.
 """
 
@@ -19,11 +19,11 @@ from hamu_jax.models import bpe, llama_gguf
 TOKENIZER_FILE = "tokenizer.json"
 
 _CONFIG_FILE = "tokenizer_config.json"
-# The first of these that a model's folder has says which tokens end a text.
+# Files that name the tokens that end a text; the first one in a model's folder counts.
 _EOS_FILES = ("generation_config.json", "config.json")
-# Some templates write today's date into the prompt, and what a run learns from must not change from
-# day to day: one that asks gets the date that Llama 3's falls back to. The newline after a block is
-# dropped, so this line of its own changes nothing else of a template.
+# Some templates write today's date into the prompt, but training data must not change from day to day. So
+# templates get the date that is Llama 3's fallback. Jinja drops the newline after a block, so this extra
+# line does not change the rest of a template.
 _FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
 _BYTE_TEMPLATE = (
   "{{ bos_token }}{% for message in messages %}"
@@ -37,24 +37,24 @@ class Tokenizer:
   """A tokenizer with its special tokens and its chat template.
 
   Attributes:
-    eos_token_ids: each ends a text; the first is the one to write. At least one.
-    bos_token_id: starts every text, or None where the tokenizer adds no such token.
-    pad_token_id: fills batches; the end-of-text token where the tokenizer has none of its own.
-    vocab_size: number of tokens, special ones included. A model may have more rows than that.
+    eos_token_ids: tokens each of which ends a text, at least one; the first is the one to write.
+    bos_token_id: token that starts every text, or None if the tokenizer adds no such token.
+    pad_token_id: token that fills batches; the end-of-text token if the tokenizer has no padding token.
+    vocab_size: number of tokens, special ones included. A model's embedding may have more rows.
 
   Args:
     fast: a `transformers.PreTrainedTokenizerFast`.
-    eos_token_ids: further tokens that end a text, beside the tokenizer's own.
-    where: what to call it in errors.
+    eos_token_ids: further tokens that end a text, in addition to the tokenizer's own.
+    where: name of the tokenizer in error messages.
 
   Raises:
-    UserError: no token ends a text.
+    UserError: if no token ends a text.
   """
 
   def __init__(self, fast, eos_token_ids: Iterable[int] = (), where: str = "the tokenizer"):
     self._fast, self._where = fast, where
     self._backend = fast.backend_tokenizer
-    # A file may carry the padding and truncation of whoever saved it.
+    # A file may contain the padding and truncation settings of the program that saved it.
     self._backend.no_padding()
     self._backend.no_truncation()
     own = () if fast.eos_token_id is None else (fast.eos_token_id,)
@@ -67,45 +67,48 @@ class Tokenizer:
     self.vocab_size = self._backend.get_vocab_size()
 
   def encode(self, text: str) -> list[int]:
-    """Token numbers of a text.
+    """Token ids of a text.
 
-    Adds no special token, but recognises those that the text spells out, such as "<|im_start|>".
+    No special token is added, but those that the text spells out, such as "<|im_start|>", are recognised.
     """
     return self._backend.encode(text, add_special_tokens=False).ids
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """`encode` of each text, on all cores."""
+    """Applies `encode` to each text, on all cores."""
     encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
     return [each.ids for each in encoded]
 
   def decode(self, ids: Iterable[int]) -> str:
-    """The text of token numbers, special tokens left out."""
+    """Decodes token ids into text, without special tokens."""
     return self._backend.decode([int(token) for token in ids])
 
   def decode_batch(self, rows: Iterable[Iterable[int]]) -> list[str]:
-    """`decode` of each row, on all cores."""
+    """Applies `decode` to each row, on all cores."""
     return self._backend.decode_batch([[int(token) for token in ids] for ids in rows])
 
   def chat_prompt(self, question: str, system: str | None = None) -> str:
-    """The chat template up to where the model's answer begins.
+    """Renders the chat template up to the position at which the model's answer begins.
 
     Args:
-      question: what the user says.
-      system: the system message; None leaves it to the template, which may have one of its own.
+      question: the user's message.
+      system: the system message; None leaves it to the template, which may have its own.
+
+    Returns:
+      The text.
 
     Raises:
-      UserError: there is no chat template, or it refuses the messages.
+      UserError: if there is no chat template, or it refuses the messages.
     """
     return self._render(_messages(question, system), add_generation_prompt=True)
 
   def chat(self, question: str, answer: str, system: str | None = None) -> str:
-    """The chat template of a whole conversation; see `chat_prompt`."""
+    """Renders the chat template of a question with its answer; see `chat_prompt`."""
     answered = {"role": "assistant", "content": answer}
     return self._render([*_messages(question, system), answered], add_generation_prompt=False)
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Hexadecimal SHA-256 of all that determines what it does: its definition and template."""
+    """SHA-256, in hexadecimal, of the definition, the special tokens and the chat template."""
     parts = [
       self._backend.to_str(),
       self._fast.chat_template,
@@ -118,12 +121,12 @@ class Tokenizer:
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the files from which `from_folder` and `transformers.AutoTokenizer` read it back.
 
-    Of several end-of-text tokens only the first is the tokenizer's; the model's `config.json` in
+    The files name only the first of several end-of-text tokens; the model's `config.json` in
     the same folder lists all.
     """
     self._fast.save_pretrained(folder)
-    # transformers 4 does not know the name that transformers 5 writes; both know the old one. It
-    # also keeps them from replacing the file's definition by that of a class for its model.
+    # transformers 4 does not know the class name that transformers 5 writes; both know the old name. The old
+    # name also keeps them from replacing the file's definition by that of a model-specific class.
     file = pathlib.Path(folder) / _CONFIG_FILE
     values = json.loads(file.read_text())
     values["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -156,15 +159,18 @@ class Tokenizer:
 def from_folder(path: str | os.PathLike) -> Tokenizer:
   """Reads the tokenizer of a Hugging Face folder.
 
-  `tokenizer.json` is taken as it stands, whatever class the folder names; without it, transformers
-  builds one from what is there, such as `tokenizer.model`. Code in the folder is never run. Beside
-  the tokenizer's own end-of-text token, those of the model's configuration count.
+  `tokenizer.json` is used unchanged, whatever class the folder names. Without it, transformers builds a
+  tokenizer from other files, such as `tokenizer.model`. Code in the folder is never run. The end-of-text
+  tokens are the tokenizer's own and those of the model's configuration.
 
   Args:
     path: the folder.
 
+  Returns:
+    The tokenizer.
+
   Raises:
-    UserError: no such folder, or no tokenizer in it that can be read.
+    UserError: if the folder does not exist, or has no tokenizer that can be read.
   """
   folder = pathlib.Path(path)
   if not folder.is_dir():
@@ -174,14 +180,15 @@ def from_folder(path: str | os.PathLike) -> Tokenizer:
   loader = transformers.PreTrainedTokenizerFast if as_it_stands else transformers.AutoTokenizer
   try:
     fast = loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-  except Exception as error:  # The tokenizers library raises nothing more special.
+  except Exception as error:  # The tokenizers library raises plain Exception.
     raise UserError(
       f"{folder}: holds no tokenizer that can be read ({first_line(error)}); put {TOKENIZER_FILE}"
       f" and {_CONFIG_FILE} of the model there"
     ) from None
   if not hasattr(fast, "backend_tokenizer"):
     raise UserError(
-      f"{folder}: its tokenizer ({type(fast).__name__}) has no {TOKENIZER_FILE}, which is needed"
+      f"{folder}: its tokenizer ({type(fast).__name__}) has no {TOKENIZER_FILE}, which is needed; put that"
+      " file of the model there"
     )
   return Tokenizer(fast, _eos_of_model(folder), str(folder))
 
@@ -189,22 +196,28 @@ def from_folder(path: str | os.PathLike) -> Tokenizer:
 def from_gguf(path: str | os.PathLike, reader: Any = None) -> Tokenizer:
   """Builds the tokenizer that the metadata of a GGUF file describe.
 
-  Byte-level tokenizers (SmolLM2, Llama 3, GPT-2) and SentencePiece ones (Llama 2, TinyLlama).
+  Supported are byte-level tokenizers (SmolLM2, Llama 3, GPT-2) and SentencePiece's (Llama 2, TinyLlama).
 
   Args:
-    path: the file.
-    reader: of the file, as of `llama_gguf.open_reader`, which is slow; None opens it.
+    path: path of the file.
+    reader: the file's reader from `llama_gguf.open_reader`, which is slow; None opens the file.
+
+  Returns:
+    The tokenizer.
 
   Raises:
-    UserError: no GGUF file, a tokenizer of another kind, or the `gguf` package is missing.
+    UserError: if the file is not a GGUF file, its tokenizer is not supported, or the `gguf` package is not
+      installed.
 
-  Source: `convert_hf_to_gguf.py` and `llama-vocab.cpp` of llama.cpp for the names.
+  Source: `convert_hf_to_gguf.py` and `llama-vocab.cpp` of llama.cpp, for the names of fields.
   """
   fields = _gguf_fields(reader or llama_gguf.open_reader(path))
 
   def need(name):
     if name not in fields:
-      raise UserError(f"{path}: the GGUF file lacks the field 'tokenizer.ggml.{name}'")
+      raise UserError(
+        f"{path}: the GGUF file lacks the field 'tokenizer.ggml.{name}'; give the model's folder"
+      )
     return fields[name]
 
   kind, tokens = need("model"), need("tokens")
@@ -236,9 +249,10 @@ def from_gguf(path: str | os.PathLike, reader: Any = None) -> Tokenizer:
 
 
 def byte_tokenizer() -> Tokenizer:
-  """A tokenizer without files: token b is byte b of UTF-8, then <bos> 256, <eos> 257, <pad> 258.
+  """A tokenizer without files: token b is byte b of UTF-8, then come <bos> 256, <eos> 257, <pad> 258.
 
-  Its chat template is "<bos>Q: {question}\\nA: {answer}<eos>", a system message in a line before.
+  Its chat template is "<bos>Q: {question}\\nA: {answer}<eos>", with a system message on a line before the
+  question.
   """
   from tokenizers import models
 
@@ -254,7 +268,7 @@ def _messages(question: str, system: str | None) -> list[dict[str, str]]:
 
 
 def _eos_of_model(folder: pathlib.Path) -> tuple[int, ...]:
-  """End-of-text tokens of the model's configuration: Llama 3 ends turns by more than one."""
+  """End-of-text tokens of the model's configuration; Llama 3 has more than one."""
   for name in _EOS_FILES:
     file = folder / name
     if not file.is_file():
@@ -262,7 +276,7 @@ def _eos_of_model(folder: pathlib.Path) -> tuple[int, ...]:
     try:
       values = json.loads(file.read_text())
     except ValueError as error:
-      raise UserError(f"{file}: not JSON ({error})") from None
+      raise UserError(f"{file}: not JSON ({error}); download it again") from None
     ids = values.get("eos_token_id") if isinstance(values, dict) else None
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
     if not all(isinstance(token, int) for token in ids):
@@ -273,7 +287,7 @@ def _eos_of_model(folder: pathlib.Path) -> tuple[int, ...]:
 
 
 def _import_transformers():
-  """Imports it, but for its advice to install PyTorch, which nothing here needs."""
+  """Imports transformers without its advice to install PyTorch, which is not needed here."""
   log = logging.getLogger("transformers")
   others = lambda record: "PyTorch was not found" not in record.getMessage()
   log.addFilter(others)
@@ -285,7 +299,7 @@ def _import_transformers():
 
 
 def _fast(backend, bos: str | None, chat_template: str | None, special: dict[str, str]):
-  """Wraps a `tokenizers.Tokenizer`; `bos`, if any, starts every text."""
+  """Wraps a `tokenizers.Tokenizer`; `bos`, unless it is None, starts every text."""
   from tokenizers import processors
 
   fast = _import_transformers().PreTrainedTokenizerFast(

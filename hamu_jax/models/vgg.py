@@ -1,8 +1,8 @@
 """VGG with batch normalisation.
 
 Source: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition
-(2015), configuration D, as torchvision builds it; for small images as SalUn and RUM do, which
-replace the classifier by a single linear layer.
+(2015), configuration D, as torchvision builds it. For small images the classifier is a single linear layer,
+as in SalUn and RUM.
 """
 
 import math
@@ -18,11 +18,11 @@ from hamu_jax.errors import UserError
 from hamu_jax.models.batch_norm import Axes
 from hamu_jax.models.conv_norm import ConvNorm
 
-# Positions to which the features are pooled before the hidden layers, along each axis.
+# Number of positions along each axis to which the features are pooled before the hidden layers.
 _POOLED = 7
-# Modules that a convolution and a pooling count for in torchvision's `features`.
+# Number of modules of a convolution and of a pooling in torchvision's `features`.
 _CONV_MODULES, _POOL_MODULES = 3, 1
-# Modules from one linear layer of torchvision's classifier to the next: ReLU and dropout between.
+# Distance of two linear layers in torchvision's classifier, with ReLU and dropout between them.
 _LINEAR_MODULES = 3
 _LINEAR_INIT = nn.initializers.normal(0.01)
 
@@ -38,16 +38,16 @@ class VGG(nn.Module):
   """Stages of 3x3 convolutions, each followed by max pooling, then linear layers.
 
   Without hidden layers the features are averaged over all positions, with them over 7x7 regions.
-  torchvision drops out half of each hidden layer in training; this model never does, because a
+  torchvision applies dropout of 1/2 to each hidden layer in training. This model has no dropout, because a
   forward pass here draws no random numbers.
 
   Attributes:
-    num_classes: outputs.
-    platform: as of `convolve`.
+    num_classes: number of outputs.
+    platform: see `convolve`.
     hidden: widths of the hidden linear layers.
-    stages: convolutions a stage.
-    width: channels of the first stage; they double from stage to stage up to 8 times that.
-    dtype: of the computation; None takes the inputs' and parameters'.
+    stages: number of convolutions in each stage.
+    width: number of channels of the first stage; it doubles from stage to stage, up to 8 times `width`.
+    dtype: type of the computation; None promotes the types of inputs and parameters.
   """
 
   num_classes: int
@@ -66,10 +66,10 @@ class VGG(nn.Module):
     mask: jax.Array | None = None,
     axis_name: Axes = None,
   ) -> jax.Array:
-    """Returns logits [B, num_classes]; arguments as of `ResNet`.
+    """Returns logits [B, num_classes]; for the arguments see `ResNet`.
 
     Raises:
-      UserError: the images are too small to be halved once a stage.
+      UserError: if the images are too small to be halved in each stage.
     """
     height, width = x_BxHxWxC.shape[1:3]
     least = 2 ** len(self.stages)
@@ -101,7 +101,7 @@ class VGG(nn.Module):
       self.sow("intermediates", "features", x_BxF)
       return self._linear(self.num_classes, "classifier")(x_BxF)
     x = _pool(x_BxHxWxC)
-    # PyTorch flattens channels first.
+    # PyTorch flattens with the channel as the first axis.
     x_BxF = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
     for index, width in enumerate(self.hidden):
       x_BxF = nn.relu(self._linear(width, f"classifier{_LINEAR_MODULES * index}")(x_BxF))
@@ -115,12 +115,12 @@ class VGG(nn.Module):
 def _pool(x_BxHxWxC):
   """PyTorch's `AdaptiveAvgPool2d`: output u averages rows floor(u H / 7) to ceil((u + 1) H / 7)."""
   rows_UxH, columns_VxW = (_averages(size, x_BxHxWxC.dtype) for size in x_BxHxWxC.shape[1:3])
-  # At 7x7 positions this is the identity, and must be so on hardware that rounds products.
+  # At 7x7 positions this is the identity; the precision keeps it so on hardware that rounds products.
   return jnp.einsum("uh,vw,bhwc->buvc", rows_UxH, columns_VxW, x_BxHxWxC, precision=lax.Precision.HIGHEST)
 
 
 def _averages(size, dtype):
-  """[7, size]: the weight of each position in each average."""
+  """The weight of each position in each average, [7, size]."""
   matrix = np.zeros((_POOLED, size), dtype)
   for row in range(_POOLED):
     first, last = row * size // _POOLED, math.ceil((row + 1) * size / _POOLED)

@@ -12,17 +12,17 @@ import jax.numpy as jnp
 
 from hamu_jax.errors import UserError
 
-# Width of the hidden layer of an MLP to that of the model.
+# Ratio of the width of an MLP's hidden layer to that of the model.
 _MLP_RATIO = 4
 _EPSILON = 1e-6
-# timm truncates these normals at 2, a hundred standard deviations.
+# timm truncates these normal distributions at 2, which is a hundred standard deviations.
 _INIT = nn.initializers.normal(0.02)
 _CLASS_TOKEN_INIT = nn.initializers.normal(1e-6)
 # PyTorch's default of `uniform(-1, 1) / sqrt(fan_in)` for a convolution.
 _PATCH_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 TORCH_NAMES = (
-  # The class token and the positions, parameters of the model itself.
+  # The class token and the positions are parameters of the model itself.
   ("", ""),
   ("patch_embed", "patch_embed.proj"),
   (r"block(\d+)/(norm\d)", r"blocks.\1.\2"),
@@ -34,12 +34,12 @@ TORCH_NAMES = (
 
 
 class PatchEmbedding(nn.Module):
-  """A convolution of P x P with stride P: one matrix product, patches being disjoint.
+  """A P x P convolution with stride P. It is one matrix product, because the patches are disjoint.
 
   Attributes:
-    features: F.
-    patch: P.
-    dtype: of the computation; None takes the inputs' and parameters'.
+    features: F, features of a token.
+    patch: P, height and width of a patch in pixels.
+    dtype: type of the computation; None promotes the types of inputs and parameters.
   """
 
   features: int
@@ -51,13 +51,13 @@ class PatchEmbedding(nn.Module):
     """[B, H, W, C] -> [B, (H / P) (W / P), F].
 
     Raises:
-      UserError: the images cannot be cut into patches.
+      UserError: if the images cannot be divided into patches.
     """
     b, h, w, c = x_BxHxWxC.shape
     p = self.patch
     if h % p or w % p:
       raise UserError(
-        f"images of {h}x{w}: this ViT cuts them into patches of {p}x{p}, so both must be "
+        f"images of {h}x{w}: this ViT divides them into patches of {p}x{p}, so both must be "
         f"multiples of {p}; set another config.model.name"
       )
     kernel_PxPxCxF = self.param("kernel", _PATCH_INIT, (p, p, c, self.features))
@@ -74,8 +74,8 @@ class Block(nn.Module):
   """`y = x + attention(norm(x))`, then `y + mlp(norm(y))`, with the exact GELU in the MLP.
 
   Attributes:
-    heads: of the attention.
-    dtype: of the computation; None takes the inputs' and parameters'.
+    heads: number of attention heads.
+    dtype: type of the computation; None promotes the types of inputs and parameters.
   """
 
   heads: int
@@ -98,18 +98,18 @@ class Block(nn.Module):
 class ViT(nn.Module):
   """Patches and a class token with learned positions, pre-norm blocks, a linear head on the token.
 
-  Without dropout and stochastic depth, whose rates are 0 in timm's default too. The positions fit
-  images of the size that the parameters were made for.
+  There is no dropout and no stochastic depth; both rates are 0 in timm's defaults, too. The learned positions
+  fix the size of the images.
 
   Attributes:
-    num_classes: outputs.
-    platform: ignored, every platform multiplies matrices well.
+    num_classes: number of outputs.
+    platform: ignored, because matrix products are fast on every platform.
     patch: height and width of a patch in pixels.
-    width: features of a token.
-    depth: blocks.
-    heads: of the attention.
-    dtype: of the computation; None takes the inputs' and parameters'. The attention's softmax is
-      always in float32.
+    width: number of features of a token.
+    depth: number of blocks.
+    heads: number of attention heads.
+    dtype: type of the computation; None promotes the types of inputs and parameters. The attention's
+      softmax is always in float32.
   """
 
   num_classes: int
@@ -123,7 +123,7 @@ class ViT(nn.Module):
   def __post_init__(self):
     super().__post_init__()
     if self.width % self.heads:
-      raise UserError(f"width={self.width}: must be a multiple of heads={self.heads}")
+      raise UserError(f"width={self.width}: choose a multiple of heads={self.heads}")
 
   @nn.compact
   def __call__(
@@ -134,7 +134,7 @@ class ViT(nn.Module):
     mask: jax.Array | None = None,
     axis_name: str | None = None,
   ) -> jax.Array:
-    """Returns logits [B, num_classes]; examples do not interact, so the rest does nothing."""
+    """Returns logits [B, num_classes]. The keywords are ignored, because examples do not interact."""
     del train, mask, axis_name
     patches = PatchEmbedding(self.width, self.patch, self.dtype, name="patch_embed")(x_BxHxWxC)
     b, n, f = patches.shape
@@ -150,7 +150,7 @@ class ViT(nn.Module):
 
 
 def _layer_norm(name, dtype):
-  # The fast variance is a difference of squares, which cancels where the mean is large.
+  # The fast variance is a difference of squares, which suffers from cancellation if the mean is large.
   return nn.LayerNorm(_EPSILON, dtype=dtype, use_fast_variance=False, name=name)
 
 

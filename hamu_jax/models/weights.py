@@ -1,10 +1,10 @@
-"""Weights in and out, as safetensors files in PyTorch's names and layouts.
+"""Reads and writes weights as safetensors files with PyTorch's names and layouts.
 
-A model module gives `TORCH_NAMES`: pairs of a pattern that matches the path of a linen submodule
-and the name of the PyTorch module that holds the same tensors, as `re.sub` takes them. The path of
-the model itself is empty. The rest is common to all: `kernel` and `scale` are called `weight`, the
-running averages `running_mean` and `running_var`, and kernels are transposed,
-[H, W, I, O] <-> [O, I, H, W] and [I, O] <-> [O, I].
+A model's module defines `TORCH_NAMES`: pairs of a pattern for the path of a linen submodule and the name of
+the PyTorch module with the same tensors, in the syntax of `re.sub`. The path of the model itself is empty.
+Three rules are common to all models: `kernel` and `scale` are called `weight`; the running averages are
+called `running_mean` and `running_var`; and kernels are transposed, [H, W, I, O] <-> [O, I, H, W] and
+[I, O] <-> [O, I].
 """
 
 import hashlib
@@ -35,22 +35,22 @@ _LEAVES = {
   "cls_token": "cls_token",
   "pos_embed": "pos_embed",
 }
-# By rank: the axes of a variable in the order of its tensor's.
+# {rank: the axes of a variable in the order of its tensor's}.
 _PERMUTATIONS = {1: (0,), 2: (1, 0), 3: (0, 1, 2), 4: (3, 2, 0, 1)}
-# PyTorch's batch norm counts its batches; nothing here or there depends on it.
+# PyTorch's batch norm counts its batches. Neither library's results depend on the count.
 _COUNTER = "num_batches_tracked"
 _FILE = "model.safetensors"
 
 
 class _Tensor(NamedTuple):
-  """Where a tensor's variable lives, and that variable's axes in the order of the tensor's."""
+  """The path of a tensor's variable, and the variable's axes in the order of the tensor's."""
 
   path: tuple[str, ...]
   permutation: tuple[int, ...]
 
 
 def matches(variables: Variables, names: Names) -> bool:
-  """Whether `names` knows every submodule of these variables."""
+  """Whether `names` matches every submodule of these variables."""
   paths = {"/".join(path[1:-1]) for path in traverse_util.flatten_dict(variables)}
   return all(any(re.fullmatch(pattern, path) for pattern, _ in names) for path in paths)
 
@@ -67,7 +67,7 @@ def load_weights(path: str | os.PathLike, variables: Variables, names: Names) ->
     Variables of the same structure, shapes and dtypes.
 
   Raises:
-    UserError: no such file, not a safetensors file, or a tensor is missing, unknown or of another
+    UserError: if the file is missing or not safetensors, or a tensor is missing, unknown or of another
       shape.
   """
   found = _read(pathlib.Path(path))
@@ -75,32 +75,42 @@ def load_weights(path: str | os.PathLike, variables: Variables, names: Names) ->
   flat = traverse_util.flatten_dict(variables)
   known = {*layout, *(_counter(name) for name in layout if name.endswith("running_mean"))}
   if missing := [name for name in layout if name not in found]:
-    raise UserError(f"{path}: tensor {missing[0]!r} is missing ({len(missing)} in all); is it another model?")
+    raise UserError(
+      f"{path}: tensor {missing[0]!r} is missing ({len(missing)} in all); give a file of this model"
+    )
   if unknown := sorted(set(found) - known):
-    raise UserError(f"{path}: tensor {unknown[0]!r} is unknown ({len(unknown)} in all); is it another model?")
+    raise UserError(
+      f"{path}: tensor {unknown[0]!r} is unknown ({len(unknown)} in all); give a file of this model"
+    )
   loaded = {}
   for name, tensor in layout.items():
     wanted = flat[tensor.path]
     shape = tuple(wanted.shape[axis] for axis in tensor.permutation)
     if found[name].shape != shape:
-      raise UserError(f"{path}: tensor {name!r} has shape {found[name].shape}, this model's has {shape}")
+      raise UserError(
+        f"{path}: tensor {name!r} has shape {found[name].shape}, this model's has {shape}; give a file"
+        " of this model"
+      )
     value = found[name].transpose(np.argsort(tensor.permutation))
     loaded[tensor.path] = jnp.asarray(value, wanted.dtype)
-  # A model without batch norm has an empty collection of statistics, which no tensor brings back.
+  # A model without batch norm has an empty collection of statistics, which no tensor restores.
   return {collection: {} for collection in variables} | traverse_util.unflatten_dict(loaded)
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-  """SHA-256, in hexadecimal, of the file that `load_weights` would read."""
+  """Computes the SHA-256, in hexadecimal, of the file that `load_weights` would read."""
   return hashlib.sha256(_find(pathlib.Path(path)).read_bytes()).hexdigest()
 
 
 def weights_bytes(variables: Variables, names: Names) -> bytes:
-  """The safetensors file that `load_weights` and PyTorch's `load_state_dict` read.
+  """Builds the safetensors file that `load_weights` and PyTorch's `load_state_dict` read.
 
   Args:
-    variables: the model's, `{"params": ..., "batch_stats": ...}`.
+    variables: the model's variables, `{"params": ..., "batch_stats": ...}`.
     names: `TORCH_NAMES` of the model's module.
+
+  Returns:
+    The contents of the file.
   """
   flat = traverse_util.flatten_dict(jax.device_get(variables))
   tensors = {}
@@ -124,11 +134,14 @@ def _read(path):
   try:
     return safetensors.numpy.load_file(file)
   except (safetensors.SafetensorError, KeyError) as error:
-    raise UserError(f"{file}: not a safetensors file of NumPy types: {error}") from error
+    raise UserError(
+      f"{file}: not a safetensors file of NumPy types ({error}); save the weights again, for example in"
+      " float32"
+    ) from error
 
 
 def _layout(variables, names):
-  """{tensor name: _Tensor} of all variables."""
+  """Returns {tensor name: _Tensor} for all variables."""
   layout = {}
   for path, leaf in traverse_util.flatten_dict(variables).items():
     module = "/".join(path[1:-1])

@@ -1,4 +1,4 @@
-"""What reads run directories: tables, figures and the page of `python -m hamu_jax.report`.
+"""Reads run directories: the tables, figures and page of `python -m hamu_jax.report`.
 
-May import `config` and what is below it; trains nothing and loads no data.
+This package may import `config` and the packages below it. It trains nothing and loads no data.
 """

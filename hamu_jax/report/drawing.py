@@ -1,6 +1,6 @@
-"""What all figures share: colours, axes, and how they are written.
+"""Common parts of all figures: colours, axes and files.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart.
+The colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 import io
@@ -13,13 +13,13 @@ from hamu_jax.run.rundir import write_bytes
 
 BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 SKY, PURPLE, GREY = "#56B4E9", "#CC79A7", "#7F7F7F"
-# Most names along an axis.
+# Largest number of names along an axis.
 MAX_LABELS = 70
 _MAX_NAME = 40
 
 
 def edges(steps: np.ndarray) -> np.ndarray:
-  """Borders [S + 1] of the cells around the steps [S]: halfway between them."""
+  """Edges [S + 1] of the cells around the steps [S], halfway between them."""
   if len(steps) == 1:
     return np.array([steps[0] - 0.5, steps[0] + 0.5])
   middles = (steps[:-1] + steps[1:]) / 2
@@ -32,12 +32,12 @@ def held(values: np.ndarray) -> np.ndarray:
 
 
 def marker(steps: Sequence[int] | np.ndarray, marker: str = "o") -> str:
-  """Marks where lines alone would show little or, for one step, nothing."""
+  """A marker for lines of few steps, which alone would show little or, for one step, nothing."""
   return marker if len(steps) <= 50 else ""
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-  """Dotted names without the first and last parts that all share, cut to a readable length."""
+  """Shortens dotted names: drops the first and last parts that all share, and truncates long names."""
   parts = [name.split(".") for name in names]
   shortest = min(map(len, parts))
   start = end = 0
@@ -51,7 +51,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def percent_limits(get_limits, set_limits, least: float) -> None:
-  """Limits at least so wide that rounding does not look like a trend, and near [0, 100]."""
+  """Sets limits near [0, 100] that are at least `least` wide, so that rounding does not look like a trend."""
   low, high = get_limits()
   reach = max(high - low, least) / 2
   middle = (low + high) / 2
@@ -59,7 +59,7 @@ def percent_limits(get_limits, set_limits, least: float) -> None:
 
 
 def log_if_wide(axis) -> None:
-  """A log scale for positive values that span more than two orders of magnitude."""
+  """Sets a log scale for positive values that span more than two orders of magnitude."""
   values = np.concatenate([np.ravel(line.get_ydata()) for line in axis.get_lines()] or [np.zeros(0)])
   values = values[np.isfinite(values)]
   if values.size and values.min() > 0 and values.max() > 100 * values.min():
@@ -67,7 +67,7 @@ def log_if_wide(axis) -> None:
 
 
 def whole_steps(axis, steps: Sequence[int] | np.ndarray) -> None:
-  """Ticks at whole steps, also where there are few of them."""
+  """Sets ticks at whole steps, even if there are few of them."""
   from matplotlib.ticker import MaxNLocator
 
   if steps[-1] - steps[0] < 8:
@@ -77,7 +77,7 @@ def whole_steps(axis, steps: Sequence[int] | np.ndarray) -> None:
 
 
 def legend_below(axis, columns: int) -> None:
-  """Below the axes, where it hides nothing."""
+  """Puts the legend below the axes, where it hides nothing."""
   axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize=9)
 
 
@@ -89,11 +89,11 @@ def message(axis, text: str) -> None:
 def save(figure, *paths: os.PathLike | str) -> None:
   """Writes a figure to each path, in the format of the path's suffix.
 
-  A figure without pyplot draws with Agg and leaves no global state behind.
+  A figure that is made without pyplot draws with Agg and leaves no global state.
   """
   for path in [os.fspath(each) for each in paths]:
     kind = path.rpartition(".")[2]
     image = io.BytesIO()
-    # Without the date the same numbers make the same file.
+    # Without the date, equal numbers give equal files.
     figure.savefig(image, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
     write_bytes(path, image.getvalue())

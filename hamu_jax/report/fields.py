@@ -1,4 +1,4 @@
-"""Fields of config.json: what each of them says, and their values as keys and words.
+"""Fields of config.json: their roles in a comparison, and their values as keys and words.
 
 A name is dotted, e.g. ``method.name``.
 """
@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 METHOD = "method.name"
-# Sections of what happens after the original and the retrained model are there.
+# Sections that the original and the retrained model do not depend on.
 _AFTERWARDS = ("method", "mask", "sam", "pairing", "devices", "mesh")
-# What identifies a dataset where the fingerprints of its contents are unknown or differ by a draw of rows.
+# Fields that identify a dataset if its fingerprint is unknown or differs only by a draw of examples.
 DATASET = (
   "data.source",
   "data.name",
@@ -21,27 +21,27 @@ DATASET = (
   "data.image_size",
   "data.label_key",
 )
-# Says where things are, not what they are.
+# Fields that describe where the data are, not what they contain.
 PLACES = ("data.path", *DATASET)
 
 
 def is_task_field(field: str) -> bool:
-  """Whether a field says what is learnt and forgotten: what the original and retrained model depend on."""
+  """Whether a field belongs to the task, so that the original and retrained model depend on it."""
   return field == "sam.train_rho" or field.split(".")[0] not in _AFTERWARDS
 
 
 def is_seed(name: str) -> bool:
-  """Whether a field is a seed, of whatever section."""
+  """Whether a field is a seed, in any section."""
   return name.split(".")[-1] == "seed"
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-  """Whether a value is a number; a truth value is none."""
+  """Whether a value is a number; a bool is not."""
   return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def in_words(value: Any) -> str:
-  """A setting in words."""
+  """The value of a field in words."""
   if value is None:
     return "none"
   if isinstance(value, bool):
@@ -52,7 +52,7 @@ def in_words(value: Any) -> str:
 
 
 def key_of(config: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-  """Values as JSON, which can be compared and hashed; 1 and 1.0 are the same, an absent field is null."""
+  """Values as JSON, which can be compared and hashed; 1 and 1.0 are equal, an absent field is null."""
   return tuple(
     json.dumps(float(value) if is_number(value) else value, sort_keys=True)
     for value in (config.get(name) for name in names)
@@ -60,7 +60,7 @@ def key_of(config: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
 
 
 def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
-  """Items by their key, in order of appearance."""
+  """Groups items by their key, in order of appearance."""
   found: dict[Any, list[Any]] = {}
   for item in items:
     found.setdefault(key(item), []).append(item)
@@ -68,7 +68,7 @@ def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[A
 
 
 def by_preference(fields: Sequence[str]) -> list[str]:
-  """Task fields first, then the method and its constraint, then all other options."""
+  """Sorts fields: those of the task first, then the method and its constraint, then all others."""
   first = (METHOD, "method.constraint_ratio", "method.constraint")
   return sorted(
     fields,
@@ -81,5 +81,5 @@ def by_preference(fields: Sequence[str]) -> list[str]:
 
 
 def sort_key(value: Any) -> tuple[int, float, str]:
-  """Sorts numbers by size and before all else."""
+  """A sort key that puts numbers first, by size."""
   return (0, value, "") if is_number(value) else (1, 0.0, in_words(value))

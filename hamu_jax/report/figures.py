@@ -1,9 +1,9 @@
-"""Figures that compare runs: trade-off, curves over a setting, angles, branches, tug-of-war, timing.
+"""Figures that compare runs: trade-off, curves over a field, angles, branches, tug-of-war, timing.
 
-Each function takes a study of `hamu_jax.report.study` and returns a figure, or None where the study has
-nothing to show in it. A row or panel of its own is drawn for each task - other data forgotten, another
-model - because methods compare only on one. Methods differ in colour, their other settings in marker
-and line style. Points are means, bars standard deviations over seeds.
+Each function takes a study of `hamu_jax.report.study` and returns a figure, or None if the study has
+nothing to show in it. Each task (a forget set and a model) gets a row or panel of its own, because methods
+are comparable only on one task. Colours distinguish methods; markers and line styles distinguish their
+hyperparameters. Points are means over seeds, and bars are standard deviations.
 """
 
 import functools
@@ -19,13 +19,14 @@ from hamu_jax.report.sheet import Sheet, Styles, task_title
 from hamu_jax.report.study import Group, Study, estimates, over_steps, sweeps
 
 _SEEDS = "Means over seeds; error bars are their standard deviations."
-_FRONTS = " Circled: what no other setting beats; thin lines are each method's own front."
+_FRONTS = " Circles mark the Pareto front of all methods; thin lines are each method's own front."
 _DOTS = " Dots are single seeds."
 _ANGLES = (
-  "Means over tensors and seeds, of the two gradients as the method combines them: where it descends the "
-  "negative forget loss, 180 degrees minus the angle between the gradients of the losses."
+  "Means over tensors and seeds of the angle between the two gradients that the method combines. For a "
+  "method that descends the negative forget loss, it is 180 degrees minus the angle between the gradients of "
+  "the losses."
 )
-_BRANCHES = "Of HAMU's update: shares among the tensors of all seeds."
+_BRANCHES = "Branches of HAMU's update: shares among the tensors of all seeds."
 
 
 class Picture(NamedTuple):
@@ -37,17 +38,17 @@ class Picture(NamedTuple):
 
 
 def draw(study: Study, folder: pathlib.Path) -> list[Picture]:
-  """Writes every figure that the study has something to show in, as PNG and PDF.
+  """Writes every figure for which the study has data, as PNG and PDF.
 
   Args:
-    study: To show.
-    folder: To write to; it exists.
+    study: The study to show.
+    folder: The folder to write to; it must exist.
 
   Returns:
-    What was written, in the order in which to show it.
+    The written pictures, in the order in which to show them.
 
   Raises:
-    UserError: `folder` cannot be written.
+    UserError: if `folder` cannot be written.
   """
   figures = {"tradeoff": ("Retain-forget trade-off", _SEEDS + _FRONTS, tradeoff(study))}
   for field in sweeps(study):
@@ -68,10 +69,10 @@ def draw(study: Study, folder: pathlib.Path) -> list[Picture]:
 
 
 def angle(study: Study):
-  """The angle between retain and forget gradient over steps, mean of all tensors and seeds.
+  """Draws the angle between retain and forget gradient over steps, the mean of all tensors and seeds.
 
-  Of the gradients as a method combines them: one that descends the negative forget loss has 180 degrees
-  minus the angle that another has.
+  The gradients are those that a method combines. For a method that descends the negative forget loss, the
+  angle is 180 degrees minus that of the losses' gradients.
   """
   panels = _with_diagnostic(study, "angle")
   if not panels:
@@ -110,7 +111,7 @@ def angle(study: Study):
 
 
 def branch(study: Study):
-  """HAMU's branches over steps: their shares among the tensors of all seeds, a panel a setting."""
+  """Draws HAMU's branches over steps: their shares among the tensors of all seeds, one panel per group."""
   panels = [member for members in _with_diagnostic(study, "branch") for member in members]
   if not panels:
     return None
@@ -132,7 +133,7 @@ def branch(study: Study):
 
 
 def tug_of_war(study: Study):
-  """Closeness to the retrained model, a bar a setting; dots are the seeds."""
+  """Draws the closeness to the retrained model, one bar per group; dots are the seeds."""
   return _bars(
     study,
     "Tug of war: closeness to the retrained model, 1 is best",
@@ -141,19 +142,19 @@ def tug_of_war(study: Study):
 
 
 def timing(study: Study):
-  """Seconds of unlearning, compiling included, and seconds a step; dots are the seeds."""
+  """Draws the seconds of unlearning, compiling included, and the seconds per step; dots are the seeds."""
   return _bars(
     study,
     "Time to unlearn, compiling included",
     (
       ("seconds", lambda run: run.timing.get("seconds", np.nan)),
-      ("seconds a step", lambda run: run.timing.get("seconds_per_step", np.nan)),
+      ("seconds per step", lambda run: run.timing.get("seconds_per_step", np.nan)),
     ),
   )
 
 
 def _with_diagnostic(study: Study, name: str) -> list[list[tuple[Group, Any]]]:
-  """By task: groups that have a diagnostic, with it."""
+  """For each task, the groups that have a diagnostic, with its values."""
   tasks = [
     [(group, found) for group in groups if (found := over_steps(group, name)) is not None]
     for groups in study.by_task().values()
@@ -162,7 +163,7 @@ def _with_diagnostic(study: Study, name: str) -> list[list[tuple[Group, Any]]]:
 
 
 def _bars(study: Study, title: str, measures: Sequence[tuple[str, Callable]]):
-  """A panel a task and measure, a bar a group."""
+  """Draws one panel per task and measure, with one bar per group."""
   tasks = [
     groups
     for groups in study.by_task().values()

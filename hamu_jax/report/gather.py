@@ -1,9 +1,8 @@
-"""Gathers run directories into studies: which runs are on the same data, and belong together.
+"""Gathers run directories into studies, one for each dataset.
 
-Everything here comes from the numbers in config.json, summary.json and metrics.jsonl; the names of
-folders and files are only shown. Runs are grouped by every field of config.json in which they differ,
-seeds aside; the runs of a group differ in their seeds alone, and means and standard deviations are over
-them.
+All information comes from config.json, summary.json and metrics.jsonl; names of folders and files are only
+shown. Runs are grouped by every field of config.json in which they differ, except seeds. The runs of a group
+differ only in their seeds, and means and standard deviations are over them.
 """
 
 import os
@@ -19,7 +18,7 @@ from hamu_jax.report.study import Study, make_study
 
 
 class Gathered(NamedTuple):
-  """Runs, and what is to be said about those that are not whole."""
+  """Runs, and notes about those that are incomplete or damaged."""
 
   runs: list[Run]
   notes: list[str]
@@ -28,18 +27,18 @@ class Gathered(NamedTuple):
 def gather(paths: Sequence[os.PathLike | str]) -> Gathered:
   """Reads all run directories at or below `paths`.
 
-  A run directory is a folder whose config.json is that of a run. What is broken is left out and noted:
-  a torn line at the end of the metrics, a file that is not JSON. Of runs with the same configuration and
-  seeds the first, finished if one is, stands for all.
+  A run directory is a folder with the config.json of a run. Damaged parts are left out and noted, such as
+  a truncated last line of the metrics or a file that is not JSON. Of runs with the same configuration and
+  seeds, the first finished one is kept, or the first one if none is finished.
 
   Args:
-    paths: Folders.
+    paths: Folders to search.
 
   Returns:
-    The runs in the order of `paths` and, below, of their names.
+    The runs in the order of `paths` and, within each, of their names.
 
   Raises:
-    UserError: a path does not exist, or there is no run at all.
+    UserError: if a path does not exist, or no run is found.
   """
   folders: dict[pathlib.Path, pathlib.Path] = {}
   for path in map(pathlib.Path, paths):
@@ -55,41 +54,45 @@ def gather(paths: Sequence[os.PathLike | str]) -> Gathered:
       runs.append(run)
   if not runs:
     raise UserError(
-      f"{', '.join(map(str, paths))}: no run directory there (a folder with the config.json of a run)"
+      f"{', '.join(map(str, paths))}: no run directory there; give a folder with the config.json of a run"
       + "".join(f"; {note}" for note in notes[:1])
     )
   return Gathered(without_repeats(runs, notes), notes)
 
 
 def studies(runs: Sequence[Run], *, by_dataset: bool = False) -> list[Study]:
-  """Arranges runs for tables and figures, one study a dataset.
+  """Arranges runs for tables and figures, one study for each dataset.
 
   Args:
-    runs: Of `gather`.
+    runs: The runs of `gather`.
     by_dataset: Whether several datasets are allowed.
 
+  Returns:
+    The studies.
+
   Raises:
-    UserError: there are several, and they are not allowed; the line says in what they differ.
+    UserError: if there are several datasets and they are not allowed. The message names a difference.
   """
   found = datasets(runs)
   if len(found) > 1 and not by_dataset:
     first, second = (members[0] for members in list(found.values())[:2])
     raise UserError(
       f"{first.path} and {second.path} are on different data: {_difference(first, second)}; means over "
-      f"them would say nothing: report the {len(found)} datasets apart, or pass --by-dataset"
+      f"them would be meaningless: report the {len(found)} datasets separately, or pass --by-dataset"
     )
   return [make_study(label, members) for label, members in found.items()]
 
 
 def datasets(runs: Sequence[Run]) -> dict[str, list[Run]]:
-  """Runs by dataset, under a label of each.
+  """Groups runs by dataset, with a label for each.
 
-  Runs are on the same dataset if their data have the same fingerprint, whatever their source. So are runs
-  of the same source, name and sizes whose fingerprints differ because of other seeds of a subset or, for
-  texts, other splits; and unfinished runs, whose fingerprint is unknown, with any such run.
+  Runs are on the same dataset if their data have the same fingerprint, whatever their source. Runs of the
+  same source, name and sizes are on the same dataset, too, if their fingerprints differ only because of the
+  seeds of a subset or, for texts, the splits. An unfinished run, whose fingerprint is unknown, is on the
+  dataset of any such run.
   """
   by_section = grouped(runs, lambda run: key_of(run.config, DATASET))
-  # Section, or (section, fingerprint) where it holds several datasets -> a representative.
+  # {node: representative of its dataset}; a node is a fingerprint, or a section with a single dataset.
   leader: dict[Any, Any] = {}
 
   def find(key):
@@ -98,7 +101,7 @@ def datasets(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return key
 
   def keys(section, run):
-    """The dataset of a run as nodes of a graph: its fingerprint, and its section if that is one dataset."""
+    """The nodes of a run's dataset: its fingerprint, and its section if that holds only one dataset."""
     known = run.fingerprint or next(
       (
         other.fingerprint
@@ -134,7 +137,7 @@ def datasets(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _draw(run: Run) -> tuple[str, ...]:
-  """The fields that decide which rows of a dataset are there."""
+  """The values of the fields that choose the examples of a dataset."""
   if run.config["model.name"] == modalities.LANGUAGE_MODEL:
     return key_of(run.config, ["data.seed", *(name for name in run.config if name.startswith("text."))])
   subset = run.config["data.train_size"] or run.config["data.test_size"]

@@ -1,16 +1,16 @@
-"""Compares runs: tables with means and deviations over seeds, figures, and one page to browse them.
+"""Compares runs: tables with means and standard deviations over seeds, figures, and a page with both.
 
   python -m hamu_jax.report RUNS... --out=DIR
 
 reads every run directory at or below RUNS and writes into DIR
 
-    index.html      everything on one page that needs no other file
+    index.html      all tables and figures on one page that needs no other file
     report.md       the tables in Markdown
     NAME.csv, .tex  each table for spreadsheets (full precision) and for papers (LaTeX with booktabs)
     NAME.png, .pdf  each figure
 
-Rows are grouped by all that differs between the configurations, seeds aside. Means over different
-datasets would say nothing, so they are refused; --by-dataset reports each by itself, in a folder of DIR.
+Runs are grouped by all fields that differ between the configurations, except seeds. Means over different
+datasets would be meaningless, so they are refused; --by-dataset reports each dataset in a folder of DIR.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from hamu_jax.run import command_line
 from hamu_jax.run.rundir import write_bytes
 
 _LEGEND = (
-  "Means ± sample standard deviations over seeds; a mean alone is a single seed. Rows differ in what "
-  "their first columns say; what else differs between the configurations is under Settings."
+  "Means ± sample standard deviations over seeds; a mean alone is a single seed. The first columns are the "
+  "fields that tell the rows apart; all other differences between the configurations are under Settings."
 )
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -66,7 +66,7 @@ img {{ max-width: 100%; height: auto; }}
 
 
 class Section(NamedTuple):
-  """What is reported of one dataset."""
+  """The report on one dataset."""
 
   title: str
   folder: pathlib.Path
@@ -79,11 +79,11 @@ def write(sections: Iterable[tuple[Study, pathlib.Path]], out: pathlib.Path, not
 
   Args:
     sections: Studies, each with the folder for its tables and figures.
-    out: Folder of the page; both folders exist.
-    notes: What is to be said about runs that are not whole.
+    out: Folder of the page; all folders must exist.
+    notes: Notes about runs that are incomplete or damaged.
 
   Raises:
-    UserError: something cannot be written.
+    UserError: if a file cannot be written.
   """
   written, lines = [], ["# Unlearning runs", "", _LEGEND, "", *(f"- {note}" for note in notes)]
   for study, folder in sections:
@@ -103,11 +103,11 @@ def write(sections: Iterable[tuple[Study, pathlib.Path]], out: pathlib.Path, not
 
 
 def page(sections: Sequence[Section], notes: Sequence[str]) -> str:
-  """The whole report as one HTML page, its images inside.
+  """Builds the whole report as one HTML page with embedded images.
 
   Args:
-    sections: With their figures written.
-    notes: What is to be said about runs that are not whole.
+    sections: Sections whose figures are written.
+    notes: Notes about runs that are incomplete or damaged.
   """
   parts = []
   for number, section in enumerate(sections):
@@ -134,7 +134,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser = command_line.Parser(prog="python -m hamu_jax.report", description=__doc__)
   parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories, or folders of them")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write to")
-  parser.add_argument("--by-dataset", action="store_true", help="report several datasets, each by itself")
+  parser.add_argument("--by-dataset", action="store_true", help="report several datasets, each separately")
   return parser.parse_intermixed_args(arguments)
 
 
@@ -171,7 +171,7 @@ def run(arguments: Sequence[str]) -> int:
   """Parses a command line and writes the report.
 
   Args:
-    arguments: As `sys.argv`, the program's name first.
+    arguments: Command line in the form of `sys.argv`, the program's name first.
 
   Returns:
     The exit status: 0, or 2 for bad input.

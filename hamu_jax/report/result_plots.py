@@ -1,4 +1,4 @@
-"""Figures of results: what is retained against what is forgotten, and results over a setting."""
+"""Figures of results: the retain-forget trade-off, and results over a numeric field."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -12,10 +12,10 @@ from hamu_jax.report.study import Group, Series, Study, sweeps
 
 
 class _Metric(NamedTuple):
-  name: str  # in the results
+  name: str  # name in the results
   title: str
   scale: float = 1
-  larger: bool = True  # is better
+  larger: bool = True  # whether larger is better
 
 
 _RETAIN = _Metric("retain.accuracy", "retain accuracy (%)", 100)
@@ -26,8 +26,8 @@ _RETAIN_ROUGE = _Metric("suite.retain.rouge", "retain ROUGE-L (%)", 100)
 _FORGET_ROUGE = _Metric("suite.forget.rouge", "forget ROUGE-L (%)", 100, larger=False)
 _UTILITY = _Metric("suite.model_utility", "model utility")
 _QUALITY = _Metric("suite.forget_quality", "forget quality (p-value)")
-# Horizontal and vertical axis of each trade-off, and the measures that curves show: those of generated
-# answers where there are any.
+# Horizontal and vertical axis of each trade-off, and the metrics of the curves. Runs with generated answers
+# use the language versions.
 _PLANES = ((_FORGET, _RETAIN),)
 _LANGUAGE_PLANES = ((_FORGET_ROUGE, _RETAIN_ROUGE), (_UTILITY, _QUALITY))
 _CURVES = (_RETAIN, _FORGET, _TEST, _TUG_OF_WAR)
@@ -35,9 +35,10 @@ _LANGUAGE_CURVES = (_RETAIN_ROUGE, _FORGET_ROUGE, _UTILITY, _QUALITY)
 
 
 def tradeoff(study: Study):
-  """What is retained against what is forgotten, with the Pareto fronts of all methods and of each.
+  """Draws the retain-forget trade-off, with the Pareto fronts of all methods and of each.
 
-  Accuracies; for language models with generated answers ROUGE, and model utility against forget quality.
+  The axes are accuracies. For language models with generated answers they are ROUGE scores, and model
+  utility against forget quality.
   """
   planes = _chosen(study, _PLANES, _LANGUAGE_PLANES, lambda plane: plane)
   panels = [
@@ -72,7 +73,7 @@ def tradeoff(study: Study):
     for reference in _references_of(study, groups):
       if _shows(reference, x, y):
         marker, colour, size = run_plots.REFERENCES[reference.model]
-        # Larger, and below: a method that changes nothing lies on the original.
+        # The marker is larger and below, because a method that changes nothing lies on the original.
         _point(
           axis,
           reference,
@@ -89,9 +90,9 @@ def tradeoff(study: Study):
 
 
 def curve(study: Study, field: str):
-  """Results over one numeric setting, e.g. the constraint or rho (``data.hard_probability``).
+  """Draws results over one numeric field, e.g. the constraint or rho (``data.hard_probability``).
 
-  A row a task, a column a measure; dotted lines are the retrained model.
+  There is one row per task and one column per metric; dotted lines are the retrained model.
   """
   series = sweeps(study).get(field, ())
   metrics = [
@@ -136,12 +137,12 @@ def curve(study: Study, field: str):
 
 
 def pareto(points_Nx2: np.ndarray, *, larger: tuple[bool, bool]) -> np.ndarray:
-  """Indices of the points that no other point beats, by the first coordinate.
+  """Indices of the points on the Pareto front, sorted by the first coordinate.
 
-  A point is beaten by one that is at least as good in both coordinates and better in one.
+  A point is on the front unless another is at least as good in both coordinates and better in one.
 
   Args:
-    points_Nx2: Points; those with a NaN are never part of the front.
+    points_Nx2: Points; those with a NaN are never on the front.
     larger: Whether larger is better, for each coordinate.
   """
   points_Nx2 = np.asarray(points_Nx2, float).reshape(-1, 2)
@@ -153,7 +154,7 @@ def pareto(points_Nx2: np.ndarray, *, larger: tuple[bool, bool]) -> np.ndarray:
 
 
 def _chosen(study: Study, plain, language, metrics: Callable) -> Sequence[Any]:
-  """What of `language` the study has, or else `plain`."""
+  """The entries of `language` whose metrics the study has or, if there are none, `plain`."""
   names = {name for group in study.groups for name in group.columns}
   return [one for one in language if all(metric.name in names for metric in metrics(one))] or plain
 
@@ -163,13 +164,13 @@ def _with_direction(metric: _Metric) -> str:
 
 
 def _references_of(study: Study, groups: Sequence[Group]) -> Iterable[Group]:
-  """The models that a task's groups started from, and their retrained ones."""
+  """The original and retrained models of a task's groups."""
   wanted = key_of(groups[0].settings, study.task_fields)
   return [one for one in study.references if key_of(one.settings, study.task_fields) == wanted]
 
 
 def _shows(group: Group, *metrics: _Metric) -> bool:
-  """Whether the group has all of them; one that diverged has none."""
+  """Whether the group has finite means of all metrics; a group that diverged does not."""
   return bool(np.isfinite([_mean(group, metric) for metric in metrics]).all())
 
 
@@ -178,7 +179,7 @@ def _mean(group: Group, metric: _Metric) -> float:
 
 
 def _spread(groups: Sequence[Group], metric: _Metric) -> list[float] | None:
-  """Standard deviations, 0 for single seeds; None where there is none at all."""
+  """Standard deviations, 0 for single seeds; None if all groups are single seeds."""
   spreads = [
     metric.scale * group.columns[metric.name].std if metric.name in group.columns else np.nan
     for group in groups
@@ -201,8 +202,8 @@ def _point(axis, group: Group, x: _Metric, y: _Metric, **style) -> None:
 
 
 def _fronts(axis, groups: Sequence[Group], x: _Metric, y: _Metric, styles: Styles) -> None:
-  """Stairs along what is reached: of each method with several settings, and of all."""
-  # Between two points of a front the next best of them is what is reached.
+  """Draws the Pareto front as a staircase, of each method with several points and of all methods."""
+  # Between two points of a front, the worse value of the two is attained.
   stairs = "steps-pre" if x.larger else "steps-post"
   by_method = grouped(groups, lambda group: group.settings[METHOD])
   for members in [*by_method.values(), groups]:
@@ -254,7 +255,7 @@ def _curve(axis, x: Sequence[float], groups: Sequence[Group], metric: _Metric, *
 
 
 def _retrained_curve(axis, study, field: str, members: Sequence[Series], metric: _Metric) -> None:
-  """The retrained model's values: a level, or a curve where the setting changes it, too."""
+  """Draws the retrained model's values: a level, or a curve if they depend on the field."""
   groups = [group for one in members for group in one.groups]
   fields = [name for name in study.fields if is_task_field(name)]
   wanted = {key_of(group.settings, fields) for group in groups}

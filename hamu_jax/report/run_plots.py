@@ -1,8 +1,8 @@
-"""Pictures of a run: the trade-off it walked, and how its two gradients lay to each other.
+"""Figures of a single run: its retain-forget trade-off, and the alignment of its two gradients.
 
-Both read the rows of metrics.jsonl (`hamu_jax.run.rundir.read_metrics`), in which a null is a number
-that was not finite. Colours are Okabe and Ito's, which colour-blind readers tell apart; roles
-differ in marker and line style too.
+Both read the rows of metrics.jsonl (`hamu_jax.run.rundir.read_metrics`), in which null stands for a number
+that was not finite. The colours are Okabe and Ito's, which colour-blind readers can tell apart; roles
+differ in marker and line style, too.
 """
 
 import os
@@ -32,17 +32,17 @@ def tradeoff(
   stage: str = "unlearn",
   title: str = "",
 ) -> None:
-  """Draws what unlearning cost: retain against forget accuracy, and both with the loss over steps.
+  """Draws the trade-off of a run: retain against forget accuracy, and accuracy and loss over steps.
 
   Args:
     rows: Rows of metrics.jsonl; those of `stage` with split retain, forget or test are drawn.
-    path: The PNG to write.
+    path: Path of the PNG file.
     references: ``results`` of summary.json; its original and retrained models are marked.
     stage: The stage to draw.
-    title: Of the picture, e.g. the method's name.
+    title: Title of the figure, e.g. the method's name.
 
   Raises:
-    UserError: `path` cannot be written.
+    UserError: if `path` cannot be written.
   """
   from matplotlib.figure import Figure
 
@@ -74,17 +74,17 @@ def alignment(
 ) -> None:
   """Draws a run's per-step diagnostics: angles, branches, feasibility and the stopping margin.
 
-  A panel whose values the method does not have is left out.
+  A panel is left out if the method does not have its values.
 
   Args:
     rows: Rows of metrics.jsonl; those of `stage` with split ``step`` are drawn.
-    path: The PNG to write.
-    names: One a tensor, in tree-leaf order, as `hamu_jax.analysis.alignment.tensor_names` has them.
+    path: Path of the PNG file.
+    names: Names of the tensors in tree-leaf order, see `hamu_jax.analysis.alignment.tensor_names`.
     stage: The stage to draw.
-    title: Of the picture, e.g. the method's name.
+    title: Title of the figure, e.g. the method's name.
 
   Raises:
-    UserError: `path` cannot be written.
+    UserError: if `path` cannot be written.
   """
   from matplotlib.figure import Figure
 
@@ -120,7 +120,7 @@ def _evaluations(rows: Sequence[Mapping[str, Any]], stage: str, split: str) -> d
 
 
 def column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray] | None:
-  """Steps [S] and values [S, T] of a diagnostic, null as NaN; None when no row has it."""
+  """Steps [S] and values [S, T] of a diagnostic, with NaN for null; None if no row has it."""
   rows = [row for row in rows if name in row]
   if not rows:
     return None
@@ -266,7 +266,7 @@ def branches(axis, steps, codes_SxT) -> None:
 
 
 def _feasibility(axis, steps, values_SxT) -> None:
-  # A null is c / 0: no step of any length meets the constraint.
+  # A null stands for c / 0: no step of any length meets the constraint.
   largest = np.where(np.isnan(values_SxT), np.inf, values_SxT).max(axis=1)
   finite = np.isfinite(largest)
   title = "Largest feasibility ratio (infeasible above 1"
@@ -299,7 +299,7 @@ def _stopping(axis, steps, values_SxT) -> None:
   axis.grid(alpha=0.3)
 
 
-# What draws each diagnostic, top to bottom.
+# The function that draws each diagnostic, from top to bottom.
 _PANELS = {
   "angle": _mean_angle,
   "branch": branches,

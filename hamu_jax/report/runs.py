@@ -1,6 +1,6 @@
-"""Run directories: what each of them holds, as far as a comparison needs it.
+"""Reads from run directories the parts that a comparison needs.
 
-Everything comes from config.json, summary.json and metrics.jsonl; names of folders are only shown.
+All information comes from config.json, summary.json and metrics.jsonl; names of folders are only shown.
 """
 
 import functools
@@ -23,38 +23,38 @@ _MODELS = ("original", "retrained", "unlearned")
 
 
 class Run(NamedTuple):
-  """What a run directory holds, as far as a comparison needs it."""
+  """The parts of a run directory that a comparison needs."""
 
   path: pathlib.Path
-  config: dict[str, Any]  # by dotted name; fields that config.json lacks have today's defaults
-  summary: dict[str, Any] | None  # None: the run is unfinished
-  reached: tuple[str, int] | None  # stage and step of the last metrics
+  config: dict[str, Any]  # by dotted name; fields that config.json lacks have the current defaults
+  summary: dict[str, Any] | None  # None if the run is unfinished
+  reached: tuple[str, int] | None  # stage and step of the last metrics row
   diagnostics: dict[str, tuple[np.ndarray, np.ndarray]]  # name -> steps [S], values [S, T]
 
   @property
   def fingerprint(self) -> str | None:
-    """Of the data; None where the run did not get as far as saying it."""
+    """Fingerprint of the data; None if the run is unfinished."""
     return None if self.summary is None else self.summary.get("provenance", {}).get("data_fingerprint")
 
   @property
   def status(self) -> str:
-    """Finished, or unfinished with the stage and step it reached."""
+    """ "finished", or "unfinished" with the stage and step that the run reached."""
     if self.summary is not None:
       return "finished"
     return "unfinished: {} step {}".format(*self.reached) if self.reached else "unfinished: no step yet"
 
   @property
   def seeds(self) -> dict[str, Any]:
-    """Its seeds by dotted name."""
+    """Seeds of the run by dotted name."""
     return {name: value for name, value in self.config.items() if is_seed(name)}
 
   def values(self, model: str) -> dict[str, float]:
-    """Numbers of a model's results by dotted name; null, which is a number that was not finite, as NaN."""
+    """Numbers of a model's results by dotted name, with NaN for null, a number that was not finite."""
     return dict(_numbers((self.summary or {}).get("results", {}).get(model, {})))
 
   @property
   def timing(self) -> dict[str, float]:
-    """Seconds of each stage, steps of the last one, its seconds a step and, of texts, tokens a second."""
+    """Seconds of each stage, and of the last one its steps, seconds per step and tokens per second."""
     if self.summary is None:
       return {}
     seconds = dict(_numbers(self.summary.get("seconds", {})))
@@ -74,7 +74,7 @@ class Run(NamedTuple):
 
   @property
   def device(self) -> str:
-    """What it ran on, e.g. ``8 x TPU v4``, and how many models shared the last stage; empty if unknown."""
+    """The devices, e.g. ``8 x TPU v4``, and how many models shared the last stage; empty if unknown."""
     provenance = (self.summary or {}).get("provenance", {})
     if "device" not in provenance:
       return ""
@@ -84,7 +84,7 @@ class Run(NamedTuple):
 
 
 def run_folders(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Folders with a config.json, in the order of their names."""
+  """Yields the folders with a config.json, in the order of their names."""
   for folder, below, files in os.walk(path):
     below.sort()
     if "config.json" in files:
@@ -95,11 +95,11 @@ def read(folder: pathlib.Path, notes: list[str]) -> Run | None:
   """Reads a run directory.
 
   Args:
-    folder: Has a config.json.
-    notes: Gets a line for each file that is broken.
+    folder: A folder with a config.json.
+    notes: List to which a line is appended for each damaged file.
 
   Returns:
-    The run; None where config.json is broken or not that of a run.
+    The run; None if config.json is damaged or not that of a run.
   """
   try:
     config = rundir.read_json(folder / "config.json")
@@ -123,7 +123,7 @@ def read(folder: pathlib.Path, notes: list[str]) -> Run | None:
   columns = {name: run_plots.column(steps, name) for name in _DIAGNOSTICS}
   fields = _defaults() | dict(rundir.fields(config))
   if fields["data.source"] == "digits":
-    # They have no name; what is there is another source's, left as it was.
+    # The digits have no name; the field still holds the default of another source.
     fields["data.name"] = ""
   return Run(
     folder,
@@ -135,11 +135,11 @@ def read(folder: pathlib.Path, notes: list[str]) -> Run | None:
 
 
 def without_repeats(runs: list[Run], notes: list[str]) -> list[Run]:
-  """One run for each configuration and seeds.
+  """Keeps one run for each configuration and seeds, a finished one if there is any.
 
   Args:
-    runs: All of them.
-    notes: Gets a line for each run that is left out.
+    runs: All runs.
+    notes: List to which a line is appended for each run that is left out.
   """
   kept = []
   for first, *others in grouped(runs, _identity).values():
@@ -151,14 +151,14 @@ def without_repeats(runs: list[Run], notes: list[str]) -> list[Run]:
       )
       notes.append(
         f"{run.path} has the configuration and seeds of {first.path}"
-        f"{', though other results' if differs else ''} - left out"
+        f"{', but different results' if differs else ''} - left out"
       )
     kept.append(first)
   return [run for run in runs if any(run is other for other in kept)]
 
 
 def _rows(folder: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
-  """Rows of metrics.jsonl up to the first line that is not whole."""
+  """Complete rows of metrics.jsonl."""
   path = folder / "metrics.jsonl"
   try:
     rows, torn = rundir.read_metrics(path)
@@ -166,7 +166,7 @@ def _rows(folder: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
     notes.append(f"{_reason(error)} - its metrics are left out")
     return []
   if torn:
-    notes.append(f"{path} is truncated: its {len(rows)} whole lines are used, the torn last one is not")
+    notes.append(f"{path} is truncated: its {len(rows)} complete lines are used, the last one is not")
   whole = [row for row in rows if isinstance(row, dict) and row.keys() >= {"stage", "step", "split"}]
   if len(whole) < len(rows):
     notes.append(f"{path}: {len(rows) - len(whole)} lines are not rows of a run - left out")
@@ -183,7 +183,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _identity(run: Run) -> tuple[Any, ...]:
-  """Equal for runs that should have equal results."""
+  """A key that is equal for runs that should have equal results."""
   places = PLACES if run.fingerprint else ()
   names = [name for name in run.config if name not in places and not config_lib.is_incidental(name)]
   return run.fingerprint, key_of(run.config, names)

@@ -1,4 +1,4 @@
-"""What the figures that compare runs share: sheets of panels, and a style for each group."""
+"""Common parts of the figures that compare runs: sheets of panels, and a style for each group."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from hamu_jax.report.fields import METHOD, grouped, is_task_field, key_of
 from hamu_jax.report.study import Group, Study
 
-# Without the orange and the purple of the original and the retrained model.
+# These leave out the orange and the purple of the original and the retrained model.
 _COLOURS = (
   "#0072B2",
   "#D55E00",
@@ -30,7 +30,7 @@ _LEGEND_CHARACTERS = 13.5  # that fit in an inch of a legend
 
 
 class Style(NamedTuple):
-  """How a group is drawn and called."""
+  """Style and label of a group."""
 
   colour: str
   marker: str
@@ -39,11 +39,11 @@ class Style(NamedTuple):
 
 
 class Styles:
-  """Colour by method; marker and line style by the other settings, task fields aside.
+  """Styles of groups: the colour depends on the method, marker and line style on its hyperparameters.
 
   Args:
-    study: Of the groups.
-    without: Fields that are shown otherwise.
+    study: Study of the groups.
+    without: Fields that are shown in another way.
   """
 
   def __init__(self, study: Study, without: Sequence[str] = ()):
@@ -55,11 +55,11 @@ class Styles:
     self._combinations = list(grouped(study.groups, lambda group: key_of(group.settings, self._rest)))
 
   def colour(self, settings: Mapping[str, Any]) -> str:
-    """Of the method."""
+    """The colour of the method."""
     return _COLOURS[self._methods.index(settings[METHOD]) % len(_COLOURS)]
 
   def of(self, settings: Mapping[str, Any]) -> Style:
-    """Of a group with these settings."""
+    """The style of a group with these settings."""
     place = self._combinations.index(key_of(settings, self._rest))
     return Style(
       self.colour(settings),
@@ -69,7 +69,7 @@ class Styles:
     )
 
   def label(self, settings: Mapping[str, Any]) -> str:
-    """The method, with what tells its settings apart."""
+    """The method, with the fields that distinguish its groups."""
     method = settings[METHOD]
     options = [name for name in self._study.options(method) if name in self._rest]
     return self._study.title(settings, (METHOD, *options))
@@ -79,10 +79,10 @@ class Sheet:
   """A figure of equal panels with one legend below.
 
   Args:
-    study: To show; its label is below the title.
-    title: Of the figure.
-    panels: How many.
-    columns: Panels of a row.
+    study: Study to show; its label is below the title.
+    title: Title of the figure.
+    panels: Number of panels.
+    columns: Number of panels in a row.
     size: Width and height of a panel, in inches.
   """
 
@@ -106,7 +106,7 @@ class Sheet:
     axis.set_title("\n".join(_wrapped(line, self._panel, 11) for line in lines if line), fontsize=11)
 
   def finish(self):
-    """The figure, with a legend of what its panels show together."""
+    """Adds one legend for all panels and returns the figure."""
     handles = {}
     for axis in self.axes:
       for handle, label in zip(*axis.get_legend_handles_labels()):
@@ -122,10 +122,10 @@ class Sheet:
 
 
 def task_title(study: Study, groups: Sequence[Group]) -> str:
-  """The values of the task fields, in words, that the groups share."""
+  """The common values of the groups' task fields, in words."""
   return study.title(groups[0].settings, study.task_fields)
 
 
 def _wrapped(line: str, inches: float, size: float) -> str:
-  """Broken at spaces where it would be wider; a character is about 0.6 of its size wide."""
+  """Wraps a line at spaces to a width in inches; a character is about 0.6 of its size wide."""
   return textwrap.fill(line, int(inches * 72 / (0.6 * size)))

@@ -1,6 +1,6 @@
-"""Studies: the runs on one dataset, in groups that differ in their seeds alone.
+"""Studies: the runs on one dataset, in groups of runs that differ only in their seeds.
 
-Runs are grouped by every field of config.json in which they differ, seeds aside; means and standard
+Runs are grouped by every field of config.json in which they differ, except seeds. Means and standard
 deviations are over the runs of a group.
 """
 
@@ -38,11 +38,11 @@ class Estimate(NamedTuple):
 
 
 class Group(NamedTuple):
-  """Finished runs that differ in their seeds alone, or the models that they started from."""
+  """Finished runs that differ only in their seeds, or their original or retrained models."""
 
-  settings: dict[str, Any]  # what distinguishes it, by dotted name
+  settings: dict[str, Any]  # values of the fields that distinguish groups, by dotted name
   runs: tuple[Run, ...]
-  model: str = "unlearned"  # of ``results``
+  model: str = "unlearned"  # key of ``results``
 
   @property
   def columns(self) -> dict[str, Estimate]:
@@ -51,18 +51,18 @@ class Group(NamedTuple):
 
 
 class Study(NamedTuple):
-  """Everything on one dataset."""
+  """All runs on one dataset."""
 
   label: str
-  runs: tuple[Run, ...]  # also the unfinished ones
-  fields: tuple[str, ...]  # in which the runs differ, the method first; seeds are not among them
-  shown: tuple[str, ...]  # those of them that suffice to tell the groups apart
+  runs: tuple[Run, ...]  # including unfinished ones
+  fields: tuple[str, ...]  # fields in which the runs differ, the method first, without seeds
+  shown: tuple[str, ...]  # those of `fields` that suffice to tell the groups apart
   groups: tuple[Group, ...]
   references: tuple[Group, ...]  # the original and the retrained models
 
   @property
   def task_fields(self) -> tuple[str, ...]:
-    """Those of the shown fields that say what is learnt and forgotten, not how it is forgotten."""
+    """The shown fields that define the task: what is learnt and forgotten, not how it is forgotten."""
     return tuple(name for name in self.shown if is_task_field(name))
 
   def by_task(self) -> dict[tuple[str, ...], list[Group]]:
@@ -70,7 +70,7 @@ class Study(NamedTuple):
     return grouped(self.groups, lambda group: key_of(group.settings, self.task_fields))
 
   def title(self, settings: Mapping[str, Any], fields: Iterable[str]) -> str:
-    """Values in words, e.g. ``hamu-q, constraint_ratio 0.5``; the method goes without its name."""
+    """Values in words, e.g. ``hamu-q, constraint_ratio 0.5``; the method has no field name."""
     return ", ".join(
       in_words(settings[name]) if name == METHOD else f"{self.short(name)} {in_words(settings[name])}"
       for name in fields
@@ -78,7 +78,7 @@ class Study(NamedTuple):
     )
 
   def options(self, method: str) -> tuple[str, ...]:
-    """The shown fields, task fields aside, in which a method's own groups differ."""
+    """The shown fields, except those of the task, in which the groups of a method differ."""
     own = [group for group in self.groups if group.settings[METHOD] == method]
     return tuple(
       name
@@ -87,17 +87,17 @@ class Study(NamedTuple):
     )
 
   def short(self, field: str) -> str:
-    """The name without ``data.`` or ``method.``, unless both sections have a field of that name."""
+    """A field's name without ``data.`` or ``method.``, unless both sections have a field of that name."""
     section, _, name = field.partition(".")
     other = {"data": "method", "method": "data"}.get(section)
     return field if other is None or f"{other}.{name}" in self.fields else name
 
 
 class Series(NamedTuple):
-  """Groups that differ in one numeric field alone."""
+  """Groups that differ in only one numeric field."""
 
-  settings: dict[str, Any]  # the others
-  x: tuple[float, ...]  # ascending
+  settings: dict[str, Any]  # values of the other fields
+  x: tuple[float, ...]  # values of the numeric field, ascending
   groups: tuple[Group, ...]
 
 
@@ -105,11 +105,11 @@ def make_study(label: str, runs: Sequence[Run]) -> Study:
   """Groups the runs on one dataset.
 
   Args:
-    label: Of the dataset.
-    runs: At least one, finished or not.
+    label: Label of the dataset.
+    runs: At least one run, finished or not.
   """
   finished = [run for run in runs if run.summary is not None]
-  # Where nothing is finished yet, the runs are listed all the same.
+  # If no run is finished yet, the unfinished ones are listed.
   fields = _differing(finished or runs)
   by_settings = grouped(finished, lambda run: key_of(run.config, fields))
   groups = sorted(
@@ -132,7 +132,7 @@ def make_study(label: str, runs: Sequence[Run]) -> Study:
 def estimates(values: Iterable[Mapping[str, float]]) -> dict[str, Estimate]:
   """Mean and standard deviation of each name over the mappings that have it.
 
-  A NaN makes its mean NaN: a seed that diverged is not left out in silence.
+  A NaN makes the mean NaN, so that a seed that diverged is not hidden.
   """
   found: dict[str, list[float]] = {}
   for mapping in values:
@@ -147,18 +147,19 @@ def estimates(values: Iterable[Mapping[str, float]]) -> dict[str, Estimate]:
 
 
 def deviations(group: Group) -> dict[str, dict[str, Estimate]]:
-  r"""How much of the spread comes from each seed: training, unlearning, evaluation, the draw of the data.
+  r"""Standard deviation of the results due to each seed: of training, unlearning, evaluation or the data.
 
   .. math:: s_f^2 = \frac{\sum_c \sum_{i \in c} (x_i - \bar x_c)^2}{\sum_c (n_c - 1)}
 
-  over the cells c of runs that agree in all seeds but f: the pooled sample variance when f alone changes.
+  A cell c has the runs that agree in all seeds except f, so this is the pooled sample variance when only f
+  changes.
 
   Args:
-    group: Of a study.
+    group: A group of a study.
 
   Returns:
-    By seed field, for those that change within some cell: for each result s_f as the mean of an `Estimate`
-    without a deviation of its own, of as many runs as are in such cells.
+    {seed field: {result: `Estimate`}} for the seeds that change within a cell. The mean of an estimate is
+    s_f, its standard deviation is NaN, and its count is the number of runs in such cells.
   """
   seeds = list(dict.fromkeys(name for run in group.runs for name in run.seeds))
   found = {}
@@ -175,7 +176,7 @@ def deviations(group: Group) -> dict[str, dict[str, Estimate]]:
 
 
 def sweeps(study: Study) -> dict[str, list[Series]]:
-  """For each numeric field, e.g. the constraint or rho, the series along which it alone varies."""
+  """For each numeric field, e.g. the constraint or rho, the series in which only that field varies."""
   found = {}
   for field in study.fields:
     numeric = [group for group in study.groups if is_number(group.settings[field])]
@@ -200,11 +201,11 @@ def over_steps(group: Group, name: str) -> tuple[np.ndarray, np.ndarray] | None:
   """A diagnostic of all tensors and seeds of a group at the steps that all its runs have.
 
   Args:
-    group: Of a study.
+    group: A group of a study.
     name: ``angle`` or ``branch``.
 
   Returns:
-    Steps [S] and values [S, T], T the tensors of all seeds together; None without any.
+    Steps [S] and values [S, T], where T counts the tensors of all seeds; None if there are no values.
   """
   columns = [run.diagnostics[name] for run in group.runs if name in run.diagnostics]
   if not columns:
@@ -216,7 +217,7 @@ def over_steps(group: Group, name: str) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _differing(runs: Sequence[Run]) -> tuple[str, ...]:
-  """The method, then all fields that differ between the runs and may change results, seeds aside."""
+  """The method, then all fields except seeds that differ between the runs and may change results."""
   names = dict.fromkeys(name for run in runs for name in run.config)
   differing = [
     name
@@ -231,10 +232,10 @@ def _differing(runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def _telling_apart(fields: Sequence[str], runs: Sequence[Run]) -> tuple[str, ...]:
-  """The method and as few other fields as tell all settings apart, dropping the least preferred first."""
+  """The method and few other fields that tell all groups apart; the least preferred are dropped first."""
 
   def counts(names):
-    """Of all settings, and of tasks, which a comparison of methods must not mix."""
+    """Numbers of distinct groups and of distinct tasks, which a comparison must not mix."""
     task_fields = [name for name in names if is_task_field(name)]
     return tuple(len({key_of(run.config, part) for run in runs}) for part in (names, task_fields))
 
@@ -247,11 +248,11 @@ def _telling_apart(fields: Sequence[str], runs: Sequence[Run]) -> tuple[str, ...
 
 
 def _references(runs: Sequence[Run], fields: Sequence[str]) -> Iterator[Group]:
-  """The original and the retrained models, each seed's once, by the fields that they depend on."""
+  """Groups of the original and retrained models, one model per seed, by the fields that they depend on."""
   for members in grouped(runs, lambda run: key_of(run.config, fields)).values():
     for model in ("original", "retrained"):
       having = [run for run in members if model in run.summary["results"]]
-      # How it is unlearnt later is nothing to them.
+      # These models do not depend on the seed of unlearning.
       seeds = [name for name in members[0].seeds if name != _UNLEARNING_SEED]
       once = {key_of(run.config, seeds): run for run in reversed(having)}
       if once:

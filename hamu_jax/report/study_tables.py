@@ -1,4 +1,4 @@
-"""The tables of a study: results, timing, what differs between its groups, and all runs."""
+"""The tables of a study: results, timing, differences between its groups, and all runs."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,13 +10,13 @@ from hamu_jax.report.table import Number, Table
 
 
 class _Column(NamedTuple):
-  pattern: str  # of names in the results; * stands for a split
-  title: str  # {} takes what * stands for
+  pattern: str  # pattern of names in the results; * matches one part of a name, such as a split
+  title: str  # {} is replaced by the match of *
   scale: float = 1
   digits: int = 4
 
 
-# The tables of results; a column is there if a run has it.
+# The tables of results; a column is shown if a run has its values.
 _TABLES = {
   ("results", "Results"): (
     _Column("retain.accuracy", "retain acc %", 100, 2),
@@ -58,14 +58,14 @@ _STAGES = ("memorization", "pretrain", "retrain", "mask", "unlearn")
 
 
 def tables(study: Study) -> list[Table]:
-  """The tables of a study: results, timing, what differs, and all runs.
+  """Builds the tables of a study: results, timing, differing fields, and all runs.
 
   Args:
-    study: Of `gather.studies`.
+    study: A study of `gather.studies`.
 
   Returns:
-    Those that have something to show, in the order in which to show them. The last, ``values``, has every
-    number of the results under its name there.
+    The tables that have rows, in the order in which to show them. The last, ``values``, has every number
+    of the results under its name in summary.json.
   """
   rows = list(_model_rows(study))
   names = list(dict.fromkeys(name for _, group in rows for name in group.columns))
@@ -101,7 +101,7 @@ def tables(study: Study) -> list[Table]:
 
 
 def _model_rows(study: Study) -> Iterator[tuple[tuple[str | None, ...], Group]]:
-  """Settings as cells and group, task by task, each with its original and retrained model first."""
+  """Yields the cells of the shown fields and the group, task by task, with the reference models first."""
   fields = study.task_fields
   for task, groups in study.by_task().items():
     references = [one for one in study.references if key_of(one.settings, fields) == task]
@@ -125,7 +125,7 @@ def _setting_header(study: Study) -> tuple[str, ...]:
 
 
 def _matching(columns: Iterable[_Column], names: Sequence[str]) -> Iterator[tuple[str, str, _Column]]:
-  """Name, title and column of what there is, splits and stages in their order."""
+  """Yields name, title and column of the names that match, with splits and stages in their order."""
   for column in columns:
     pattern = re.compile(re.escape(column.pattern).replace(r"\*", "([^.]*)"))
     found = {name: match for name in names if (match := pattern.fullmatch(name))}
@@ -134,7 +134,7 @@ def _matching(columns: Iterable[_Column], names: Sequence[str]) -> Iterator[tupl
 
 
 def _place(parts: tuple[str, ...]) -> tuple[int, str]:
-  """Where a split or stage comes in order; others follow by name."""
+  """A sort key that puts splits and stages in their order, and other names after them."""
   order = (*_SPLITS, *_STAGES)
   word = parts[0] if parts else ""
   return (order.index(word) if word in order else len(order), word)
@@ -154,7 +154,7 @@ def _numbers(values: Mapping[str, Estimate], chosen) -> Iterator[Number | None]:
 
 
 def _deviations(study: Study) -> Iterator[Table]:
-  """How much each seed alone spreads the results, where runs differ in several."""
+  """The table of standard deviations due to each seed, if runs differ in several seeds."""
   by_group = [(group, deviations(group)) for group in study.groups]
   fields = dict.fromkeys(field for _, found in by_group for field in found)
   if len(fields) < 2:
@@ -174,7 +174,7 @@ def _deviations(study: Study) -> Iterator[Table]:
 
 
 def _timing(study: Study) -> Iterator[Table]:
-  """Seconds by method; runs on other devices are rows of their own."""
+  """The table of seconds, with a row for each group and device."""
   rows = []
   for group in study.groups:
     for device, runs in grouped(group.runs, lambda run: run.device).items():
@@ -198,7 +198,7 @@ def _timing(study: Study) -> Iterator[Table]:
 
 
 def _settings(study: Study) -> Iterator[Table]:
-  """All that differs, where the other tables do not show it."""
+  """The table of all differing fields, if the other tables do not show all of them."""
   if len(study.fields) > len(study.shown) and study.groups:
     yield Table(
       "settings",
@@ -209,7 +209,7 @@ def _settings(study: Study) -> Iterator[Table]:
 
 
 def _runs(study: Study) -> Table:
-  """Every run, finished or not."""
+  """The table of all runs, finished or not."""
   seeds = list(
     dict.fromkeys(name for run in study.runs for name, seed in run.seeds.items() if seed is not None)
   )

@@ -1,4 +1,4 @@
-"""A table, and how it is written: Markdown, CSV, LaTeX, HTML."""
+"""A table, and its forms in Markdown, CSV, LaTeX and HTML."""
 
 import csv
 import html
@@ -24,7 +24,7 @@ class Number(NamedTuple):
   digits: int
 
   def text(self, plus_minus: str = "±") -> str:
-    """``mean ± deviation``; the mean alone for one seed."""
+    """``mean ± standard deviation``, or only the mean for one seed."""
     mean = _fixed(self.estimate.mean, self.digits)
     if math.isnan(self.estimate.std) or math.isnan(self.estimate.mean):
       return mean
@@ -32,9 +32,9 @@ class Number(NamedTuple):
 
 
 class Table(NamedTuple):
-  """A table as it is meant, before any format; None is a cell that does not exist."""
+  """A table independent of its format; None is an empty cell."""
 
-  name: str  # of its files
+  name: str  # name of its files
   title: str
   header: tuple[str, ...]
   rows: tuple[tuple[str | Number | None, ...], ...]
@@ -46,7 +46,7 @@ class Table(NamedTuple):
 
 
 def markdown(table: Table) -> str:
-  """The table in Markdown; numbers are to the right."""
+  """The table in Markdown, with numbers aligned to the right."""
 
   def line(cells):
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -58,7 +58,7 @@ def markdown(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-  """The table as CSV, in full precision: a mean, a deviation and a count for each number."""
+  """The table as CSV, in full precision: mean, standard deviation and count of each number."""
   numeric = table.numeric
   header = [
     name
@@ -85,7 +85,7 @@ def latex(table: Table) -> str:
 
   def cell(value):
     if isinstance(value, Number):
-      # Words such as nan are no mathematics.
+      # Words such as nan are not set in mathematics.
       text = value.text(r"\pm").replace("e-", r"\mathrm{e}{-}")
       return text if math.isnan(value.estimate.mean) else f"${text}$"
     return _latex_text(cell_text(value))
@@ -110,7 +110,7 @@ def latex(table: Table) -> str:
 
 
 def html_table(table: Table) -> str:
-  """The table as an HTML element; what looks like markup in a cell is text."""
+  """The table as an HTML element; markup in cells is escaped."""
   numeric = table.numeric
 
   def row(tag, cells, style=""):
@@ -132,12 +132,12 @@ def html_table(table: Table) -> str:
 
 
 def cell_text(cell: str | Number | None) -> str:
-  """A cell in words; empty where there is none."""
+  """The text of a cell; empty for None."""
   return "" if cell is None else cell.text() if isinstance(cell, Number) else cell
 
 
 def _fixed(value: float, digits: int) -> str:
-  """Fixed digits, or three significant ones where those would show nothing of a small number."""
+  """Formats a number with fixed digits, or with three significant ones if it would be rounded to 0."""
   return f"{value:.2e}" if 0 < abs(value) < 0.5 * 10**-digits else f"{value:.{digits}f}"
 
 

@@ -1,4 +1,4 @@
-"""What surrounds a computation: run directory, sinks, progress, checkpoints, stage cache, signals, hosts.
+"""The side effects of a run: run directory, sinks, progress, checkpoints, stage cache, signals, hosts.
 
-All side effects are here. May import the ground floor (`hamu_jax.errors`) only.
+This package may import only the ground floor (`hamu_jax.errors`).
 """

@@ -1,4 +1,4 @@
-"""Checkpoints through Orbax: the only module that knows how they lie on disk."""
+"""Checkpoints through Orbax: the only module that knows their format on disk."""
 
 import pathlib
 from typing import Any
@@ -16,8 +16,8 @@ _KEEP = 2
 class Checkpoints:
   """The checkpoints of one stage in progress.
 
-  A checkpoint appears under its final name only when it is complete, so a process killed while writing
-  leaves the one before.
+  A checkpoint gets its final name only when it is complete, so if a process is killed while it writes, the
+  previous checkpoint is still there.
 
   Args:
     path: folder of the stage's checkpoints.
@@ -36,16 +36,19 @@ class Checkpoints:
 
   @property
   def latest(self) -> int | None:
-    """Step of the newest checkpoint."""
+    """Step of the newest checkpoint, None if there is none."""
     return self._manager.latest_step()
 
   def save(self, step: int, tree: Tree, meta: dict[str, Any]) -> None:
     """Writes a checkpoint, whole or not at all.
 
     Args:
-      step: position in the stage's stream of batches.
+      step: number of steps of the stage that are done.
       tree: pytree of arrays.
       meta: JSON values.
+
+    Raises:
+      UserError: if the checkpoint cannot be written.
     """
     if self.latest == step:
       return
@@ -56,17 +59,20 @@ class Checkpoints:
     except OSError as error:
       raise UserError(
         f"{self._path}: could not write the checkpoint of step {step} ({error.strerror or error}); "
-        "make room or choose another --workdir, then run the same command to go on from the last one"
+        "make room or choose another --workdir, then run the same command to resume from the last one"
       ) from error
 
   def restore(self, like: Tree) -> tuple[Tree, dict[str, Any]]:
     """Reads the newest checkpoint.
 
     Args:
-      like: pytree with the structure, shapes and dtypes to expect.
+      like: pytree with the expected structure, shapes and dtypes.
+
+    Returns:
+      (tree, meta) as passed to `save`.
 
     Raises:
-      UserError: it cannot be read, or it is of another model.
+      UserError: if the checkpoint cannot be read, or is of another model.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
@@ -74,8 +80,8 @@ class Checkpoints:
         self.latest,
         args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()),
       )
-    except Exception as error:  # Orbax and tensorstore raise many kinds for a damaged folder.
-      remedy = "delete that folder to go on from the one before, or choose another --workdir"
+    except Exception as error:  # Orbax and tensorstore raise many types for a damaged folder.
+      remedy = "delete that folder to resume from the one before, or choose another --workdir"
       raise _unreadable(self._path / str(self.latest), error, remedy) from error
     return restored["tree"], restored["meta"]
 
@@ -103,17 +109,17 @@ def save_tree(path: pathlib.Path, tree: Tree) -> None:
 
 
 def load_tree(path: pathlib.Path, like: Tree) -> Tree:
-  """Reads what `save_tree` wrote, on whatever devices, into this process's memory.
+  """Reads a checkpoint of `save_tree`, written on any devices, into this process's memory.
 
   Args:
-    path: the checkpoint.
-    like: pytree with the structure, shapes and dtypes to expect.
+    path: path of the checkpoint.
+    like: pytree with the expected structure, shapes and dtypes.
 
   Returns:
     The tree, as NumPy arrays.
 
   Raises:
-    UserError: it is missing, damaged or of another model.
+    UserError: if the checkpoint is missing, damaged or of another model.
   """
   try:
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -121,11 +127,11 @@ def load_tree(path: pathlib.Path, like: Tree) -> Tree:
         path.absolute(),
         args=ocp.args.PyTreeRestore(
           item=like,
-          # As NumPy: the devices that wrote it need not be those that read it.
+          # Arrays are restored as NumPy, because the devices may differ from those that wrote them.
           restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like),
         ),
       )
     jax.tree.map(_check_same, like, restored)
     return restored
-  except Exception as error:  # As above.
+  except Exception as error:  # Orbax and tensorstore raise many types for a damaged folder.
     raise _unreadable(path, error, "delete its stage folder to compute it again") from error

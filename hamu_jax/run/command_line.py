@@ -1,4 +1,4 @@
-"""What the programs of this project have in common: bad input is one line and an exit status."""
+"""The common command line of the programs: bad input gives one line of error and an exit status."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ TERMINATED = 128 + 15
 
 
 class Parser(argparse.ArgumentParser):
-  """One whose complaints are `UserError`s, and which takes options by their whole names only."""
+  """A parser that raises `UserError` for bad input and does not accept abbreviated options."""
 
   def __init__(self, **options):
     super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
@@ -26,13 +26,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(program: Callable[[], int | None]) -> int:
-  """Runs a program that raises a `UserError` for bad input, and `Preempted` where it was asked to end.
+  """Runs a program and turns its `UserError` or `Preempted` into a line of text and an exit status.
 
   Args:
-    program: what it does; returns its exit status, or None for 0.
+    program: function that returns the exit status, or None for 0. It raises `UserError` for bad input and
+      `Preempted` if it was asked to end.
 
   Returns:
-    The exit status; 2 for bad input, of which one line is printed. An interruption ends the process with 143.
+    The exit status; 2 for bad input, for which one line is printed. An interruption exits with status 143.
   """
   logging.set_verbosity(logging.WARNING)
   try:
@@ -41,8 +42,8 @@ def run(program: Callable[[], int | None]) -> int:
     print(f"error: {error}", file=sys.stderr)
     return BAD_INPUT
   except Preempted:
-    print("interrupted: progress is saved; run the same command to go on", file=sys.stderr)
+    print("interrupted: progress is saved; run the same command to resume", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    # A device program may still be running in a thread that cannot be ended.
+    # A device program may still be running in a thread that cannot be stopped.
     os._exit(TERMINATED)

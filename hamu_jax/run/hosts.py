@@ -1,6 +1,6 @@
-"""Several processes acting as one: start-up, agreement, and who writes.
+"""Multi-process runs: start-up, agreement between processes, and the choice of the writer.
 
-With one process every function here is a no-op.
+With a single process every function here is a no-op.
 """
 
 import jax
@@ -12,14 +12,14 @@ from hamu_jax.errors import UserError
 
 
 def initialize(config: ml_collections.ConfigDict) -> None:
-  """Joins the processes of a run; must come before any other use of JAX.
+  """Connects the processes of a run. It must be called before any other use of JAX.
 
   Args:
-    config: `config.distributed`: `coordinator` (host:port of process 0; "" for a single process; "auto"
-      where the cluster tells, as on TPU pods and SLURM), `num_processes`, `process_id`.
+    config: `config.distributed` with `coordinator` (host:port of process 0; "" for a single process; "auto"
+      if the cluster provides it, as TPU pods and SLURM do), `num_processes` and `process_id`.
 
   Raises:
-    UserError: the processes did not find each other.
+    UserError: if the processes do not find each other.
   """
   if not config.coordinator:
     return
@@ -42,7 +42,7 @@ def is_writer() -> bool:
 
 
 def agree(values) -> np.ndarray:
-  """The elementwise maximum of `values` over the processes: the same decision everywhere."""
+  """The elementwise maximum of `values` over the processes, so that all make the same decision."""
   values = np.asarray(values)
   if jax.process_count() == 1:
     return values
@@ -50,6 +50,6 @@ def agree(values) -> np.ndarray:
 
 
 def barrier(name: str) -> None:
-  """Waits until every process is here."""
+  """Waits until every process has reached this call."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)

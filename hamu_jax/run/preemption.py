@@ -1,8 +1,8 @@
 """Notices SIGTERM and SIGINT while the device is busy.
 
-Python runs a signal handler only between bytecodes of the main thread, so a main thread that is inside a
-long compilation or a long device program would notice too late. Such work therefore goes to a worker
-thread, and the main thread watches.
+Python runs a signal handler only between bytecodes of the main thread, so a main thread inside a long
+compilation or device program would notice a signal too late. Such work therefore runs in a worker thread,
+while the main thread waits for it and for signals.
 """
 
 import signal
@@ -15,14 +15,14 @@ _POLL_SECONDS = 0.02
 
 
 class Preempted(Exception):
-  """The run was asked to end; what was applied so far has been or can be saved."""
+  """The run was asked to end; the steps applied so far are saved or can be saved."""
 
 
 class Watch:
   """A context in which SIGTERM and SIGINT set `requested` instead of ending the process.
 
   Args:
-    grace_seconds: how long work in flight may go on after the request.
+    grace_seconds: time in seconds for which running work may continue after the request.
   """
 
   def __init__(self, grace_seconds: float = 4.0):
@@ -45,7 +45,7 @@ class Watch:
     if self._requested_at is None:
       self._requested_at = time.monotonic()
     elif number == signal.SIGINT:
-      raise KeyboardInterrupt  # Ctrl-C twice: the person does not want to wait.
+      raise KeyboardInterrupt  # A second Ctrl-C means that the user does not want to wait.
 
   @property
   def requested(self) -> bool:
@@ -55,12 +55,15 @@ class Watch:
   def run(self, work: Callable[[], Any]) -> Any:
     """Runs `work` in a thread.
 
+    Args:
+      work: function without arguments.
+
     Returns:
-      What `work` returns.
+      The result of `work`.
 
     Raises:
-      Preempted: the run was asked to end and the work did not finish within the grace period. The
-        thread is left behind; the process is expected to save and exit.
+      Preempted: if the run was asked to end and the work did not finish within the grace period. The
+        thread keeps running; the process is expected to save and exit.
     """
     outcome = {}
     finished = threading.Event()
@@ -68,7 +71,7 @@ class Watch:
     def target():
       try:
         outcome["value"] = work()
-      except BaseException as error:  # Whatever it is, it belongs to the caller.
+      except BaseException as error:  # The caller gets the error, whatever its type.
         outcome["error"] = error
       finally:
         finished.set()

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a progress bar, or plain lines where there is no terminal."""
+"""Progress of a running stage: a progress bar, or plain lines if there is no terminal."""
 
 import sys
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ _LINE = "{desc}: {n_fmt}/{total_fmt} steps, {rate_fmt}, ETA {remaining}{postfix}
 
 
 class Progress:
-  """The progress of one stage, with rate and time to go; a context manager.
+  """The progress of one stage, with its rate and remaining time; a context manager.
 
-  On a terminal a bar that redraws itself; anywhere else a plain line every few seconds, one at the
-  start and one at the end.
+  On a terminal it is a bar that redraws itself. Elsewhere it is a plain line at the start, at the end and
+  every few seconds between.
   """
 
   def __init__(
@@ -32,13 +32,13 @@ class Progress:
     """Shows the stage at its first step.
 
     Args:
-      stage: Its name.
-      total: Its steps.
-      initial: Steps done by an earlier process, which count for the position but not for the rate.
-      shown: Names of the metrics to show, where an update has them.
-      seconds_between_lines: Off a terminal, the least time between two lines.
-      stream: Where to write; None is stderr.
-      enabled: False shows nothing, for all but one process of a multi-host run.
+      stage: Name of the stage.
+      total: Number of steps of the stage.
+      initial: Number of steps done by an earlier process, which count for the position but not for the rate.
+      shown: Names of the metrics to show if an update has them.
+      seconds_between_lines: Smallest time between two lines without a terminal, in seconds.
+      stream: Stream to write to; None is stderr.
+      enabled: Whether anything is shown; only one process of a multi-host run should show it.
     """
     file: Any = sys.stderr if stream is None else stream
     style: dict[str, Any] = {"dynamic_ncols": True}
@@ -64,7 +64,7 @@ class Progress:
     self._bar.close()
 
   def update(self, step: int, values: Mapping[str, Any] | None = None) -> None:
-    """Moves to `step`, an absolute position, with the metrics of its last step."""
+    """Moves to `step`, counted from the start of the stage, with the metrics of the last step."""
     values = values or {}
     texts = [f"{name} {format_number(values[name], 4)}" for name in self._shown if name in values]
     self._bar.set_postfix_str(", ".join(texts), refresh=False)
@@ -72,11 +72,11 @@ class Progress:
 
 
 class _Bar(tqdm):
-  monitor_interval = 0  # no watcher thread: updates come regularly
+  monitor_interval = 0  # no monitor thread, because updates come regularly
 
 
 class _Lines:
-  """Turns the carriage returns of a bar into lines."""
+  """Writes each redrawing of a bar as a line of its own."""
 
   def __init__(self, stream: TextIO):
     self._stream = stream

@@ -1,15 +1,15 @@
-"""The run directory: everything a run leaves behind, and the only place that writes metrics.
+"""The run directory: all output of a run, and the only module that writes metrics.
 
     config.json     the resolved configuration
-    metrics.jsonl   one JSON object a line: stage, step, split, then the values
+    metrics.jsonl   one JSON object per line: stage, step, split, then the values
     summary.json    results, steps, stop reason, seconds and provenance
     tb/<stage>/     TensorBoard events
     wandb.json      the Weights & Biases run id, when config.wandb asks for it
     checkpoints/    orbax; beside it the plots
 
-All JSON is strict: NaN and infinities, which JSON has no numbers for, are written as null. JSON
-files are replaced atomically; metrics are appended, so that a killed process leaves at most one
-torn last line, which `read_metrics` reports and the next `RunDir.open` removes.
+All JSON is strict: NaN and infinities, which JSON cannot represent, are written as null. JSON
+files are replaced atomically. Metrics are appended, so a killed process leaves at most one
+truncated last line, which `read_metrics` reports and the next `RunDir.open` removes.
 """
 
 import contextlib
@@ -30,23 +30,23 @@ from hamu_jax.run.sinks import Sink, TensorBoardSink, WandbSink
 
 
 class MetricsLog(NamedTuple):
-  """What a metrics.jsonl holds."""
+  """The contents of a metrics.jsonl."""
 
   rows: list[dict[str, Any]]
-  torn: bool  # the last line is cut off and not among the rows
+  torn: bool  # whether the last line is truncated; it is then not among the rows
 
 
 def jsonable(value: Any) -> Any:
-  """The plain JSON form of a value: strict numbers, lists and string-keyed dicts.
+  """Converts a value to plain JSON: finite numbers, lists and dicts with string keys.
 
   Args:
     value: Nested mappings and sequences of strings, numbers, None, paths, NumPy and JAX arrays.
 
   Returns:
-    The same structure; arrays are lists, tuples are lists, NaN and infinities are None.
+    The same structure, with lists for arrays and tuples, and None for NaN and infinities.
 
   Raises:
-    TypeError: something else is in it.
+    TypeError: for a value of any other type.
   """
   if value is None or isinstance(value, (str, bool, int)):
     return value
@@ -60,22 +60,22 @@ def jsonable(value: Any) -> Any:
     return os.fspath(value)
   if isinstance(value, (np.ndarray, np.generic, jax.Array)):
     array = np.asarray(value)
-    # Extension floats such as bfloat16 have no Python counterpart of their own.
+    # Extension floats such as bfloat16 have no Python counterpart, so they become float first.
     return jsonable(array.tolist() if array.dtype.kind in "biuf" else array.astype(float).tolist())
   raise TypeError(f"cannot write a {type(value).__name__} as JSON: {value!r}")
 
 
 def read_metrics(path: os.PathLike | str) -> MetricsLog:
-  """Reads the metrics of a run directory, tolerating a torn last line.
+  """Reads the metrics of a run directory; the last line may be truncated.
 
   Args:
     path: The run directory or its metrics.jsonl; without such a file there are no rows.
 
   Returns:
-    The rows in the order written, and whether a torn last line was left out.
+    The rows in the order written, and whether a truncated last line was left out.
 
   Raises:
-    UserError: a line before the last is not JSON; the file was not written by a run.
+    UserError: if a line before the last is not JSON, so that no run can have written the file.
   """
   path = pathlib.Path(path)
   path = path / "metrics.jsonl" if path.is_dir() else path
@@ -95,11 +95,11 @@ def write_json(path: os.PathLike | str, value: Any) -> None:
   """Writes `value` as JSON so that `path` holds the old or the new content, never a part.
 
   Args:
-    path: The file; its folder exists.
-    value: Anything `jsonable` accepts.
+    path: The file; its folder must exist.
+    value: Any value that `jsonable` accepts.
 
   Raises:
-    UserError: the disk is full or the folder not writable.
+    UserError: if the disk is full or the folder is not writable.
   """
   write_bytes(path, (json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n").encode())
 
@@ -108,14 +108,14 @@ def write_bytes(path: os.PathLike | str, data: bytes) -> None:
   """Writes a file so that `path` holds the old or the new content, never a part.
 
   Args:
-    path: The file; its folder exists.
+    path: The file; its folder must exist.
     data: The content.
 
   Raises:
-    UserError: the disk is full or the folder not writable.
+    UserError: if the disk is full or the folder is not writable.
   """
   path = pathlib.Path(path)
-  # One fixed name: a file left behind by a killed process is overwritten, not collected.
+  # The name is fixed, so that a file left by a killed process is overwritten.
   partial = path.with_name(f".{path.name}.partial")
   with _writing(path):
     with open(partial, "wb") as file:
@@ -129,14 +129,14 @@ def write_arrays(path: os.PathLike | str, **arrays: np.ndarray) -> None:
   """Writes an `.npz` so that `path` holds the old or the new content, never a part.
 
   Args:
-    path: The file; its folder exists.
-    **arrays: By name.
+    path: The file; its folder must exist.
+    **arrays: Arrays by name.
 
   Raises:
-    UserError: the disk is full or the folder not writable.
+    UserError: if the disk is full or the folder is not writable.
   """
   buffer = io.BytesIO()
-  # NumPy's own keyword could be among the names.
+  # For the type checker, a name could be one of NumPy's own keywords.
   np.savez(buffer, **arrays)  # type: ignore[arg-type]
   write_bytes(path, buffer.getvalue())
 
@@ -145,7 +145,7 @@ def read_json(path: os.PathLike | str) -> Any:
   """Reads a JSON file of a run directory.
 
   Raises:
-    UserError: the file is missing or not JSON.
+    UserError: if the file is missing or is not JSON.
   """
   try:
     return json.loads(pathlib.Path(path).read_text())
@@ -156,19 +156,19 @@ def read_json(path: os.PathLike | str) -> Any:
 
 
 class RunDir:
-  """One run's directory, opened for writing.
+  """The directory of one run, opened for writing.
 
-  Every method that writes does nothing when `writer` is false, so that all processes of a
-  multi-host run call them alike and one of them writes.
+  Methods that write do nothing if `writer` is False, so that all processes of a multi-host run can call them
+  while only one writes.
   """
 
   def __init__(self, path: os.PathLike | str, *, writer: bool = True, sinks: Sequence[Sink] = ()):
-    """Wraps an existing directory; `open` is the way to start or resume a run.
+    """Wraps an existing directory. Use `open` to start or resume a run.
 
     Args:
       path: The directory.
       writer: Whether this process writes.
-      sinks: Receivers of every metrics row beside metrics.jsonl.
+      sinks: Receivers of every metrics row, in addition to metrics.jsonl.
     """
     self.path = pathlib.Path(path)
     self.writer = writer
@@ -185,23 +185,23 @@ class RunDir:
     ignore: Sequence[str] = (),
     writer: bool = True,
   ) -> "RunDir":
-    """Starts a run in `path`, or resumes the one that is there.
+    """Starts a run in `path`, or resumes the existing one.
 
     Args:
-      path: The directory, made when missing.
-      config: The resolved configuration; its section ``wandb`` (project, name, entity, mode) adds
-        the Weights & Biases sink when ``project`` is not empty.
-      defaults: Configuration whose values stand for fields that the one that is there lacks, as a
-        version that had fewer fields wrote it.
-      ignore: Dotted names of fields or sections that may differ from the run that is there, e.g.
-        ``("wandb", "log.every")``; the file then takes the new values.
+      path: The directory, created if it is missing.
+      config: The resolved configuration. Its section ``wandb`` (project, name, entity, mode) adds
+        the Weights & Biases sink if ``project`` is not empty.
+      defaults: Configuration with the values of fields that the existing config.json lacks, because a
+        version with fewer fields wrote it.
+      ignore: Dotted names of fields or sections that may differ from the existing run, e.g.
+        ``("wandb", "log.every")``; the file then gets the new values.
       writer: Whether this process writes.
 
     Returns:
       The run directory, with config.json written and TensorBoard as a sink.
 
     Raises:
-      UserError: the directory belongs to another experiment or cannot be written.
+      UserError: if the directory belongs to another experiment or cannot be written.
     """
     path, config = pathlib.Path(path), jsonable(config)
     with _writing(path):
@@ -224,16 +224,16 @@ class RunDir:
     return run
 
   def write(self, stage: str, step: int, split: str, values: Mapping[str, Any]) -> None:
-    """Appends one row to metrics.jsonl and hands it to every sink.
+    """Appends one row to metrics.jsonl and passes it to every sink.
 
     Args:
       stage: ``pretrain``, ``retrain``, ``unlearn`` or ``evaluate``.
-      step: The stage's steps so far, the one that the row describes included.
-      split: ``retain``, ``forget``, ``test`` for evaluations; ``step`` for a step's diagnostics.
+      step: Number of steps of the stage so far, including the step that the row describes.
+      split: ``retain``, ``forget`` or ``test`` for evaluations; ``step`` for the diagnostics of a step.
       values: Numbers, lists or arrays by name.
 
     Raises:
-      UserError: the disk is full or the directory not writable.
+      UserError: if the disk is full or the directory is not writable.
     """
     if not self.writer:
       return
@@ -251,13 +251,13 @@ class RunDir:
         sink.write(stage, row["step"], split, values)
 
   def truncate(self, stage: str, step: int, *, evaluated: int | None = None) -> None:
-    """Drops what a resumed stage will write again, and a torn last line.
+    """Removes the rows that a resumed stage will write again, and a truncated last line.
 
     Args:
       stage: The stage that resumes.
-      step: The step it resumes from, so that its rows beyond go; -1 when it starts over.
-      evaluated: The last evaluation it will not repeat, so that rows of splits other than ``step``
-        beyond it go too; None: an evaluation at `step` is not repeated either.
+      step: The step from which it resumes; its later rows are removed. -1 if it starts over.
+      evaluated: The step of the last evaluation that it will not repeat; later rows of splits other than
+        ``step`` are removed. None means `step`.
     """
     last = {"step": step}
     evaluated = step if evaluated is None else evaluated
@@ -267,12 +267,12 @@ class RunDir:
         sink.rewind(stage, step)
 
   def write_json(self, name: str, value: Any) -> None:
-    """Writes the JSON file `name`, e.g. ``summary.json``; see the function of that name."""
+    """Writes the JSON file `name`, e.g. ``summary.json``; see the function `write_json`."""
     if self.writer:
       write_json(self.path / name, value)
 
   def close(self) -> None:
-    """Closes the metrics file and every sink, also when one of them fails."""
+    """Closes the metrics file and every sink, even if one of them fails."""
     self._close_metrics()
     with _writing(self.path), contextlib.ExitStack() as stack:
       for sink in self._sinks:
@@ -284,7 +284,7 @@ class RunDir:
       self._metrics = None
 
   def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrites metrics.jsonl with the wanted rows, when that changes it."""
+    """Rewrites metrics.jsonl with the wanted rows, if that changes it."""
     path = self.path / "metrics.jsonl"
     if not self.writer or not path.exists():
       return
@@ -331,7 +331,7 @@ def _same_experiment(
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-  """The leaves of nested dicts under dotted names; an empty dict is a leaf."""
+  """Yields the leaves of nested dicts with their dotted names; an empty dict is a leaf."""
   if isinstance(config, Mapping) and config:
     for name, value in config.items():
       yield from fields(value, f"{prefix}.{name}" if prefix else name)

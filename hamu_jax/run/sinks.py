@@ -1,4 +1,4 @@
-"""Receivers of the metrics rows beside metrics.jsonl: TensorBoard and Weights & Biases."""
+"""Receivers of the metrics rows in addition to metrics.jsonl: TensorBoard and Weights & Biases."""
 
 import pathlib
 import time
@@ -11,31 +11,31 @@ from hamu_jax.errors import UserError
 
 
 class Sink(Protocol):
-  """What `RunDir` hands every metrics row to."""
+  """A receiver of every metrics row of a `RunDir`."""
 
   def write(self, stage: str, step: int, split: str, values: Mapping[str, Any]) -> None:
-    """Takes one row; `values` are plain JSON values, None where a number was not finite."""
+    """Receives one row; `values` are plain JSON values, None for a number that was not finite."""
 
   def rewind(self, stage: str, step: int) -> None:
     """Forgets the rows of `stage` beyond `step`, as far as the receiver can."""
 
   def close(self) -> None:
-    """Flushes and releases; nothing is written afterwards."""
+    """Flushes and releases the receiver; nothing is written afterwards."""
 
 
 class TensorBoardSink:
   """TensorBoard events: numbers as scalars, lists of numbers as histograms.
 
   Each stage is a TensorBoard run of its own, because every stage counts its steps from zero. Events
-  are written synchronously: tensorboardX's own writer hands them to a thread that dies on a full
-  disk and then blocks the training loop for ever.
+  are written synchronously: tensorboardX's own writer passes them to a thread that dies on a full
+  disk and then blocks the training loop forever.
   """
 
   def __init__(self, directory: pathlib.Path):
-    """Writes nothing yet.
+    """Prepares the sink without writing anything.
 
     Args:
-      directory: Parent of the stages' folders, which are made with their first event.
+      directory: Parent of the stages' folders, which are created with their first event.
     """
     self._directory = directory
     self._writers: dict[str, Any] = {}
@@ -55,7 +55,7 @@ class TensorBoardSink:
     self._write(stage, event)
 
   def rewind(self, stage: str, step: int) -> None:
-    """TensorBoard purges the events beyond `step` when it reads the session start."""
+    """Writes a session start, at which TensorBoard discards the events after `step`."""
     if not (self._directory / stage).exists():
       return
     from tensorboardX.proto import event_pb2
@@ -75,16 +75,16 @@ class TensorBoardSink:
 
       folder = self._directory / stage
       folder.mkdir(parents=True, exist_ok=True)
-      # The library's name has a resolution of a second; a quick resume must not overwrite a file.
+      # The library's file names have a resolution of a second, so a quick resume would overwrite a file.
       self._writers[stage] = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
     self._writers[stage].write_event(event)
     self._writers[stage].flush()
 
 
 class WandbSink:
-  """Weights & Biases: every stage's rows over that stage's own step.
+  """Weights & Biases: the rows of every stage over that stage's own step.
 
-  Runs are append-only there: rows that a resumed run writes again appear twice, at equal steps.
+  Its runs are append-only, so rows that a resumed run writes again appear twice, at equal steps.
   """
 
   def __init__(self, config: Mapping[str, Any], *, directory: pathlib.Path, run_id: str):
@@ -94,11 +94,11 @@ class WandbSink:
       config: The resolved configuration, stored with the run. Its section ``wandb`` has
         ``project``, ``name`` (empty: the directory's name), ``entity`` (empty: the account's
         default) and ``mode`` (``online``, ``offline`` or ``disabled``).
-      directory: The run directory, below which wandb keeps its files.
-      run_id: Identifies the run when it resumes.
+      directory: The run directory, in which wandb keeps its files.
+      run_id: Identifier of the run, by which it resumes.
 
     Raises:
-      UserError: wandb is not installed or refuses to start.
+      UserError: if wandb is not installed or does not start.
     """
     try:
       import wandb
@@ -142,7 +142,7 @@ class WandbSink:
     self._run.log(row)
 
   def rewind(self, stage: str, step: int) -> None:
-    """Does nothing: what was logged stays logged."""
+    """Does nothing, because logged rows cannot be removed."""
 
   def close(self) -> None:
     """See `Sink.close`."""
@@ -150,7 +150,7 @@ class WandbSink:
 
 
 def _numbers(value: Any) -> list[float]:
-  """The numbers of a flat list; nothing when it is something else."""
+  """The numbers of a flat list; an empty list for any other value."""
   if not isinstance(value, list):
     return []
   return [item for item in value if isinstance(item, (bool, int, float))]

@@ -1,7 +1,8 @@
-"""Finished stages, kept under a fingerprint of everything they depend on.
+"""The cache of finished stages, keyed by a fingerprint of everything they depend on.
 
-A stage folder `<name>-<fingerprint>` appears complete (it is renamed into place), so several runs may
-share one cache. It holds `outcome.json` and, for stages that make a model, an Orbax checkpoint.
+A stage folder `<name>-<fingerprint>` is complete as soon as it exists, because it is renamed into place. So
+several runs may share one cache. It holds `outcome.json` and, for stages that produce a model, an Orbax
+checkpoint.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ _MODEL = "model"
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
-  """16 hex digits of the SHA-256 of JSON values."""
+  """The first 16 hexadecimal digits of the SHA-256 of JSON values."""
   text = json.dumps(inputs, sort_keys=True, default=list)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -30,21 +31,21 @@ class StageCache:
   """Looks up and publishes finished stages.
 
   Args:
-    path: folder of the cache; made if missing.
+    path: folder of the cache, created if it is missing.
   """
 
   def __init__(self, path: pathlib.Path):
     self._path = path
 
   def folder(self, name: str, key: str) -> pathlib.Path:
-    """Where a stage is, or will be."""
+    """The folder of a stage, whether it exists or not."""
     return self._path / f"{name}-{key}"
 
   def outcome(self, name: str, key: str) -> dict[str, Any] | None:
-    """JSON values of a finished stage, None if there is none.
+    """Reads the JSON values of a finished stage; None if the stage is not cached.
 
     Raises:
-      UserError: the folder is there but damaged.
+      UserError: if the folder exists but is damaged.
     """
     path = self.folder(name, key) / _OUTCOME
     if not path.parent.exists():
@@ -57,13 +58,13 @@ class StageCache:
       ) from error
 
   def model(self, name: str, key: str, like: Tree) -> Tree:
-    """The model of a finished stage; `like` has its structure, shapes and dtypes."""
+    """Reads the model of a finished stage; `like` has its structure, shapes and dtypes."""
     return checkpoints.load_tree(self.folder(name, key) / _MODEL, like)
 
   def publish(self, name: str, key: str, outcome: Mapping[str, Any], model: Tree | None = None):
-    """Adds a finished stage; if another run was faster, its equal result stays."""
+    """Adds a finished stage; if another run added it first, its equal result is kept."""
     target = self.folder(name, key)
-    # One name for all processes of a run, which write the model together, and for no other run.
+    # All processes of a run write the model into one folder, which no other run may use.
     temporary = self._path / f".{name}-{key}.{int(hosts.agree(secrets.randbits(31)))}"
     try:
       if hosts.is_writer():
@@ -83,5 +84,5 @@ class StageCache:
     except OSError as error:
       raise UserError(
         f"config.stage_cache: could not write {target} ({error.strerror or error}); make room or choose "
-        "another folder, then run the same command to go on"
+        "another folder, then run the same command to resume"
       ) from error

@@ -1,4 +1,4 @@
-"""Aligned text: the table of a run's results, and of anything else."""
+"""Aligned text tables, and the table of a run's results."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ _STAGES = {"original": "pretrain", "retrained": "retrain", "unlearned": "unlearn
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """Aligned columns, the first to the left and, below a header, the others to the right."""
+  """Aligns columns: the first to the left and, if there is a header, the others to the right."""
   cells = [[str(cell) for cell in row] for row in ([header] if header else []) + list(rows)]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   return "\n".join(
@@ -22,14 +22,14 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def results_table(summary: Mapping[str, Any]) -> str:
   """The results of a run as aligned text, at most 120 columns wide for ordinary numbers.
 
-  One row for each of the original, retrained and unlearned model that the run has. Accuracies are
-  in percent; a value that does not exist for a row is "-", one that is not a number "nan".
+  There is one row for each of the original, retrained and unlearned models that the run has. Accuracies are
+  in percent. A value that a row does not have is "-"; a value that is not finite is "nan".
 
   Args:
     summary: The content of summary.json: ``results`` by model, ``seconds`` by stage.
 
   Returns:
-    Lines of equal length, joined; no trailing newline.
+    Lines of equal length in one string, without a trailing newline.
   """
   rows = [name for name in _STAGES if name in summary["results"]]
   columns = list(_columns(summary, rows))
@@ -43,18 +43,18 @@ def results_table(summary: Mapping[str, Any]) -> str:
 
 
 def _columns(summary: Mapping[str, Any], rows: list[str]) -> Iterator[list[str]]:
-  """The columns as texts, two header lines first."""
+  """Yields the columns as texts, each with two header lines."""
   results = summary["results"]
   for split in ("retain", "forget", "test"):
     cells = [results[row].get(split, {}) for row in rows]
     yield [split, "acc %", *(_percent(cell, "accuracy") for cell in cells)]
     yield [split, "loss", *(_cell(cell, "loss", 4) for cell in cells)]
-  # Whole forgotten classes: the test accuracy on the classes that stay, and on those that go.
+  # If whole classes are forgotten: test accuracy on the retained classes, and on the forgotten ones.
   for split, name in (("test_retain", "kept"), ("test_forget", "forgotten")):
     cells = [results[row].get(split, {}) for row in rows]
     if any(cells):
       yield ["test acc %", name, *(_percent(cell, "accuracy") for cell in cells)]
-  # Language models: how much of the true answers the generated ones have, and TOFU's two scores.
+  # For language models: recall of the true answers in the generated ones, and TOFU's two scores.
   suites = [results[row].get("suite", {}) for row in rows]
   if any(suites):
     for split in ("retain", "forget"):
@@ -67,7 +67,7 @@ def _columns(summary: Mapping[str, Any], rows: list[str]) -> Iterator[list[str]]
     if any(marks):
       yield ["watermark", "AUC", *(_cell(mark, "forget_retain_auc", 4) for mark in marks)]
   yield ["forget/test", "loss AUC", *(_cell(results[row], "forget_test_auc", 4) for row in rows)]
-  # The share of the forget set that an attack by confidence takes for rows the model never saw.
+  # The share of the forget set that an attack by confidence classifies as non-members.
   cells = [results[row].get("membership", {}) for row in rows]
   if any(cells):
     yield ["unseen", "% MIA", *(_percent(cell, "confidence") for cell in cells)]
@@ -86,7 +86,7 @@ def _cell(values: Mapping[str, Any], name: str, digits: int) -> str:
 
 
 def format_number(value: float | None, digits: int) -> str:
-  """Fixed digits, or four significant ones where those would take more than ten characters."""
+  """Formats a number with fixed digits, or with four significant ones if it would exceed ten characters."""
   if value is None:
     return "nan"
   text = f"{float(value):.{digits}f}"

@@ -1,4 +1,4 @@
-"""How a retain and a forget gradient become one update: optax transformations of the pair."""
+"""Optax transformations that combine a retain and a forget gradient into one update."""
 
 from hamu_jax.transforms.alignment import Alignment
 from hamu_jax.transforms.combine import AlignmentState, add, average, plain

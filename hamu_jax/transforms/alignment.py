@@ -1,7 +1,7 @@
-"""How two gradients lie to each other: norms, angle and the plane they span.
+"""Geometry of two gradients: their norms, their angle and the plane they span.
 
-Everything that looks at a retain and a forget gradient together measures them here, so that the
-angle in a log, the branch of HAMU and an alignment plot are the same numbers.
+All code that compares a retain and a forget gradient measures them here, so that the angle in a log, the
+branch of HAMU and an alignment plot agree.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class Geometry(NamedTuple):
   forget_norm: jax.Array  # |g_f|
   cosine: jax.Array  # 0 when either gradient is zero
   sine: jax.Array  # |Frame.orthogonal|, never negative
-  colinear: jax.Array  # bool, the sine is no more than rounding; true when g_r is zero
+  colinear: jax.Array  # bool, the sine is at most rounding error; true when g_r is zero
 
   @property
   def dot(self) -> jax.Array:
@@ -30,7 +30,7 @@ class Geometry(NamedTuple):
   def angle(self) -> jax.Array:
     """Angle between the gradients in degrees, 90 when either is zero.
 
-    From both sine and cosine: an arc cosine alone loses half the digits near 0 and 180 degrees.
+    It is computed from sine and cosine, because the arc cosine loses half the digits near 0 and 180 degrees.
     """
     sine = jnp.where(self.retain_norm == 0, 1, self.sine)
     return jnp.degrees(jnp.arctan2(sine, self.cosine))
@@ -39,26 +39,26 @@ class Geometry(NamedTuple):
 class Frame(NamedTuple):
   """The directions of one block's gradients, or coordinates along them.
 
-  Directions have the shape of the block, and that of a zero gradient is zero.
+  Directions have the shape of the block. The direction of a zero gradient is zero.
   """
 
   retain: jax.Array  # g_r / |g_r|
   forget: jax.Array  # g_f / |g_f|
-  orthogonal: jax.Array  # g_r / |g_r| less its component along g_f
+  orthogonal: jax.Array  # g_r / |g_r| minus its component along g_f
 
 
 class Group(NamedTuple):
-  """Blocks of one shape and dtype, n of T."""
+  """The n of T blocks that have one shape and dtype."""
 
-  places: tuple[int, ...]  # which of the T blocks they are
-  frame: Frame  # [n, ...] each
+  places: tuple[int, ...]  # indices of the n blocks among the T
+  frame: Frame  # each direction is [n, ...]
 
 
 class Alignment(NamedTuple):
-  """Diagnostics of a pair of gradients, one entry a tensor in tree-leaf order.
+  """Diagnostics of a pair of gradients, one entry per tensor in tree-leaf order.
 
-  Of the gradients as they were handed to the transform, with the sign and coefficient of their
-  objective: 0 degrees means that descending one descends the other.
+  The gradients are measured as passed to the transform, with the sign and coefficient of their
+  objectives: 0 degrees means that descending one objective descends the other.
   """
 
   angle: jax.Array  # [T] degrees
@@ -68,26 +68,27 @@ class Alignment(NamedTuple):
 
 
 def compute_dtype(tree) -> jnp.dtype:
-  """The dtype in which a tree's norms and dot products are computed: its own, at least float32."""
+  """The dtype in which norms and dot products of a tree are computed: its own, or at least float32."""
   return jnp.promote_types(jnp.result_type(*jax.tree.leaves(tree)), jnp.float32)
 
 
 def measure(retain, forget) -> tuple[Geometry, Frame]:
   """Measures two gradients of one block.
 
-  Each vector is scaled by its largest entry first, so that squares neither underflow nor overflow,
-  and the orthogonal part is orthogonalised twice: the first pass leaves a residue along the forget
-  gradient that grows with the size of the tensor, the second leaves only the rounding of single
-  entries. Gradients count as colinear when the sine is at most 64 machine epsilons (the root of one
-  for 16-bit inputs): below it, the direction of the orthogonal part is noise, and what a step along
-  it could gain is at most that fraction of `radius * |g_r|`.
+  Each vector is first scaled by its largest entry, so that squares neither underflow nor overflow.
+  The orthogonal part is orthogonalised twice: the first pass leaves a residue along the forget
+  gradient that grows with the size of the tensor; the second leaves only the rounding of single
+  entries. Gradients count as colinear if the sine is at most 64 machine epsilons (for 16-bit inputs, the
+  square root of one). Below that, the direction of the orthogonal part is noise, and a step along it could
+  gain at most that fraction of `radius * |g_r|`.
 
   Args:
-    retain: g_r, an array of any shape.
-    forget: g_f, same shape as `retain`.
+    retain: g_r, array of any shape.
+    forget: g_f, array of the same shape.
 
   Returns:
-    The `Geometry` of scalars and the `Frame`, in the inputs' dtype (float32 for 16-bit inputs).
+    The `Geometry`, whose fields are scalars, and the `Frame`, in the inputs' dtype (float32 for 16-bit
+    inputs).
   """
   dtype = compute_dtype((retain, forget))
   epsilon = max(float(jnp.finfo(x.dtype).eps) for x in (retain, forget))
@@ -106,15 +107,15 @@ def measure(retain, forget) -> tuple[Geometry, Frame]:
 def measure_blocks(retain: list, forget: list) -> tuple[Geometry, list[Group]]:
   """Measures T blocks, each by itself; see `measure`.
 
-  Blocks of one shape and dtype are stacked and measured together: a model of many layers would
-  otherwise make a program of hundreds of equal parts, which takes longer to compile than the rest.
+  Blocks of one shape and dtype are stacked and measured in one batch. Otherwise the program of a model with
+  many layers would have hundreds of equal parts, which take longer to compile than everything else.
 
   Args:
     retain: T arrays.
     forget: T arrays of the same shapes.
 
   Returns:
-    The `Geometry` of [T] vectors in the order of the blocks, and the groups with their frames.
+    The `Geometry`, whose fields are [T] in the order of the blocks, and the groups with their frames.
   """
   places: dict[tuple, list[int]] = {}
   for place, pair in enumerate(zip(retain, forget, strict=True)):
@@ -137,15 +138,15 @@ def align(retain, forget) -> Alignment:
 
 
 def zero_alignment(params) -> Alignment:
-  """The `Alignment` of a state that has seen no gradients, shaped like that of `params`."""
+  """The `Alignment` before the first gradients: zeros, with one entry for each tensor of `params`."""
   zeros_T = jnp.zeros(len(jax.tree.leaves(params)), compute_dtype(params))
   return Alignment(zeros_T, zeros_T, zeros_T, zeros_T)
 
 
 def _normalize(x):
-  """The unit vector and the norm of an array read as a vector; not finite in, not finite out."""
+  """The unit vector and the norm of an array as a vector; inputs that are not finite stay so."""
   peak = lax.stop_gradient(jnp.max(jnp.abs(x), initial=0))
-  # Below the smallest normal number a quotient may be flushed to 0/0; such a gradient is zero.
+  # Below the smallest normal number a quotient may be flushed to 0/0, so such a gradient counts as zero.
   scale = jnp.where(peak < jnp.finfo(x.dtype).tiny, 1, peak)
   scaled = x / scale
   length = _safe_sqrt(jnp.sum(scaled * scaled))

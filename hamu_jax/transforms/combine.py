@@ -1,4 +1,4 @@
-"""Combinations of gradients that look at nothing but their objectives' coefficients."""
+"""Linear combinations of the gradients, which do not depend on the gradients' geometry."""
 
 from typing import NamedTuple
 
@@ -16,24 +16,25 @@ class AlignmentState(NamedTuple):
 
 
 def plain() -> optax.GradientTransformationExtraArgs:
-  """One role only: passes the gradient it is given through.
+  """Passes the gradient of a single role through.
 
   Returns:
     A `GradientTransformationExtraArgs` with `update(retain_grads, state, params=None, *,
-    forget_grads=None)`; exactly one of the two gradients is not None.
+    forget_grads=None)`; exactly one of the two gradients must not be None.
   """
 
   def update_fn(retain_grads, state, params=None, *, forget_grads=None, **extra_args):
     del params, extra_args
     if (retain_grads is None) == (forget_grads is None):
-      raise UserError("plain takes the gradient of one role; two need average, add, or a method")
+      given = "no gradient" if retain_grads is None else "both gradients"
+      raise UserError(f"plain takes the gradient of one role, got {given}; for two use average or add")
     return (forget_grads if retain_grads is None else retain_grads), state
 
   return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
 
 
 def average() -> optax.GradientTransformationExtraArgs:
-  """(g_r + g_f) / 2 of gradients that carry the sign and coefficients of their objectives.
+  """Computes (g_r + g_f) / 2; the gradients include the sign and coefficients of their objectives.
 
   Returns:
     A `GradientTransformationExtraArgs` with `update(retain_grads, state, params=None, *,
@@ -43,7 +44,7 @@ def average() -> optax.GradientTransformationExtraArgs:
 
 
 def add() -> optax.GradientTransformationExtraArgs:
-  """g_r + g_f of gradients that carry the sign and coefficients of their objectives.
+  """Computes g_r + g_f; the gradients include the sign and coefficients of their objectives.
 
   Returns:
     A `GradientTransformationExtraArgs` with `update(retain_grads, state, params=None, *,
@@ -53,7 +54,7 @@ def add() -> optax.GradientTransformationExtraArgs:
 
 
 def _linear(factor: float) -> optax.GradientTransformationExtraArgs:
-  """factor * (g_r + g_f)."""
+  """Computes factor * (g_r + g_f)."""
 
   def init_fn(params):
     return AlignmentState(diagnostics=alignment.zero_alignment(params))

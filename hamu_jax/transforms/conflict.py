@@ -1,7 +1,7 @@
 """Baselines that remove the conflicting part of the gradients: GRU and PCGrad.
 
-The forget loss is ascended, so the roles conflict when following one gradient's purpose undoes the
-other's: when g_r . g_f > 0. Dot product and norms are those of the whole model.
+The retain loss is descended and the forget loss ascended, so the roles conflict when g_r . g_f > 0. The dot
+product and the norms are those of the whole model.
 """
 
 from typing import NamedTuple
@@ -17,9 +17,9 @@ _SQUARED_NORM_FLOOR = 1e-12
 
 
 class ConflictState(NamedTuple):
-  """State of `gru` and `pcgrad`; of the last update."""
+  """State of `gru` and `pcgrad`, which describes the last update."""
 
-  conflict: jax.Array  # [] bool, the gradients were projected
+  conflict: jax.Array  # [] bool, whether the gradients were projected
   diagnostics: alignment.Alignment  # per tensor, of the retain and forget loss gradients
 
 
@@ -29,15 +29,15 @@ def gru(*, max_norm=None, reference_sign: bool = False) -> optax.GradientTransfo
   The equivalent gradient is -(g_f - (g_r.g_f / |g_r|^2) g_r) when the roles conflict, else -g_f.
 
   Args:
-    max_norm: the result is scaled down to this whole-model norm, never up; None leaves it alone.
-    reference_sign: take g_r.g_f < 0 for a conflict, as the published implementation does.
+    max_norm: largest whole-model norm of the result, which is scaled down to it; None does not scale.
+    reference_sign: whether g_r.g_f < 0 counts as a conflict, as in the published implementation.
 
   Returns:
     A `GradientTransformationExtraArgs` with `update(retain_grads, state, params=None, *,
     forget_grads)`, both gradients of the losses themselves (not negated).
 
   Raises:
-    UserError: for a max_norm that is not above 0.
+    UserError: for a `max_norm` that is not above 0.
 
   Source: GRU: Mitigating the Trade-off between Unlearning and Retention (arXiv 2503.09117), as in
   the experiments of arXiv 2606.02119.
@@ -52,21 +52,21 @@ def gru(*, max_norm=None, reference_sign: bool = False) -> optax.GradientTransfo
 
 
 def pcgrad(*, max_norm=None, reference_sign: bool = False) -> optax.GradientTransformationExtraArgs:
-  """PCGrad on the descent directions' gradients (g_r, -g_f).
+  """PCGrad on the gradients of the two descent objectives, (g_r, -g_f).
 
-  When the roles conflict each gradient loses its component along the other; the result is the mean
-  of the two, projected or not.
+  When the roles conflict, each gradient loses its component along the other. The result is the mean
+  of the two gradients, projected or not.
 
   Args:
-    max_norm: the result is scaled down to this whole-model norm, never up; None leaves it alone.
-    reference_sign: take g_r.g_f < 0 for a conflict, as the published implementation does.
+    max_norm: largest whole-model norm of the result, which is scaled down to it; None does not scale.
+    reference_sign: whether g_r.g_f < 0 counts as a conflict, as in the published implementation.
 
   Returns:
     A `GradientTransformationExtraArgs` with `update(retain_grads, state, params=None, *,
     forget_grads)`, both gradients of the losses themselves (not negated).
 
   Raises:
-    UserError: for a max_norm that is not above 0.
+    UserError: for a `max_norm` that is not above 0.
 
   Source: Gradient Surgery for Multi-Task Learning (arXiv 2001.06782).
   """
@@ -80,7 +80,7 @@ def pcgrad(*, max_norm=None, reference_sign: bool = False) -> optax.GradientTran
 
 
 def _projection(combine, max_norm, reference_sign: bool) -> optax.GradientTransformationExtraArgs:
-  """The transformation around `combine`, which sees whole-model products and the conflict test."""
+  """Builds the transformation around `combine`, which gets whole-model products and the conflict test."""
   if isinstance(max_norm, (int, float)) and not max_norm > 0:
     raise UserError(f"max_norm={max_norm!r} is out of range; give a number above 0, or None")
 
@@ -104,12 +104,12 @@ def _projection(combine, max_norm, reference_sign: bool) -> optax.GradientTransf
 
 
 def _floored_square(norm_T):
-  """Squared norm of the whole model."""
+  """Squared norm of the whole model, with a floor that keeps quotients finite."""
   return jnp.maximum(jnp.sum(norm_T**2), _SQUARED_NORM_FLOOR)
 
 
 def _scale_down(tree, max_norm):
-  """The tree, scaled to whole-model norm `max_norm` if it is longer."""
+  """Scales a tree to the whole-model norm `max_norm` if its norm is larger."""
   norm = optax.tree.norm(tree)
   too_long = norm > max_norm
   factor = jnp.where(too_long, max_norm / jnp.where(too_long, norm, 1), 1)

@@ -30,23 +30,23 @@ CRITERIA = ("published", "descent")
 
 
 class HamuDiagnostics(NamedTuple):
-  """What one update saw; T blocks in tree-leaf order (one block with scope "global").
+  """Diagnostics of one update; T blocks in tree-leaf order (one block with scope "global").
 
-  Norms are those of the roles' own gradients in both variants, so that runs of all methods compare;
-  feasibility, threshold, radius and constraint are those of the problem that was solved.
+  The norms are those of the roles' own gradients in both variants, so that runs of all methods are
+  comparable. Feasibility, threshold, radius and constraint are those of the solved optimization problem.
   """
 
   branch: jax.Array  # [T] int32, a name in BRANCHES
   infeasible: jax.Array  # [T] bool
-  angle: jax.Array  # [T] degrees
+  angle: jax.Array  # [T] between g_r and g_f, in degrees
   feasibility: jax.Array  # [T] c / (|g_f| R) after hamu-u's swap
   threshold: jax.Array  # [T] -c |g_r| / R after hamu-u's swap
   retain_norm: jax.Array  # [T]
   forget_norm: jax.Array  # [T]
   dot: jax.Array  # [T] g_r . g_f
   constraint: jax.Array  # [T] each block's share of the constraint
-  radius: jax.Array  # [T]
-  stopping_rhs: jax.Array  # [] what the constraint is compared with
+  radius: jax.Array  # [T] R
+  stopping_rhs: jax.Array  # [] right-hand side of the aggregate criterion
   stopping_constraint: jax.Array  # [] sum of the shares
   stopping_margin: jax.Array  # [] stopping_constraint - stopping_rhs
   stopping_met: jax.Array  # [] bool, the margin is above 0
@@ -57,9 +57,9 @@ class HamuState(NamedTuple):
   """State of `hamu`."""
 
   # `count` hides the method of tuples.
-  count: jax.Array  # type: ignore[assignment]  # [] int32, updates done, for schedules; a stopped one is not
-  stop: jax.Array  # [] int32, a `Stop` code: why the last update came back as zeros
-  diagnostics: HamuDiagnostics  # of the last update, also of a stopped one
+  count: jax.Array  # type: ignore[assignment]  # [] int32, updates applied, for schedules
+  stop: jax.Array  # [] int32, a `Stop` code: why the last update is zero
+  diagnostics: HamuDiagnostics  # of the last update, even if it was stopped
 
 
 def hamu(
@@ -76,37 +76,37 @@ def hamu(
   criterion: str = "published",
   eps: float = 1e-12,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""HAMU: the best step for one role that guarantees the other its progress.
+  r"""HAMU: the best step for one role subject to guaranteed progress of the other.
 
   Each block (a tensor, or the whole model) takes the step of `hamu_update` with its share c_t of
-  the constraint, and the transformation returns the equivalent gradient -delta / learning_rate, so
-  that `optax.chain(hamu(learning_rate, ...), optax.sgd(learning_rate))` moves the parameters by
-  delta; a rate of 0 gives zeros. The aggregate criterion is met when
+  the constraint. The transformation returns the equivalent gradient -delta / learning_rate, so
+  that `optax.chain(hamu(learning_rate, ...), optax.sgd(learning_rate))` changes the parameters by
+  delta. A rate of 0 gives zeros. The aggregate criterion is met when
 
   .. math::
     \sum_t c_t > \sum_t R_t \sqrt{\|g_r\|^2 \|g_f\|^2 - (g_r^\top g_f)^2} \, / \, \|g_r\|
 
-  When a block is infeasible under "stop", the criterion is met under `stop_on_criterion`, or a
-  gradient is not finite, all updates are zero, the count stays, and the state says why. The code
-  is that of the last update: whoever runs the loop ends it.
+  All updates are zero if a block is infeasible under "stop", if the criterion is met under
+  `stop_on_criterion`, or if a gradient is not finite. The count then does not advance, and the state
+  holds the reason. The transformation does not end the run: the loop reads the code and ends it.
 
   Args:
     learning_rate: scalar, traced value, or schedule of the count.
-    constraint: c >= 0, scalar, traced value or schedule, for the whole model. For a ratio of the
-      current rate hand in the schedule `lambda count: ratio * learning_rate(count)`.
+    constraint: c >= 0 for the whole model: scalar, traced value or schedule. For a ratio of the
+      current rate pass the schedule `lambda count: ratio * learning_rate(count)`.
     variant: "hamu-q" or "hamu-u", see `hamu_update`.
-    radius: R of every block, scalar, traced value or schedule; None is the learning-rate radius,
+    radius: R of every block: scalar, traced value or schedule. None is the learning-rate radius,
       learning_rate * |g_r| of the block after the variant's swap.
     share: how blocks share the constraint, c_t = c w_t / sum(w): "equal" w = 1 / T, "grad_norm"
       w = |g_r| |g_f| (equal if all are zero), "exp_neg_dot" w = exp(-g_r.g_f).
     scope: "tensor" (every tensor is a block) or "global" (the model is one block with all of c,
-      whatever the sharing).
-    normalize_share: False leaves out the division by sum(w); "equal" is the same either way.
+      whatever `share` is).
+    normalize_share: whether w is divided by sum(w); "equal" is the same either way.
     on_infeasible: "stop", "project" or "exceed", see `hamu_update`.
-    stop_on_criterion: whether the aggregate criterion stops; it is always in the diagnostics.
+    stop_on_criterion: whether the aggregate criterion stops. It is always in the diagnostics.
     criterion: "published", or "descent": a block with g_r.g_f <= 0 contributes R_t |g_f|, because
-      opposed gradients let the objective fall for every c_t that the radius allows.
-    eps: see `hamu_update`.
+      with opposed gradients the objective falls for every c_t that the radius allows.
+    eps: threshold of zero gradients and constraints, see `hamu_update`.
 
   Returns:
     A `GradientTransformationExtraArgs` with `update(retain_grads, state, params=None, *,
@@ -125,7 +125,7 @@ def hamu(
   check_not_negative("learning_rate", learning_rate)
   check_not_negative("constraint", constraint)
   check_not_negative("radius", radius)
-  settings = _Settings(
+  arguments = _Arguments(
     learning_rate=learning_rate,
     constraint=constraint,
     variant=variant,
@@ -148,13 +148,13 @@ def hamu(
 
   def update_fn(retain_grads, state, params=None, *, forget_grads, **extra_args):
     del params, extra_args
-    return _update(settings, retain_grads, forget_grads, state)
+    return _update(arguments, retain_grads, forget_grads, state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-class _Settings(NamedTuple):
-  """The arguments of `hamu`, checked."""
+class _Arguments(NamedTuple):
+  """The checked arguments of `hamu`."""
 
   learning_rate: Any
   constraint: Any
@@ -169,30 +169,30 @@ class _Settings(NamedTuple):
   eps: float
 
 
-def _update(settings: _Settings, retain_grads, forget_grads, state: HamuState):
-  """The equivalent gradient and the next state."""
-  blocks_of = jax.tree.leaves if settings.scope == "tensor" else lambda tree: [as_vector(tree)]
-  effective = effective_pair(blocks_of(retain_grads), blocks_of(forget_grads), settings.variant)
+def _update(arguments: _Arguments, retain_grads, forget_grads, state: HamuState):
+  """Computes the equivalent gradient and the next state."""
+  blocks_of = jax.tree.leaves if arguments.scope == "tensor" else lambda tree: [as_vector(tree)]
+  effective = effective_pair(blocks_of(retain_grads), blocks_of(forget_grads), arguments.variant)
   geometry, groups = alignment.measure_blocks(*effective)
 
   dtype = state.diagnostics.angle.dtype
-  rate = _value_at(settings.learning_rate, state.count, dtype)
-  total = _value_at(settings.constraint, state.count, dtype)
+  rate = _value_at(arguments.learning_rate, state.count, dtype)
+  total = _value_at(arguments.constraint, state.count, dtype)
   radius_T = rate * geometry.retain_norm
-  if settings.radius is not None:
-    radius_T = jnp.full_like(radius_T, _value_at(settings.radius, state.count, dtype))
-  share_T = _shares(geometry, settings)
+  if arguments.radius is not None:
+    radius_T = jnp.full_like(radius_T, _value_at(arguments.radius, state.count, dtype))
+  share_T = _shares(geometry, arguments)
   constraint_T = total * share_T
 
   solution = solve(
     geometry,
     radius=radius_T,
     constraint=constraint_T,
-    on_infeasible=settings.on_infeasible,
-    eps=settings.eps,
+    on_infeasible=arguments.on_infeasible,
+    eps=arguments.eps,
   )
-  diagnostics = _diagnostics(settings, geometry, solution, radius_T, constraint_T, share_T, rate)
-  stop = _stop(settings, diagnostics, rate)
+  diagnostics = _diagnostics(arguments, geometry, solution, radius_T, constraint_T, share_T, rate)
+  stop = _stop(arguments, diagnostics, rate)
 
   moves = (stop == Stop.NONE) & (rate > 0)
 
@@ -207,13 +207,13 @@ def _update(settings: _Settings, retain_grads, forget_grads, state: HamuState):
   def still():
     return [jnp.zeros_like(group.frame.retain) for group in groups]
 
-  # Not a selection: each tensor would combine its own part of a stack, in a kernel of its own.
+  # With a selection instead, each tensor would combine its part of a stack in a kernel of its own.
   stacks = lax.cond(moves, moved, still)
   at_place: dict[int, jax.Array] = {}
   for group, stack in zip(groups, stacks, strict=True):
     at_place |= zip(group.places, stack, strict=True)
   updates = [at_place[place] for place in range(len(at_place))]
-  if settings.scope == "global":
+  if arguments.scope == "global":
     updates = jax.tree.leaves(like_tree(updates[0], retain_grads))
   updates = jax.tree.unflatten(
     jax.tree.structure(retain_grads),
@@ -223,19 +223,19 @@ def _update(settings: _Settings, retain_grads, forget_grads, state: HamuState):
   return updates, HamuState(count=count, stop=stop, diagnostics=diagnostics)
 
 
-def _shares(geometry: alignment.Geometry, settings: _Settings):
-  """Each block's weight in the constraint, [T]; a single global block has all of it."""
+def _shares(geometry: alignment.Geometry, arguments: _Arguments):
+  """The share of each block in the constraint, [T]; a single global block has all of it."""
   equal_T = jnp.full_like(geometry.cosine, 1 / geometry.cosine.size)
-  if settings.scope == "global" or settings.share == "equal":
+  if arguments.scope == "global" or arguments.share == "equal":
     return equal_T
-  if settings.share == "exp_neg_dot":
-    if settings.normalize_share:
+  if arguments.share == "exp_neg_dot":
+    if arguments.normalize_share:
       return jax.nn.softmax(-geometry.dot)
-    # Saturates at the largest number instead of overflowing to infinity.
+    # The weight saturates at the largest number instead of overflowing to infinity.
     return jnp.minimum(jnp.exp(-geometry.dot), jnp.finfo(equal_T.dtype).max)
-  if not settings.normalize_share:
+  if not arguments.normalize_share:
     return geometry.retain_norm * geometry.forget_norm
-  # Relative to the largest norms, so that products of tiny or huge norms keep their proportions.
+  # The norms are relative to the largest ones, so that products of tiny or huge norms keep their proportions.
   weight_T = _relative(geometry.retain_norm) * _relative(geometry.forget_norm)
   weight = jnp.sum(weight_T)
   return jnp.where(weight == 0, equal_T, weight_T / jnp.where(weight == 0, 1, weight))
@@ -259,8 +259,9 @@ def _stopping_rhs(geometry: alignment.Geometry, radius_T, criterion: str):
 def _feasible_ratio(geometry: alignment.Geometry, radius_T, share_T, rate, eps: float):
   """Largest constraint / learning rate that every block can meet with these shares.
 
-  Block t meets up to R_t |g_f| (0 for a zero gradient), and up to `eps` whatever its gradients, of
-  which its share is `share_T`: the smallest quotient binds. Infinite when nothing does.
+  Block t can meet a constraint of R_t |g_f| (0 for a zero gradient), and at least `eps` whatever its
+  gradients. Divided by its share, this bounds the whole constraint; the smallest bound counts. The ratio is
+  infinite if no block has a share.
   """
   zero_forget_T = is_zero_forget(geometry.forget_norm, eps)
   limit_T = jnp.maximum(jnp.where(zero_forget_T, 0, radius_T * geometry.forget_norm), eps)
@@ -271,12 +272,12 @@ def _feasible_ratio(geometry: alignment.Geometry, radius_T, share_T, rate, eps: 
 
 
 def _diagnostics(
-  settings: _Settings, geometry, solution, radius_T, constraint_T, share_T, rate
+  arguments: _Arguments, geometry, solution, radius_T, constraint_T, share_T, rate
 ) -> HamuDiagnostics:
-  """The diagnostics of one update, the norms of the effective gradients back in their roles."""
+  """The diagnostics of one update, with the norms assigned to the roles' own gradients again."""
   norms = (geometry.retain_norm, geometry.forget_norm)
-  retain_norm_T, forget_norm_T = norms[::-1] if settings.variant == "hamu-u" else norms
-  stopping_rhs = _stopping_rhs(geometry, radius_T, settings.criterion)
+  retain_norm_T, forget_norm_T = norms[::-1] if arguments.variant == "hamu-u" else norms
+  stopping_rhs = _stopping_rhs(geometry, radius_T, arguments.criterion)
   total = jnp.sum(constraint_T)
   return HamuDiagnostics(
     branch=solution.branch,
@@ -293,7 +294,7 @@ def _diagnostics(
     stopping_constraint=total,
     stopping_margin=total - stopping_rhs,
     stopping_met=total > stopping_rhs,
-    feasible_ratio=_feasible_ratio(geometry, radius_T, share_T, rate, settings.eps),
+    feasible_ratio=_feasible_ratio(geometry, radius_T, share_T, rate, arguments.eps),
   )
 
 
@@ -321,19 +322,19 @@ def _zero_diagnostics(params, scope: str) -> HamuDiagnostics:
   )
 
 
-def _stop(settings: _Settings, diagnostics: HamuDiagnostics, rate):
-  """The reason to stop; what makes the next one unreliable comes first."""
+def _stop(arguments: _Arguments, diagnostics: HamuDiagnostics, rate):
+  """The reason to stop; a reason that makes later ones unreliable comes first."""
   return jnp.select(
     [
       ~jnp.isfinite(rate) | jnp.any(diagnostics.branch == NONFINITE),
-      jnp.any(diagnostics.infeasible) & (settings.on_infeasible == "stop"),
-      diagnostics.stopping_met & settings.stop_on_criterion,
+      jnp.any(diagnostics.infeasible) & (arguments.on_infeasible == "stop"),
+      diagnostics.stopping_met & arguments.stop_on_criterion,
     ],
     [int(Stop.NONFINITE), int(Stop.INFEASIBLE), int(Stop.CRITERION)],
     int(Stop.NONE),
   ).astype(jnp.int32)
 
 
-def _value_at(setting, count, dtype):
-  """A scalar setting, or the value of a schedule at this count."""
-  return jnp.asarray(setting(count) if callable(setting) else setting, dtype)
+def _value_at(value, count, dtype):
+  """A scalar, or the value of a schedule at this count."""
+  return jnp.asarray(value(count) if callable(value) else value, dtype)

@@ -1,4 +1,4 @@
-"""The HAMU step on one block: a closed-form solution of a two-constraint linear problem."""
+"""The HAMU step on one block: the closed form of a linear program with a ball constraint."""
 
 import math
 import numbers
@@ -20,10 +20,10 @@ DIRECT, RECTIFIED, COLINEAR, ZERO_FORGET_GRAD, INFEASIBLE, NONFINITE = range(len
 
 
 class HamuUpdate(NamedTuple):
-  """The step on one block and why it is what it is.
+  """The step on one block, with the branch that produced it and diagnostics.
 
-  Norms and dot product are those of the problem that was solved: for hamu-u after the swap, where
-  `retain_norm` is the norm of the forget gradient and the other way round.
+  Norms and dot product are those of the solved optimization problem. For hamu-u that is after the swap:
+  `retain_norm` is then the norm of the forget gradient, and `forget_norm` that of the retain gradient.
   """
 
   delta: Any  # change of the weights, same structure and dtypes as the gradients
@@ -38,9 +38,9 @@ class HamuUpdate(NamedTuple):
 
 
 class Solution(NamedTuple):
-  """What `solve` decides; scalars for one block, [T] for T blocks."""
+  """The result of `solve`; scalars for one block, [T] for T blocks."""
 
-  step: alignment.Frame  # coordinates of the step in the block's frame; of a nonfinite block zero
+  step: alignment.Frame  # coordinates of the step in the block's frame; zero for a nonfinite block
   branch: jax.Array  # as in HamuUpdate
   infeasible: jax.Array  # as in HamuUpdate
   feasibility: jax.Array  # as in HamuUpdate
@@ -73,9 +73,9 @@ def hamu_update(
   - rectified: d = c g_f / |g_f|^2 - sqrt(R^2 - c^2 / |g_f|^2) g_p / |g_p|,
 
   where g_p is the part of g_r orthogonal to g_f. Variant hamu-u is the same problem with
-  (g_r, g_f) <- (-g_f, -g_r): lower the retain loss by at least c, raise the forget loss most.
-  A NaN or an infinity in gradients, radius or constraint gives a zero step that is flagged, branch
-  nonfinite.
+  (g_r, g_f) <- (-g_f, -g_r): it lowers the retain loss by at least c and raises the forget loss most.
+  A NaN or an infinity in gradients, radius or constraint gives a zero step, which is flagged as infeasible
+  with the branch nonfinite.
 
   Args:
     retain: gradient of the retain loss on this block: an array, or a pytree read as one vector.
@@ -84,11 +84,11 @@ def hamu_update(
     radius: R, scalar; None with `use_lr_radius`.
     constraint: c >= 0, scalar, in units of loss; up to `eps` it counts as 0.
     variant: "hamu-q" (raise the forget loss by at least c, lower the retain loss most) or "hamu-u".
-    use_lr_radius: R = learning_rate * |g_r| after the variant's swap, so that plain gradient
-      descent ends exactly on the ball.
-    on_infeasible: "stop" (zero), "project" (as far as R allows: R g_f / |g_f|) or "exceed"
+    use_lr_radius: whether R = learning_rate * |g_r| after the variant's swap, so that a step of plain
+      gradient descent ends exactly on the ball.
+    on_infeasible: "stop" (zero step), "project" (as far as R allows: R g_f / |g_f|) or "exceed"
       (c g_f / |g_f|^2 although it is longer than R, as published).
-    eps: squared norm of a forget gradient, and constraint, that count as zero.
+    eps: squared norm of a forget gradient, and constraint, below which each counts as zero.
 
   Returns:
     The `HamuUpdate`; its scalars have the gradients' dtype (at least float32).
@@ -104,7 +104,7 @@ def hamu_update(
   check_not_negative("constraint", constraint)
   if not use_lr_radius:
     if radius is None:
-      raise UserError("radius=None needs use_lr_radius=True; give a radius or use the rate's")
+      raise UserError("radius=None needs use_lr_radius=True; give a radius, or set use_lr_radius")
     check_not_negative("radius", radius)
 
   effective = effective_pair(as_vector(retain), as_vector(forget), variant)
@@ -119,7 +119,7 @@ def hamu_update(
     on_infeasible=on_infeasible,
     eps=eps,
   )
-  # The directions of gradients that are not finite are NaN, which a coordinate of 0 keeps.
+  # Gradients that are not finite have NaN directions, which stay NaN when multiplied by a coordinate of 0.
   delta = jnp.where(solution.branch == NONFINITE, 0, combine(frame, solution.step))
   return HamuUpdate(
     delta=like_tree(delta, retain),
@@ -138,14 +138,14 @@ def solve(geometry: alignment.Geometry, *, radius, constraint, on_infeasible: st
   """Solves the problem of `hamu_update` for one block, or elementwise for [T] blocks.
 
   Args:
-    geometry: of the effective gradients, in scalars or [T].
+    geometry: geometry of the effective gradients, scalars or [T].
     radius: R, same shape and dtype as the geometry's fields.
     constraint: c, same shape and dtype.
     on_infeasible: as in `hamu_update`.
     eps: as in `hamu_update`.
 
   Returns:
-    The `Solution`, every field of that shape.
+    The `Solution`, whose fields have the shape of the geometry's.
   """
   constraint = jnp.maximum(constraint, 0)
   shortest = _shortest(geometry, radius, constraint, eps)
@@ -162,7 +162,7 @@ def solve(geometry: alignment.Geometry, *, radius, constraint, on_infeasible: st
 
 
 def combine(frame: alignment.Frame, step: alignment.Frame):
-  """The array with scalar coordinates `step` along the directions of `frame`."""
+  """Sum of the directions of `frame`, weighted by the scalar coordinates `step`."""
   terms = [coordinate * direction for coordinate, direction in zip(step, frame, strict=True)]
   return terms[0] + terms[1] + terms[2]
 
@@ -184,14 +184,14 @@ def like_tree(vector, tree):
 
 
 def effective_pair(retain, forget, variant: str):
-  """The gradients in the places they take in the problem: hamu-u solves for (-g_f, -g_r)."""
+  """The pair (g_r, g_f) of the optimization problem; for hamu-u it is (-g_f, -g_r)."""
   if variant == "hamu-u":
     return jax.tree.map(jnp.negative, forget), jax.tree.map(jnp.negative, retain)
   return retain, forget
 
 
 def is_zero_forget(forget_norm, eps: float):
-  """Whether a forget gradient of this norm is too small to promise anything along it."""
+  """Whether a forget gradient of this norm counts as zero."""
   return forget_norm * forget_norm < eps
 
 
@@ -202,7 +202,7 @@ def check_choice(name: str, value, choices: tuple[str, ...]) -> None:
 
 
 def check_not_negative(name: str, value) -> None:
-  """Raises a UserError for a Python or NumPy number below zero or not finite; lets arrays pass."""
+  """Raises a UserError for a Python or NumPy number that is negative or not finite; accepts arrays."""
   if isinstance(value, numbers.Real) and not (math.isfinite(value) and float(value) >= 0):
     raise UserError(f"{name}={value!r} is out of range; give a finite number of at least 0")
 
@@ -210,7 +210,7 @@ def check_not_negative(name: str, value) -> None:
 def _shortest(geometry: alignment.Geometry, radius, constraint, eps: float):
   """c / |g_f|, the length of the shortest step that meets the constraint; 0 for a zero gradient.
 
-  A constraint that counts as zero never makes a block infeasible: it is met as far as R allows.
+  A constraint that counts as zero never makes a block infeasible; the step meets it as far as R allows.
   """
   is_zero = is_zero_forget(geometry.forget_norm, eps)
   length = jnp.where(is_zero, 0, constraint / jnp.where(is_zero, 1, geometry.forget_norm))

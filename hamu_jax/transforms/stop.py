@@ -4,9 +4,9 @@ import enum
 
 
 class Stop(enum.IntEnum):
-  """Reasons to stop; the values are what device code stores, the names what people read.
+  """Reasons to stop. Device code stores the values; reports show the names.
 
-  A transform sets the first three and NONFINITE, the loop adds its loss thresholds.
+  A transform sets the first three and NONFINITE; the loop adds the codes of its loss thresholds.
   """
 
   NONE = 0  # go on

@@ -38,9 +38,9 @@ def test_tables():
   (
     ([], "required: --run"),
     (["--run=/no/such"], r"--run=/no/such: it has no config.json"),
-    (["--run=RUN", "--landscape_points=4"], "'4': choose an odd number from 3 on"),
-    (["--run=RUN", "--max_examples=many"], "'many': choose a whole number from 5 on"),
-    (["--run=RUN", "--seed=-1"], "'-1': choose a whole number from 0 on"),
+    (["--run=RUN", "--landscape_points=4"], "'4': choose an odd number of at least 3"),
+    (["--run=RUN", "--max_examples=many"], "'many': choose a whole number of at least 5"),
+    (["--run=RUN", "--seed=-1"], "'-1': choose a whole number of at least 0"),
     (["--run=RUN", "--lanscape_points=5"], "unrecognized arguments: --lanscape_points=5"),
     (["--run=RUN", "--normalization=layer"], "invalid choice: 'layer'"),
     (["--run=RUN", "--before=retrained"], r"--before=retrained: .*retrained.safetensors does not"),
@@ -60,15 +60,15 @@ def test_bad_input_gets_one_line_and_status_2(make_run, capsys, arguments, messa
 @pytest.mark.parametrize(
   "split, message",
   (
-    ({"retain": np.arange(9)}, "holds no retain and forget rows .*forget"),
+    ({"retain": np.arange(9)}, "holds no retain and forget indices .*forget"),
     ({"retain": np.arange(9), "forget": np.arange(9.0)}, "forget is float64 of shape"),
     (
       {"retain": np.arange(9), "forget": np.arange(1430, 1440)},
-      r"forget rows 1430..1439 are not all among the 1438 training rows",
+      r"forget indices 1430..1439 are not all among the 1438 training examples",
     ),
-    ({"retain": np.arange(9), "forget": np.arange(-1, 8)}, r"forget rows -1..7 are not all"),
-    ({"retain": np.arange(9), "forget": np.arange(3)}, "the forget set has 3 rows.*5 at least"),
-    ({"retain": np.array([{}] * 9), "forget": np.arange(9)}, "holds no retain and forget rows"),
+    ({"retain": np.arange(9), "forget": np.arange(-1, 8)}, r"forget indices -1..7 are not all"),
+    ({"retain": np.arange(9), "forget": np.arange(3)}, "the forget set has 3 examples.*at least 5"),
+    ({"retain": np.array([{}] * 9), "forget": np.arange(9)}, "holds no retain and forget indices"),
   ),
 )
 def test_a_split_that_cannot_be_used(make_run, capsys, split, message):

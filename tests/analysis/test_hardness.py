@@ -372,7 +372,7 @@ def test_on_device_halves_the_pairs_are_the_same(make_config, tmp_path):
     ),
     (
       {"method.name": "ft", "method.stop_on_loss": True, "method.max_retain_loss": 0.01},
-      r"ft reads retain batches alone.*\n.*above config.method.max_retain_loss",
+      r"ft reads only retain batches.*\n.*above config.method.max_retain_loss",
       ["ft", "hamu-q", "hamu-u", "gdiff", "ga"],
     ),
   ),
@@ -402,7 +402,7 @@ def test_every_method_has_an_answer(name):
     (["--config.method.optimizer.learning_rate=0.0"], "learning_rate=0.0: no step would move"),
     (
       ["--config.distributed.coordinator=localhost:9", "--config.distributed.num_processes=2"],
-      "num_processes=2: the preview is one process",
+      "num_processes=2: the preview runs in one process",
     ),
     (["--config.model.weights=/no/such.safetensors", "--config.retrain=True"], "/no/such.safetensors"),
     (["--workdir=FILE"], "--workdir=.*: .*choose another folder"),

@@ -61,32 +61,39 @@ def test_the_verdict_goes_by_the_weights(angles, begins):
 @pytest.mark.parametrize(
   "changes, says",
   (
-    ({}, "constraint_ratio 0.5 is feasible in 2 of 2 blocks; the largest feasible everywhere: 0.8 "),
+    (
+      {},
+      "constraint_ratio 0.5 is feasible in 2 of 2 blocks; the largest that is feasible in all blocks is 0.8 ",
+    ),
     (
       {},
       "Up to 0.6 (0.6 ± 0.5) the retain loss need not rise in any block. The first step of hamu-q should "
-      "change the retain loss by -0.01 and the forget loss by +0.02 nats; taken, it changes the retain "
+      "change the retain loss by -0.01 and the forget loss by +0.02 nats; when taken, it changes the retain "
       "loss by -0.011 and the forget loss by +0.022.",
     ),
-    ({"losing": 1}, "need not rise in any block; what is asked makes it rise in 1."),
+    ({"losing": 1}, "need not rise in any block; the given ratio makes it rise in 1."),
     (
       {"infeasible": 2, "feasible": 0.4},
-      "feasible in 0 of 2 blocks; the largest feasible everywhere: 0.4 (0.4 ± 0.5). hamu-q would stop before "
-      "its first step: lower config.method.constraint_ratio to that, or set config.method.on_infeasible=",
+      "feasible in 0 of 2 blocks; the largest that is feasible in all blocks is 0.4 (0.4 ± 0.5). hamu-q "
+      "would stop before its first step: lower config.method.constraint_ratio to that, or set "
+      "config.method.on_infeasible=",
     ),
     ({"infeasible": 1, "on_infeasible": "project"}, "goes as far for the forget loss as the radius allows"),
     ({"infeasible": 1, "on_infeasible": "exceed"}, "longer than the radius"),
-    ({"infeasible": 1, "scope": "global"}, "constraint_ratio 0.5 is not feasible; the largest that is: 0.8"),
+    (
+      {"infeasible": 1, "scope": "global"},
+      "constraint_ratio 0.5 is not feasible; the largest feasible one is 0.8",
+    ),
     (
       {"is_absolute": True},
-      "The constraint 0.05 is feasible in 2 of 2 blocks; the largest feasible everywhere: 0.08 ",
+      "The constraint 0.05 is feasible in 2 of 2 blocks; the largest that is feasible in all blocks is 0.08 ",
     ),
     (
       {"variant": "hamu-u", "losing": 1},
-      "the forget loss need not fall in any block; what is asked makes it fall in 1.",
+      "the forget loss need not fall in any block; the given ratio makes it fall in 1.",
     ),
-    ({"ratio": 0.75}, "aggregate criterion is met above 0.7, so at once."),
-    ({"ratio": 0.75, "stop_on_criterion": True}, "so at once, and would stop the run."),
+    ({"ratio": 0.75}, "aggregate criterion is met above 0.7, so it is met at the first step."),
+    ({"ratio": 0.75, "stop_on_criterion": True}, "so it is met at the first step and would stop the run."),
   ),
 )
 def test_the_verdict_in_words(changes, says):
@@ -96,4 +103,4 @@ def test_the_verdict_in_words(changes, says):
 def test_a_step_that_first_order_does_not_describe_is_called_so():
   report = _hand_made((70, 80))
   report["steps"]["hamu-q"]["forget"]["happened"] = _value(0.05)
-  assert "For the forget loss first order does not hold at this length" in verdict(report)
+  assert "For the forget loss, the first-order prediction does not hold at this length" in verdict(report)

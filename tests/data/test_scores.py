@@ -166,8 +166,8 @@ def test_a_malicious_object_array_is_refused_without_running(tmp_path, monkeypat
   [
     (b"", "cannot be read as scores"),
     (b"\x80\x04no pickle", "cannot be read as scores"),
-    (pickle.dumps(NAMES, 4), "tr_filenames are no pickled array"),
-    (pickle.dumps(np.array(NAMES), 4), "tr_filenames are no vector"),
+    (pickle.dumps(NAMES, 4), "tr_filenames are not a pickled array"),
+    (pickle.dumps(np.array(NAMES), 4), "tr_filenames are not a vector"),
     (pickle.dumps(np.array(NAMES, object), 4)[:-40], "cannot be read as scores"),
     (pickle.dumps(np.array([*NAMES[:11], {}], object), 4), "hold a dict where a name"),
     (pickle.dumps(np.array([*NAMES[:11], b"\xff"], object), 4), "cannot be read as scores"),
@@ -175,7 +175,7 @@ def test_a_malicious_object_array_is_refused_without_running(tmp_path, monkeypat
     # bytes of a length that no memory holds
     (b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f", "cannot be read as scores"),
     # `find_class` results may not be changed either: BUILD on one of them.
-    (b"\x80\x02cnumpy\nndarray\n}X\x01\x00\x00\x00aK\x01sb.", "tr_filenames are no pickled"),
+    (b"\x80\x02cnumpy\nndarray\n}X\x01\x00\x00\x00aK\x01sb.", "tr_filenames are not a pickled"),
   ],
 )
 def test_damaged_pickles_are_refused(tmp_path, pickled, message):
@@ -194,9 +194,9 @@ def test_files_for_other_data_are_refused(tmp_path):
   path = _save(tmp_path / "nan.npz", tr_mem=np.where(np.arange(12) % 5 == 3, np.nan, SCORES))
   _refused(path, "2 of 12 training examples have no finite score, first example 3")
   path = _save(tmp_path / "matrix.npz", tr_mem=SCORES[:, None])
-  _refused(path, r"one number an example, but tr_mem is float64 of shape \(12, 1\)")
+  _refused(path, r"one number per example, but tr_mem is float64 of shape \(12, 1\)")
   path = _save(tmp_path / "text.npz", tr_mem=np.array(NAMES))
-  _refused(path, "one number an example, but tr_mem is <U")
+  _refused(path, "one number per example, but tr_mem is <U")
   path = _save(tmp_path / "objects.npz", tr_mem=SCORES.astype(object))
   _refused(path, "Object arrays cannot be loaded")
   (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 no archive")
@@ -210,7 +210,7 @@ def test_names_that_do_not_tell_rows_apart_are_refused(tmp_path):
   _refused(path, "lists its scores by file name, which this dataset does not have")
   names = [*NAMES[:11], "other.png"]
   _refused(path, "no score for 1 of 12 .* such as image other; it", names=names)
-  _refused(path, "some image is there twice", names=[*NAMES[:11], NAMES[0]])
+  _refused(path, "some image is listed twice", names=[*NAMES[:11], NAMES[0]])
   doubled = np.array([*NAMES[:11], NAMES[0]])
   path = _save(tmp_path / "doubled.npz", tr_mem=SCORES, tr_filenames=doubled)
-  _refused(path, "some image is there twice", names=NAMES)
+  _refused(path, "some image is listed twice", names=NAMES)

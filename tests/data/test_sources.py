@@ -193,20 +193,20 @@ def test_images_are_grey_only_if_all_are(tmp_path):
 
 
 def test_parquet_refuses_what_is_not_there(tmp_path):
-  _refused("parquet", "config.data.path='' is no folder", path="")
-  _refused("parquet", "is no folder", path=str(tmp_path / "missing"))
+  _refused("parquet", "config.data.path='' is not a folder", path="")
+  _refused("parquet", "is not a folder", path=str(tmp_path / "missing"))
   _refused("parquet", r"holds no train\*.parquet, .*\(none\)", path=str(tmp_path))
   for name in ("a", "b"):
     _write_parquet(tmp_path / name / "train.parquet", TRAIN, TRAIN_LABELS)
-  _refused("parquet", r"not just one of its subfolders does \(a, b\)", path=str(tmp_path))
+  _refused("parquet", r"not exactly one of its subfolders does \(a, b\)", path=str(tmp_path))
   _refused("parquet", r"holds no test\*.parquet", path=str(tmp_path / "a"))
 
 
 def test_parquet_refuses_missing_columns_and_lists_them(tmp_path):
   path = _folder(tmp_path, image_key="picture")
-  message = r"config.data.image_key='img' is no column: choose from picture \(struct.*label \(int64"
+  message = r"config.data.image_key='img' is not a column: choose from picture \(struct.*label \(int64"
   _refused("parquet", message, path=path, image_key="img")
-  _refused("parquet", "config.data.label_key='fine' is no column", path=path, label_key="fine")
+  _refused("parquet", "config.data.label_key='fine' is not a column", path=path, label_key="fine")
   _refused("parquet", "image_key='label' holds no Image", path=path, image_key="label")
   _refused("parquet", "label_key='picture' holds no ClassLabel", path=path, label_key="picture")
 
@@ -219,7 +219,7 @@ def test_parquet_refuses_a_choice_of_columns(tmp_path):
   message = r"config.data.label_key: 2 columns fit, name one of .*label .*index"
   _refused("parquet", message, path=path, image_key="image")
   path = _write_plain(tmp_path, encoded, np.arange(12) * 1000)
-  _refused("parquet", "holds 11000 but only 12 rows, so it is no class number", path=path)
+  _refused("parquet", "holds 11000 but only 12 rows, so it is not a class number", path=path)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_labels_outside_the_classes_are_refused(tmp_path, labels, message):
 
 def test_missing_labels_are_refused(tmp_path):
   path = _write_plain(tmp_path, [_png(TRAIN[0])] * 2, [0, None])
-  _refused("parquet", "the train table lacks some labels", path=path)
+  _refused("parquet", "1 of 2 train examples have no label; choose", path=path)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "overwrite"])
@@ -249,7 +249,7 @@ def test_corrupt_parquet_is_refused(tmp_path, damage):
   file = tmp_path / "train.parquet"
   data = file.read_bytes()
   file.write_bytes(data[: len(data) // 2] if damage == "truncate" else b"not a parquet file")
-  _refused("parquet", "train.parquet' is corrupt or no parquet", path=path)
+  _refused("parquet", "train.parquet' is corrupt or not a parquet file", path=path)
 
 
 @pytest.mark.parametrize(
@@ -430,9 +430,9 @@ def test_tfds_reads_both_formats_and_prepares_array_records(monkeypatch, file_fo
 @pytest.mark.parametrize(
   "options, request_options, message",
   [
-    ({}, {"image_key": "img"}, "image_key='img': tfds .* has the features image, label"),
+    ({}, {"image_key": "img"}, "image_key='img': tfds .* has no such feature; choose from image, label"),
     ({}, {"label_key": "fine"}, "config.data.label_key='fine': tfds"),
-    ({"names": None}, {}, "this tfds feature is no class label"),
+    ({"names": None}, {}, "this tfds feature is not a class label"),
     ({}, {"name": "cifar11"}, "config.data.name='cifar11': tfds says 'Dataset cifar11 not"),
     (
       {"prepared": False, "error": ConnectionError("no route")},

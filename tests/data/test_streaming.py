@@ -138,7 +138,7 @@ def test_a_configuration_is_chosen_among_subfolders(published):
   with pytest.raises(UserError, match=r"\(cropped_digits, full_numbers\); choose one with config"):
     load("parquet", path=path)
   assert load("parquet", path=path, subset="cropped_digits").train_total == 12
-  with pytest.raises(UserError, match="config.data.subset='cropped' is no folder"):
+  with pytest.raises(UserError, match="config.data.subset='cropped' is not a folder"):
     load("parquet", path=path, subset="cropped")
 
 
@@ -258,12 +258,12 @@ def test_damaged_files_are_refused_before_they_are_converted(published, arrow_ca
   if damage == "truncate":
     with open(file, "r+b") as handle:
       handle.truncate(200)
-    message = "train-00000-of-00001.parquet' is corrupt or no parquet"
+    message = "train-00000-of-00001.parquet' is corrupt or not a parquet file"
   else:
     table = pq.read_table(file)
     other = table.set_column(1, "label", pa.array(["text"] * 12))
     pq.write_table(other, file.replace("00000-of-00001", "00001-of-00001"))
-    message = r"train\*.parquet differ"
+    message = r"train\*.parquet have different columns"
   with pytest.raises(UserError, match=message) as error:
     load("parquet", **options)
   assert "\n" not in str(error.value)

@@ -215,7 +215,7 @@ def test_fingerprint_changes_with_anything_in_it(tmp_path):
     ({"answer": ""}, "answer_key: row 2 of 'forget' has an empty answer"),
     ({"answer": None}, "answer_key: row 2 of 'forget' has an empty answer"),
     ({"question": " \n"}, "question_key: row 2 of 'forget' has an empty question"),
-    ({"answer": 7}, "row 2 of 'forget' has the answer '7', which is int, no text"),
+    ({"answer": 7}, "row 2 of 'forget' has the answer '7', which is int, not text"),
     ({"perturbed_answer": ["a"]}, "row 2 of 'forget' has 1 perturbed_answers, row 0 has 3"),
     ({"perturbed_answer": []}, "row 2 of 'forget' has no list of perturbed_answers"),
     ({"perturbed_answer": None}, "row 2 of 'forget' has no list of perturbed_answers"),
@@ -243,7 +243,7 @@ def test_bad_rows_are_refused(tmp_path, change, message):
 
 def test_unknown_columns_are_refused_and_listed(tofu):
   for field in ("question_key", "answer_key"):
-    message = f"config.text.{field}='text' is no column of 'forget10': choose from question, answer"
+    message = f"config.text.{field}='text' is not a column of 'forget10': choose from question, answer"
     _refused("tofu", message, path=tofu, forget_split="forget10", **{field: "text"})
 
 
@@ -390,7 +390,9 @@ def test_tofu_unknown_splits_list_the_files(tofu):
   names = ", ".join(sorted(TOFU))
   for field in ("retain_split", "forget_split", "test_split"):
     options = {"forget_split": "forget10", field: "forget20"}
-    _refused("tofu", f"config.text.{field}: .*has no split 'forget20', only {names}", path=tofu, **options)
+    _refused(
+      "tofu", f"config.text.{field}: .*has no split 'forget20'; choose from {names}", path=tofu, **options
+    )
   _refused(
     "tofu",
     "config.text.suites: .*no split 'world_facts'",
@@ -484,7 +486,7 @@ def test_waterdrum_adds_its_duplicates(monkeypatch, waterdrum, kind):
 
 
 def test_waterdrum_refusals(waterdrum, tmp_path):
-  message = "config.text.duplicates: .*has no split 'exact_duplicate', only forget, full, retain"
+  message = "config.text.duplicates: .*has no split 'exact_duplicate'; choose from forget, full, retain"
   _refused("waterdrum", message, path=waterdrum, subset="forget_01", duplicates="exact")
   message = "holds no file .*config.data.subset chooses one of its folders: forget_01, forget_10"
   _refused("waterdrum", message, path=waterdrum)
@@ -559,7 +561,7 @@ def test_files_that_are_not_there(tmp_path):
   (tmp_path / "table.csv").write_text("question,answer\n")
   _refused(
     "text",
-    "table.csv' is none of the files that are read: .parquet, .json, .jsonl",
+    "table.csv' has an unknown type; give a file of type .parquet, .json, .jsonl",
     path=str(tmp_path / "table.csv"),
   )
   _write(tmp_path / "forget.json", _rows("forget", 2))
@@ -584,7 +586,7 @@ def test_files_that_are_not_there(tmp_path):
 )
 def test_corrupt_files_are_refused(tmp_path, name, damage):
   (tmp_path / name).write_bytes(damage)
-  kinds = "is corrupt or no parquet|is neither a JSON list nor JSON lines|holds (1|2|null),"
+  kinds = "is corrupt or not a parquet file|is neither a JSON list nor JSON lines|holds (1|2|null);"
   message = f"{name}' ({kinds})"
   if not damage and name != "train.parquet":
     message = "forget_split='train' is empty: 'train' has 0 rows"
@@ -596,7 +598,7 @@ def test_shards_must_have_one_schema(tmp_path):
   _write(tmp_path / "train-00001-of-00002.parquet", [{"question": "a", "answer": 3}])
   _refused(
     "question_answer",
-    "train-00000-of-00002.parquet' and those beside it differ",
+    "train-00000-of-00002.parquet' and those beside it have different columns",
     path=str(tmp_path),
     forget_split="train",
   )
@@ -622,7 +624,7 @@ def test_hub_splits(monkeypatch):
   assert calls == [("someone/questions", "english")]
   message = "config.text.test_split: config.data.name='someone/questions' has no split 'test'"
   options["forget_split"] = "train[:1]"
-  _refused("text", message + ", only train", test_split="test", **options)
+  _refused("text", message + "; choose from train", test_split="test", **options)
 
 
 def test_no_network_names_the_ways_out():
@@ -661,7 +663,7 @@ def test_authors_are_those_of_the_seed():
   assert load("authors", test_split="test", seed=5) == dataset
   _refused("authors", "config.data.path='x' has no meaning for the embedded authors", path="x")
   _refused("authors", "config.data.subset='x' has no meaning", subset="x")
-  message = "suites: config.data.source='authors' has no split 'world_facts', only retain, forget"
+  message = "suites: config.data.source='authors' has no split 'world_facts'; choose from retain, forget"
   _refused("authors", message, suites=("world_facts",))
 
 

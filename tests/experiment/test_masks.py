@@ -176,7 +176,7 @@ DAMAGED = {
   ),
   "another model": (
     lambda mask: {"fc.weight": np.zeros((10, 512), np.int8)},
-    r"config.mask.path: .*tensor '.*' is missing \(4 in all\); is it another model\?",
+    r"config.mask.path: .*tensor '.*' is missing \(4 in all\); give a file of this model",
   ),
   "more tensors": (
     lambda mask: mask | {"hidden.1.bias": np.zeros(64, np.int8)},

@@ -161,7 +161,7 @@ BAD = {
   "no block": ("def get_sweep():\n  return 3", [], "a block or a list of blocks, not 3"),
   "empty": ("def get_sweep():\n  return []", [], "a block or a list of blocks"),
   "no config": ('def get_sweep():\n  return {"grid": {}}', [], "a dict with a 'config'"),
-  "unknown key": (f'def get_sweep():\n  return {{{DIGITS}, "gird": {{}}}}', [], "'gird' is no part.*grid"),
+  "unknown key": (f'def get_sweep():\n  return {{{DIGITS}, "gird": {{}}}}', [], "'gird' is not a key.*grid"),
   "no values": (
     f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"seed": 41}}}}',
     [],

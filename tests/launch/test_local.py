@@ -119,7 +119,7 @@ def test_processes_of_a_killed_runner_are_waited_for(members_of, stand_in, workd
   started = time.monotonic()
   assert run(members[:1], workdir) == []
   assert time.monotonic() - started > 0.8
-  assert "waiting for another process that is at work on gdiff" in capsys.readouterr().out
+  assert "waiting for another process that is running gdiff" in capsys.readouterr().out
   assert orphan.wait() == 0
 
 

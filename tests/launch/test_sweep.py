@@ -125,7 +125,7 @@ def test_failures_are_listed_at_the_end(options, stand_in, tmp_path, capsys):
 
 BAD_INPUT = {
   "no sweep": (["--config=configs/sweeps/nope.py"], "nope.py: no such sweep; in configs/sweeps"),
-  "an experiment": (["--config=configs/digits_hamu.py"], r"has no get_sweep\(\); one experiment runs by"),
+  "an experiment": (["--config=configs/digits_hamu.py"], r"has no get_sweep\(\); run a single experiment"),
   "unknown field": (["--config.method.nmae=ft"], "config.method.nmae: no such field; the nearest is"),
   "unknown option": (["--jbos=2"], "'--jbos=2': not understood"),
   "not a field": (["--config.seed"], "'--config.seed': not understood; fields are given as"),
@@ -275,7 +275,7 @@ def test_slurm_that_refuses_is_quoted(options, sbatch, capsys, monkeypatch):
 def test_slurm_that_is_not_there_is_named(options, capsys, monkeypatch):
   monkeypatch.setenv("PATH", "/nowhere")
   assert run(*options(), "--engine=slurm") == 2
-  assert "there is no sbatch here" in capsys.readouterr().err
+  assert "sbatch is not installed here" in capsys.readouterr().err
 
 
 def start(arguments):
@@ -362,7 +362,7 @@ def test_sigterm_reaches_the_members_and_the_same_command_goes_on(options, tmp_p
   wait_for(lambda: len(list(workdir.glob("*/metrics.jsonl"))) == 2)
   process.send_signal(signal.SIGTERM)
   assert process.wait(60) == 128 + signal.SIGTERM
-  assert "run the same command to go on" in process.stdout.read()
+  assert "run the same command to resume" in process.stdout.read()
   assert processes_in(workdir) == []
   process = start(arguments)
   assert process.wait(600) == 0, process.stdout.read()

@@ -109,8 +109,8 @@ def test_summary():
   [
     (["a"], [1, 2], {}, "1 texts for 2 owners"),
     ("ab", [1, 2], {}, "one text for 2 owners"),
-    (["a"], ["Ann"], {}, "owner 'Ann' is no watermark key; give whole numbers"),
-    (["a"], [-1], {}, "owner -1 is no watermark key"),
+    (["a"], ["Ann"], {}, "owner 'Ann' is not a watermark key; give whole numbers"),
+    (["a"], [-1], {}, "owner -1 is not a watermark key"),
     (["a"], [1], {"perturbation": 0}, "perturbation key 0: choose 1 or more"),
   ],
 )

@@ -85,7 +85,7 @@ def test_what_the_hub_refuses(monkeypatch, error, message):
   "name, message",
   [
     ("no/such/folder", "neither a folder nor a public model"),
-    ("nobody/not-in-the-cache", "is no folder, and cannot be downloaded"),
+    ("nobody/not-in-the-cache", "is not a folder, and cannot be downloaded"),
   ],
 )
 def test_names_of_nothing(name, message):

@@ -183,7 +183,7 @@ _UP = "model.layers.1.mlp.up_proj.weight"
 @pytest.mark.parametrize(
   "change, message",
   [
-    (lambda t: t.pop(_UP), f"tensor '{_UP}' is missing; is it another model"),
+    (lambda t: t.pop(_UP), f"tensor '{_UP}' is missing; give the weights of this model"),
     (lambda t: t.pop("lm_head.weight"), "tensor 'lm_head.weight' is missing"),
     (
       lambda t: t.update({_UP: t[_UP].T.copy()}),
@@ -218,7 +218,7 @@ def test_tensors_that_mean_nothing(read_llama, golden, tmp_path):
   [
     ("model.safetensors", None, "holds neither model.safetensors nor"),
     ("model.safetensors", "{", "model.safetensors: not a safetensors file"),
-    (_INDEX, "{}", "no index of weights"),
+    (_INDEX, "{}", "not an index of weights"),
     (_INDEX, '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "00001.*is missing"),
     (_INDEX, '{"weight_map": {"a": "../copy/model.safetensors"}}', "shard '../copy.*is missing"),
   ],

@@ -216,9 +216,9 @@ def test_only_the_adapter_moves_under_jit_and_sharding(tiny_llama):
 @pytest.mark.parametrize(
   "options, message",
   [
-    ({"rank": 0}, "lora rank 0: choose 1 or more"),
-    ({"dropout": 1.0}, r"lora dropout 1.0: choose a share in \[0, 1\)"),
-    ({"targets": ("q_proj", "qkv")}, "target 'qkv' is no linear layer.*choose from down_proj, "),
+    ({"rank": 0}, "lora rank=0: choose 1 or more"),
+    ({"dropout": 1.0}, r"lora dropout=1.0: choose a share in \[0, 1\)"),
+    ({"targets": ("q_proj", "qkv")}, "target 'qkv' is not a linear layer.*choose from down_proj, "),
   ],
 )
 def test_adapters_that_cannot_be(tiny_llama, options, message):

@@ -93,7 +93,7 @@ def _change_tensors(folder, change):
 @pytest.mark.parametrize(
   "change, message",
   [
-    (lambda t: t.pop(_Q), f"tensor '{_Q}' is missing; a layer is adapted everywhere"),
+    (lambda t: t.pop(_Q), f"tensor '{_Q}' is missing; adapt a projection in all layers"),
     (lambda t: t.update({_Q: t[_Q][:, :8]}), rf"tensor '{_Q}' has shape \(4, 8\).*needs \(4, 64\)"),
     (lambda t: t.update({_Q.replace("s.1", "s.2"): t[_Q]}), "layers.2.*fits nothing.*another one"),
     (lambda t: [t.pop(name) for name in list(t) if "lora_B" in name], "lora_B.weight' is missing"),
@@ -108,7 +108,7 @@ def test_an_adapter_of_another_model(tiny_llama, copy, change, message):
 @pytest.mark.parametrize(
   "change, message",
   [
-    ({"peft_type": "IA3"}, "no LoRA adapter"),
+    ({"peft_type": "IA3"}, "not a LoRA adapter"),
     ({"use_dora": True}, "use_dora=True is not supported, only False"),
     ({"use_rslora": True}, "use_rslora=True"),
     ({"bias": "all"}, "bias='all' is not supported, only 'none'"),

@@ -116,7 +116,7 @@ def test_checkpoint_for_other_classes_or_images(tmp_path, name, other, message):
 
 
 def test_checkpoint_of_another_model(file):
-  with pytest.raises(UserError, match="'layer1.0.bn1.running_mean' is missing.*another model"):
+  with pytest.raises(UserError, match="'layer1.0.bn1.running_mean' is missing.*give a file of this model"):
     models.load_weights(file, make_variables("resnet18"))
 
 

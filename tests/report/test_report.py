@@ -94,7 +94,7 @@ def test_a_truncated_file_is_reported_and_the_rest_used(runs, out, tmp_path, cap
   monkeypatch.setattr(report.figures, "draw", lambda study, folder: [])
   assert _run(runs, "--out", tmp_path) == 0
   told = capsys.readouterr()
-  note = "metrics.jsonl is truncated: its 1 whole lines are used"
+  note = "metrics.jsonl is truncated: its 1 complete lines are used"
   assert told.err.count("\n") == 1 and note in told.err
   assert "5 runs, 1 of them unfinished" in told.out
   assert note in (out / "index.html").read_text() and note in (out / "report.md").read_text()

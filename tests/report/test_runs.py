@@ -35,7 +35,7 @@ def test_a_repeated_run_is_no_seed(tmp_path):
   runs, notes = gather.gather([tmp_path])
   assert [run.path.name for run in runs] == ["a"]
   assert len(notes) == 2 and "has the configuration and seeds of" in notes[0]
-  assert "though other results" not in notes[0] and "though other results" in notes[1]
+  assert "but different results" not in notes[0] and "but different results" in notes[1]
 
 
 def test_a_finished_run_stands_for_its_unfinished_repeat(tmp_path):
@@ -64,7 +64,7 @@ def test_a_torn_line_is_reported_and_the_rest_used(tmp_path):
   rows = [directories.step(step, angle=[10.0 * step]) for step in (1, 2)]
   directories.write(tmp_path / "run", rows=rows, torn='{"stage": "unlearn", "step": 3, "an')
   (run,), (note,) = gather.gather([tmp_path])
-  assert "metrics.jsonl is truncated: its 2 whole lines are used" in note
+  assert "metrics.jsonl is truncated: its 2 complete lines are used" in note
   assert run.reached == ("unlearn", 2)
   assert run.diagnostics["angle"][1].tolist() == [[10.0], [20.0]]
 

@@ -82,8 +82,8 @@ def test_levels_are_extreme_and_whole(scores, data):
     ([0.1, 0.2], 1, "medium", "memorization level 'medium': choose from high, mid, low, mixed"),
     ([0.1, 0.2], 0, "high", "0 examples of 2 by memorization: choose 1..2"),
     ([0.1, 0.2], 3, "mixed", "choose 1..2"),
-    ([0.1, np.nan], 1, "low", "one finite number an example, .* 1 values that are none"),
-    ([[0.1], [0.2]], 1, "low", r"has shape \(2, 1\)"),
+    ([0.1, np.nan], 1, "low", "one finite number per example, .* 1 values that are not finite"),
+    ([[0.1], [0.2]], 1, "low", r"have shape \(2, 1\)"),
   ],
 )
 def test_select_refuses(scores, size, level, message):
