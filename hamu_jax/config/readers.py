@@ -49,12 +49,21 @@ def method_of(config: ml_collections.ConfigDict) -> methods.Method:
 
 
 ALWAYS = Reader(lambda config: True, lambda: "always")
+NEVER = Reader(lambda config: False, lambda: "by nothing")
 
 
 def is_one_of(name: str, *values: Any) -> Reader:
   """Read where another field has one of these values."""
   shown = " or ".join(repr(value) for value in values)
   return Reader(lambda config: value_of(config, name) in values, lambda: f"if config.{name} is {shown}")
+
+
+def is_none_of(name: str, *values: Any) -> Reader:
+  """Read where another field has none of these values."""
+  shown = ", ".join(repr(value) for value in values)
+  return Reader(
+    lambda config: value_of(config, name) not in values, lambda: f"if config.{name} is none of {shown}"
+  )
 
 
 def is_on(name: str) -> Reader:
@@ -106,8 +115,15 @@ ENSEMBLE = Reader(
 )
 MASKED = is_on("mask.fraction") | is_on("mask.path")
 PERTURBED = Reader(
-  lambda config: bool(config.sam.rho and UNLEARNS.holds(config)) or bool(config.sam.train_rho),
+  lambda config: bool(
+    (config.sam.rho and UNLEARNS.holds(config)) or (config.sam.train_rho and TRAINS.holds(config))
+  ),
   lambda: "if config.sam.rho or config.sam.train_rho is set",
+)
+# With one role in each sub-step there is one gradient, which perturbs itself in either scope.
+PAIRS = Reader(
+  lambda config: any(len(substep.roles) > 1 for substep in method_of(config).substeps),
+  lambda: "by methods that take a step on both roles at once",
 )
 ALTERNATIVES = Reader(
   lambda config: any(objectives.TERMS[name].needs_alternative for name in method_of(config).used_terms),

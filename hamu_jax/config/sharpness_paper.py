@@ -48,7 +48,7 @@ def sharp_config(variant: str = "") -> tuple[ml_collections.ConfigDict, bool]:
   """The paper's CIFAR-100 setting without dataset and model.
 
   Args:
-    variant: comma-separated words, see the module; by default neggrad on the most memorized rows.
+    variant: comma-separated words, see the module; by default neggrad on the most memorized examples.
 
   Returns:
     The configuration, and whether the variant asks for the `smoke` form.
@@ -81,7 +81,7 @@ def sharp_config(variant: str = "") -> tuple[ml_collections.ConfigDict, bool]:
   if "adaptive" in words and not {"sam", "pretrain_sam"} & set(words):
     raise ValueError("variant word 'adaptive' changes nothing without 'sam' or 'pretrain_sam'; add one")
   config = _unlearning(_training(default_config()), chosen["method"], "adamw" in words)
-  share(config, "data", "train", "method", "mask", "memorization")
+  share(config, "data", "train", "method", "sam", "mask", "memorization")
   config.data.update(forget="memorization", memorization_level=chosen["level"], forget_size=3000)
   rho = 1.0 if "adaptive" in words else 0.1
   config.sam.update(
@@ -93,7 +93,7 @@ def sharp_config(variant: str = "") -> tuple[ml_collections.ConfigDict, bool]:
 
 
 def _training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """SGD with momentum under a cosine, selected on a tenth of the training rows."""
+  """SGD with momentum under a cosine, selected on a tenth of the training examples."""
   config.data.validation_fraction = 0.1
   config.train.update(epochs=200, batch_size=256, augment="crop_flip", select="best", evaluate_epochs=5.0)
   config.train.optimizer = optimizer_config("sgd", 0.1)

@@ -109,9 +109,22 @@ def training_fields(
   clip_norm: float,
   evaluate_epochs: float,
   augments: Reader,
+  evaluates: Reader | None = None,
   about_clip: str = "Largest norm of the gradient; 0 does not clip.",
 ) -> tuple[Field, ...]:
-  """The fields that `train`, `memorization` and `method` have in common."""
+  """The fields that `train`, `memorization` and `method` have in common.
+
+  Args:
+    owner: name of the section.
+    reader: who reads them.
+    epochs: default, as are `batch_size`, `clip_norm` and `evaluate_epochs`.
+    batch_size: see `epochs`.
+    clip_norm: see `epochs`.
+    evaluate_epochs: see `epochs`.
+    augments: who reads `augment`.
+    evaluates: who reads `evaluate_epochs`; None is `reader`.
+    about_clip: meaning of `clip_norm`.
+  """
   return (
     Field(f"{owner}.epochs", epochs, Number(0, open_low=True), "Length in epochs.", reader, traced=True),
     Field(f"{owner}.batch_size", batch_size, Count(1), "Examples in a step, of each role.", reader),
@@ -128,7 +141,7 @@ def training_fields(
       evaluate_epochs,
       Number(0),
       "Epochs between two evaluations; 0 evaluates the end alone.",
-      reader,
+      reader if evaluates is None else evaluates,
     ),
   )
 

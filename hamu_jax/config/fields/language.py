@@ -2,7 +2,7 @@
 
 from hamu_jax.config.fields.field import Field, Section
 from hamu_jax.config.kinds import Choice, Count, Number, Several, Text
-from hamu_jax.config.readers import ALTERNATIVES, TEXTS, is_on, is_one_of
+from hamu_jax.config.readers import ALTERNATIVES, TEXTS, is_none_of, is_on, is_one_of
 from hamu_jax.data import encoding, text
 from hamu_jax.models import llama, llama_config, lora
 
@@ -16,7 +16,11 @@ SECTIONS = (
     "Texts of a language model; `data.source`, `name`, `path` and `subset` say where they are.",
     (
       Field(
-        "text.question_key", "question", Text(), "Column of the questions; empty for texts without.", TEXTS
+        "text.question_key",
+        "question",
+        Text(),
+        "Column of the questions; empty for texts without.",
+        TEXTS & is_none_of("data.source", "text"),
       ),
       Field("text.answer_key", "answer", Text(), "Column of the answers, or texts.", TEXTS),
       Field(

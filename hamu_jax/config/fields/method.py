@@ -14,6 +14,7 @@ from hamu_jax.config.readers import (
   FORGETS,
   IMAGES,
   RETAINS,
+  TEXTS,
   UNLEARNS,
   Reader,
   by_methods,
@@ -93,8 +94,9 @@ _RUN = (
     "method.microbatch",
     0,
     Count(),
-    "Gradients are accumulated over pieces of so many examples a device; 0 takes what suits it.",
-    UNLEARNS,
+    "Gradients are accumulated over pieces of so many examples a device; 0 takes what suits it. Language "
+    "models train by pieces, too.",
+    UNLEARNS | TEXTS,
   ),
   Field(
     "method.stop_on_loss",
