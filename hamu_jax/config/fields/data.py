@@ -1,4 +1,4 @@
-"""Fields of the dataset, and of which of its examples are forgotten."""
+"""Fields of the dataset and of the choice of its forget set."""
 
 from hamu_jax import data
 from hamu_jax.config.fields.field import Field, Section
@@ -34,7 +34,7 @@ _DRAWS_TEXTS = TEXTS & Reader(
 
 
 class _Sources:
-  """All sources, of images and of texts, as the tables have them."""
+  """All sources of images and of texts; reads the tables when it is iterated."""
 
   def __iter__(self):
     return iter(dict.fromkeys((*data.SOURCES, *text.TEXT_SOURCES)))
@@ -61,7 +61,13 @@ SECTIONS = (
         "Column of the images; empty takes the only one that fits.",
         _HAS_COLUMNS,
       ),
-      Field("data.label_key", "", Text(), "Column of the class numbers, likewise.", _HAS_COLUMNS),
+      Field(
+        "data.label_key",
+        "",
+        Text(),
+        "Column of the class numbers; empty takes the only one that fits.",
+        _HAS_COLUMNS,
+      ),
       Field(
         "data.train_size",
         0,
@@ -69,7 +75,13 @@ SECTIONS = (
         "Training examples, class-balanced and drawn with `data.seed`; 0 takes all.",
         IMAGES,
       ),
-      Field("data.test_size", 0, Count(), "Test examples, likewise.", IMAGES),
+      Field(
+        "data.test_size",
+        0,
+        Count(),
+        "Test examples, class-balanced and drawn with `data.seed`; 0 takes all.",
+        IMAGES,
+      ),
       Field(
         "data.mean",
         (0.4914, 0.4822, 0.4465),
@@ -142,10 +154,10 @@ SECTIONS = (
         "data.memorization_level",
         "high",
         Choice(memorization.LEVELS),
-        "Which examples by their scores.",
+        "Which examples are forgotten, by their scores.",
         _BY_SCORES,
       ),
-      Field("data.forget_size", 3000, Count(1), "How many of them.", _BY_SCORES),
+      Field("data.forget_size", 3000, Count(1), "Number of examples to forget.", _BY_SCORES),
       Field(
         "data.duplicates",
         0,
