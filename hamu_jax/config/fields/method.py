@@ -66,7 +66,7 @@ _RUN = (
     "method.epoch",
     "matched",
     Choice(data.EPOCHS),
-    "matched: ft and ga compute as many gradients an epoch as paired methods; pass: they read their set once.",
+    "matched: ft and ga compute as many gradients an epoch as paired methods; pass: they read each set once.",
     _ONE_ROLE,
   ),
   Field(
