@@ -2,10 +2,10 @@
 
 
 class UserError(ValueError):
-  """Bad input: a field, file or environment that the user can put right.
+  """Bad input: a field, file or environment that the user can correct.
 
-  `main` prints its message as one line without a traceback and exits with status 2, so a message names the
-  field, the value it has, the choices, and the remedy.
+  `main` prints the message as one line without a traceback and exits with status 2. A message names the
+  field, its value, the choices and the remedy.
   """
 
 
@@ -21,8 +21,8 @@ def unreachable(what: str, error: Exception) -> UserError:
   """Builds the error for a download that failed, with the ways to go on without a network.
 
   Args:
-    what: the dataset and the place it was asked from.
-    error: what the client library raised.
+    what: dataset and its location.
+    error: error of the client library.
 
   Returns:
     The one-line error, to be raised.

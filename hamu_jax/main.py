@@ -2,7 +2,7 @@
 
   python -m hamu_jax.main --config=configs/cifar_hamu.py --workdir=runs/cifar
 
-Any field of the configuration is overridden as `--config.method.constraint_ratio=0.9`.
+Any field of the configuration can be overridden, for example by `--config.method.constraint_ratio=0.9`.
 """
 
 import sys

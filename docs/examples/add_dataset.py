@@ -43,7 +43,7 @@ data.SOURCES["npz"] = read_npz
 
 
 def get_config():
-  """A tenth of the rows, drawn at random, is to be forgotten."""
+  """A tenth of the examples, drawn at random, is to be forgotten."""
   config = on_digits(default_config(), "mlp")
   config.data.update(source="npz", name="my digits", forget="random", forget_fraction=0.1)
   config.method.update(epochs=4.0, constraint_ratio=0.1, on_infeasible="project")

@@ -79,7 +79,7 @@ def get_config():
 
 
 def count_parameters(name):
-  """Of a registered model on 8x8 grey images."""
+  """The number of parameters of a registered model on 8x8 grey images."""
   model = models.build_model(name, num_classes=10)
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
   return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))

@@ -30,7 +30,7 @@ def read_run(path):
 
 
 def read_weights(path):
-  """The unlearned model's tensors by their PyTorch names, and the rows that were forgotten."""
+  """The unlearned model's tensors by their PyTorch names, and the indices of the forgotten examples."""
   path = pathlib.Path(path)
   tensors = safetensors.numpy.load_file(path / "unlearned.safetensors")
   with np.load(path / "split.npz", allow_pickle=False) as split:
@@ -61,7 +61,7 @@ def main(path):
   print(accuracies["unlearned"])
   print(f"forget loss {forget_loss[0]:.3f} -> {forget_loss[-1]:.3f}")
   tensors, forgotten = read_weights(path)
-  print(f"{len(tensors)} tensors, {len(forgotten)} rows forgotten")
+  print(f"{len(tensors)} tensors, {len(forgotten)} examples forgotten")
   for settings, accuracy in read_many(path):
     print(settings, f"test accuracy {accuracy.mean:.4f} of {accuracy.count} run(s)")
 

@@ -1,6 +1,6 @@
 """The command line of a program with a configuration: --config=FILE, --config.FIELD=VALUE, --workdir=DIR.
 
-FILE is a path or, see `files`, the name of a configuration that the package brings along.
+FILE is a path, or the name of a configuration that the package ships, see `files`.
 """
 
 import pathlib
@@ -23,7 +23,7 @@ class CommandLine(NamedTuple):
 
   Attributes:
     config: the configuration, not yet validated.
-    workdir: what `--workdir` says, None without it.
+    workdir: value of `--workdir`, None without it.
     file: path of the configuration file.
     given: dotted names, without "config", of the fields that the command line sets.
   """
@@ -35,7 +35,7 @@ class CommandLine(NamedTuple):
 
 
 def _given_fields(arguments: Sequence[str]) -> Iterator[str]:
-  """The dotted names, without "config", of `--config.x.y` arguments, whether or not there is such a field."""
+  """Yields the dotted names, without "config", of `--config.x.y` arguments; such a field need not exist."""
   for argument in arguments:
     # A flag is switched off by `--noconfig.x.y`.
     if found := re.match(r"--?(?:no)?config\.([^=]+)", argument):
@@ -52,7 +52,7 @@ def _first_unknown_field(arguments: Sequence[str]) -> UserError | None:
 
 
 def _with_paths(arguments: Sequence[str]) -> list[str]:
-  """The arguments, a configuration that the package brings along as its path."""
+  """The arguments, with the name of a configuration that the package ships replaced by its path."""
   found = list(arguments)
   for at, argument in enumerate(arguments):
     flag, equals, value = argument.partition("=")
@@ -66,7 +66,7 @@ def _with_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def parse(arguments: Sequence[str]) -> CommandLine:
-  """Parses a command line as `absl` does, with every complaint as a `UserError`.
+  """Parses a command line as `absl` does, and raises every complaint as a `UserError`.
 
   Args:
     arguments: as `sys.argv`, the program's name first.
@@ -101,5 +101,5 @@ def parse(arguments: Sequence[str]) -> CommandLine:
 
 
 def workdir_of(values: CommandLine) -> pathlib.Path:
-  """The run directory that a command line means: `--workdir`, or runs/ and the name of the configuration."""
+  """The run directory: `--workdir`, or runs/ and the name of the configuration file without its ending."""
   return pathlib.Path(values.workdir or f"runs/{pathlib.Path(values.file).stem}")

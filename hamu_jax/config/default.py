@@ -1,4 +1,4 @@
-"""The default configuration, made of the table of fields, and what is read of a configuration by several."""
+"""The default configuration, built from the table of fields, and functions that several modules share."""
 
 import difflib
 
@@ -27,20 +27,20 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def optimizer_config(name: str, learning_rate: float) -> ml_collections.ConfigDict:
-  """The section of an optax optimizer under a constant rate, see the fields of `method.optimizer`.
+  """An optimizer section under a constant rate, see the fields of `method.optimizer`.
 
   Args:
-    name: any optax optimizer (sgd, adamw, lion, ...).
-    learning_rate: its peak.
+    name: name of an optax optimizer (sgd, adamw, lion, ...).
+    learning_rate: peak learning rate.
   """
   fields = optimizer_section("method", name, learning_rate, ALWAYS).fields
   return ml_collections.ConfigDict({field.name.rpartition(".")[2]: _initial(field) for field in fields})
 
 
 def share(config: ml_collections.ConfigDict, *names: str) -> None:
-  """Declares that what a configuration file sets is for the variants that read it.
+  """Declares that a configuration file sets some fields for those of its variants that read them.
 
-  A value that nothing reads is refused; those of these fields are ignored instead, unless the command line
+  A value that nothing reads is refused. Values of these fields are ignored instead, unless the command line
   sets them.
 
   Args:
@@ -51,24 +51,24 @@ def share(config: ml_collections.ConfigDict, *names: str) -> None:
 
 
 def _initial(field: Field):
-  """The default as a ConfigDict holds it: an unset field remembers its type."""
+  """The default value; for a field without one, a placeholder of its type."""
   return config_dict.placeholder(field.kind.type) if field.default is None else field.default
 
 
 def build_model(config: ml_collections.ConfigDict, *, num_classes: int, platform: str | None = None):
-  """The model of `config.model`; arguments as of `models.build_model`."""
+  """Builds the model of `config.model`; see `models.build_model` for the other arguments."""
   options = {name: config[name] for name in ("width", "depth", "heads", "stages") if config[name] is not None}
   return models.build_model(config.name, num_classes=num_classes, platform=platform, **options)
 
 
 def seed_of(config: ml_collections.ConfigDict, section: str) -> int:
-  """The seed of the section `method` or `evaluate`: its own, else the experiment's."""
+  """The seed of the section `method` or `evaluate`, or the experiment's where it is not set."""
   own = config[section].seed
   return config.seed if own is None else own
 
 
 def load_dataset(config: ml_collections.ConfigDict) -> data.Dataset:
-  """The dataset that `config.data` names."""
+  """Loads the dataset of `config.data`."""
   return data.load(
     config.source,
     name=config.name,
@@ -86,7 +86,7 @@ def load_dataset(config: ml_collections.ConfigDict) -> data.Dataset:
 
 
 def incidental_fields() -> tuple[str, ...]:
-  """Dotted names of the fields that change no result; a run directory may be resumed with others."""
+  """Dotted names of the fields that change no result, so that a run may be resumed with other values."""
   return tuple(name for name, field in FIELDS.items() if field.incidental)
 
 

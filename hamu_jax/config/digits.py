@@ -4,11 +4,11 @@ import ml_collections
 
 from hamu_jax.config.default import optimizer_config, share
 
-# An epoch of digits is a dozen steps, of the forget set a single one, so these take longer ones than on
-# CIFAR-100, and the forget loss counts for more.
+# An epoch has a dozen steps of the training set and one of the forget set, so learning rates are larger than
+# on CIFAR-100, and the forget loss has more weight.
 _RATES = {"ga": 0.02, "scrub_distill": 0.03, "hamu-q": 0.1, "hamu-u": 0.1}
 _RETAIN_WEIGHT = 0.9
-# The halves of sharp_minmax have weights of their own, so nothing else holds the forgetting one back.
+# The two parts of sharp_minmax move different weights, so only this weight restrains the forgetting part.
 _MINMAX_RETAIN_WEIGHT = 0.97
 
 
@@ -16,9 +16,9 @@ def on_digits(config: ml_collections.ConfigDict, model: str, **options) -> ml_co
   """Runs a memorization experiment on 8x8 grey images, with estimated scores, in minutes on a CPU.
 
   Args:
-    config: of another dataset; changed and returned.
-    model: a small architecture for 8x8 images.
-    **options: of the model.
+    config: configuration of the experiment on another dataset; it is changed and returned.
+    model: name of a small architecture for 8x8 images.
+    **options: options of the model.
   """
   config.data.update(
     source="digits",

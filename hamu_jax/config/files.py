@@ -1,7 +1,7 @@
-"""Configurations that the package brings along: `hamu_jax:NAME[:VARIANT]` is one of its files.
+"""Configurations that the package ships: `hamu_jax:NAME[:VARIANT]` names one of its files.
 
-An installed package has them inside of it, so that no clone is needed: `hamu_jax:cifar_hamu:smoke` is what
-`configs/cifar_hamu.py:smoke` is in the root of a clone, and `hamu_jax:sweeps/cifar_rho` is a sweep.
+An installed package contains them, so no clone is needed: `hamu_jax:cifar_hamu:smoke` is the same as
+`configs/cifar_hamu.py:smoke` in the root of a clone, and `hamu_jax:sweeps/cifar_rho` is a sweep.
 """
 
 import difflib
@@ -11,21 +11,21 @@ from hamu_jax.errors import UserError
 
 PREFIX = "hamu_jax:"
 _PACKAGE = pathlib.Path(__file__).parent.parent
-# Where a wheel has them, and where a clone has them.
+# The folder in a wheel, and the folder in a clone.
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
 def find(reference: str) -> str:
-  """The path of a configuration that is given by its name.
+  """Finds the path of a configuration that is given by its name.
 
   Args:
     reference: the value of `--config`.
 
   Returns:
-    PATH[:VARIANT] for `hamu_jax:NAME[:VARIANT]`; anything else as it is.
+    PATH[:VARIANT] for `hamu_jax:NAME[:VARIANT]`; any other reference unchanged.
 
   Raises:
-    UserError: the package brings no configuration of this name.
+    UserError: the package ships no configuration of this name.
   """
   if not reference.startswith(PREFIX):
     return reference
@@ -38,10 +38,10 @@ def find(reference: str) -> str:
     )
   files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.py"))}
   if name not in files:
-    # All of them would be no single line that one reads.
+    # A list of all names would be too long for one line.
     nearest = difflib.get_close_matches(name, files, n=3, cutoff=0)
     raise UserError(
-      f"--config={reference}: hamu_jax brings no configuration {name!r}; the nearest are "
+      f"--config={reference}: hamu_jax ships no configuration {name!r}; the nearest are "
       + ", ".join(PREFIX + each for each in nearest)
     )
   return f"{files[name]}{colon}{variant}"

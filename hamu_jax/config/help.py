@@ -1,4 +1,4 @@
-"""The text of `--help`: each field, by section, with its default, its meaning, its values and its readers."""
+"""The text of `--help`: each field by section, with its default, meaning, values and readers."""
 
 import textwrap
 
@@ -10,7 +10,7 @@ _INDENT = " " * 6
 
 
 def help_text() -> str:
-  """All fields of a configuration, for people."""
+  """Describes all fields of a configuration."""
   parts = []
   for section in SECTIONS:
     title = f"config.{section.name}" if section.name else "config"

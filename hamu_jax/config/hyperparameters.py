@@ -17,16 +17,16 @@ def hyperparameters_of(
 ) -> dict[str, float | None]:
   """The values of a stage's options that enter its steps as data.
 
-  Of the fields that methods declare, only those that this one declares: what a method reads without saying
-  so is missing here.
+  Fields that belong to methods are included only if this method declares them, so a method that reads an
+  undeclared field fails.
 
   Args:
     options: `config.train`, `config.method` or `config.memorization`.
-    method: the row of the method table that the stage runs.
-    sam: {"rho", "lamb"} of sharpness-aware gradients, or None for plain ones.
+    method: row of the method table that the stage runs.
+    sam: radius "rho" and weight "lamb" of sharpness-aware gradients, or None for plain gradients.
 
   Returns:
-    Values by name, None where one switches a feature off; `learning_rate` is the optimizer's.
+    Values by name; None switches a feature off. `learning_rate` is the optimizer's peak rate.
   """
   wanted = {*_COMMON, *method.reads}
   values = {
@@ -40,9 +40,10 @@ def hyperparameters_of(
 
 
 def traced_fields() -> Mapping[str, bool]:
-  """The dotted names of all fields that are data, and whether 0 switches one off.
+  """The dotted names of all fields that enter steps as data, and whether 0 switches each off.
 
-  Without `epochs`, which also decide how many steps there are.
+  `epochs` are left out, because they also decide how many steps there are. So are the fields of
+  `memorization`, whose models are not trained together with those of other experiments.
   """
   return {
     name: field.off_at_zero

@@ -1,4 +1,4 @@
-"""What a field may hold: one kind for each sort of value, each with its one-line complaint."""
+"""The kinds of values that a field may hold, each with a one-line error message."""
 
 import difflib
 import math
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from hamu_jax.errors import UserError
 
-# Above it a 32-bit seed or count would wrap around.
+# A larger 32-bit seed or count would wrap around.
 LARGEST_INT = 2**31 - 1
 
 
@@ -26,11 +26,11 @@ class Kind(Protocol):
 
   @property
   def words(self) -> str:
-    """What is allowed, for people."""
+    """The allowed values, for help and error messages."""
     ...
 
   def check(self, name: str, value: Any) -> None:
-    """Raises a UserError that names the field, the value and what would be right."""
+    """Raises a UserError that names the field, the value and the allowed values."""
     ...
 
 
@@ -92,8 +92,8 @@ class Choice(NamedTuple):
   """One of some names.
 
   Attributes:
-    choices: the names, or a table whose keys they are; read when a value is checked, so that rows that were
-      added to the table count.
+    choices: the names, or a table with these names as keys. It is read when a value is checked, so rows
+      that are added to the table later are allowed.
   """
 
   choices: Iterable[str]
@@ -108,6 +108,8 @@ class Choice(NamedTuple):
     return "one of " + ", ".join(str(one) or '""' for one in self.choices)
 
   def check(self, name: str, value: Any) -> None:
+    if value is None and self.optional:
+      return
     choice(name, value, tuple(self.choices))
 
 
@@ -156,7 +158,7 @@ class Several(NamedTuple):
 
   Attributes:
     of: the kind of each element.
-    least: how many there are at least.
+    least: smallest number of elements.
   """
 
   of: Kind

@@ -1,4 +1,4 @@
-"""The default experiment on a language model."""
+"""HAMU's experiments on language models (arXiv 2606.02119) as configurations."""
 
 import ml_collections
 
@@ -32,9 +32,9 @@ def llama2_7b(variant: str, *, file: str) -> ml_collections.ConfigDict:
   """`language_config` with Llama-2-7B-chat in 16 bits.
 
   Args:
-    variant: "" shares out eight or more devices of 16 GiB: half of them for each role, four for each copy of
-      the weights. "gpu" is for one large one.
-    file: name of the configuration file, for the error.
+    variant: "" for eight or more devices of 16 GiB, half of them for each role and four for each copy of
+      the weights; "gpu" for one large GPU.
+    file: name of the configuration file, for the error message.
   """
   if variant not in ("", "gpu"):
     raise ValueError(f"{file}:{variant} is unknown; choose {file} or {file}:gpu")

@@ -1,4 +1,4 @@
-"""The kinds of experiments: what their examples are, and what their configurations may hold.
+"""Modalities: what the examples of an experiment are, and what its configuration may hold.
 
 `images` and `texts` come with the package; `hamu_jax.experiment.tasks.register` adds others. A
 configuration belongs to the modality that `config.modality` names; "auto" is texts where `model.name` is
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import ml_collections
 
 AUTO, IMAGES, TEXTS = "auto", "images", "texts"
-# `model.name` of all language models; `config.language` says which.
+# `model.name` of every language model; `config.language` selects the model.
 LANGUAGE_MODEL = "llama"
 
 
@@ -19,16 +19,16 @@ class Modality(NamedTuple):
   """What a configuration of a modality may hold.
 
   Attributes:
-    reads: dotted names, without "config", of fields that it reads although the table of fields says that
-      only other modalities do; of a section all.
-    validate: (config) -> None, raises a UserError for what the modality cannot do.
+    reads: dotted names, without "config", of fields or whole sections that it reads although the table of
+      fields assigns them to other modalities.
+    validate: (config) -> None; raises a UserError for what the modality does not support.
   """
 
   reads: tuple[str, ...] = ()
   validate: Callable[[ml_collections.ConfigDict], None] = lambda config: None
 
 
-# The two of the package are validated in `config.validation`.
+# `config.validation` validates these two itself.
 MODALITIES: dict[str, Modality] = {IMAGES: Modality(), TEXTS: Modality()}
 
 

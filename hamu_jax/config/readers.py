@@ -1,4 +1,4 @@
-"""Who reads a field: conditions on a configuration, with the words that tell a person when they hold."""
+"""Readers of fields: conditions on a configuration, with words that say when they hold."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import ml_collections
 from hamu_jax.config import modalities
 from hamu_jax.engine import methods, objectives
 
-# In `data.scores`: let this project estimate them.
+# The value of `data.scores` that asks for an ensemble to estimate them.
 ESTIMATE = "estimate"
 
 
@@ -16,7 +16,7 @@ class Reader(NamedTuple):
   """A condition under which something reads a field.
 
   Attributes:
-    holds: configuration -> whether it does.
+    holds: (config) -> whether something reads the field.
     says: () -> words that complete "it is read ...".
   """
 
@@ -24,13 +24,13 @@ class Reader(NamedTuple):
   says: Callable[[], str]
 
   def __and__(self, other: "Reader") -> "Reader":
-    """Read where both hold."""
+    """A field that is read where both conditions hold."""
     return Reader(
       lambda config: self.holds(config) and other.holds(config), lambda: f"{self.says()} and {other.says()}"
     )
 
   def __or__(self, other: "Reader") -> "Reader":
-    """Read where either holds."""
+    """A field that is read where either condition holds."""
     return Reader(
       lambda config: self.holds(config) or other.holds(config), lambda: f"{self.says()}, or {other.says()}"
     )
@@ -49,31 +49,40 @@ def method_of(config: ml_collections.ConfigDict) -> methods.Method:
 
 
 ALWAYS = Reader(lambda config: True, lambda: "always")
+NEVER = Reader(lambda config: False, lambda: "by nothing")
 
 
 def is_one_of(name: str, *values: Any) -> Reader:
-  """Read where another field has one of these values."""
+  """A field that is read where another field has one of these values."""
   shown = " or ".join(repr(value) for value in values)
   return Reader(lambda config: value_of(config, name) in values, lambda: f"if config.{name} is {shown}")
 
 
+def is_none_of(name: str, *values: Any) -> Reader:
+  """A field that is read where another field has none of these values."""
+  shown = ", ".join(repr(value) for value in values)
+  return Reader(
+    lambda config: value_of(config, name) not in values, lambda: f"if config.{name} is none of {shown}"
+  )
+
+
 def is_on(name: str) -> Reader:
-  """Read where another field is set: not None, 0, False or empty."""
+  """A field that is read where another field is set: not None, 0, False or empty."""
   return Reader(lambda config: bool(value_of(config, name)), lambda: f"if config.{name} is set")
 
 
 def is_off(name: str) -> Reader:
-  """Read where another field is not set: None, 0, False or empty."""
+  """A field that is read where another field is not set: None, 0, False or empty."""
   return Reader(lambda config: not value_of(config, name), lambda: f"if config.{name} is not set")
 
 
 def is_unset(name: str) -> Reader:
-  """Read where another field is None."""
+  """A field that is read where another field is None."""
   return Reader(lambda config: value_of(config, name) is None, lambda: f"if config.{name} is not set")
 
 
 def by_methods(name: str) -> Reader:
-  """Read where the method declares the field `method.NAME`."""
+  """A field that is read where the method declares `method.NAME`."""
 
   def says():
     readers = [method for method, row in methods.METHODS.items() if name in row.reads]
@@ -83,7 +92,7 @@ def by_methods(name: str) -> Reader:
 
 
 def of_modality(name: str, words: str) -> Reader:
-  """Read by experiments of one modality."""
+  """A field that experiments of one modality read."""
   return Reader(lambda config: modalities.name_of(config) == name, lambda: words)
 
 
@@ -106,8 +115,15 @@ ENSEMBLE = Reader(
 )
 MASKED = is_on("mask.fraction") | is_on("mask.path")
 PERTURBED = Reader(
-  lambda config: bool(config.sam.rho and UNLEARNS.holds(config)) or bool(config.sam.train_rho),
+  lambda config: bool(
+    (config.sam.rho and UNLEARNS.holds(config)) or (config.sam.train_rho and TRAINS.holds(config))
+  ),
   lambda: "if config.sam.rho or config.sam.train_rho is set",
+)
+# A sub-step of one role has one gradient, so both scopes evaluate it at the same point.
+PAIRS = Reader(
+  lambda config: any(len(substep.roles) > 1 for substep in method_of(config).substeps),
+  lambda: "by methods that take a step on both roles at once",
 )
 ALTERNATIVES = Reader(
   lambda config: any(objectives.TERMS[name].needs_alternative for name in method_of(config).used_terms),

@@ -6,9 +6,9 @@ words such as `sharp_minmax,low,sam`, in any order:
 - a method of the table: ft, ft_l1, ga, random_label, salun, neggrad, scrub_distill, sharp_minmax, retrain,
   or one of HAMU's paper;
 - a level of memorization: high, mid, low, mixed;
-- `sam` for sharpness-aware unlearning, `pretrain_sam` for sharpness-aware pretraining and retraining, both
-  with radius 0.1, or with `adaptive` 1.0 in proportion to each weight's size;
-- `adamw` unlearns with AdamW, as the paper's code, instead of SGD with momentum, as its predecessor RUM.
+- `sam` for sharpness-aware unlearning and `pretrain_sam` for sharpness-aware pretraining and retraining, both
+  with radius 0.1; with `adaptive`, the radius is 1.0 and proportional to each weight's size;
+- `adamw` to unlearn with AdamW, as the paper's code does, instead of SGD with momentum, as RUM does.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ _MASK_FRACTION = 0.5
 
 
 class _Schedule(NamedTuple):
-  """How long and at what rate a method unlearns: RUM's values (arXiv 2406.01257)."""
+  """Learning rate and number of epochs of a method, from RUM (arXiv 2406.01257)."""
 
   learning_rate: float
   epochs: float
@@ -40,15 +40,15 @@ _SCHEDULES = {
   "random_label": _Schedule(0.1, 10),
   "salun": _Schedule(0.1, 10),
 }
-# The paper derives sharp_minmax from neggrad; HAMU's methods, which it does not have, get the same.
+# The paper derives sharp_minmax from neggrad. It has none of HAMU's methods, which get the same values.
 _DEFAULT_SCHEDULE = _SCHEDULES["neggrad"]
 
 
 def sharp_config(variant: str = "") -> tuple[ml_collections.ConfigDict, bool]:
-  """The paper's CIFAR-100 setting without dataset and model.
+  """The paper's CIFAR-100 experiment without dataset and model.
 
   Args:
-    variant: comma-separated words, see the module; by default neggrad on the most memorized rows.
+    variant: comma-separated words, see the module; empty for neggrad on the most memorized examples.
 
   Returns:
     The configuration, and whether the variant asks for the `smoke` form.
@@ -83,7 +83,7 @@ def sharp_config(variant: str = "") -> tuple[ml_collections.ConfigDict, bool]:
   if "sam" in words and methods.METHODS[chosen["method"]].from_scratch:
     raise ValueError(f"variant word 'sam' changes nothing for {chosen['method']}; use 'pretrain_sam'")
   config = _unlearning(_training(default_config()), chosen["method"], "adamw" in words)
-  share(config, "data", "train", "method", "mask", "memorization")
+  share(config, "data", "train", "method", "sam", "mask", "memorization")
   config.data.update(forget="memorization", memorization_level=chosen["level"], forget_size=3000)
   rho = 1.0 if "adaptive" in words else 0.1
   config.sam.update(
@@ -95,7 +95,7 @@ def sharp_config(variant: str = "") -> tuple[ml_collections.ConfigDict, bool]:
 
 
 def _training(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """SGD with momentum under a cosine, selected on a tenth of the training rows."""
+  """Sets SGD with momentum under a cosine schedule, selected on a tenth of the training examples."""
   config.data.validation_fraction = 0.1
   config.train.update(epochs=200, batch_size=256, augment="crop_flip", select="best", evaluate_epochs=5.0)
   config.train.optimizer = optimizer_config("sgd", 0.1)
@@ -122,7 +122,7 @@ def _unlearning(config: ml_collections.ConfigDict, method: str, adamw: bool) -> 
   if not adamw:
     optimizer.momentum = 0.9
   if method.startswith("hamu"):
-    # A radius of the learning rate times the clipped gradient; momentum would step outside of it.
+    # The radius is the learning rate times the norm of the clipped gradient; momentum would leave it.
     config.method.update(clip_norm=1.0, constraint_ratio=0.1, on_infeasible="project")
     optimizer.update(name="sgd", momentum=None, weight_decay=0.0)
   config.method.optimizer = optimizer

@@ -1,4 +1,4 @@
-"""Checks everything that can be checked of a configuration before data is loaded or a device is touched."""
+"""Checks a configuration before data is loaded or a device is touched."""
 
 import pathlib
 from collections.abc import Collection
@@ -18,12 +18,12 @@ from hamu_jax.errors import UserError
 
 
 def validate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> None:
-  """Checks a configuration.
+  """Checks all that a configuration alone can tell.
 
   Args:
     config: complete, as derived from `default_config()`.
-    given: dotted names, without "config", of the fields that the command line or a sweep sets. If nothing
-      reads one of these it is refused even where the configuration file shares it (`config.shared`).
+    given: dotted names, without "config", of the fields that the command line or a sweep sets. One that
+      nothing reads is refused even where the configuration file shares it (`config.shared`).
 
   Raises:
     UserError: one line naming the field, its value, the choices and the remedy.
@@ -47,7 +47,7 @@ def validate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> 
 
 
 def unread_fields(config: ml_collections.ConfigDict) -> list[Field]:
-  """The fields that are set to something other than their default, and that nothing reads."""
+  """The fields that have another value than their default although nothing reads them."""
   reads = modalities.MODALITIES[modalities.name_of(config)].reads
 
   def is_read(field: Field) -> bool:
@@ -59,13 +59,13 @@ def unread_fields(config: ml_collections.ConfigDict) -> list[Field]:
 
 
 def _is_set(field: Field, value) -> bool:
-  """Whether a value says anything: it is neither the default nor empty."""
+  """Whether a value is neither the default nor empty."""
   value = tuple(value) if isinstance(value, list) else value
   return value != field.default and value not in (None, "", ())
 
 
 def _covers(names: Collection[str], name: str) -> bool:
-  """Whether some names have a field, or its section, among them."""
+  """Whether a field or its section is among some names."""
   return any(name == one or name.startswith(f"{one}.") for one in names)
 
 
@@ -128,10 +128,10 @@ def _validate_method(config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_constraint(config: ml_collections.ConfigDict) -> None:
-  """Refuses a constraint that no gradients could meet (unnormalised shares have no such bound).
+  """Refuses a constraint that no gradients could meet; unnormalised shares have no such bound.
 
-  With gradients clipped to norm M a step of the learning-rate radius changes a loss by at most
-  sum_t lr |g_r,t| |g_f,t| <= lr M^2 (Cauchy-Schwarz), and one of fixed radius R over the whole model by
+  Gradients are clipped to norm M. A step of the learning-rate radius then changes a loss by at most
+  sum_t lr |g_r,t| |g_f,t| <= lr M^2 (Cauchy-Schwarz), and a step of fixed radius R over the whole model by
   at most R M.
   """
   if config.constraint and config.radius is None and config.optimizer.warmup_epochs:
@@ -142,7 +142,7 @@ def _validate_constraint(config: ml_collections.ConfigDict) -> None:
     )
   if not config.clip_norm or config.on_infeasible != "stop":
     return
-  if not config.normalize_share and config.share != "equal":
+  if config.scope == "tensor" and not config.normalize_share and config.share != "equal":
     return
   rate, clip = config.optimizer.learning_rate, config.clip_norm
   absolute = config.constraint is not None
@@ -186,7 +186,11 @@ def _validate_data(config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_sam(config: ml_collections.ConfigDict) -> None:
-  if config.sam.scope == "step" and not all(each.one_loss for each in method_of(config).substeps):
+  if (
+    config.sam.rho
+    and config.sam.scope == "step"
+    and not all(each.one_loss for each in method_of(config).substeps)
+  ):
     raise UserError(
       f"config.sam.scope='step': {config.method.name} has no joint loss whose gradient could perturb both "
       "roles; set it to 'role'"
@@ -213,7 +217,7 @@ def _validate_mask(config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_images(config: ml_collections.ConfigDict) -> None:
-  """What only image models have."""
+  """Checks what only experiments on images have."""
   try:
     build_model(config.model, num_classes=2, platform="cpu")
   except UserError as error:
@@ -237,7 +241,7 @@ def _validate_images(config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_texts(config: ml_collections.ConfigDict) -> None:
-  """What language models have and images have not."""
+  """Checks what only experiments on language models have."""
   choice("config.data.source", config.data.source, tuple(text.TEXT_SOURCES))
   name = config.method.name
   possible = [

@@ -1,5 +1,5 @@
-"""The step and what it is made of: objectives, the table of methods, pairing, the loop, optimizers, state.
+"""The step of all methods and the loop that runs it: objectives, methods, pairing, optimizers, state.
 
-It knows batches as what a feed delivers and models as functions, so it may import `data`, `models`, `run`
-and `transforms`, but nothing that knows of images, texts or a configuration's fields.
+Batches come from a feed, and models are functions. The engine may import `data`, `models`, `run` and
+`transforms`, but nothing that knows of images, texts or the fields of a configuration.
 """

@@ -1,4 +1,4 @@
-"""A chunk of steps, run as a single device program."""
+"""A chunk of steps, which runs as one device program."""
 
 from typing import Any
 
@@ -12,18 +12,21 @@ from hamu_jax.engine.sub_step import Frozen
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any
-# Most steps of one device program: the size of its metric buffers.
+# Largest number of steps of a chunk: the size of its metric buffers.
 CHUNK_CAPACITY = 64
 
 
 def make_chunk(step):
-  """Runs up to `CHUNK_CAPACITY` steps as one device program.
+  """Makes a function that runs up to `CHUNK_CAPACITY` steps as one device program.
+
+  Args:
+    step: the step of `step.make_step`.
 
   Returns:
     (state, Frozen, data, Batches, count, hyperparameters) -> (state, metrics, done). The batches have a
-    leading axis of CHUNK_CAPACITY, of which the first `count` (int32 scalar, data) are run, fewer if a step
-    stops; metrics are stacked along the same axis and `done` says how many of them are filled. The number of
-    steps being data, one compilation serves every chunk of a stage.
+    leading axis of CHUNK_CAPACITY steps. The first `count` of them (int32 scalar) are run, or fewer if a step
+    stops. Metrics are stacked along the same axis, and `done` is the number of steps that ran. The number of
+    steps is data, so one compilation serves every chunk of a stage.
   """
 
   def chunk(state, frozen, data, batches, count, hyperparameters):
@@ -59,18 +62,18 @@ def compile_target(
   sharded_data: bool = False,
   base_specs: Tree = jax.sharding.PartitionSpec(),
 ):
-  """The jitted chunk: as it is, over models that are trained together, or over the devices of a mesh.
+  """Jits a chunk: for one model, for models that are trained together, or for the devices of a mesh.
 
   Args:
-    chunk: as `make_chunk` builds it.
-    mesh: of `pmap`; None for one device.
-    roles: the roles whose examples the batches have.
-    members: if not 0, as many states, references, masks, hyperparameters and metrics, all with a leading
-      axis, are mapped over.
-    separate_indices: whether each of them has its own examples, [n, members, B]; else all have the same.
-    sharded_data: whether each device of the mesh has data of its own, of which the leaves have leading
-      axes [roles, devices a role]; else all have the same.
-    base_specs: how `Frozen.base` lies on the mesh.
+    chunk: function of `make_chunk`.
+    mesh: devices of `pmap`; None for one device.
+    roles: roles whose indices the batches have.
+    members: number of models that are trained together, 0 for one model. States, references, masks,
+      hyperparameters and metrics then have a leading axis of members.
+    separate_indices: whether each member has its own indices, [n, members, B]; else all have the same.
+    sharded_data: whether each device of the mesh has its own data, whose leaves have leading axes [roles,
+      devices a role]; else all devices have the same.
+    base_specs: partition specs of `Frozen.base` on the mesh.
   """
   if members:
     batches = Batches(indices=1 if separate_indices else None, epoch=None)
@@ -78,7 +81,7 @@ def compile_target(
   if mesh is None:
     return jax.jit(chunk)
   spec = jax.sharding.PartitionSpec
-  sharded_rows = spec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
+  index_spec = spec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
   frozen_spec = Frozen(spec(), spec(), base_specs)
   data_spec = spec(pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES) if sharded_data else spec()
 
@@ -96,7 +99,7 @@ def compile_target(
         spec(),
         frozen_spec,
         data_spec,
-        Batches(indices=sharded_rows, epoch=spec()),
+        Batches(indices=index_spec, epoch=spec()),
         spec(),
         spec(),
       ),

@@ -1,7 +1,7 @@
-"""Drives a stage of one model, or of several together: chunks of steps on the device, all else between them.
+"""Runs a stage of one model, or of several together, in chunks of steps.
 
-Logging, progress, evaluation, checkpoints and signals are handled here, between device programs; the
-step itself is `step.make_step`.
+Logging, progress, evaluation, checkpoints and signals are handled here, between the device programs. The
+step itself is built by `step.make_step`.
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ from hamu_jax.run import hosts, preemption
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any
-# Work between two looks at the clock, signals and logs.
+# Seconds of device work between two looks at the clock, signals and logs.
 _CHUNK_SECONDS = 1.0
 
 
 class _Program(NamedTuple):
-  """What runs the steps of a stage.
+  """The compiled program of a stage.
 
   Attributes:
-    step: the step and its optimizers.
-    chunk: the jitted chunk of steps.
-    mesh: the devices it runs on; None for one.
+    step: step and its optimizers.
+    chunk: jitted chunk of steps.
+    mesh: devices it runs on; None for one device.
   """
 
   step: step_lib.StepProgram
@@ -47,20 +47,20 @@ class _Program(NamedTuple):
 
 @dataclasses.dataclass
 class Loop:
-  """What the stages of an experiment share; `run` runs one of them.
+  """Runs the stages of an experiment, which share its model, data and programs.
 
   Attributes:
     forward: (variables, batch, key, train) -> (`objectives.Outputs`, batch_stats).
-    fetch: (augmentation name) -> (data, examples, key) -> batch.
-    feed: delivers the data that `fetch` reads, see `vision.feed` and `language.feed`.
+    fetch: (augmentation name) -> (data, indices, key) -> batch.
+    feed: delivers the data that `fetch` reads and the indices.
     evaluate: variables -> {split: {name: value}, name: value}; None if models are not evaluated.
     pairing: `sequential`, `vmap` or `pmap`.
-    devices: devices that `pmap` uses.
+    devices: devices of `pmap`.
     progress: (stage name, total steps, initial=) -> context manager with `update(step, values)`.
-    watch: notices signals.
-    checkpoint_seconds: time between two checkpoints.
-    base: mesh or None -> the variables that no stage trains, on its devices.
-    weights: devices that share one copy of those.
+    watch: watcher of signals.
+    checkpoint_seconds: seconds between two checkpoints.
+    base: (mesh or None) -> the variables that no stage trains, on its devices.
+    weights: number of devices that share one copy of these variables.
   """
 
   forward: Callable[..., Any]
@@ -119,13 +119,13 @@ class Loop:
   def run(self, members: Sequence[Member], path) -> list[Outcome]:
     """Runs a stage from its newest checkpoint, or from the start.
 
-    Several members run as one program, mapped over their states, examples and hyperparameters. One whose
-    stage ends early waits for the others. Each has the result that it has alone, up to the rounding of sums
-    that the compiler may take in another order.
+    Several members run as one program, mapped over their states, indices and hyperparameters. A member whose
+    stage ends early waits for the others. Each member gets the result that it would get alone, up to
+    rounding, since the compiler may order sums differently.
 
     Args:
-      members: one or more.
-      path: folder of the checkpoints, which hold all members.
+      members: one or more models to train.
+      path: folder of the checkpoints, each of which holds all members.
 
     Raises:
       preemption.Preempted: the run was asked to end; its last good state is saved.
@@ -165,7 +165,7 @@ class Loop:
     return self._outcomes(position, (time.monotonic() - started) / len(members))
 
   def _start(self, members: Sequence[Member], program: _Program, hyperparameters) -> tuple[Position, Any]:
-    """-> the position before the first step, and what the steps read and never change."""
+    """Returns the position before the first step, and what the steps read and never change."""
 
     def create(variables, seed, hyperparameters):
       return create_state(variables, program.step.optimizers(hyperparameters), seed)
@@ -182,7 +182,7 @@ class Loop:
     return position, frozen._replace(base=self.base(program.mesh))
 
   def _outcomes(self, position: Position, seconds: float) -> list[Outcome]:
-    """What each model ended with; `seconds` is the share of time of each."""
+    """The outcome of each model; `seconds` is each model's share of the time."""
     return [
       Outcome(
         variables=state.variables if self.evaluate is None else track.best,
@@ -224,7 +224,7 @@ class Loop:
       state, metrics, done = self.watch.run(
         lambda: jax.block_until_ready(chunk(position.state, data, batches, jnp.int32(count)))
       )
-      # Who ended before has done nothing, and nothing is logged of it.
+      # A model whose stage ended before this chunk has run no step, and nothing is logged for it.
       before = [at for at, _ in progress]
       position.state = state
       step_log.log(members, position.tracks, before, *jax.device_get((metrics, done)))
@@ -236,7 +236,7 @@ class Loop:
       if timed:
         wanted = int(_CHUNK_SECONDS / max((now - began) / count, 1e-6))
       timed = True
-      # Every process must take the same decisions, whatever its own clock and signals say.
+      # Every process must take the same decisions, although clocks and signals differ.
       requested, save_due, negative_steps = hosts.agree(
         [
           self.watch.requested,
@@ -271,13 +271,13 @@ class Loop:
 
 
 def specs(base: Tree) -> Tree:
-  """How arrays, or their shapes, lie on their mesh."""
+  """The partition specs of arrays, or of their shapes, on their mesh."""
   nothing = jax.sharding.PartitionSpec()
   return jax.tree.map(lambda leaf: getattr(leaf.sharding, "spec", nothing), base)
 
 
 def _evaluation_steps(stage: Stage) -> frozenset[int]:
-  """The steps before the last after which the stage is evaluated; unlearning also before its first."""
+  """The steps, but for the last, after which the stage is evaluated; 0 is before the first."""
   every = stage.options.evaluate_epochs
   steps = set() if stage.train or not every else {0}
   number = 1

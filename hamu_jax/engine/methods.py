@@ -1,6 +1,6 @@
-"""The table of methods: what each role differentiates and how two gradients become one update.
+"""The table of methods: what each role differentiates, and how two gradients become one update.
 
-A new method is a row here, a test and a config; its diff never edits the loop.
+To add a method, add a row here, a test and a configuration file. The loop does not change.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ Hyperparameters = Mapping[str, Any]
 
 
 class Schedule(NamedTuple):
-  """A coefficient that is computed.
+  """A coefficient that is computed from hyperparameters and the epoch.
 
   Attributes:
     value: (hyperparameters, epoch) -> scalar.
@@ -28,16 +28,16 @@ class Schedule(NamedTuple):
   reads: tuple[str, ...]
 
 
-# A number, the name of a hyperparameter, or what computes it.
+# A number, the name of a hyperparameter, or a schedule.
 Coefficient = float | str | Schedule
 
 
 class Transform(NamedTuple):
-  """How a sub-step turns its role gradients into one equivalent gradient.
+  """The transformation of a sub-step's role gradients into one equivalent gradient.
 
   Attributes:
     build: (options {name: value}, learning rate schedule, hyperparameters) -> the optax transformation.
-    reads: names of the fields of `config.method` that it reads, from either mapping.
+    reads: names of the fields of `config.method` that it reads, from options or hyperparameters.
   """
 
   build: Callable[..., optax.GradientTransformationExtraArgs]
@@ -48,19 +48,19 @@ class SubStep(NamedTuple):
   """One update of the parameters.
 
   Attributes:
-    retain: {term: coefficient} of the retain objective, or None if the role is not used. An ascended
-      loss has a negative coefficient, except for transforms that know the roles (hamu, gru, pcgrad),
-      which take the gradients of the plain losses.
-    forget: the same for the forget objective.
-    transform: turns the role gradients into one equivalent gradient.
+    retain: coefficients of the retain objective by term, or None if the role is not used. A loss to ascend
+      has a negative coefficient. Transforms that know the roles (hamu, gru, pcgrad) take the gradients of the
+      plain losses instead.
+    forget: coefficients of the forget objective by term, or None.
+    transform: transformation of the role gradients into one equivalent gradient.
     one_loss: whether the update descends the sum of both objectives, so that one perturbation can serve
       both roles.
-    moves: which weights move where there is a mask: the "salient" ones or the "rest".
-    optimizer: name of the base optimizer's state; sub-steps of one name share it.
-    mode: name of the setting that says in which mode its gradients are sharpness-aware; None takes
-      `config.sam.mode`.
-    epochs: in the layout "passes", name of the setting that says in how many first epochs it is active;
-      None is active in all.
+    moves: which weights move if there is a mask: the "salient" ones or the "rest".
+    optimizer: name of the base optimizer's state; sub-steps with the same name share it.
+    mode: name of the field of `config.method` that holds the mode of its sharpness-aware gradients; None
+      takes `config.sam.mode`.
+    epochs: in the layout "passes", name of the field of `config.method` that holds the number of first epochs
+      in which it is active; None for all epochs.
   """
 
   retain: Mapping[str, Coefficient] | None
@@ -84,7 +84,7 @@ class SubStep(NamedTuple):
 
   @property
   def reads(self) -> frozenset[str]:
-    """Names of the fields of `config.method` that its coefficients, terms, transform and schedule read."""
+    """Names of the fields of `config.method` that it reads."""
     names = {*self.transform.reads, *(name for name in (self.mode, self.epochs) if name)}
     for role in (self.retain, self.forget):
       for term, coefficient in (role or {}).items():
@@ -96,7 +96,7 @@ class SubStep(NamedTuple):
     return frozenset(names)
 
   def coefficients(self, hyperparameters: Hyperparameters, epoch) -> Paired:
-    """{term: scalar array} of each role in an epoch; None as in `terms`."""
+    """Coefficients {term: scalar array} of each role in an epoch, None for a role that is not used."""
 
     def value(coefficient):
       if isinstance(coefficient, Schedule):
@@ -113,10 +113,10 @@ class Method(NamedTuple):
   """A row of the table.
 
   Attributes:
-    substeps: what makes one step, in order.
-    layout: how batches come. "paired": each step reads one batch of every role. "merged": one stream of
-      both sets, read as the retain role. "passes": an epoch goes through the sets one after the other,
-      in the order of the sub-steps, each of which acts on the batches of its own role.
+    substeps: parts of one step, in order.
+    layout: order of batches. "paired": each step reads one batch of every role. "merged": each step reads a
+      batch of both sets as the retain role. "passes": an epoch reads the sets one after the other, in the
+      order of the sub-steps, each of which acts on the batches of its own role.
     needs_mask: whether it is undefined without a saliency mask.
     from_scratch: whether it trains a new model on the retain set, with the hyperparameters of training.
     for_language: whether it is defined for language models alone.
@@ -137,22 +137,22 @@ class Method(NamedTuple):
 
   @property
   def used_terms(self) -> frozenset[str]:
-    """The names of all terms."""
+    """Names of the terms of all sub-steps."""
     return frozenset(name for substep in self.substeps for names in substep.terms if names for name in names)
 
   @property
   def reads(self) -> frozenset[str]:
-    """Names of the fields of `config.method` that this method reads and others may not."""
+    """Names of the fields of `config.method` that it reads, other than those that all methods read."""
     return frozenset().union(*(substep.reads for substep in self.substeps))
 
   @property
   def optimizers(self) -> tuple[str, ...]:
-    """The names of its base optimizers' states."""
+    """Names of the states of its base optimizers."""
     return tuple(dict.fromkeys(substep.optimizer for substep in self.substeps))
 
   @property
   def device_groups(self) -> int:
-    """Groups of devices that `pmap` makes: two if a sub-step pairs both roles, else one."""
+    """The number of groups of devices in `pmap`: two if a sub-step has both roles, else one."""
     return max(len(substep.roles) for substep in self.substeps)
 
 
@@ -196,7 +196,7 @@ def _hamu(variant):
   def build(options, learning_rate, hyperparameters):
     constraint = hyperparameters["constraint"]
     if constraint is None:
-      # A ratio means ratio times the current rate.
+      # The constraint is a multiple of the current rate.
       def constraint(count):
         return hyperparameters["constraint_ratio"] * learning_rate(count)
 
@@ -211,27 +211,27 @@ def _hamu(variant):
   return Transform(build, ("constraint", "constraint_ratio", "radius", *_HAMU_OPTIONS))
 
 
-# One gradient as it is, the mean of two, their sum.
+# One gradient unchanged, the mean of two, the sum of two.
 PLAIN, AVERAGE, ADD = Transform(_plain), Transform(_average), Transform(_add)
 _GRU, _PCGRAD = (Transform(build, ("max_norm", "reference_sign")) for build in (_gru, _pcgrad))
 
 
 def _forget_weight(hyperparameters, epoch):
-  """The ascended part of neggrad and sharp_minmax: -(1 - alpha)."""
+  """Coefficient of the ascended loss of neggrad and sharp_minmax: -(1 - w), w the retain weight."""
   del epoch
   return hyperparameters["retain_weight"] - 1
 
 
 def _l1_weight(hyperparameters, epoch):
-  """`alpha (1 - e / (E - E0))` in epoch e of E, 0 in the last E0 epochs."""
+  """Coefficient `w (1 - e / (E - E0))` of the L1 norm in epoch e of E; 0 in the last E0 epochs."""
   epochs = jnp.asarray(hyperparameters["epochs"] - hyperparameters["l1_free_epochs"], jnp.result_type(float))
-  # On a safe divisor, for a run without any L1 epoch.
+  # A safe divisor for a run without any L1 epoch.
   share = 1 - epoch / jnp.where(epochs > 0, epochs, 1)
   return hyperparameters["l1_weight"] * jnp.where(epoch < epochs, share, 0)
 
 
 def _negative_forget_coefficient(hyperparameters, epoch):
-  """An ascended term's."""
+  """Coefficient of an ascended term of a language model's method."""
   del epoch
   return -hyperparameters["forget_coefficient"]
 
@@ -247,18 +247,18 @@ def _one(retain, forget, transform, **options) -> Method:
 
 
 def _of_both_losses(transform) -> Method:
-  """A method whose transform knows the roles and takes both plain losses' gradients."""
+  """A method whose transform knows the roles and takes the gradients of both plain losses."""
   return _one({"ce": 1.0}, {"ce": 1.0}, transform, one_loss=False)
 
 
 def _for_language(retain, forget) -> Method:
-  """A method that descends `retain_coefficient` and `forget_coefficient` times its terms at once."""
+  """A method that descends the sum of its terms, each with its role's coefficient."""
   return _one(retain, forget, ADD)._replace(for_language=True)
 
 
 _RANDOM_LABEL = Method((SubStep({"random_label": 1.0}, None, PLAIN),), layout="merged")
 
-# Each also with KL to the original model in place of the retain loss, as NAME_kl.
+# NAME_kl is the same method with KL to the original model in place of the retain loss.
 _FORGET_TERMS = {
   "npo": {"npo": "forget_coefficient"},
   "simnpo": {"simnpo": "forget_coefficient"},
@@ -308,7 +308,7 @@ METHODS: dict[str, Method] = {
   **_FOR_LANGUAGE,
 }
 
-# Training from scratch is the same step with one role: whatever examples the stage retains.
+# Training from scratch is the same step with one role, the examples that the stage retains.
 TRAINING = METHODS["ft"]
 
 

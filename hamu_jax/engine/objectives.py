@@ -1,7 +1,7 @@
-"""What is differentiated: terms of predictions or examples, and their sum over a role's batch.
+"""The terms of objectives: values of predictions or examples that are summed over a role's batch.
 
-Shapes: B rows of a batch, S examples of a row, C classes; `...` the shape of a batch's labels: [B] for
-images, each of which is one prediction, [B, P] for rows of P predicted tokens, of which a row may hold
+Shapes: B rows of a batch, S examples of a row, C classes, D features. `...` is the shape of a batch's labels:
+[B] for images, each of which is one prediction; [B, P] for packed rows of P predicted tokens, which may hold
 several examples.
 """
 
@@ -12,17 +12,17 @@ import jax
 import jax.numpy as jnp
 
 Tree = Any
-# Of RMU's direction, which is a constant of the method.
+# Seed of RMU's direction, which is a constant of the method.
 _DIRECTION_SEED = 0
 Batch = Mapping[str, jax.Array]
 
 
 class Outputs(NamedTuple):
-  """What a model makes of a batch.
+  """The outputs of a model for a batch.
 
   Attributes:
-    logits: [..., C].
-    hidden: [..., D] states of a layer, where the model was asked for them.
+    logits: [..., C] logits.
+    hidden: [..., D] states of a layer; None unless the model was asked for them.
   """
 
   logits: jax.Array
@@ -30,14 +30,14 @@ class Outputs(NamedTuple):
 
 
 class Context(NamedTuple):
-  """What a term's values may depend on beside the model's outputs.
+  """What the values of a term may depend on besides the model's outputs.
 
   Attributes:
-    batch: the examples.
+    batch: examples.
     reference: `Outputs` of the frozen original model, or None.
-    params: the parameters that are differentiated.
-    epoch_key: see `Inputs`.
-    hyperparameters: see `Inputs`.
+    params: parameters that are differentiated.
+    epoch_key: see `role_gradient.Inputs`.
+    hyperparameters: see `role_gradient.Inputs`.
   """
 
   batch: Batch
@@ -51,15 +51,15 @@ class Term(NamedTuple):
   """One summand of an objective.
 
   Attributes:
-    values: (Outputs, Context) -> values of the shape of the mask that it is averaged over.
-    needs_reference: whether it reads the frozen original model's outputs.
+    values: (Outputs, Context) -> values, of the same shape as the mask `over`.
+    needs_reference: whether it reads the outputs of the frozen original model.
     perturbed_only: whether a sharpness-aware objective has it at the perturbed point only.
-    over: name of the batch's mask of what it is averaged over: "mask", the predictions; "example_mask",
-      the examples; "alternative_mask", the predictions of alternative answers. The terms of a role that
-      have weight at the same time have the same.
-    needs_hidden: whether it reads the states of the layer `config.method.layer`.
-    needs_alternative: whether it reads another answer to each prompt.
-    reads: names of the hyperparameters that it reads; `layer`, which the model reads, is one.
+    over: name of the mask that it is averaged over: "mask" for predictions, "example_mask" for examples,
+      "alternative_mask" for predictions of alternative answers. Terms of a role that have weight at the same
+      time must have the same mask.
+    needs_hidden: whether it reads the states of layer `config.method.layer`.
+    needs_alternative: whether it reads an alternative answer to each prompt.
+    reads: names of the fields of `config.method` that it reads, including `layer`, which the model reads.
   """
 
   values: Callable[[Outputs, Context], jax.Array]
@@ -77,10 +77,10 @@ def cross_entropy(outputs, context):
 
 
 def random_label_cross_entropy(outputs, context):
-  """Cross-entropy in which what is to be forgotten has a random label.
+  """Cross-entropy of each prediction, with a random label for what is to be forgotten.
 
-  The label is uniform over all classes, so it may be the true one; each prediction draws it anew in each
-  epoch, by its number in the dataset and whatever batch it lands in.
+  The label is uniform over all classes, so it may be the true one. Each prediction draws it anew in each
+  epoch, from its index in the dataset and independently of its batch.
   """
   batch, logits = context.batch, outputs.logits
 
@@ -95,7 +95,7 @@ def random_label_cross_entropy(outputs, context):
 def kl_to_reference(outputs, context):
   """`sum_k p0_k (log p0_k - log p_k)` of each prediction; p0 is the frozen original model.
 
-  Rounding can leave it just below zero; the reference implementation clamps it there, and so do we.
+  Rounding can make it slightly negative. It is then set to 0, as in the reference implementation.
   """
   return jnp.maximum(_kl(context.reference.logits, outputs.logits), 0)
 
@@ -111,7 +111,7 @@ def distillation(outputs, context):
 
 
 def l1_norm(outputs, context):
-  """`sum |w|` over all parameters, as the same value for each prediction: its mean is the norm."""
+  """`sum |w|` over all parameters: the same value for each prediction, so that its mean is the norm."""
   norm = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(context.params))
   return jnp.broadcast_to(norm.astype(outputs.logits.dtype), context.batch["label"].shape)
 
@@ -143,7 +143,7 @@ def simnpo(outputs, context):
 def dpo(outputs, context):
   """`-(2/b) log sigmoid(b (win - lose))` of each example, with the log ratios to the original model.
 
-  Direct preference optimisation: the alternative answer, "I don't know", wins over the example's own.
+  Direct preference optimisation: the alternative answer, such as "I don't know", wins over the true one.
   Source: arXiv 2305.18290 as TOFU (arXiv 2401.06121) uses it; b is `hyperparameters["preference_beta"]`, 0.1.
   """
   beta = _beta(context, 0.1)
@@ -175,7 +175,7 @@ def hidden_distance(outputs, context):
 
 
 def _exact(hidden):
-  """States of a model that computes in 16 bits in 32, as the logits are."""
+  """Hidden states in at least 32 bits, as the logits are."""
   return hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
 
 
@@ -193,7 +193,7 @@ def undial(outputs, context):
 def weighted_cross_entropy(outputs, context):
   """`p^b CE` of each prediction, p its probability, through which no gradient flows.
 
-  Ascended, it leaves alone what is forgotten already. Source: WGA (arXiv 2502.19301), equation 9; b is
+  Ascent then has little effect on what is forgotten already. Source: WGA (arXiv 2502.19301), equation 9; b is
   `hyperparameters["preference_beta"]`, 1.
   """
   log_probs = log_probability(outputs.logits, context.batch["label"])
@@ -202,13 +202,13 @@ def weighted_cross_entropy(outputs, context):
 
 
 def _beta(context, default: float):
-  """The method's own value where `config.method.preference_beta` is not set."""
+  """The coefficient b: `config.method.preference_beta`, or the method's default if it is not set."""
   beta = context.hyperparameters["preference_beta"]
   return default if beta is None else beta
 
 
 def _per_example(values, context, over: str):
-  """Sums of predictions' values over each example: [B, S] of [B, P], with the weights of a mask."""
+  """Masked sums of the predictions' values over each example: [B, S] from [B, P]."""
   batch = context.batch
   slots = jnp.arange(batch["example_mask"].shape[1])
   belongs = batch["slot"][:, :, None] == slots[None, None]
@@ -217,20 +217,20 @@ def _per_example(values, context, over: str):
 
 
 def _sequence_log_ratio(outputs, context, over: str):
-  """`log p - log p0` of each example's answer: [B, S]."""
+  """`log p - log p0` of the answer of each example: [B, S]."""
   label = context.batch["label"]
   ratio = log_probability(outputs.logits, label) - log_probability(context.reference.logits, label)
   return _per_example(ratio, context, over)
 
 
 def log_probability(logits, label):
-  """`log softmax(logits)[label]`: [...] of [..., C] and [...]."""
+  """`log softmax(logits)[label]`: [...] from logits [..., C] and labels [...]."""
   log_probs = jax.nn.log_softmax(logits)
   return jnp.take_along_axis(log_probs, label[..., None], axis=-1)[..., 0]
 
 
 def _kl(first, second):
-  """KL divergence of the second from the first softmax: [...] of [..., C]."""
+  """`KL(softmax(first) || softmax(second))`: [...] from logits [..., C]."""
   log_p0, log_p = jax.nn.log_softmax(first), jax.nn.log_softmax(second)
   return jnp.sum(jnp.exp(log_p0) * (log_p0 - log_p), axis=-1)
 

@@ -1,6 +1,6 @@
-"""Optax optimizers and schedules from their config section.
+"""Optax optimizers and schedules from their section of the configuration.
 
-The peak learning rate is data (it may be traced); everything else is structure.
+The peak learning rate may be traced. All other fields are part of the program.
 """
 
 import inspect
@@ -19,12 +19,12 @@ def schedule_shape(config: ml_collections.ConfigDict, position, total_steps: int
   """The schedule as a multiple of the peak rate.
 
   Args:
-    config: optimizer section; reads `schedule`, `warmup_epochs`, `decay_epochs`, `decay_factor`.
-    position: epochs -> steps until so many are over.
+    config: optimizer section, of which `schedule` and the fields about epochs and decay are read.
+    position: (epochs) -> number of steps in so many epochs.
     total_steps: step at which `cosine` and `linear` reach 0.
 
   Returns:
-    step count -> factor in [0, 1].
+    (step count) -> factor of the peak rate.
   """
   warmup = round(position(config.warmup_epochs))
   rest = max(total_steps - warmup, 1)

@@ -1,16 +1,16 @@
 """Where the two gradients of a step are computed.
 
-One per-role function, `role_gradient.role_gradient`, is mapped in three ways:
+One per-role function, `role_gradient.role_gradient`, is applied to both roles in three ways:
 
-- `sequential`: called once a role, one after the other;
-- `vmap`: mapped over a leading axis of two on one device;
+- `sequential`: it is called for one role after the other;
+- `vmap`: it is mapped over a leading axis of two on one device;
 - `pmap`: the first half of the devices takes the retain batch and the second half the forget batch.
   Each half reduces its own sums, then the halves exchange once, so that every device holds both
   gradients. A method with one role uses all devices for it.
 
-The `pmap` form is a `shard_map` over a mesh with axes ("role", "data", "weights") - what `jax.pmap`
-itself is built on - because that also compiles ahead of time for a topology, and spans several hosts.
-Devices along "weights" share one copy of what is too large for each to have its own, and their batch.
+`pmap` is implemented by a `shard_map` over a mesh with axes ("role", "data", "weights"), as `jax.pmap` itself
+is, because this also compiles ahead of time for a topology and spans several hosts. Devices along "weights"
+share one copy of frozen weights that are too large for one device. They split a batch as those along "data".
 """
 
 from typing import Any, NamedTuple
@@ -28,17 +28,17 @@ from hamu_jax.paired import Paired
 ROLE_AXIS = "role"
 DATA_AXIS = "data"
 WEIGHTS_AXIS = "weights"
-# Among whose devices a role's batch is split.
+# Axes over which the batch of a role is split.
 SHARE_AXES = (DATA_AXIS, WEIGHTS_AXIS)
 Tree = Any
 
 
 class RoleMeans(NamedTuple):
-  """One role's batch, reduced over all its examples.
+  """Means over the batch of one role.
 
   Attributes:
     gradient: gradient of the mean objective.
-    values: means of the logged quantities (`ce`, `accuracy`, and the terms used).
+    values: means of the logged quantities: `ce`, `accuracy` and the terms of the objective.
     batch_stats: running statistics after the batch.
   """
 
@@ -48,10 +48,15 @@ class RoleMeans(NamedTuple):
 
 
 def choose_devices(devices, pairing: str, wanted: int) -> tuple[Any, ...]:
-  """The devices that work on a step: all for `pmap`, or as many as asked for; one for other pairings.
+  """Chooses the devices that work on a step.
+
+  Args:
+    devices: available devices.
+    pairing: `sequential`, `vmap` or `pmap`; the first two use one device.
+    wanted: number of devices for `pmap`; 0 for all.
 
   Raises:
-    UserError: there are not so many.
+    UserError: fewer devices are available.
   """
   if pairing != "pmap":
     return tuple(devices[:1])
@@ -62,15 +67,15 @@ def choose_devices(devices, pairing: str, wanted: int) -> tuple[Any, ...]:
 
 
 def make_mesh(devices, roles: int, weights: int = 1) -> jax.sharding.Mesh:
-  """Arranges devices as ("role", "data", "weights"): an equal share for each of 1 or 2 roles.
+  """Arranges devices in a mesh ("role", "data", "weights"), with as many devices for each role.
 
   Args:
-    devices: any number that can be shared out.
-    roles: 1 or 2.
-    weights: devices that share one copy of the frozen weights.
+    devices: devices of the mesh.
+    roles: number of groups of devices, 1 or 2.
+    weights: number of devices that share one copy of the frozen weights.
 
   Raises:
-    UserError: the devices cannot be shared out evenly.
+    UserError: the devices cannot be divided evenly.
   """
   devices = np.asarray(devices)
   if devices.size % roles:
@@ -87,15 +92,15 @@ def make_mesh(devices, roles: int, weights: int = 1) -> jax.sharding.Mesh:
 
 
 def shard_indices(indices: Paired, mesh: jax.sharding.Mesh) -> np.ndarray:
-  """Splits batches among devices.
+  """Splits the indices of batches among devices.
 
   Args:
-    indices: for each role [n, B] int32 examples of n batches, or None.
-    mesh: as made by `make_mesh`. With an axis of two roles each batch goes to its own half of the
-      devices, with one each batch goes to all devices.
+    indices: for each role [n, B] int32 indices of n batches, or None.
+    mesh: mesh of `make_mesh`. With a role axis of two, the batches of each role go to its half of the
+      devices. With a role axis of one, all batches go to all devices.
 
   Returns:
-    [n, present roles, devices a role, b] int32, b the largest share; shorter ones are padded with -1.
+    [n, present roles, devices a role, b] int32, b the largest share. Shorter shares are padded with -1.
   """
   present = [batch_indices for batch_indices in indices if batch_indices is not None]
   shards = mesh.devices[0].size
@@ -112,16 +117,16 @@ def shard_indices(indices: Paired, mesh: jax.sharding.Mesh) -> np.ndarray:
 
 
 def own_indices(indices: jax.Array, roles: tuple[str, ...], mesh: jax.sharding.Mesh) -> Paired:
-  """Inside `shard_map`: a device's own examples, by role.
+  """The indices of one device by role; runs inside `shard_map`.
 
   Args:
-    indices: [n, r, 1, b], its part of what `shard_indices` made.
-    roles: the roles whose examples these are.
-    mesh: the mesh of that `shard_indices`. With an axis of two roles a device has the examples of its own
-      role alone, and they stand for both.
+    indices: [n, r, 1, b] indices of the device, its part of the result of `shard_indices`.
+    roles: roles of these indices.
+    mesh: mesh of `shard_indices`. With a role axis of two, a device has indices of its own role only, which
+      are returned for both roles.
 
   Returns:
-    Paired [n, b]; None for a role without examples.
+    Paired [n, b] indices; None for a role without a batch.
   """
   if mesh.devices.shape[0] == 2:
     return Paired(indices[:, 0, 0], indices[:, 0, 0])
@@ -130,7 +135,7 @@ def own_indices(indices: jax.Array, roles: tuple[str, ...], mesh: jax.sharding.M
 
 
 def anywhere(condition: jax.Array, pairing: str) -> jax.Array:
-  """Whether it holds of any element, under `pmap` of any device's: the same answer on all of them."""
+  """Whether any element is true, under `pmap` on any device: the same answer on all devices."""
   found = jnp.any(condition)
   if pairing == "pmap":
     found = lax.psum(found.astype(jnp.int32), (ROLE_AXIS, *SHARE_AXES)) > 0
@@ -138,7 +143,7 @@ def anywhere(condition: jax.Array, pairing: str) -> jax.Array:
 
 
 def _means(sums: role_gradient_lib.RoleSums) -> RoleMeans:
-  """Divides sums by their counts; an all-padding batch gives zeros."""
+  """Divides sums by their counts; a batch of padding gives zeros."""
   count = jnp.maximum(sums.count, 1)
   gradient = jax.tree.map(lambda leaf: leaf / count, sums.gradient)
   values = {name: value.total / jnp.maximum(value.count, 1) for name, value in sums.values.items()}
@@ -146,12 +151,12 @@ def _means(sums: role_gradient_lib.RoleSums) -> RoleMeans:
 
 
 def _role_means(function, sharpen, reduce=lambda sums: sums):
-  """The means of one role's batch, its gradient sharpened.
+  """Makes the function of the means of one role's batch, with a sharpened gradient.
 
   Args:
-    function: what `role_gradient.role_gradient` builds.
+    function: function of `role_gradient.role_gradient`.
     sharpen: see `make_gradients`.
-    reduce: adds the sums of all devices that have a part of the batch.
+    reduce: (RoleSums) -> RoleSums, added over all devices that have a part of the batch.
   """
 
   def means(variables, inputs, index_B, coefficients):
@@ -164,7 +169,7 @@ def _role_means(function, sharpen, reduce=lambda sums: sums):
 
 
 def _one_by_one(role_function, terms: Paired, sharpen, reduce=lambda sums: sums):
-  """One role after the other, each on one device or on all of them."""
+  """Computes one role after the other, each on one device or on all devices."""
   functions = [
     None if names is None else _role_means(role_function(names), sharpen, reduce) for names in terms
   ]
@@ -181,8 +186,8 @@ def _one_by_one(role_function, terms: Paired, sharpen, reduce=lambda sums: sums)
 
 
 def _sum_over_devices(sums: role_gradient_lib.RoleSums) -> role_gradient_lib.RoleSums:
-  """Adds the parts of a batch; batch statistics are the same on all its devices already."""
-  # As one vector it takes one collective, whatever the number of tensors.
+  """Adds the sums of all devices of a batch; their batch statistics are equal already."""
+  # One vector takes one collective, whatever the number of tensors.
   vector, restore = jax.flatten_util.ravel_pytree(sums._replace(batch_stats=()))
   return restore(lax.psum(vector, SHARE_AXES))._replace(batch_stats=sums.batch_stats)
 
@@ -192,7 +197,7 @@ def _union(terms: Paired) -> tuple[str, ...]:
 
 
 def _stack_coefficients(coefficients: Paired, names: tuple[str, ...]):
-  """{term: [2]} for all names, 0 for a term that a role does not have."""
+  """Coefficients {term: [2]} of both roles; 0 for a term that a role does not have."""
   return {name: jnp.stack([jnp.asarray(role.get(name, 0.0)) for role in coefficients]) for name in names}
 
 
@@ -208,7 +213,7 @@ def _vmap(role_function, terms: Paired, sharpen):
 
 
 def _device_halves(role_function, terms: Paired, sharpen, train: bool, exchanges: bool):
-  """The body that runs on each device, inside `shard_map` over (role, data)."""
+  """Computes the role of a device's half, then exchanges gradients; runs inside `shard_map`."""
   union = _union(terms)
   names = sorted({"ce", "accuracy", *union})
 
@@ -218,14 +223,14 @@ def _device_halves(role_function, terms: Paired, sharpen, train: bool, exchanges
     def run(variables, inputs, index_b, coefficients):
       own = {name: coefficients[name] for name in role_terms}
       sums = function(variables, inputs, index_b, own)
-      # Both branches must return the same structure; what a role lacks is left out again below.
+      # Both branches must return the same structure. `own_values` removes the added terms.
       nothing = role_gradient_lib.Sum(jnp.zeros_like(sums.count), jnp.zeros_like(sums.count))
       return sums._replace(values={name: sums.values.get(name, nothing) for name in names})
 
     return run
 
   if train or exchanges or terms.retain == terms.forget:
-    # Training statistics and shared weights are collectives of a half, which stay out of conditionals.
+    # Training statistics and shared weights need collectives of a half, which a conditional cannot contain.
     own_sums = role_function(union)
   else:
     retain, forget = (branch(role_terms) for role_terms in terms)
@@ -245,7 +250,7 @@ def _device_halves(role_function, terms: Paired, sharpen, train: bool, exchanges
       name: values[is_forget.astype(jnp.int32)]
       for name, values in _stack_coefficients(coefficients, union).items()
     }
-    # Each half has its own examples under both names.
+    # Each half has the indices of its own role under both names.
     means = own_means(variables, inputs, indices.retain, chosen)
     # Frozen statistics need no exchange.
     moving = means if train else means._replace(batch_stats=())
@@ -271,21 +276,21 @@ def make_gradients(
   sharpen=lambda at: at,
   exchanges: bool = False,
 ):
-  """Maps the per-role function over the roles.
+  """Makes the function of the gradients of both roles.
 
   Args:
     pairing: `sequential`, `vmap` or `pmap`.
-    role_function: terms -> the function that `role_gradient.role_gradient` builds.
-    terms: for each role the names of its terms, or None for a role the method does not use.
+    role_function: (terms) -> the function of `role_gradient.role_gradient`.
+    terms: names of the terms of each role, or None for a role that is not used.
     train: whether batch statistics move, so that the halves of `pmap` must exchange them.
-    sharpen: turns (params, coefficients) -> RoleMeans, a role's means over its whole batch, into one of
-      the same signature whose gradient is sharpness-aware; the identity by default.
+    sharpen: maps a function (params, coefficients) -> RoleMeans to one whose gradient is sharpness-aware; the
+      identity by default.
     exchanges: whether the devices of a half exchange something within the per-role function.
 
   Returns:
-    (variables, Inputs, indices, coefficients) -> Paired of RoleMeans (None for an unused role). `indices`
-    and `coefficients` are Paired; under `pmap` the indices are those of `own_indices`, and it must run inside
-    `shard_map` over a mesh of `make_mesh`.
+    (variables, Inputs, indices, coefficients) -> Paired RoleMeans, None for a role that is not used.
+    `indices` and `coefficients` are Paired. Under `pmap` the indices are those of `own_indices`, and the
+    function must run inside `shard_map` over a mesh of `make_mesh`.
   """
   both = None not in terms
   if pairing == "pmap":

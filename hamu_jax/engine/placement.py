@@ -1,4 +1,4 @@
-"""Where arrays lie: on the default device, on every device of a mesh, or split among them."""
+"""Places arrays on the default device, on every device of a mesh, or split among its devices."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from hamu_jax.engine import step as step_lib
 
 
 def place(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
-  """Puts arrays on the default device, or on every device of the mesh."""
+  """Places arrays on the default device, or on every device of the mesh."""
   if mesh is None:
     return jax.device_put(tree)
   return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
@@ -24,19 +24,19 @@ def _pad(steps: np.ndarray) -> np.ndarray:
 
 
 def place_batches(indices: Any, epoch: np.ndarray, mesh: jax.sharding.Mesh | None) -> step_lib.Batches:
-  """Puts the batches of a chunk on the device, padded to `CHUNK_CAPACITY` steps.
+  """Places the batches of a chunk on the device, padded to `CHUNK_CAPACITY` steps.
 
   Args:
-    indices: Paired [n, B] (of a joint plan [n, models, B]) int32 examples of each role, or None; with a mesh,
-      what `pairing.shard_indices` made of them.
-    epoch: [n] int32.
-    mesh: where `pmap` splits the examples among devices.
+    indices: Paired [n, B] int32 indices of each role, or None; [n, models, B] of a joint plan. With a mesh,
+      the result of `pairing.shard_indices`.
+    epoch: [n] int32 epoch of each step.
+    mesh: devices of `pmap`, among which the indices are split; None for the default device.
   """
   indices, epoch = jax.tree.map(_pad, (indices, epoch))
   if mesh is None:
     return step_lib.Batches(*jax.device_put((indices, epoch)))
   spec = jax.sharding.PartitionSpec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
-  # By callback, because a host knows the examples within its own windows only.
+  # A callback, because a host knows the indices of its own devices' windows only.
   sharded = jax.make_array_from_callback(
     indices.shape, jax.sharding.NamedSharding(mesh, spec), lambda index: indices[index]
   )

@@ -1,4 +1,4 @@
-"""Where a stage stands: the state of its models, and what the host knows of each; what a checkpoint holds."""
+"""The position of a stage: the states of its models and their tracks, all that a checkpoint holds."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ Tree = Any
 
 @dataclasses.dataclass
 class Track:
-  """What the host knows of one model; all but the model itself is in the checkpoint's JSON part."""
+  """What the host remembers of one model: its best variables, score, evaluation and last metrics."""
 
   best: Tree
   best_score: float = -1.0
   evaluated: int = -1
-  # Of the best model where the stage selects, else of the last evaluated one.
+  # The evaluation of the best model if the stage selects one, else of the last evaluated model.
   evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
   last_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def meta(self) -> dict[str, Any]:
-    """The JSON values."""
+    """The JSON part of a checkpoint: all but `best`."""
     return jsonable(
       {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "best"}
     )
@@ -36,7 +36,7 @@ class Track:
 
 @dataclasses.dataclass
 class Position:
-  """Where a stage stands: the state, with a leading axis where there are several models, and their tracks."""
+  """The position of a stage: the state, with a leading axis if there are several models, and the tracks."""
 
   state: TrainState
   tracks: list[Track]
@@ -47,12 +47,12 @@ class Position:
     return split(self.state, len(self.tracks))
 
   def progress(self) -> list[tuple[int, bool]]:
-    """For each model: steps applied so far, and whether a stop has ended its stage."""
+    """The steps that each model has applied so far, and whether a stop has ended its stage."""
     steps, stops = np.atleast_1d(self.state.step), np.atleast_1d(self.state.stop)
     return [(int(step), bool(stop != Stop.NONE)) for step, stop in zip(steps, stops, strict=True)]
 
   def step(self) -> int:
-    """Steps applied so far by the models that go on, or by all where none does."""
+    """The steps applied so far by models whose stage goes on, or by all if none goes on."""
     progress = self.progress()
     return max([step for step, stopped in progress if not stopped] or [step for step, _ in progress])
 
@@ -65,7 +65,7 @@ class Position:
     return {"tracks": [track.meta() for track in self.tracks], "seconds": self.seconds}
 
   def restore(self, arrays: Tree, meta: dict[str, Any]) -> None:
-    """Goes to where a checkpoint is."""
+    """Restores the position of a checkpoint."""
     like = {"state": self.state, "best": [track.best for track in self.tracks]}
     restored = serialization.from_state_dict(like, arrays)
     self.state, self.seconds = restored["state"], meta["seconds"]
@@ -75,12 +75,12 @@ class Position:
 
 
 def join(trees: Sequence[Tree]) -> Tree:
-  """One tree with a leading axis; a single tree as it is."""
+  """Stacks trees along a new leading axis; returns a single tree unchanged."""
   return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def split(tree: Tree, count: int) -> list[Tree]:
-  """The trees that `join` joined."""
+  """Undoes `join` of `count` trees."""
   if count == 1:
     return [tree]
   return [jax.tree.map(lambda leaf: leaf[k], tree) for k in range(count)]

@@ -1,4 +1,4 @@
-"""The gradient of one role's objective on one batch: the function that every pairing maps."""
+"""The gradient of one role's objective on one batch, the function that every pairing applies."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ class Inputs(NamedTuple):
   """What both roles of a step read.
 
   Attributes:
-    base: variables that no method trains, beside those that are; {} where all are trained.
-    reference: variables of the original model beside `base`, or None; read only if a term needs it.
-    data: what `fetch` gathers from.
-    key: key of the step.
-    epoch_key: key of the epoch, for what is drawn once in it.
-    hyperparameters: a method's hyperparameters by name.
+    base: variables that no method trains; {} if all variables are trained.
+    reference: trained variables of the original model, or None; read only if a term needs them.
+    data: arrays that `fetch` gathers from.
+    key: random key of the step.
+    epoch_key: random key of the epoch, for random numbers that are drawn once an epoch.
+    hyperparameters: hyperparameters of the method by name.
   """
 
   base: Tree
@@ -41,12 +41,12 @@ class Sum(NamedTuple):
 
 
 class RoleSums(NamedTuple):
-  """Sums over what is valid in a role's batch.
+  """Sums over the valid predictions or examples of a role's batch.
 
   Attributes:
     gradient: gradient of the objective's sum, same structure as the parameters.
     values: `Sum` of each logged quantity.
-    count: number of summands of the objective, by which its mean is taken.
+    count: number of summands of the objective.
     batch_stats: running statistics after the batch (unchanged in evaluation mode).
   """
 
@@ -68,18 +68,18 @@ def role_gradient(
 ):
   """Builds the function that differentiates one role's objective on one batch.
 
-  The objective is `sum_t coefficient_t sum_i mask_i term_t(i)`, i over predictions or examples. Being a
-  sum, it adds up over microbatches and devices; whoever holds all of them divides by the count.
+  The objective is `sum_t coefficient_t sum_i mask_i term_t(i)`, with i over predictions or examples. Sums add
+  up over microbatches and devices; the caller divides the total by the count.
 
   Args:
     forward: (variables, batch, key, train) -> (Outputs, batch_stats).
-    fetch: (data, indices [B], key) -> batch with `label` and `mask`, [B, ...] each; index -1 is padding.
+    fetch: (data, indices [B], key) -> batch with `label` and `mask`, [B, ...] each. Index -1 is padding.
     terms: names in `TERMS`; no other term is computed.
     train: whether the model is in training mode.
-    microbatch: most rows differentiated at a time; 0 takes the batch whole, which a model with batch
-      statistics needs in training mode. Pieces after the last valid row are skipped.
-    exchange_axes: mesh axes whose devices must go through as many pieces each, because `forward` exchanges
-      something over them.
+    microbatch: largest number of indices differentiated at a time; 0 takes the whole batch, which a model
+      with batch statistics needs in training mode. Pieces after the last valid index are skipped.
+    exchange_axes: mesh axes over which `forward` exchanges something, so that all their devices must compute
+      the same number of pieces.
 
   Returns:
     (variables, Inputs, indices [B], coefficients {term: scalar}) -> RoleSums.
@@ -138,7 +138,7 @@ def _on_pieces(whole, *, train: bool, microbatch: int, exchange_axes: tuple[str,
   def accumulated(variables, inputs, index_B, coefficients):
     if train and variables["batch_stats"]:
       raise ValueError(f"microbatch={microbatch}: batch statistics need all of a batch")
-    # Equal pieces, not full ones and a rest: the least padding.
+    # Pieces of equal size have the least padding.
     pieces = -(-index_B.shape[0] // microbatch)
     size = -(-index_B.shape[0] // pieces)
     index_B = jnp.pad(index_B, (0, pieces * size - index_B.shape[0]), constant_values=-1)
@@ -162,9 +162,9 @@ def _on_pieces(whole, *, train: bool, microbatch: int, exchange_axes: tuple[str,
 
 
 def _count(values: Mapping[str, Sum], terms: tuple[str, ...], coefficients) -> jax.Array:
-  """The number of summands of the terms that have weight.
+  """The number of summands of the terms whose coefficient is not 0.
 
-  Under `vmap` and `pmap` a role is given the other's terms too, with coefficient 0.
+  Under `vmap` and `pmap` a role also has the terms of the other role, with coefficient 0.
   """
   first, *others = terms
   count = values[first].count

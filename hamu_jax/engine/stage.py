@@ -1,4 +1,4 @@
-"""A stage of training or unlearning: what one run of the loop is given, and what it gives back."""
+"""A stage of training or unlearning: the inputs and the outcome of one run of the loop."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,16 +19,16 @@ class Stage(NamedTuple):
 
   Attributes:
     name: `pretrain`, `retrain`, `unlearn`, or `memorization` and the number of its group's first model.
-    method: a row of the method table.
+    method: row of the method table.
     options: `config.train`, `config.method` or `config.memorization`.
-    plan: which examples each step reads.
-    hyperparameters: what enters its steps as data, by name; None switches a feature off.
-    total_steps: length of the stage.
-    seed: seed of the stage's randomness on the device.
-    train: whether it trains a new model; any other is evaluated before its first step, too.
+    plan: plan of the batches of each step.
+    hyperparameters: values that enter its steps as data, by name; None switches a feature off.
+    total_steps: number of steps.
+    seed: seed of random numbers on the device.
+    train: whether it trains a new model; a stage that does not is also evaluated before its first step.
     training_mode: whether the model runs in training mode, see `step.make_step`.
     microbatch: see `role_gradient.role_gradient`.
-    best: (summary) -> the score by which the best evaluated model is kept, or None to keep the last.
+    best: (summary) -> score by which the best evaluated model is kept, or None to keep the last model.
     sam: `config.sam` with this stage's `rho`, or None for plain gradients.
     mask_scope: see `step.make_step`.
   """
@@ -52,11 +52,11 @@ class Member(NamedTuple):
   """One of the models that a run of the loop trains.
 
   Attributes:
-    stage: what it goes through; those of members that are trained together have the same step, and
-      differ in their seeds, examples and hyperparameters alone.
-    variables: the model to start from.
-    frozen: what its steps read beside the data and the base.
-    rundir: where its metrics are logged; of members that share one, the means are.
+    stage: stage to run. Stages of members that are trained together have the same step, and differ only in
+      seeds, plans and hyperparameters.
+    variables: variables to start from.
+    frozen: reference model and mask that its steps read.
+    rundir: run directory of its metrics. Members that share one log their means.
   """
 
   stage: Stage
@@ -66,16 +66,16 @@ class Member(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What a stage produced.
+  """The result of a stage.
 
   Attributes:
-    variables: the final model, or the best evaluated one where the stage selects that.
-    steps: applied steps.
-    stop: why it ended; `Stop.NONE` after its last step.
+    variables: variables of the final model, or of the best evaluated one if the stage selects it.
+    steps: number of applied steps.
+    stop: reason of the end; `Stop.NONE` after its last step.
     evaluation: `Evaluator.summary` of these variables.
-    last_metrics: host values of the last step that ran, applied or not ({} if none ran).
-    seconds: wall time, over all the processes that worked on it; of models that are trained together
-      each has its share.
+    last_metrics: host values of the last step that ran, applied or not; {} if none ran.
+    seconds: wall time, summed over interrupted and resumed runs; models that are trained together have equal
+      shares.
   """
 
   variables: Tree
@@ -87,14 +87,14 @@ class Outcome(NamedTuple):
 
 
 def stage_mesh(stage: Stage, pairing: str, devices, weights: int) -> jax.sharding.Mesh | None:
-  """The devices of a stage's steps as `pairing.make_mesh` arranges them; None if they run on one."""
+  """The mesh of `pairing.make_mesh` for the steps of a stage; None if they run on one device."""
   if pairing != "pmap":
     return None
   return pairing_lib.make_mesh(devices, stage.method.device_groups, weights)
 
 
 def shared_axes(mesh: jax.sharding.Mesh | None) -> tuple[str, ...]:
-  """The axes over which devices exchange frozen weights; none where each has its own."""
+  """The axes over which devices exchange frozen weights; () if each device has its own copy."""
   if mesh is None or mesh.shape[pairing_lib.WEIGHTS_AXIS] == 1:
     return ()
   return pairing_lib.SHARE_AXES
@@ -103,7 +103,7 @@ def shared_axes(mesh: jax.sharding.Mesh | None) -> tuple[str, ...]:
 def stage_program(
   stage: Stage, *, forward, fetch, pairing: str, exchange_axes: tuple[str, ...]
 ) -> step_lib.StepProgram:
-  """The step of a stage; arguments as of `step.make_step`."""
+  """Builds the step of a stage; see `step.make_step` for the other arguments."""
   return step_lib.make_step(
     stage.method,
     stage.options,

@@ -1,4 +1,4 @@
-"""The one step body: every method's step is built here, from its row and its options."""
+"""The step of every method, built from its row of the method table and its options."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,17 +15,17 @@ from hamu_jax.engine import role_gradient as role_gradient_lib
 from hamu_jax.engine.train_state import TrainState
 from hamu_jax.transforms.stop import Stop
 
-# Where the keys of epochs are folded in: no step has this number.
+# Keys of epochs are derived under this number, which no step has.
 _EPOCHS = 2**32 - 1
 
 
 class Batches(NamedTuple):
-  """The batches of a chunk, with a leading axis of CHUNK_CAPACITY steps; of one step without it.
+  """The batches of a chunk, with a leading axis of CHUNK_CAPACITY steps, or of one step without this axis.
 
   Attributes:
-    indices: Paired [n, B] int32 examples of each role, -1 for padding, None for a role that is not read; as
-      `pairing.shard_indices` has them under `pmap`.
-    epoch: [n] int32, the epoch of each step.
+    indices: Paired [n, B] int32 indices of each role, -1 for padding, None for a role that is not read; under
+      `pmap` the result of `pairing.shard_indices`.
+    epoch: [n] int32 epoch of each step.
   """
 
   indices: Any
@@ -33,7 +33,7 @@ class Batches(NamedTuple):
 
 
 class StepProgram(NamedTuple):
-  """A step and what starts its state.
+  """A step and its optimizers.
 
   Attributes:
     step: (state, Frozen, data, Batches, hyperparameters) -> (state, metrics), pure.
@@ -60,25 +60,25 @@ def make_step(
 ) -> StepProgram:
   """Builds the step of any method.
 
-  Each sub-step computes the gradients of its roles, sharpness-aware where that is asked for, masks and
-  clips each, lets the transform make one equivalent gradient of them and the base optimizer apply it.
-  The step is then accepted whole or rejected whole: if the transform stopped, a loss crossed its
-  threshold or anything is not finite, the state it returns is the old one with `stop` set.
+  Each sub-step computes the gradients of its roles, sharpness-aware if `sharpness` is given, and masks and
+  clips each of them. The transform makes one equivalent gradient of them, which the base optimizer applies.
+  A step is accepted or rejected as a whole. It is rejected if the transform stopped, a loss crossed its
+  threshold or a value is not finite; it then returns the old state with `stop` set.
 
   Args:
-    method: a row of `methods.METHODS`.
+    method: row of `methods.METHODS`.
     options: `config.method`, or `config.train` for training.
     forward: (variables, batch, key, train) -> (`objectives.Outputs`, batch_stats).
     fetch: (data, indices [B], key) -> batch.
     pairing: `sequential`, `vmap` or `pmap`.
     train: whether the model runs in training mode: batch norm on batch statistics, dropout on.
-    schedule: step count -> multiple of the peak learning rate.
+    schedule: (step count) -> multiple of the peak learning rate.
     microbatch: see `role_gradient.role_gradient`.
     exchange_axes: see `role_gradient.role_gradient`; for `pmap`.
-    sharpness: None takes plain gradients.
-    mask_scope: None moves all weights; "update" keeps what the mask excludes exactly where it is;
-      "gradient" masks the gradient alone, so that weight decay still moves them; "perturbed" masks
-      only the gradient at the perturbed point, as the sharpness paper's code does.
+    sharpness: kind of sharpness-aware gradients; None for plain gradients.
+    mask_scope: None moves all weights. "update" does not move weights outside the mask. "gradient" masks
+      only the gradient, so that weight decay still moves them. "perturbed" masks only the gradient at the
+      perturbed point, as the sharpness paper's code does.
   """
 
   def role_function(terms):
@@ -105,7 +105,7 @@ def make_step(
 
 
 class _Step:
-  """A method's step: its sub-steps one after the other, accepted or rejected whole."""
+  """The step of a method: its sub-steps one after the other, accepted or rejected as a whole."""
 
   def __init__(
     self, method: methods.Method, programs: tuple[sub_step.SubStepProgram, ...], pairing, schedule
@@ -114,7 +114,7 @@ class _Step:
     self._pairing, self._schedule = pairing, schedule
 
   def optimizers(self, hyperparameters):
-    """One transform and base optimizer for each name; sub-steps of one name have the same."""
+    """The transform and base optimizer of each name; sub-steps with the same name share them."""
     by_name = {program.substep.optimizer: program for program in self._programs}
     return tuple(by_name[name].optimizer(hyperparameters) for name in self._method.optimizers)
 
@@ -159,7 +159,7 @@ class _Step:
     return proposed, metrics, stop
 
   def _run_pass(self, program: sub_step.SubStepProgram, state: TrainState, frozen, inputs, batches: Batches):
-    """`_run` where the batch of the sub-step's role is not all padding."""
+    """Runs a sub-step unless the batch of its role is all padding."""
     (role,) = program.substep.roles
     active = pairing_lib.anywhere(getattr(batches.indices, role) >= 0, self._pairing)
 

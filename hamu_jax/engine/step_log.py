@@ -1,4 +1,4 @@
-"""What is logged of the steps of a chunk."""
+"""Logs the steps of a chunk."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from hamu_jax.transforms.stop import Stop
 
 
 def log(members: Sequence[Member], tracks: Sequence[Track], before: Sequence[int], metrics, done) -> None:
-  """Writes a row for each step of a chunk, for each run directory.
+  """Writes one line of metrics for each step of a chunk to each run directory.
 
   Args:
-    members: of the stage.
-    tracks: of the members.
-    before: steps that each had applied before the chunk.
-    metrics: {name: [n]}, of several members {name: [members, n]}.
-    done: how many steps each ran, [] or [members].
+    members: members of the stage.
+    tracks: tracks of the members; `last_metrics` is updated.
+    before: number of steps that each member had applied before the chunk.
+    metrics: {name: [n]} for one member, {name: [members, n]} for several.
+    done: number of steps that each member ran, [] or [members].
   """
   if len(members) == 1:
     metrics, done = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (metrics, done))
@@ -41,19 +41,19 @@ def log(members: Sequence[Member], tracks: Sequence[Track], before: Sequence[int
 
 
 def _mean(values: np.ndarray):
-  """The mean over members; of one alone, what it is."""
+  """The mean over members; the value itself for one member."""
   return values[0] if len(values) == 1 else values.mean(0)
 
 
 def _without_idle_roles(values: dict[str, Any]) -> dict[str, Any]:
-  """Leaves out what a step says of a role whose turn it was not."""
+  """Leaves out the values of a role whose sub-step was not active."""
   idle = [role for role in ("retain", "forget") if not values.pop(f"{role}_active", True)]
   prefixes = tuple(f"{role}_" for role in idle)
   return {name: value for name, value in values.items() if not name.startswith(prefixes)}
 
 
 def branch_fractions(values: dict[str, Any]) -> dict[str, float]:
-  """Share of blocks in each of HAMU's branches, by `branch_<name>`; {} for other methods."""
+  """The share of blocks in each branch of HAMU, as `branch_<name>`; {} for other methods."""
   if "branch" not in values:
     return {}
   return {f"branch_{name}": float(np.mean(values["branch"] == code)) for code, name in enumerate(BRANCHES)}

@@ -1,4 +1,4 @@
-"""One sub-step: the gradients of its roles, made sharpness-aware, masked and clipped, become one update."""
+"""One sub-step: computes, masks and clips the gradients of its roles, and makes one update of them."""
 
 from typing import Any, NamedTuple
 
@@ -25,12 +25,12 @@ MASK_SCOPES = ("update", "gradient", "perturbed")
 
 
 class Frozen(NamedTuple):
-  """What a stage reads and never changes.
+  """Variables that a stage reads and never changes.
 
   Attributes:
     reference: variables of the original model; None if no term reads them.
-    mask: zeros and ones for each parameter; None if all weights move.
-    base: variables of the model that no stage trains, {} without any.
+    mask: pytree of zeros and ones, same structure as the parameters; None if all weights move.
+    base: variables that no stage trains; {} if all are trained.
   """
 
   reference: Tree = None
@@ -39,13 +39,13 @@ class Frozen(NamedTuple):
 
 
 class Sharpness(NamedTuple):
-  """How gradients are sharpness-aware; the radius and its weight are hyperparameters (`rho`, `lamb`).
+  """The kind of sharpness-aware gradients; their radius and weight are hyperparameters (`rho`, `lamb`).
 
   Attributes:
     adaptive: see `sam_jax.perturbation`.
     mode: "min" or "max".
-    scope: "step" perturbs both roles by the sum of their gradients, "role" each by its own; "auto" is
-      "step" where an update descends one loss.
+    scope: "step" perturbs both roles by the sum of their gradients, "role" perturbs each role by its own
+      gradient. "auto" is "step" if the update descends one loss, else "role".
   """
 
   adaptive: bool = False
@@ -71,9 +71,9 @@ class SubStepProgram:
   """One sub-step of a method, as pure functions.
 
   Args:
-    substep: of a row of `methods.METHODS`.
-    options: see `step.make_step`, as are `pairing`, `train`, `schedule`, `sharpness` and `mask_scope`.
-    role_function: terms -> the function that `role_gradient.role_gradient` builds.
+    substep: sub-step of a row of `methods.METHODS`.
+    options: see `step.make_step`; also for `pairing`, `train`, `schedule`, `sharpness` and `mask_scope`.
+    role_function: (terms) -> the function of `role_gradient.role_gradient`.
     exchanges: whether devices exchange something within that function.
   """
 
@@ -92,14 +92,14 @@ class SubStepProgram:
   ):
     self.substep = substep
     self._options = options
-    # Only what it declares, so that a field it reads without saying so is an error in every run.
+    # Only declared fields, so that reading an undeclared one is an error in every run.
     self._declared = {name: options[name] for name in substep.transform.reads if name in options}
     self._schedule = schedule
     self._train = train
     self._sharpness = sharpness
     if sharpness and substep.mode:
       self._sharpness = sharpness._replace(mode=options[substep.mode])
-    # Without a perturbed point there is just the one gradient to mask.
+    # Without a perturbed point there is only one gradient to mask.
     self._mask_scope = "gradient" if mask_scope == "perturbed" and not sharpness else mask_scope
     scope = sharpness.scope if sharpness else "step"
     self._by_role = scope == "role" or (scope == "auto" and not substep.one_loss)
@@ -110,7 +110,7 @@ class SubStepProgram:
     )
 
   def optimizer(self, hyperparameters):
-    """The transform and the base optimizer it feeds."""
+    """The transform, followed by the base optimizer."""
 
     def learning_rate(count):
       return hyperparameters["learning_rate"] * self._schedule(count)
@@ -147,13 +147,13 @@ class SubStepProgram:
     return optax.apply_updates(params, updates), batch_stats, opt_state, metrics, stop
 
   def _mask(self, frozen: Frozen):
-    """The mask of the weights that this sub-step moves, or None."""
+    """The mask of the weights that this sub-step moves; None if all move."""
     if self._mask_scope is None:
       return None
     return frozen.mask if self.substep.moves == "salient" else sam_jax.complement(frozen.mask)
 
   def _means(self, variables, inputs, indices, epoch, mask) -> Paired:
-    """The means of both roles over their batches, with sharpness-aware gradients where asked for."""
+    """The means of both roles over their batches, with gradients that are sharpness-aware if asked for."""
     coefficients = self.substep.coefficients(inputs.hyperparameters, epoch)
 
     def sharpen(at):
@@ -169,7 +169,7 @@ class SubStepProgram:
     return sharpen(at)(variables["params"], coefficients)
 
   def _sharpen(self, at, hyperparameters, mask):
-    """(params, coefficients) -> means, a role's or both roles', with sharpness-aware gradients."""
+    """Makes the gradients of `at`, (params, coefficients) -> means of one or both roles, sharpness-aware."""
     if self._sharpness is None:
       return at
 
@@ -213,8 +213,8 @@ def _sum_of_trees(trees):
 def _running_statistics(before: Tree, means: Paired) -> Tree:
   """The running statistics after the retain and then the forget batch.
 
-  Each role moved them from the same start: s_r = s + m (b_r - s) and s_f alike. One after the other they
-  are (1 - m) s_r + m b_f = s_f + (1 - m) (s_r - s).
+  Each role moved them from the same start s by the batch statistics b with momentum m: s_r = s + m (b_r - s)
+  and s_f = s + m (b_f - s). One after the other gives (1 - m) s_r + m b_f = s_f + (1 - m) (s_r - s).
   """
   present = [mean.batch_stats for mean in means if mean is not None]
   if len(present) == 1:
@@ -223,7 +223,7 @@ def _running_statistics(before: Tree, means: Paired) -> Tree:
 
 
 def _clipped_gradients(means: Paired, max_norm):
-  """-> Paired clipped gradients, {name: scalar} of what is logged of each role."""
+  """Returns the Paired clipped gradients, and the logged values {name: scalar} of both roles."""
   metrics = {}
 
   def one(role, mean):
@@ -239,7 +239,7 @@ def _clipped_gradients(means: Paired, max_norm):
 
 
 def _stop_code(transform_state, metrics, options, hyperparameters):
-  """The `Stop` code of an update: what is not finite first, then the transform's, then a loss's."""
+  """The `Stop` code of an update: first NONFINITE, then the transform's code, then that of a loss."""
   stop = jnp.asarray(Stop.NONE, jnp.int32)
   if options.get("stop_on_loss"):
     if "forget_loss" in metrics:
@@ -248,6 +248,6 @@ def _stop_code(transform_state, metrics, options, hyperparameters):
       stop = jnp.where(metrics["retain_loss"] > hyperparameters["max_retain_loss"], Stop.RETAIN_LOSS, stop)
   if hasattr(transform_state, "stop"):
     stop = jnp.where(transform_state.stop == Stop.NONE, stop, transform_state.stop)
-  # A gradient that is not finite has a norm that is not.
+  # A gradient that is not finite has a norm that is not finite, which is among the metrics.
   finite = jnp.all(jnp.isfinite(jnp.stack(jax.tree.leaves(metrics))))
   return jnp.where(finite, stop, Stop.NONFINITE).astype(jnp.int32)

@@ -12,14 +12,14 @@ Tree = Any
 
 
 class TrainState(struct.PyTreeNode):
-  """Everything a step reads and writes; state is data, the step is a pure function.
+  """All state that a step reads and writes.
 
   Attributes:
     step: int32 [], steps applied so far. A rejected step does not count.
     stop: int32 [], a `Stop` code; once nonzero no further step is applied.
     params: trainable parameters.
     batch_stats: batch-norm running statistics ({} for a model without any).
-    opt_state: one optimizer state for each of `Method.optimizers`.
+    opt_state: tuple of one optimizer state for each of `Method.optimizers`.
     rng: key of the run; step t uses `fold_in(rng, t)`, so resuming needs no other state.
   """
 

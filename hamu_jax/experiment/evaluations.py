@@ -1,4 +1,4 @@
-"""The evaluation of a stage's model, from the cache where it is there."""
+"""The evaluation of a stage's model, which is computed or taken from the cache."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ class Evaluations:
   """Evaluates the models of an experiment.
 
   Attributes:
-    evaluator: of the task.
+    evaluator: evaluator of the task.
 
   Args:
-    prepared: the experiment.
-    evaluator: of its task.
-    cache: of finished stages.
-    watch: notices signals.
+    prepared: data, model and plan.
+    evaluator: see the attribute.
+    cache: cache of finished stages.
+    watch: watcher of signals.
   """
 
   def __init__(self, prepared: Preparation, evaluator: Evaluator, cache: StageCache, watch: preemption.Watch):
@@ -31,7 +31,7 @@ class Evaluations:
     self._prepared, self._cache, self._watch = prepared, cache, watch
 
   def key(self, name: str) -> str:
-    """Key of the evaluation of a stage's model."""
+    """The key of the evaluation of a stage's model."""
     options = self._prepared.config.evaluate
     return fingerprint(
       {
@@ -43,7 +43,15 @@ class Evaluations:
     )
 
   def evaluate(self, name: str, variables: Tree) -> tuple[Record, Record]:
-    """A stage's final model: values of all splits and, by kind of evaluation, those of examples."""
+    """Evaluates the final model of a stage.
+
+    Args:
+      name: name of the stage.
+      variables: variables of the model.
+
+    Returns:
+      The values of all splits and, by kind of evaluation, the values of single examples.
+    """
     key = self.key(name)
     placed = placement.place(variables, self._prepared.evaluation_mesh)
 

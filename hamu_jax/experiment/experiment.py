@@ -1,4 +1,4 @@
-"""One experiment: every stage from the data to the evaluated models, from the cache where it is there."""
+"""One experiment: runs every stage, from the data to the evaluated models, or takes it from the cache."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -20,13 +20,13 @@ Tree = Any
 
 
 class Start(NamedTuple):
-  """What unlearning starts from.
+  """The inputs of the unlearning stage.
 
   Attributes:
-    stage: the unlearning stage.
-    loop: what runs it.
+    stage: unlearning stage.
+    loop: loop that runs it.
     original: variables of the model to unlearn from.
-    frozen: what the stage's steps read beside the data and the base.
+    frozen: reference model and mask that the steps read.
   """
 
   stage: stage_lib.Stage
@@ -38,21 +38,21 @@ class Start(NamedTuple):
 class Experiment:
   """Data, model and cache of one configuration; `run` does the work.
 
-  Memorization scores (where the forget set needs an estimate of them), pretraining, retraining, saliency
-  masks (where the method has one), unlearning, evaluation.
+  The stages are memorization scores (if the forget set needs an estimate), pretraining, retraining, saliency
+  masks (if there is a mask), unlearning and evaluation.
 
   Attributes:
-    prepared: what it has before anything is run.
-    stages: what it runs.
+    prepared: data, model and plan.
+    stages: stages of the experiment.
 
   Args:
     config: validated configuration.
     workdir: run directory.
-    watch: notices signals.
-    record: whether it takes possession of the run directory and logs there; without, stages are
-      still looked up and left where they would be.
-    like: an experiment that differs from this one in hyperparameters and seeds alone, see
-      `together.group_key`; data, model and programs are shared with it.
+    watch: watcher of signals.
+    record: whether it takes possession of the run directory and logs there. The stage cache is used in either
+      case.
+    like: experiment that differs from this one only in hyperparameters and seeds, see `together.group_key`;
+      data, model and programs are shared with it.
 
   Raises:
     UserError: something in the configuration or the data is wrong.
@@ -69,7 +69,7 @@ class Experiment:
   ):
     self._workdir = workdir
     self.prepared: Preparation = Preparation(config, None if like is None else like.prepared)
-    # Opened only now: an experiment that cannot run should not take possession of the workdir.
+    # Opened after the preparation, so that an experiment that cannot run leaves the workdir alone.
     self._rundir = (
       rundir_lib.RunDir.open(
         workdir,
@@ -92,7 +92,7 @@ class Experiment:
 
     Raises:
       UserError: something in the configuration or the data is wrong.
-      preemption.Preempted: the run was asked to end; what it did is saved.
+      preemption.Preempted: the run was asked to end; finished work is saved.
     """
     overview = parameter_overview.get_parameter_overview(
       self.prepared.template["params"], include_stats=False
@@ -105,7 +105,7 @@ class Experiment:
       self.close()
 
   def _run(self) -> dict[str, Any]:
-    """`run`, inside the open run directory."""
+    """Does the work of `run` with an open run directory."""
     stages, method = self.stages, self.prepared.method
     records = dict(stages.prepare())
     original, records["pretrain"] = stages.original()
@@ -125,13 +125,13 @@ class Experiment:
     return summary
 
   def start(self) -> Start:
-    """Runs the stages before unlearning, or takes them from the cache, and stops there.
+    """Runs the stages before unlearning, or takes them from the cache.
 
     The method must not train from scratch.
 
     Raises:
-      UserError: as `run`.
-      preemption.Preempted: as `run`.
+      UserError: see `run`.
+      preemption.Preempted: see `run`.
     """
     self.stages.prepare()
     original, _ = self.stages.original()

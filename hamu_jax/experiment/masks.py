@@ -1,4 +1,4 @@
-"""Saliency masks of a model and a forget set: the gradient that ranks the weights, and the mask stage."""
+"""Saliency masks: the gradient of the forget set that ranks the weights, and the mask stage."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -22,19 +22,19 @@ Tree = Any
 def forget_gradient(forward, fetch, feed, plan, variables: Tree, *, base: Tree, microbatch: int = 0) -> Tree:
   """`|sum_b g_b|` over the batches b of the forget set, g_b the gradient of a batch's mean cross-entropy.
 
-  In evaluation mode, at the original model. The batches count alike, also a short last one.
+  The model is the original one in evaluation mode. All batches have equal weight, also a short last one.
 
   Args:
     forward: see `role_gradient.role_gradient`.
     fetch: see `role_gradient.role_gradient`.
-    feed: `feed.ResidentImages` or `feed.StreamedImages`.
-    plan: a plan whose epoch is one pass over the forget set.
-    variables: the original model's.
-    base: variables that are not trained.
-    microbatch: most examples differentiated at a time; 0 takes a batch whole.
+    feed: `engine.feed.Feed` of the training examples.
+    plan: plan whose epoch is one pass over the forget set.
+    variables: variables of the original model.
+    base: variables that no stage trains.
+    microbatch: largest number of examples differentiated at a time; 0 takes a whole batch.
 
   Returns:
-    Pytree of the structure of the parameters, not negative.
+    Pytree of non-negative arrays, same structure as the parameters.
 
   Source: SalUn (arXiv 2310.12508).
   """
@@ -64,26 +64,26 @@ def cached_mask(
   key: str,
   provenance: Mapping[str, Any],
 ) -> tuple[Tree, dict[str, Any]]:
-  """The mask of `config.fraction`, from the mask stage, which makes those of all `config.fractions`.
+  """The mask of `config.fraction`, from the mask stage, which makes the masks of all `config.fractions`.
 
   Args:
     config: `config.mask`.
-    params: the parameters or their shapes.
-    gradient: computes what `forget_gradient` returns.
-    cache: of finished stages. The stage's record says how many weights each mask has, and what share of
-      the gradient's sum.
-    key: of the stage.
-    provenance: JSON values that its record repeats: of which model and data the masks are.
+    params: parameters or their shapes.
+    gradient: () -> the result of `forget_gradient`.
+    cache: cache of finished stages. The record of the stage holds the number of weights of each mask and
+      their share of the sum of the gradient.
+    key: key of the stage.
+    provenance: JSON values for the record, which identify model and data.
 
   Returns:
-    The mask, and the record of the stage.
+    The mask and the record of the stage.
   """
   fractions = list(config.fractions)
   began = time.monotonic()
   if hosts.agree(cache.outcome("mask", key) is None):
     magnitude = gradient()
     masks = [sam_jax.saliency_mask(magnitude, f, select=config.select) for f in fractions]
-    # A forget set without any gradient has no shares.
+    # A forget set whose gradient is zero has no shares.
     total = _sum(magnitude) or 1.0
     record = [
       {
@@ -95,7 +95,7 @@ def cached_mask(
     ]
     options = {name: config[name] for name in ("select", "batch_size")}
     options["seconds"] = time.monotonic() - began
-    # As NumPy: every process has computed them, and none on the others' devices.
+    # As NumPy arrays, because every process has computed the masks on its own devices.
     cache.publish("mask", key, {**provenance, **options, "masks": record}, jax.device_get(masks))
   templates = [_like(params) for _ in fractions]
   mask = cache.model("mask", key, templates)[fractions.index(config.fraction)]
@@ -105,11 +105,11 @@ def cached_mask(
 
 
 def check_fractions(config: ml_collections.ConfigDict, params: Tree) -> None:
-  """Raises a UserError if the mask of a fraction that is asked for would mark no weight.
+  """Raises a UserError if a mask of `config.fractions` would mark no weight.
 
   Args:
     config: `config.mask`.
-    params: the parameters or their shapes.
+    params: parameters or their shapes.
   """
   weights = sum(leaf.size for leaf in jax.tree.leaves(params))
   for fraction in config.fractions if config.fraction and not config.path else ():
@@ -121,17 +121,17 @@ def check_fractions(config: ml_collections.ConfigDict, params: Tree) -> None:
 
 
 def read_mask(path: str, params: Tree) -> Tree:
-  """A mask that a run left behind.
+  """Reads a mask that another run has written.
 
   Args:
-    path: the safetensors file.
-    params: the parameters or their shapes.
+    path: safetensors file.
+    params: parameters or their shapes.
 
   Raises:
-    UserError: it is of another model, or holds anything but zeros and ones.
+    UserError: it belongs to another model, or holds other values than zeros and ones.
   """
   try:
-    # As they are: among integers the weights of a model would be a mask.
+    # Read as floats: cast to integers, the weights of a model could pass for a mask.
     mask = models.load_weights(path, {"params": _like(params, np.float32)})["params"]
   except UserError as error:
     raise UserError(f"config.mask.path: {error}") from error

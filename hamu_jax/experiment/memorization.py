@@ -1,6 +1,6 @@
 """Memorization scores of the training examples, estimated by an ensemble trained on random subsets.
 
-    mem_i = P(model is right on i | i was in its subset) - P(... | i was not)
+    mem_i = P(model is right on i | i is in its subset) - P(model is right on i | i is not in its subset)
 
 Source: Feldman and Zhang, What Neural Networks Memorize and Why (arXiv 2008.03703).
 """
@@ -24,19 +24,19 @@ from hamu_jax.run import stage_cache as stages
 from hamu_jax.transforms.stop import Stop
 from sam_jax import memorization
 
-# Fields of the options that change how the work is shared out, not its result.
+# Fields of the options that do not change the result of a single model.
 _SHARING = ("models", "parallel", "evaluate_epochs")
 _STAGE = "memorization"
 
 
 class Estimate(NamedTuple):
-  """Memorization scores and what they come from.
+  """Memorization scores and the answers that they are computed from.
 
   Attributes:
-    scores: [N] float64.
-    correct: [K, N] bool, which examples each model gets right.
-    included: [K, N] bool, which examples each model was trained on.
-    seconds: that training took, over all the processes that worked on it.
+    scores: [N] float64 memorization scores.
+    correct: [K, N] bool, whether model k is right on example i.
+    included: [K, N] bool, whether model k was trained on example i.
+    seconds: training time, summed over interrupted and resumed runs.
   """
 
   scores: np.ndarray
@@ -46,12 +46,12 @@ class Estimate(NamedTuple):
 
 
 def subsets(options: ml_collections.ConfigDict, num_examples: int, seed: int) -> np.ndarray:
-  """Draws which examples each model sees, and finds out whether scores can be estimated from them.
+  """Draws the training examples of each model, and checks that scores can be estimated from them.
 
   Args:
     options: `config.memorization`.
-    num_examples: N, how many examples there are.
-    seed: of the draws.
+    num_examples: number of examples N.
+    seed: seed of the draws.
 
   Returns:
     [K, N] bool.
@@ -89,24 +89,24 @@ def estimate(
   cache: stages.StageCache,
   rundir: rundir_lib.RunDir,
 ) -> Estimate:
-  """Memorization scores of some training examples, from groups of models that are trained at once.
+  """Estimates memorization scores of training examples by groups of models that are trained together.
 
-  Every finished model is a stage in the cache, so an interrupted estimate goes on with those that are not,
-  in groups of another size if that is asked for.
+  Every finished model is a stage in the cache. An interrupted estimate goes on with the unfinished models,
+  also in groups of another size.
 
   Args:
     options: `config.memorization`.
-    available: [N] the examples.
-    inputs: what else the models depend on, as JSON values.
-    seed: model k is drawn, shuffled and given its subset by `seed` and k.
-    init: seed -> the untrained model's variables.
-    loop: trains the groups.
-    evaluator: evaluates models on one split, the examples in order.
-    cache: of finished models.
-    rundir: where the means of a group's metrics are logged; has the checkpoints of the group in progress.
+    available: [N] int32 indices of the examples.
+    inputs: JSON values that the models depend on besides the options.
+    seed: seed of the subsets; model k is initialized and shuffled by `seed + k`.
+    init: (seed) -> variables of an untrained model.
+    loop: loop that trains the groups.
+    evaluator: evaluator of the examples, in order.
+    cache: cache of finished models.
+    rundir: run directory for the means of a group's metrics and for the checkpoints of the group in progress.
 
   Raises:
-    UserError: training fails, or the options do not suffice, see `subsets`.
+    UserError: training fails, or scores cannot be estimated with these options, see `subsets`.
   """
   included = subsets(options, len(available), seed)
   keys = [_key(options, available, inputs, seed, k) for k in range(options.models)]
@@ -153,9 +153,8 @@ def _key(options: ml_collections.ConfigDict, available, inputs: Mapping[str, Any
 
 
 def _correct(loop: loop_lib.Loop, evaluator, outcomes: Sequence[stage_lib.Outcome]) -> np.ndarray:
-  """[models, N] bool, which examples each model of a group gets right."""
-  # By way of the host: models from a checkpoint are bound to one device, where an evaluator on several
-  # could not use them.
+  """[models, N] bool, whether each model of a group is right on each example."""
+  # Via the host: models from a checkpoint are committed to one device, but the evaluator may use several.
   models = jax.device_get([outcome.variables for outcome in outcomes])
   variables = jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *models))
   (values,) = loop.watch.run(lambda: evaluator.per_example(variables, members=True)).values()
@@ -163,12 +162,12 @@ def _correct(loop: loop_lib.Loop, evaluator, outcomes: Sequence[stage_lib.Outcom
 
 
 def _unpacked(text: str, count: int) -> np.ndarray:
-  """[count] bool, of the hexadecimal digits that the cache has."""
+  """[count] bool, from the hexadecimal digits of the cache."""
   return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)
 
 
 def _stage(name: str, options: ml_collections.ConfigDict, indices: np.ndarray, seed: int) -> stage_lib.Stage:
-  """The training of one model on its own examples, by the name of its group."""
+  """The stage that trains one model on its own subset, under the name of its group."""
   plan = data_lib.training_plan(indices, batch_size=options.batch_size, seed=seed)
   return stage_lib.Stage(
     name=name,

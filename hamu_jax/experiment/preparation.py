@@ -1,4 +1,4 @@
-"""What an experiment has before anything is run: data, model, devices, the split, the plan of its stages."""
+"""The preparation of an experiment: data, model, devices, split and the plan of its stages."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,24 +18,24 @@ Tree = Any
 
 
 class Preparation:
-  """Everything that is known, and found wrong, before the run directory is touched.
+  """Data, model and plan of an experiment, checked before the run directory is touched.
 
   Attributes:
-    config: validated.
-    method: its row of the method table.
+    config: validated configuration.
+    method: row of the method table.
     task: data and model.
-    devices: those that work on a step.
-    scores: [n] memorization scores where the forget set goes by them, else None.
-    split: the indices to retain and to forget.
-    plan: the stages.
+    devices: devices that work on a step.
+    scores: [n] memorization scores if the forget set depends on them, else None.
+    split: Paired int32 indices of the retain and forget examples.
+    plan: plan of the stages.
     template: shapes of the model's variables.
-    init: seed -> untrained variables, jitted.
-    imported: trained variables to unlearn from, None without any.
-    given_mask: the mask in a file, None without one.
+    init: (seed) -> untrained variables, jitted.
+    imported: trained variables to unlearn from, None without them.
+    given_mask: mask of `config.mask.path`, None without one.
 
   Args:
-    config: validated.
-    like: of an experiment that differs from this one in hyperparameters and seeds alone; data, model and
+    config: see the attribute.
+    like: preparation of an experiment that differs only in hyperparameters and seeds; data, model and
       programs are shared with it.
 
   Raises:
@@ -63,14 +63,14 @@ class Preparation:
     self.given_mask = masks.read_mask(config.mask.path, params) if config.mask.path else None
 
   def choose_split(self, scores: np.ndarray | None) -> None:
-    """Splits the examples, given the memorization scores where the forget set goes by them, and plans."""
+    """Splits the examples, by the scores if the forget set depends on them, and plans the stages."""
     self.scores = scores
     self.split = self.task.request.split(scores)
     self.plan = stage_plan.make_plan(self.config, self.task, self.split, devices=len(self.devices))
 
   @property
   def evaluation_mesh(self) -> jax.sharding.Mesh | None:
-    """The devices that share an evaluation, None for the default one."""
+    """The devices that share an evaluation; None for the default device."""
     if self.config.pairing != "pmap":
       return None
     return pairing_lib.make_mesh(self.devices, 1, self.config.mesh.weights)
@@ -86,7 +86,7 @@ class Preparation:
     memorization.subsets(self.config.memorization, available, self.config.seed)
 
   def _choose_devices(self) -> tuple[jax.Device, ...]:
-    """All devices for `pmap`, or as many as asked for; one for the other pairings."""
+    """The devices of `config.devices` for `pmap`, one device for the other pairings."""
     devices, config = jax.devices(), self.config
     several = jax.process_count() > 1
     if several and (config.pairing != "pmap" or config.devices not in (0, len(devices))):
@@ -96,6 +96,6 @@ class Preparation:
       )
     chosen = pairing_lib.choose_devices(devices, config.pairing, config.devices)
     if config.pairing == "pmap":
-      # Whether they can be shared out is known before anything is loaded.
+      # Raises an error before anything is loaded.
       pairing_lib.make_mesh(chosen, self.method.device_groups, config.mesh.weights)
     return chosen

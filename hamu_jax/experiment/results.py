@@ -1,4 +1,4 @@
-"""What an experiment leaves behind: the summary, the models, the figures, the table."""
+"""The results of an experiment: the summary, the models, the figures and the table."""
 
 import importlib.metadata
 import pathlib
@@ -25,14 +25,14 @@ _COMPARED = ("retain", "forget", "test")
 
 
 def evaluate_models(stages: Stages, models: Mapping[str, Tree]) -> tuple[Record, Record]:
-  """Evaluates each model and compares it with the retrained one, where there is one.
+  """Evaluates each model and compares it with the retrained one, if there is one.
 
   Args:
-    stages: of the experiment.
+    stages: stages of the experiment.
     models: variables of "original", "unlearned" and, if there is one, "retrained".
 
   Returns:
-    Results by model, as `summary.json` has them, and values of examples by model and kind.
+    Results by model, as in `summary.json`, and values of single examples by model and kind.
   """
   prepared = stages.prepared
   made_by = {"original": "pretrain", "retrained": "retrain", "unlearned": prepared.plan.final}
@@ -57,9 +57,9 @@ def summarize(stages: Stages, results: Record, records: Mapping[str, Record]) ->
   """The content of `summary.json`.
 
   Args:
-    stages: of the experiment.
-    results: of `evaluate_models`.
-    records: of the stages that there are, by name.
+    stages: stages of the experiment.
+    results: results by model of `evaluate_models`.
+    records: records of the stages by name.
   """
   final = records[stages.prepared.plan.final]
   summary = {
@@ -79,7 +79,7 @@ def summarize(stages: Stages, results: Record, records: Mapping[str, Record]) ->
 
 
 def _provenance(stages: Stages, records: Mapping[str, Record]) -> Record:
-  """What the results come from."""
+  """The provenance of the results."""
   prepared = stages.prepared
   versions = {
     name: importlib.metadata.version(name)
@@ -96,7 +96,7 @@ def _provenance(stages: Stages, records: Mapping[str, Record]) -> Record:
     "config_fingerprint": fingerprint(prepared.config.to_dict()),
     "scores_fingerprint": scores_fingerprint(prepared.scores),
     "stages": {name: key for name, key in keys.items() if name in records},
-    # How many models shared a stage's program, and so its seconds.
+    # The number of models that shared the program of a stage, and its seconds.
     "together": {
       name: record["together"] for name, record in records.items() if record.get("together", 1) > 1
     },
@@ -113,15 +113,15 @@ def leave(
   mask: Tree | None,
   examples: Mapping[str, Record],
 ) -> None:
-  """Writes what a person takes away from the run directory, the summary last, and prints the table.
+  """Writes models, split, figures and, last, the summary to the run directory, and prints the table.
 
   Args:
-    workdir: the run directory.
-    stages: of the experiment.
-    summary: of `summarize`.
+    workdir: run directory.
+    stages: stages of the experiment.
+    summary: content of `summary.json`.
     models: variables by name.
-    mask: that was used, or None.
-    examples: of `evaluate_models`.
+    mask: mask of the unlearned weights, or None.
+    examples: values of single examples of `evaluate_models`.
   """
   prepared = stages.prepared
   for name, model in models.items():

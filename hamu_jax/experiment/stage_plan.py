@@ -1,4 +1,4 @@
-"""The stages of an experiment: what each runs, and the key of all that its result depends on."""
+"""The plan of an experiment: its stages, and for each the key of all that its result depends on."""
 
 from typing import Any, NamedTuple
 
@@ -18,12 +18,12 @@ from hamu_jax.run.stage_cache import fingerprint
 
 
 class Plan(NamedTuple):
-  """What is run for one split into retain and forget examples.
+  """The stages for one split into retain and forget examples.
 
   Attributes:
-    stages: by name: `pretrain`, `retrain` and, unless the method trains from scratch, `unlearn`.
-    keys: of these and of `mask`; a stage's result is cached under its name and key.
-    final: the stage whose model is the unlearned one.
+    stages: stages by name: `pretrain`, `retrain` and, unless the method trains from scratch, `unlearn`.
+    keys: keys of these stages and of `mask`; the result of a stage is cached under its name and key.
+    final: name of the stage whose model is the unlearned one.
   """
 
   stages: dict[str, stage_lib.Stage]
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
 
 
 def model_inputs(config: ml_collections.ConfigDict, task: Task) -> dict[str, Any]:
-  """What every model of an experiment depends on, as JSON values."""
+  """All that every model of an experiment depends on, as JSON values."""
   return {
     "version": hamu_jax.__version__,
     "data": task.request.fingerprint,
@@ -45,20 +45,20 @@ def model_inputs(config: ml_collections.ConfigDict, task: Task) -> dict[str, Any
 
 
 def make_plan(config: ml_collections.ConfigDict, task: Task, split: Paired, *, devices: int) -> Plan:
-  """Plans the stages for the examples that are to be forgotten.
+  """Plans the stages for one split.
 
   Args:
-    config: validated.
+    config: validated configuration.
     task: data and model.
-    split: the examples by role.
-    devices: how many work on a step.
+    split: Paired int32 indices of the retain and forget examples.
+    devices: number of devices that work on a step.
 
   Raises:
     UserError: a batch is larger than its set.
   """
   method = methods.METHODS[config.method.name]
-  # Where training is selected by nothing that the forget set decides, neither is the order of its examples,
-  # and one original model serves every forget set.
+  # If the selection of the trained model does not depend on the split, the order of the training examples
+  # must not depend on it either: then one original model serves every forget set.
   by_split = config.train.select == "best" and not len(task.request.validation)
   indices = np.concatenate(split)
   stages = [
@@ -79,7 +79,7 @@ def make_plan(config: ml_collections.ConfigDict, task: Task, split: Paired, *, d
     for stage in stages
   }
   if config.model.weights:
-    # A file may change under its name.
+    # The content of the file counts, since it may change under its name.
     keys["pretrain"] = fingerprint(inputs | {"weights": task.weights_fingerprint(config.model.weights)})
   masks = inputs | {
     "parent": keys["pretrain"],
@@ -106,7 +106,7 @@ def make_plan(config: ml_collections.ConfigDict, task: Task, split: Paired, *, d
 def _unlearning_inputs(
   config: ml_collections.ConfigDict, task: Task, stage: stage_lib.Stage
 ) -> dict[str, Any]:
-  """What unlearning depends on of the method and how it is computed."""
+  """All that unlearning depends on of the method and of how it is computed."""
   return {
     "method": config.method.to_dict() | {"seed": stage.seed},
     "microbatch": stage.microbatch,
@@ -168,7 +168,7 @@ def _unlearning(config: Any, task: Task, method: methods.Method, split: Paired) 
 
 
 def unlearning_batches(method: methods.Method, options, split: Paired, seed: int):
-  """The batches of a method, by its layout."""
+  """Plans the batches of a method, by its layout."""
   if method.layout == "passes":
     return data_lib.pass_plan(
       split,
@@ -193,7 +193,7 @@ def unlearning_batches(method: methods.Method, options, split: Paired, seed: int
 
 
 def _sam(config, rho: float, mode: str) -> ml_collections.ConfigDict | None:
-  """`config.sam` of a stage with radius `rho`, None for plain gradients."""
+  """`config.sam` with the radius and mode of a stage, None for plain gradients."""
   if not rho:
     return None
   sam = config.copy_and_resolve_references()
@@ -202,12 +202,12 @@ def _sam(config, rho: float, mode: str) -> ml_collections.ConfigDict | None:
 
 
 def _sam_inputs(sam) -> dict[str, Any] | None:
-  """What a stage depends on of its sharpness."""
+  """All that a stage depends on of its sharpness."""
   return sam and {name: sam[name] for name in ("rho", "adaptive", "lamb", "mode", "scope")}
 
 
 def _mask_inputs(config, masks: dict[str, Any]) -> list[Any] | None:
-  """What a stage depends on of its mask: the file, or what one fraction of the mask stage does."""
+  """All that a stage depends on of its mask: the content of the file, or the inputs of the mask stage."""
   if not is_masked(config):
     return None
   origin = weights.fingerprint(config.path) if config.path else [fingerprint(masks), config.fraction]

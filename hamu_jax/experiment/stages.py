@@ -1,4 +1,4 @@
-"""What an experiment runs: its stages, each from the cache where it is there."""
+"""The stages of an experiment, each of which is run or taken from the cache."""
 
 import functools
 import pathlib
@@ -29,16 +29,16 @@ class Stages:
   """The stages of a prepared experiment: memorization, pretrain, retrain, mask, unlearn, evaluate.
 
   Attributes:
-    prepared: the experiment.
-    cache: where finished stages are.
-    rundir: where metrics are logged.
+    prepared: data, model and plan.
+    cache: cache of finished stages.
+    rundir: run directory for metrics.
 
   Args:
-    prepared: the experiment.
-    workdir: run directory, which has the checkpoints of the stage in progress.
-    watch: notices signals.
+    prepared: see the attribute.
+    workdir: folder for the checkpoints of the stage in progress.
+    watch: watcher of signals.
     rundir: see the attribute.
-    like: of an experiment that differs in hyperparameters and seeds alone; programs are shared with it.
+    like: stages of an experiment that differs only in hyperparameters and seeds; programs are shared with it.
   """
 
   def __init__(
@@ -58,21 +58,23 @@ class Stages:
 
   @property
   def loop(self) -> loop_lib.Loop:
-    """What runs the stages; there after `prepare`."""
+    """The loop that runs the stages; available after `prepare`."""
     assert self._loop is not None, "call prepare() first"
     return self._loop
 
   @property
   def evaluations(self) -> Evaluations:
-    """What evaluates the models; there after `prepare`."""
+    """The evaluations of models; available after `prepare`."""
     assert self._evaluations is not None, "call prepare() first"
     return self._evaluations
 
   def prepare(self) -> dict[str, Record]:
-    """Makes the loop and the evaluator, once; an ensemble whose scores choose the forget set comes first.
+    """Makes the loop and the evaluator, unless they are there already.
+
+    If an ensemble's scores choose the forget set, the ensemble is trained first.
 
     Returns:
-      The records of the stages that ran for it, by name.
+      The records of the stages that ran, by name.
     """
     if self._loop is not None:
       return self._records
@@ -111,7 +113,7 @@ class Stages:
     return self._workdir / "checkpoints" / key
 
   def keys(self) -> dict[str, str]:
-    """The keys of the stages that train, by name, in order; not of one whose model is imported."""
+    """The keys of the stages that train a model, by name, in order; an imported model has none."""
     prepared = self.prepared
     unused = {"pretrain"} if prepared.imported is not None else set()
     if not (prepared.config.retrain or prepared.method.from_scratch):
@@ -120,13 +122,13 @@ class Stages:
 
   def lacks(self, name: str) -> bool:
     """Whether a stage is not in the cache."""
-    # Agreed on: another run may have published between the looks of two processes.
+    # Processes must agree, because another run may publish the stage between their looks.
     return bool(hosts.agree(self.cache.outcome(name, self.prepared.plan.keys[name]) is None))
 
   def member(self, name: str) -> stage_lib.Member:
-    """What the loop runs of a stage; those before it are run, or taken from the cache, first."""
+    """The member of a stage for the loop; the stages before it are run or taken from the cache first."""
     if name != "unlearn":
-      # The same untrained model for pretraining and retraining.
+      # Pretraining and retraining start from the same untrained model.
       start = self._watch.run(lambda: self.prepared.init(self.prepared.config.seed))
       return self._member(name, start, sub_step.Frozen())
     original, _ = self.original()
@@ -137,7 +139,7 @@ class Stages:
     return stage_lib.Member(self.prepared.plan.stages[name], start, frozen, self.rundir)
 
   def frozen(self, original: Tree, mask: Tree | None) -> sub_step.Frozen:
-    """What unlearning reads beside the data and the base."""
+    """The reference model and the mask that unlearning reads."""
     needed = methods.needs_reference(self.prepared.method, objectives.TERMS)
     return sub_step.Frozen(original if needed else None, mask)
 
@@ -145,15 +147,15 @@ class Stages:
     """Adds a stage's model and evaluation to the cache.
 
     Args:
-      name: of the stage.
-      outcome: of the loop.
-      together: how many models were trained with it, itself included.
+      name: name of the stage.
+      outcome: outcome of the loop.
+      together: number of models that were trained together, itself included.
 
     Returns:
-      The record beside the model.
+      The record that is stored with the model.
 
     Raises:
-      UserError: training has stopped, as something was not finite.
+      UserError: training stopped because a value was not finite.
     """
     plan, options = self.prepared.plan, self.prepared.config.method
     stage = plan.stages[name]
@@ -176,7 +178,7 @@ class Stages:
     return record
 
   def _produce(self, name: str, member: Callable[[], stage_lib.Member]) -> tuple[Tree, Record]:
-    """The stage's model and record, from the cache or by running `member()`."""
+    """The stage's model and record, from the cache or by a run of `member()`."""
     key = self.prepared.plan.keys[name]
     if self.lacks(name):
       (outcome,) = self.loop.run([member()], self.checkpoints(f"{name}-{key}"))
@@ -186,7 +188,7 @@ class Stages:
     return self.cache.model(name, key, self.prepared.template), record
 
   def original(self) -> tuple[Tree, Record]:
-    """The model to unlearn from: imported if there is one, else pretrained."""
+    """The model to unlearn from: the imported one if there is one, else the pretrained one."""
     if self.prepared.imported is not None:
       return self.prepared.imported, {"seconds": 0.0, "stop_reason": "imported"}
     return self._produce("pretrain", lambda: self.member("pretrain"))
@@ -196,11 +198,11 @@ class Stages:
     return self._produce("retrain", lambda: self.member("retrain"))
 
   def unlearned(self, original: Tree, mask: Tree | None) -> tuple[Tree, Record]:
-    """The model that the method makes of the original one."""
+    """The unlearned model."""
     return self._produce("unlearn", lambda: self._member("unlearn", original, self.frozen(original, mask)))
 
   def mask(self, original: Tree) -> tuple[Tree | None, Record | None]:
-    """The saliency mask of `config.mask`, None without one, and what the mask stage recorded."""
+    """The saliency mask of `config.mask` and the record of the mask stage, None without them."""
     prepared = self.prepared
     config, task = prepared.config.mask, prepared.task
     if prepared.given_mask is not None or not config.fraction:
@@ -215,7 +217,7 @@ class Stages:
     )
 
     def gradient():
-      # By way of the host: a model fresh from several devices would take them all along.
+      # Via the host, because a model on several devices would move the computation to all of them.
       return self._watch.run(
         lambda: masks.forget_gradient(
           task.forward("sequential"),
@@ -242,7 +244,7 @@ class Stages:
     )
 
   def estimate_memorization(self) -> memorization.Estimate:
-    """Memorization scores of the examples that may be learnt, by an ensemble; leaves them in a file."""
+    """Estimates the memorization scores of the available examples, and writes them to a file."""
     prepared = self.prepared
     request = prepared.task.request
     estimate = memorization.estimate(
@@ -251,7 +253,7 @@ class Stages:
       stage_plan.model_inputs(prepared.config, prepared.task),
       seed=prepared.config.seed,
       init=prepared.task.init,
-      # Its models share one device, and are evaluated when they are done.
+      # The models share one device and are evaluated once, when their training has ended.
       loop=self._make_loop("sequential", None),
       evaluator=prepared.task.training_evaluator(prepared.evaluation_mesh),
       cache=self.cache,

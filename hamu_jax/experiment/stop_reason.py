@@ -1,4 +1,4 @@
-"""Why a stage ended, for people."""
+"""The reason why a stage ended, as a sentence."""
 
 import ml_collections
 
@@ -7,10 +7,10 @@ from hamu_jax.transforms.stop import Stop
 
 
 def describe_stop(outcome: Outcome, options: ml_collections.ConfigDict) -> str:
-  """One sentence on why a stage ended.
+  """Says in one sentence why a stage ended.
 
   Args:
-    outcome: of the stage.
+    outcome: outcome of the stage.
     options: `config.method`.
   """
   last = outcome.last_metrics

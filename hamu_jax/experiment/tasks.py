@@ -1,4 +1,4 @@
-"""The table of tasks: which modality makes an experiment of which class."""
+"""The table of tasks: the class that implements each modality."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,10 @@ TASKS: dict[str, Callable[[Any], Task]] = {modalities.IMAGES: Vision, modalities
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
-  """The data and the model of a validated configuration.
+  """Loads the data and the model of a validated configuration.
 
   Raises:
-    UserError: something in them is missing or wrong.
+    UserError: the data or the model is missing or wrong.
   """
   return TASKS[modalities.name_of(config)](config)
 
@@ -28,9 +28,9 @@ def register(
   """Adds a modality, which `config.modality` can then name.
 
   Args:
-    name: of the modality.
-    make: configuration -> task.
-    modality: what its configurations may hold.
+    name: name of the modality.
+    make: (configuration) -> task.
+    modality: fields that its configurations may hold.
   """
   TASKS[name] = make
   modalities.MODALITIES[name] = modality

@@ -1,13 +1,12 @@
-"""Runs experiments that differ in hyperparameters and seeds alone, their stages together.
+"""Trains experiments together that differ only in hyperparameters and seeds.
 
   python -m hamu_jax.together --config=FILE --workdir=A --config.method.constraint_ratio=0.1 -- \\
       --config=FILE --workdir=B --config.method.constraint_ratio=0.2
 
-takes the arguments of one `hamu_jax.main` after the other, with `--` between them; `launch.sweep
---engine=vmap` writes such commands. The models of a stage that are not in the stage cache are trained
-as one program, mapped over their weights, examples and hyperparameters, on one device. Each experiment then
-goes on by itself: its run directory is the one that `hamu_jax.main` leaves, with the same numbers up to
-rounding.
+takes the arguments of several runs of `hamu_jax.main`, separated by `--`; `launch.sweep --engine=vmap` writes
+such commands. The models of a stage that are not in the stage cache are trained by one program on one device,
+mapped over their weights, indices and hyperparameters. Each experiment then goes on alone. Its run directory
+is the same as that of `hamu_jax.main`, with the same numbers up to rounding.
 """
 
 import contextlib
@@ -29,15 +28,15 @@ _SEEDS = frozenset({"seed", "method.seed", "evaluate.seed"})
 
 
 def group_key(config: ml_collections.ConfigDict) -> str | None:
-  """What experiments that can be trained together have in common; None for one that cannot be.
+  """A key that experiments have in common if they can be trained together; None if that is impossible.
 
-  They differ at most in numbers that their steps read as data (learning rates, constraint, radius, rho and
-  the methods' coefficients, unless one of them switches something off) and, for images whose forget set
-  does not depend on them, in seeds. `pmap` has its devices for one model, and Weights & Biases a process for
-  one run.
+  Such experiments may differ in values that their steps read as data (learning rates, constraint, radius, rho
+  and the coefficients of methods, unless a value switches something off). Experiments on images whose forget
+  set does not depend on seeds may also differ in seeds. `pmap` uses its devices for one model, and Weights &
+  Biases uses a process for one run, so neither can be used together.
 
   Args:
-    config: validated.
+    config: validated configuration.
   """
   if config.pairing == "pmap" or config.distributed.coordinator or config.wandb.project:
     return None
@@ -55,16 +54,16 @@ def group_key(config: ml_collections.ConfigDict) -> str | None:
 
 
 def train(experiments: Sequence[experiment.Experiment]) -> dict[int, UserError]:
-  """Trains all that the stage cache lacks, stage by stage, and publishes it there.
+  """Trains all models that the stage cache lacks, stage by stage, and adds them to it.
 
   Args:
-    experiments: of one `group_key`, the others `like` the first.
+    experiments: experiments with one `group_key`; all but the first are built `like` the first.
 
   Returns:
-    By number, why an experiment cannot go on.
+    The errors of experiments that cannot go on, by number.
 
   Raises:
-    preemption.Preempted: the run was asked to end; what it did is saved.
+    preemption.Preempted: the run was asked to end; finished work is saved.
   """
   failures: dict[int, UserError] = {}
   lead = experiments[0]
@@ -74,12 +73,12 @@ def train(experiments: Sequence[experiment.Experiment]) -> dict[int, UserError]:
     lacking: dict[str, list[int]] = {}
     for number, each in enumerate(experiments):
       if number not in failures and name in each.stages.keys() and each.stages.lacks(name):
-        # Experiments may have a stage in common.
+        # Several experiments may have the same stage.
         lacking.setdefault(each.stages.keys()[name], []).append(number)
     if not lacking:
       continue
     trained = [experiments[numbers[0]] for numbers in lacking.values()]
-    # One alone goes on from where it was by itself.
+    # A single stage resumes from the checkpoints of its own experiment.
     key = next(iter(lacking)) if len(lacking) == 1 else stages.fingerprint({"together": list(lacking)})
     owner = trained[0] if len(lacking) == 1 else lead
     outcomes = lead.stages.loop.run(
@@ -99,15 +98,15 @@ def run_members(
   """Runs experiments together, each to its end.
 
   Args:
-    members: validated configurations of one `group_key`, and their run directories.
-    watch: notices signals.
+    members: validated configurations with one `group_key`, and their run directories.
+    watch: watcher of signals.
 
   Returns:
-    As `train`.
+    See `train`.
 
   Raises:
-    UserError: as `experiment.Experiment`.
-    preemption.Preempted: as `train`.
+    UserError: see `experiment.Experiment`.
+    preemption.Preempted: see `train`.
   """
   with contextlib.ExitStack() as stack:
     experiments: list[experiment.Experiment] = []
@@ -150,7 +149,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _parts(arguments: Sequence[str]) -> Iterator[list[str]]:
-  """The arguments of each experiment."""
+  """Yields the arguments of each experiment."""
   part: list[str] = []
   for argument in arguments:
     if argument == "--":

@@ -1,4 +1,4 @@
-"""What makes an experiment one on a language model: texts, a frozen base with an adapter, the evaluation.
+"""Experiments on language models: texts, a frozen base with an adapter, and the evaluation.
 
-May import `config`, `engine` and what is below them; knows nothing of `vision` or of the stages.
+May import `config`, `engine` and packages below them, but neither `vision` nor `experiment`.
 """

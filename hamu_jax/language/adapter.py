@@ -1,4 +1,4 @@
-"""A frozen base with an adapter that is trained: the forward pass of steps, and what its sizes decide."""
+"""A frozen base with a trained adapter: the forward pass of steps, and what follows from the sizes."""
 
 import functools
 from typing import Any
@@ -19,11 +19,11 @@ Tree = Any
 
 
 def make_apply(model: llama.Llama, config: lora.LoraConfig, tokens: lora.Tokens | None = None):
-  """`model.apply` of the variables that experiments have.
+  """Makes `model.apply` for the variables of an experiment.
 
   Args:
     model: linen module.
-    config: of the adapter.
+    config: configuration of the adapter.
     tokens: see `lora.with_lora`.
 
   Returns:
@@ -40,14 +40,14 @@ def make_apply(model: llama.Llama, config: lora.LoraConfig, tokens: lora.Tokens 
 
 
 def make_forward(model: llama.Llama, config: lora.LoraConfig, hidden_layer: int | None = None):
-  """(variables, batch, key, train) -> (Outputs of the predicted tokens, batch_stats).
+  """Makes (variables, batch, key, train) -> (Outputs of the predicted tokens, batch_stats).
 
-  The output matrix is applied where a token is predicted only.
+  The output matrix is applied only where a token is predicted.
 
   Args:
     model: linen module.
-    config: of the adapter; its dropout acts in training mode.
-    hidden_layer: the layer whose states at the predictions are returned, too; None for none.
+    config: configuration of the adapter; its dropout acts in training mode.
+    hidden_layer: layer whose states at the predictions are returned, too; None for none.
   """
 
   def forward(variables, batch, key, train):
@@ -78,7 +78,7 @@ def make_forward(model: llama.Llama, config: lora.LoraConfig, hidden_layer: int 
 
 
 def fetch(rows_data: packing.PackedRows, rows_B, key):
-  """(packed rows of a window, places [B] in it, key) -> batch; -1 is padding."""
+  """Gathers a batch from the packed rows of a window by places [B] in it; -1 is padding."""
   del key  # Dropout is keyed by the forward pass.
   present_B = rows_B >= 0
   taken = jax.tree.map(lambda leaf: leaf[rows_B.clip(0)], rows_data)
@@ -90,15 +90,15 @@ def fetch(rows_data: packing.PackedRows, rows_B, key):
 
 
 class Adapted:
-  """What the steps of an experiment on a language model compute, which its sizes tell.
+  """The part of an experiment on a language model that depends on sizes only, not on weights or texts.
 
   Attributes:
-    init: seed -> the variables of a new adapter, which changes nothing yet.
-    template: their shapes.
+    init: (seed) -> variables of a new adapter, which does not change the model's outputs yet.
+    template: shapes of these variables.
 
   Args:
-    config: validated.
-    sizes: of the model.
+    config: validated configuration.
+    sizes: sizes of the model.
 
   Raises:
     UserError: the model lacks the layer that the method reads.
@@ -119,15 +119,15 @@ class Adapted:
     self.template = jax.eval_shape(init, config.seed)
 
   def in_training_mode(self, options: ml_collections.ConfigDict) -> bool:
-    """Whether unlearning drops out, as training does."""
+    """Always: dropout of the adapter acts in unlearning as in training."""
     del options
     return True
 
   def microbatch(self, training_mode: bool) -> int:
-    """Packed rows that are differentiated at a time; 0 takes all.
+    """The number of packed rows that are differentiated at a time; 0 takes all rows of a batch.
 
-    Long rows pad less than many, so it is one where nothing speaks against it: devices that share weights
-    gather them anew for each piece.
+    One long row has less padding than several short ones, so the default is 1. It is 0 for devices that share
+    weights, since they gather the weights again for each piece.
     """
     del training_mode
     return self._config.method.microbatch or (0 if self._config.mesh.weights > 1 else 1)
@@ -144,7 +144,7 @@ class Adapted:
     return fetch
 
   def abstract_base(self, mesh: jax.sharding.Mesh | None) -> Tree:
-    """The shapes of the frozen parameters, and where they lie on the mesh."""
+    """The shapes of the frozen parameters, with their shardings on the mesh."""
     like = llama.abstract_params(self._model())
     return like if mesh is None else sharding.shard_like(like, mesh)
 
@@ -158,7 +158,7 @@ class Adapted:
 
   @property
   def _hidden_layer(self) -> int | None:
-    """The layer whose states the method reads, None if it reads none."""
+    """The layer whose states the method reads; None if it reads none."""
     needed = any(TERMS[name].needs_hidden for name in self._method.used_terms)
     return self._config.method.layer if needed else None
 

@@ -1,4 +1,4 @@
-"""Per-example evaluation of a language model on named splits of questions and answers.
+"""Evaluates a language model on every question of named splits.
 
 Shapes: n evaluated questions, W wrong answers to each.
 """
@@ -19,31 +19,31 @@ from hamu_jax.models.llama_config import LlamaConfig
 from hamu_jax.models.tokenizer import Tokenizer
 from hamu_jax.run import progress
 
-# Which of two sets is expected to have the lower and which the higher value: losses are higher, and
-# Min-K% scores lower, on what the model was not trained on.
+# Pairs of splits, of which the second is expected to have higher values. On texts that a model was not
+# trained on, losses are higher and Min-K% scores are lower.
 _LOSS_PAIRS = (("retain", "forget"), ("forget", "test"))
 _SCORE_PAIRS = (("forget", "retain"), ("test", "forget"))
 _MEANS = ("accuracy", "loss", "entropy", "probability")
 
 
 class Evaluator:
-  """Evaluates a language model on every split, with few compilations for all of them.
+  """Evaluates a language model on every split, with few compilations.
 
   Args:
-    apply: `Llama.apply`, or `lora.with_lora` of it, of the variables below.
-    config: of the model.
-    base: variables that no method trains, where they are computed with.
-    splits: the questions by name.
-    tokenizer: of the model.
-    batch_tokens: most tokens, padding and new tokens included, of a batch over all devices; a
+    apply: function of `Llama.apply`, or of `lora.with_lora`, of the variables below.
+    config: sizes of the model.
+    base: variables that no method trains, on the devices of the evaluation.
+    splits: questions by name of the split.
+    tokenizer: tokenizer of the model.
+    batch_tokens: largest number of tokens of a batch over all devices, padding and new tokens included; each
       device has at least one row.
-    new_tokens: most tokens of a generated answer.
+    new_tokens: largest number of tokens of a generated answer.
     eos_token_ids: tokens that end a generated answer; None takes the tokenizer's.
-    dtype: of the model's computation, in which generation caches keys and values.
-    fraction: of an answer's tokens that Min-K% averages.
-    variant: of TOFU's scores, see `metrics.tofu`.
+    dtype: type of the model's computation and of cached keys and values.
+    fraction: share of an answer's tokens that Min-K% averages.
+    variant: variant of TOFU's scores, see `metrics.tofu`.
     mesh: devices that share the rows of each batch, or None for the default device.
-    progress: (what is done, batches) -> context manager with `update(batch)`, such as
+    progress: (title, number of batches) -> context manager with `update(batch)`, such as
       `progress.Progress`.
 
   Raises:
@@ -91,19 +91,19 @@ class Evaluator:
     )
 
   def per_example(self, variables) -> dict[str, dict[str, np.ndarray]]:
-    """What the model makes of every answer.
+    """Evaluates every answer.
 
     Args:
-      variables: those that are trained; they replace those of `base` that have the same name.
+      variables: trained variables, which replace those of `base` with the same name.
 
     Returns:
-      {split: {name: [n]}}, in the order of the split's rows:
+      {split: {name: [n]}}, in the order of the split's `indices`:
 
       - "loss": mean cross-entropy of the answer's tokens, the end included, in nats a token.
       - "probability": `exp(-loss)`.
-      - "accuracy": share of its tokens that are the likeliest given the true ones before.
+      - "accuracy": share of its tokens that are the likeliest, given the true tokens before.
       - "entropy": mean entropy of the predicted distributions, in nats.
-      - "tokens": number of them.
+      - "tokens": number of tokens of the answer.
       - "min_k", "min_k_plus_plus": higher for members, see `metrics.membership`.
       - "zlib": `membership.zlib_ratio`, lower for members.
     """
@@ -116,18 +116,18 @@ class Evaluator:
   def summary(self, variables) -> dict[str, Any]:
     """Means of every split, and the areas under the ROC curves of membership scores.
 
-    Every answer weighs the same, however long it is: "accuracy" is the mean over answers of the
-    share of their tokens that is right, "loss" that of their mean losses.
+    Every answer has the same weight, whatever its length. "accuracy" is the mean over answers of their share
+    of right tokens, "loss" the mean over answers of their mean loss.
 
     Args:
-      variables: as in `per_example`.
+      variables: see `per_example`.
 
     Returns:
-      {split: {"accuracy", "loss", "entropy", "probability", "count"}}, with the number of answers
-      as count. Where the splits exist, "retain_forget_auc" and "forget_test_auc" of the losses, the
-      same pairs with "_zlib_auc", and "forget_retain" and "test_forget" with "_min_k_auc" and
-      "_min_k_plus_plus_auc". Each AUC is the probability that a random answer of the second set has
-      the higher value.
+      {split: {"accuracy", "loss", "entropy", "probability", "count"}}, with the number of answers as count.
+      If the splits exist, also "retain_forget_auc" and "forget_test_auc" of the losses, the same pairs with
+      the suffix "_zlib_auc", and "forget_retain" and "test_forget" with "_min_k_auc" and
+      "_min_k_plus_plus_auc". Each AUC is the probability that a random answer of the second split has the
+      higher value.
     """
     examples = self.per_example(variables)
     result: dict[str, Any] = {
@@ -148,14 +148,14 @@ class Evaluator:
     return result
 
   def generate(self, variables, split: str) -> list[str]:
-    """The likeliest answers, token by token, to the prompts of a split.
+    """Generates answers to the prompts of a split by the likeliest token at each place.
 
     Args:
-      variables: as in `per_example`.
+      variables: see `per_example`.
       split: name of the split.
 
     Returns:
-      n texts, in the order of the split's rows, of the tokens before the end.
+      n texts, in the order of the split's `indices`, without the token that ends them.
 
     Raises:
       UserError: a prompt leaves no room for new tokens in the model's context.
@@ -165,23 +165,23 @@ class Evaluator:
   def suite(self, variables) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """TOFU's scores of every split, with generated answers.
 
-    Splits by the names of `metrics.tofu.SPLITS` are scored as there, all others as retain. A score
-    whose inputs are missing is left out, such as the truth ratio of questions without wrong
-    answers, or ROUGE of texts without questions.
+    Splits with a name in `metrics.tofu.SPLITS` are scored by its rule, all others as retain. A score whose
+    inputs are missing is left out, such as the truth ratio of questions without wrong answers, or ROUGE of
+    texts without questions.
 
     Args:
-      variables: as in `per_example`.
+      variables: see `per_example`.
 
     Returns:
       values: {split: {"rouge", "probability", "truth_ratio"}}, the means of
         `metrics.tofu.split_scores`, and "model_utility" where its nine inputs exist.
-      records: {split: {name: n values}}: "row"; "question", "answer" and "generated", lists of
-        texts; the arrays of `per_example`; those that `metrics.tofu` takes, under its names;
-        "rouge_score", "probability_score" and "truth_ratio_score", of which `values` has the means; and
-        "truth_ratio", which `metrics.tofu.forget_quality` compares with a retrained model's.
+      records: {split: {name: n values}}: "row", the index in the split; "question", "answer" and "generated",
+        lists of texts; the arrays of `per_example`; the arrays that `metrics.tofu` takes, under its names;
+        "rouge_score", "probability_score" and "truth_ratio_score", whose means are in `values`; and
+        "truth_ratio", which `metrics.tofu.forget_quality` compares with that of a retrained model.
 
     Raises:
-      UserError: as `generate`, or the package rouge-score is missing.
+      UserError: see `generate`, or the package rouge-score is missing.
     """
     found = self._predictor.predictions(
       {**self._base, **variables},
@@ -191,7 +191,7 @@ class Evaluator:
         for key, texts in all_texts(questions).items()
       },
     )
-    # Texts without questions are only read.
+    # Nothing is generated for texts without questions.
     generated = self._generate(
       variables, [name for name, split in self.splits.items() if any(split.texts.prompts)]
     )
@@ -202,7 +202,7 @@ class Evaluator:
       )
       record |= self._examples(questions, found[name, "answer"])
       if questions.perturbed:
-        # Forget quality takes the geometric mean, also beside an arithmetic model utility.
+        # Forget quality takes the geometric mean, whatever the variant of model utility.
         record["truth_ratio"] = tofu.truth_ratio(
           record["avg_paraphrased_loss"], record["average_perturb_loss"]
         )
@@ -213,7 +213,7 @@ class Evaluator:
     """`generate` of several splits at once."""
     sets = {name: texts_of(self.splits[name].answers, self.splits[name].indices) for name in names}
     found = self._predictor.continuations({**self._base, **variables}, sets)
-    return {name: self._tokenizer.decode_batch(rows) for name, rows in found.items()}
+    return {name: self._tokenizer.decode_batch(tokens) for name, tokens in found.items()}
 
   def _examples(self, questions: Questions, found: Predictions) -> dict[str, np.ndarray]:
     """`per_example` of one split."""
@@ -228,5 +228,7 @@ class Evaluator:
       "min_k_plus_plus": membership.min_k_plus_plus(
         found.log_probs_nxP, found.means_nxP, found.deviations_nxP, **tokens
       ),
-      "zlib": membership.zlib_ratio(found.loss, [questions.texts.answers[row] for row in questions.indices]),
+      "zlib": membership.zlib_ratio(
+        found.loss, [questions.texts.answers[index] for index in questions.indices]
+      ),
     }

@@ -1,4 +1,4 @@
-"""Where the texts of a chunk of steps are: packed into rows of tokens, window by window."""
+"""The feed of texts, which are packed into rows of tokens, one window of rows for each chunk."""
 
 from typing import Any, NamedTuple
 
@@ -13,30 +13,30 @@ from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.placement import place, place_batches
 from hamu_jax.paired import Paired
 
-# Bytes of rows that one window may hold on a device.
+# Largest number of bytes of the rows of a window on a device.
 _WINDOW_BYTES = 2**26
 
 
 class _Prepared(NamedTuple):
-  """The shape of the packed batches of a plan's first steps."""
+  """The shape of the packed batches of the first steps of a plan."""
 
   total_steps: int
   shape: packing.Shape
 
 
 class PackedTexts:
-  """Texts as steps read them: for a batch of examples, a batch of the rows that hold them.
+  """Packs the examples of each batch into rows of tokens; an `engine.feed.Feed`.
 
-  The interface of `feed.ResidentImages`, but a chunk's data is a window of `packing.PackedRows`, and
-  its rows are places in it, those in use first. `prepare` comes before all else that is asked of a
-  plan; the shapes are then the same for all chunks of it.
+  The data of a chunk is a window of `packing.PackedRows`. The indices of a batch are the places of its rows
+  in the window, followed by padding.
 
-  Alternatives are laid out for the forget role only, so that a stage that retains does not depend on them.
+  Alternative answers are packed for the forget role only, so a stage of the retain role does not depend on
+  them.
 
   Args:
-    data: the training split.
-    row_length: tokens of a row; 0 chooses what the batches of a plan waste least of.
-    piece: rows that a step computes at a time. It is assumed to skip pieces that are all padding.
+    data: training split.
+    row_length: number of tokens of a row; 0 chooses the length with the least padding over a plan.
+    piece: number of rows that a step computes at a time. Steps skip pieces that are all padding.
   """
 
   sharded = False
@@ -47,7 +47,7 @@ class PackedTexts:
     self._prepared: dict[Any, _Prepared] = {}
 
   def prepare(self, plan, total_steps: int) -> None:
-    """Fixes the shapes by all batches of a plan's first steps.
+    """Determines the shapes from all batches of the first steps of a plan.
 
     Raises:
       UserError: an example is longer than `row_length`.
@@ -69,7 +69,7 @@ class PackedTexts:
     return self._prepared[plan].shape
 
   def most_steps(self, plan) -> int:
-    """Most steps that a chunk may have: as many as fit a window."""
+    """The largest number of steps that a chunk may have: as many as fit into a window."""
     shape = self.shape(plan)
     bytes_a_step = sum(role is not None for role in plan.streams) * shape.rows * shape.row_bytes
     return int(np.clip(_WINDOW_BYTES // bytes_a_step, 1, chunk_lib.CHUNK_CAPACITY))
@@ -80,8 +80,8 @@ class PackedTexts:
     """The texts and the batches of the steps start..stop-1 of a plan, on the devices of the mesh.
 
     Returns:
-      A window of M = most steps * roles * R rows on each device, and the feed: [n, R] places of
-      each role's rows in the window, -1 for padding.
+      A window of M = most steps * roles * R rows on each device, and the batches: for each role [n, R] places
+      of its rows in the window, -1 for padding.
     """
     shape = self.shape(plan)
     batches = plan.indices(start, stop)
@@ -109,11 +109,11 @@ class PackedTexts:
     return place(window, mesh), place_batches(rows, plan.epochs(start, stop), mesh)
 
   def tokens(self, plan, start: int, stop: int) -> int:
-    """How many tokens the texts of the steps start..stop-1 have, in both roles."""
+    """The number of tokens of the texts of the steps start..stop-1, in both roles."""
     return sum(int(packer.lengths(batch).sum()) for packer, batch in self._batches(plan, start, stop))
 
   def padding_share(self, plan, total_steps: int) -> float:
-    """The share of padding in what the first steps of a plan compute, in whole pieces."""
+    """The share of padding in the pieces that the first steps of a plan compute."""
     self.prepare(plan, total_steps)
     row_length = self.shape(plan).tokens
     computed = 0
@@ -123,7 +123,7 @@ class PackedTexts:
     return (computed - self.tokens(plan, 0, total_steps)) / max(computed, 1)
 
   def _batches(self, plan, start: int, stop: int) -> list[tuple[packing.Packer, np.ndarray]]:
-    """The dataset rows of each batch of some steps, without padding, and what packs them."""
+    """The packer and the indices, without padding, of each batch of some steps."""
     return [
       (packer, batch[batch >= 0])
       for packer, role in zip(self._packers, plan.indices(start, stop), strict=True)

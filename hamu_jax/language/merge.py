@@ -1,11 +1,10 @@
-"""Merges an adapter into its base model, for programs that know no adapters.
+"""Merges an adapter into its base model, for programs that cannot load adapters.
 
   python -m hamu_jax.merge --adapter=runs/tofu/unlearned --out=merged
 
-writes a Hugging Face folder (`config.json`, safetensors and the tokenizer), which transformers and
-vLLM load as any model. The base model is the one that the adapter names, or `--base`: a Hugging
-Face folder or hub id, a GGUF file, or "smollm2". `--dtype` is that of the weights: float32, which
-is the default, bfloat16 or float16.
+writes a Hugging Face folder (`config.json`, safetensors and the tokenizer), which transformers and vLLM can
+load. The base model is the one that the adapter names, or `--base`: a Hugging Face folder or hub id, a GGUF
+file, or "smollm2". `--dtype` is the type of the weights: float32 (the default), bfloat16 or float16.
 """
 
 import argparse
@@ -27,20 +26,20 @@ from hamu_jax.run import command_line
 def merge(
   adapter: str | os.PathLike, out: str | os.PathLike, *, base: str = "", dtype: str = "float32"
 ) -> None:
-  """Writes the folder of a model that computes what the adapted one does.
+  """Writes the folder of a model that computes the same as the adapted one.
 
   Args:
     adapter: folder in PEFT's format.
-    out: the folder to write, which must hold no weights. Its `config.json` lists all tokens by
-      which the base model's configuration or tokenizer ends a text.
-    base: see `pretrained.open_model`; "" for the one that the adapter names.
-    dtype: of the written weights.
+    out: folder to write, which must hold no weights. Its `config.json` lists all tokens by which the base
+      model's configuration or tokenizer ends a text.
+    base: base model, see `pretrained.open_model`; "" for the one that the adapter names.
+    dtype: type of the written weights.
 
   Raises:
-    UserError: the base, the adapter or the place to write is missing, or they do not fit.
+    UserError: the base or the adapter is missing, they do not fit each other, or `out` holds weights.
   """
   choice("--dtype", dtype, DTYPES)
-  # Before minutes of reading and adding.
+  # Checked first, because reading and merging take minutes.
   if found := sorted(pathlib.Path(out).glob("*.safetensors")):
     raise UserError(f"--out={out}: holds {found[0].name} already; choose an empty folder")
   model = pretrained.open_model(base or _named_base(pathlib.Path(adapter)), preset="", seed=0)
@@ -54,7 +53,7 @@ def merge(
 
 
 def _named_base(adapter: pathlib.Path) -> str:
-  """What the adapter says that it was trained on."""
+  """The base model that the adapter names."""
   file = adapter / "adapter_config.json"
   try:
     values = json.loads(file.read_text())

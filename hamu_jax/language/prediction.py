@@ -1,7 +1,7 @@
-"""What a language model predicts of texts, and how it continues prompts, in batches of few shapes.
+"""Predicts the answers in texts, and continues prompts, with a language model in batches of few shapes.
 
-Texts are sorted by length and padded to widths of 16, 24, 32, 48, 64, 96, ... tokens; each width has
-one shape of batches. Only what predicts answers goes through the output matrix.
+Texts are sorted by length and padded to widths of 16, 24, 32, 48, 64, 96, ... tokens; each width has one
+shape of batches. The output matrix is applied only at the places that predict answers.
 
 Shapes: B rows of a batch, T tokens of a row, K blocks of Q predicted tokens of a row, P predicted
 tokens of an answer, V vocabulary, D hidden size, N new tokens; n texts.
@@ -20,13 +20,13 @@ from hamu_jax.models.llama_config import LlamaConfig
 
 # Shortest width of a batch, in tokens.
 _LEAST_WIDTH = 16
-# Predictions of a device whose distributions over the vocabulary are in memory at a time: 0.5 GB in
-# float32 at the 128,256 tokens of Llama 3.
+# Predictions whose distributions over the vocabulary a device holds in memory at a time: 0.5 GB in float32
+# for the 128,256 tokens of Llama 3.
 _PREDICTIONS = 1024
 
 
 class _Shape(NamedTuple):
-  """Of a device program: rows, tokens of each, and blocks of predictions of each."""
+  """The shape of a batch: rows, tokens of a row, and blocks of predictions of a row and their size."""
 
   rows: int
   width: int
@@ -35,14 +35,14 @@ class _Shape(NamedTuple):
 
 
 class Predictions(NamedTuple):
-  """What the model makes of the predicted tokens of n texts.
+  """The predictions of the tokens of n texts.
 
   Attributes:
-    log_probs_nxP: of the tokens, in nats.
-    correct_nxP: whether they are the likeliest.
-    means_nxP: expected log-probabilities, minus the entropies.
+    log_probs_nxP: log-probabilities of the tokens, in nats.
+    correct_nxP: whether the tokens are the likeliest.
+    means_nxP: expected log-probabilities, which are the negative entropies.
     deviations_nxP: standard deviations of the log-probabilities.
-    mask_nxP: whether there is a token; the other arrays are 0 where there is none.
+    mask_nxP: whether there is a token; the other arrays are 0 where it is False.
   """
 
   log_probs_nxP: np.ndarray
@@ -52,7 +52,7 @@ class Predictions(NamedTuple):
   mask_nxP: np.ndarray
 
   def mean(self, values_nxP: np.ndarray) -> np.ndarray:
-    """[n] means over the tokens of each text."""
+    """[n] means of values over the tokens of each text."""
     return np.sum(values_nxP, axis=1, dtype=np.float64) / self.mask_nxP.sum(axis=1)
 
   @property
@@ -62,19 +62,19 @@ class Predictions(NamedTuple):
 
 
 class Predictor:
-  """A model's predictions and continuations of texts, with few compilations for all of them.
+  """Predicts and continues texts with a language model, with few compilations.
 
   Args:
-    apply: `Llama.apply`, or `lora.with_lora` of it.
-    config: of the model.
-    texts: all that `predictions` will be asked about; they decide the shapes of batches.
-    batch_tokens: most tokens, padding and new tokens included, of a batch over all devices; a
+    apply: function of `Llama.apply` or of `lora.with_lora`.
+    config: sizes of the model.
+    texts: all texts for `predictions`, which determine the shapes of batches.
+    batch_tokens: largest number of tokens of a batch over all devices, padding and new tokens included; each
       device has at least one row.
-    new_tokens: most tokens of a continuation.
+    new_tokens: largest number of tokens of a continuation.
     ends: tokens that end a continuation.
-    dtype: of the model's computation, in which generation caches keys and values.
+    dtype: type of the model's computation and of cached keys and values.
     mesh: devices that share the rows of each batch, or None for the default device.
-    progress: (what is done, batches) -> context manager with `update(batch)`.
+    progress: (title, number of batches) -> context manager with `update(batch)`.
   """
 
   def __init__(
@@ -103,15 +103,15 @@ class Predictor:
     self._shapes = self._plan(texts)
     self._predict = jax.jit(_make_predict(apply), out_shardings=out_shardings)
     greedy = generation.make_greedy(apply, config, new_tokens=new_tokens, dtype=dtype, eos_token_ids=ends)
-    # Of one compilation with the prompts' sharding, and whole on every host.
+    # A function of its own, with the sharding of the prompts and results whole on every host.
     self._greedy = jax.jit(lambda *arguments: greedy(*arguments), out_shardings=out_shardings)
 
   def predictions(self, variables, sets: Mapping[Any, Sequence[Text]]) -> dict[Any, Predictions]:
-    """`Predictions` of each set of texts, whatever the batches.
+    """Predicts the texts of each set.
 
     Args:
-      variables: of `apply`.
-      sets: the texts by any names.
+      variables: variables of `apply`.
+      sets: texts by the name of their set.
     """
     texts = [text for one_set in sets.values() for text in one_set]
     groups = _by_width([len(text.ids) for text in texts], self._most)
@@ -140,13 +140,13 @@ class Predictor:
     return {name: Predictions(*leaves) for name, leaves in zip(sets, zip(*parts, strict=True), strict=True)}
 
   def continuations(self, variables, sets: Mapping[Any, Sequence[Text]]) -> dict[Any, list[list[int]]]:
-    """The likeliest tokens after the prompts of each set, those before the end.
+    """Continues the prompts of each set by the likeliest tokens, without the token that ends them.
 
-    All sets are continued at once, so that few batches are short.
+    All sets are continued together, so that few batches are short.
 
     Args:
-      variables: of `apply`.
-      sets: texts by any names; what comes before `start` is the prompt.
+      variables: variables of `apply`.
+      sets: texts by the name of their set; the tokens before `start` are the prompt.
 
     Raises:
       UserError: a prompt leaves no room for new tokens in the model's context.
@@ -203,7 +203,7 @@ class Predictor:
 
 
 def _make_predict(apply):
-  """(variables, token_BxT, position_BxKxQ, label_BxKxQ) -> four [B, K, Q], see `Predictions`."""
+  """Makes (variables, token_BxT, position_BxKxQ, label_BxKxQ) -> four [B, K, Q], see `Predictions`."""
 
   def predict_block(variables, x_BxQxD, label_BxQ):
     logits_BxQxV = apply(variables, x_BxQxD, method="unembed")
@@ -220,7 +220,7 @@ def _make_predict(apply):
   def predict(variables, token_BxT, position_BxKxQ, label_BxKxQ):
     x_BxTxD = apply(variables, token_BxT, method="features")
     x_BxKxQxD = jax.vmap(lambda x_TxD, position_KxQ: x_TxD[position_KxQ])(x_BxTxD, position_BxKxQ)
-    # Block by block: all distributions at once may not fit.
+    # Block by block, because all distributions at once may not fit into memory.
     values = jax.lax.map(
       lambda block: predict_block(variables, *block),
       (jnp.moveaxis(x_BxKxQxD, 1, 0), jnp.moveaxis(label_BxKxQ, 1, 0)),
@@ -231,17 +231,17 @@ def _make_predict(apply):
 
 
 def _before_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-  """Generated tokens without the one that ends them, if any does."""
+  """Generated tokens without the token that ends them, if there is one."""
   return ids[:-1] if ids[-1] in ends else ids
 
 
 def _cut(array: np.ndarray, sets: Mapping[Any, Sequence[Any]]) -> list[np.ndarray]:
-  """The parts of an array of all sets' texts that belong to each of them."""
+  """The parts of an array over all texts, one for each set."""
   return np.split(array, np.cumsum([len(one_set) for one_set in sets.values()], dtype=int))[:-1]
 
 
 def _width(length: int) -> int:
-  """The next of 16, 24, 32, 48, 64, 96, ...: above 16 less than a third is padding."""
+  """The next of 16, 24, 32, 48, 64, 96, ...; above 16, less than a third is padding."""
   width = _LEAST_WIDTH
   while width < length:
     if 3 * width // 2 >= length:
@@ -251,7 +251,7 @@ def _width(length: int) -> int:
 
 
 def _by_width(lengths: Sequence[int], most: int) -> dict[int, list[int]]:
-  """Which texts go into batches of which width, shortest first; none is padded beyond `most`."""
+  """The indices of the texts of each width, shortest first; no width is above `most`."""
   groups: dict[int, list[int]] = {}
   for index in sorted(range(len(lengths)), key=lengths.__getitem__):
     length = lengths[index]
@@ -264,7 +264,7 @@ def _batches(members: list[int], size: int) -> list[list[int]]:
 
 
 def _pad(texts: Sequence[np.ndarray], rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens [rows, width], padded on the right, copies of the first text below; lengths [rows]."""
+  """Tokens [rows, width], padded on the right, and lengths [rows]; copies of the first text fill the rows."""
   token_BxT = np.zeros((rows, width), np.int32)
   texts = [*texts, *[texts[0]] * (rows - len(texts))]
   for token_T, text in zip(token_BxT, texts, strict=True):
@@ -273,7 +273,7 @@ def _pad(texts: Sequence[np.ndarray], rows: int, width: int) -> tuple[np.ndarray
 
 
 def _targets(batch: Sequence[Text], shape: _Shape) -> tuple[np.ndarray, np.ndarray]:
-  """Positions that predict answers and the answers' tokens, [B, K, Q]; 0 where there is none."""
+  """Positions that predict answers, and the tokens of the answers, [B, K, Q]; 0 is padding."""
   position_BxP, label_BxP = np.zeros((2, shape.rows, shape.blocks * shape.block), np.int32)
   for row, (ids, start) in enumerate(batch):
     count = len(ids) - start

@@ -1,4 +1,4 @@
-"""Questions of a split with their answers, as the texts that a model is evaluated on.
+"""Questions and answers of a split, as texts on which a model is evaluated.
 
 Shapes: n evaluated questions, W wrong answers to each.
 """
@@ -18,12 +18,12 @@ class Questions(NamedTuple):
   """Some questions of a split.
 
   Attributes:
-    texts: the split, N questions.
-    answers: each prompt with its answer.
-    indices: [n] which of them are evaluated.
-    paraphrased: each prompt with another wording of its answer, or None; the answer itself stands
-      in for it, as in TOFU's real authors and world facts.
-    perturbed: W times each prompt with a wrong answer; () if there are none.
+    texts: split of N questions.
+    answers: each of the N prompts with its answer.
+    indices: [n] indices of the questions to evaluate.
+    paraphrased: each of the N prompts with a paraphrased answer. None takes the answer itself, as in TOFU's
+      real authors and world facts.
+    perturbed: W times each of the N prompts with a wrong answer; () if there are none.
   """
 
   texts: TextSplit
@@ -34,19 +34,19 @@ class Questions(NamedTuple):
 
 
 class Text(NamedTuple):
-  """A text of which the tokens from `start` on are predicted."""
+  """A text whose tokens from `start` on are predicted."""
 
   ids: np.ndarray
   start: int
 
 
-def texts_of(encoded: Encoded, rows: np.ndarray | Sequence[int]) -> list[Text]:
-  """Rows of encoded texts."""
-  return [Text(encoded.ids[row], int(encoded.answer_start[row])) for row in rows]
+def texts_of(encoded: Encoded, indices: np.ndarray | Sequence[int]) -> list[Text]:
+  """The encoded texts with some indices."""
+  return [Text(encoded.ids[index], int(encoded.answer_start[index])) for index in indices]
 
 
 def all_texts(questions: Questions) -> dict[Any, list[Text]]:
-  """The texts with the right answers ("answer"), with paraphrased ones, and with each of the wrong ones."""
+  """The texts with right answers ("answer"), with paraphrased ones, and with wrong ones (0, 1, ...)."""
   encoded: dict[Any, Encoded] = {"answer": questions.answers}
   if questions.paraphrased is not None:
     encoded["paraphrased"] = questions.paraphrased
@@ -55,7 +55,7 @@ def all_texts(questions: Questions) -> dict[Any, list[Text]]:
 
 
 def checked_texts(name: str, questions: Questions, config: LlamaConfig) -> dict[Any, list[Text]]:
-  """`all_texts`, or the UserError that says what is wrong with them."""
+  """Returns `all_texts`, or raises a UserError that says what is wrong with them."""
   if not len(questions.indices):
     raise UserError(f"evaluation: split {name} has no questions; choose sets that are not empty")
   count = len(questions.answers.ids)

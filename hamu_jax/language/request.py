@@ -1,4 +1,4 @@
-"""What an experiment on texts learns and what it forgets."""
+"""The unlearning request of an experiment on texts."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ from hamu_jax.paired import Paired
 
 
 class TextRequest(NamedTuple):
-  """Which texts are learnt and which of them are forgotten; an `experiment.task.UnlearningRequest`.
+  """The texts that are learnt and those to forget; an `experiment.task.UnlearningRequest`.
 
   Attributes:
-    fingerprint: of the texts that are learnt.
-    indices: the examples to retain and to forget, which follow each other.
+    fingerprint: fingerprint of the texts that are learnt.
+    indices: Paired int32 indices; those of the forget texts follow those of the retain texts.
   """
 
   fingerprint: str
@@ -20,28 +20,28 @@ class TextRequest(NamedTuple):
 
   @property
   def estimates_scores(self) -> bool:
-    """Forget sets of texts go by no scores."""
+    """Never: forget sets of texts do not depend on scores."""
     return False
 
   @property
   def validation(self) -> np.ndarray:
-    """No texts are held out."""
+    """[0] no texts are held out."""
     return np.zeros(0, np.int32)
 
   @property
   def available(self) -> np.ndarray:
-    """[n] the indices of all examples."""
+    """[n] the indices of all texts."""
     return np.concatenate(self.indices)
 
   @property
   def original_indices(self) -> np.ndarray:
-    """[n] the same; no scores go by numbers of texts."""
+    """[n] the same as `available`; there are no files of scores for texts."""
     return self.available
 
   def read_scores(self) -> None:
-    """Forget sets of texts go by no scores."""
+    """None: forget sets of texts do not depend on scores."""
 
   def split(self, scores: np.ndarray | None) -> Paired:
-    """The indices by role."""
+    """The indices of the retain and forget texts."""
     del scores
     return self.indices

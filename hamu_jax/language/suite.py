@@ -1,4 +1,4 @@
-"""TOFU's scores of a language model's answers: the records of each split, and their means."""
+"""TOFU's scores of a language model's answers: the records of each split, and the means of scores."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,17 +8,17 @@ import numpy as np
 from hamu_jax.language.questions import Questions
 from hamu_jax.metrics import tofu
 
-# Model utility is the harmonic mean of three scores of each.
+# Model utility is the harmonic mean of three scores of each of these splits.
 _UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
 
 
 def texts(questions: Questions, generated: list[str] | None) -> dict[str, Any]:
-  """The questions, their answers, and, if there are any, the model's and how alike these are."""
-  texts, rows = questions.texts, questions.indices
+  """The record of the questions, their answers and, if there are any, generated answers with ROUGE."""
+  texts, indices = questions.texts, questions.indices
   record: dict[str, Any] = {
-    "row": np.asarray(rows),
-    "question": [texts.prompts[row] for row in rows],
-    "answer": [texts.answers[row] for row in rows],
+    "row": np.asarray(indices),
+    "question": [texts.prompts[index] for index in indices],
+    "answer": [texts.answers[index] for index in indices],
   }
   if generated is not None:
     record |= {"generated": generated, **tofu.rouge(generated, record["answer"])}
@@ -26,7 +26,7 @@ def texts(questions: Questions, generated: list[str] | None) -> dict[str, Any]:
 
 
 def losses(found: Mapping[Any, np.ndarray]) -> dict[str, np.ndarray]:
-  """The arrays of `metrics.tofu`, of losses by the keys of `questions.all_texts`."""
+  """The arrays of losses that `metrics.tofu` takes, from losses by the keys of `questions.all_texts`."""
   wrong = [loss_n for key, loss_n in found.items() if isinstance(key, int)]
   return {
     "avg_gt_loss": found["answer"],
@@ -39,9 +39,9 @@ def add_scores(records: Mapping[str, dict[str, Any]], variant: str) -> dict[str,
   """Scores the answers of every split, and adds each answer's scores to its record.
 
   Args:
-    records: by split, with what `metrics.tofu.split_scores` takes; gets "rouge_score",
-      "probability_score" and "truth_ratio_score".
-    variant: of the scores, see `metrics.tofu`.
+    records: records by split, with the inputs of `metrics.tofu.split_scores`; "rouge_score",
+      "probability_score" and "truth_ratio_score" are added.
+    variant: variant of the scores, see `metrics.tofu`.
 
   Returns:
     The values of `Evaluator.suite`.

@@ -1,4 +1,4 @@
-"""What makes an experiment one on a language model: texts, a frozen base, and an adapter that is trained."""
+"""The task of an experiment on a language model: texts, a frozen base, an adapter and the evaluation."""
 
 import copy
 import functools
@@ -28,13 +28,13 @@ Tree = Any
 
 
 class Language(Adapted):
-  """An experiment on a language model.
+  """An experiment on a language model; an `experiment.task.Task`.
 
   Attributes:
-    request: which examples are retained and forgotten.
+    request: examples that are retained and forgotten.
 
   Args:
-    config: validated.
+    config: validated configuration.
 
   Raises:
     UserError: the model, its tokenizer or the texts are missing or do not fit each other.
@@ -66,7 +66,7 @@ class Language(Adapted):
     self._encoded = {name: self._encode(split.prompts, split.answers) for name, split in splits.items()}
     retained, forgotten = len(splits["retain"].answers), len(splits["forget"].answers)
     indices = np.arange(retained + forgotten, dtype=np.int32)
-    # What is only evaluated must not train anything anew.
+    # Texts that are only evaluated do not enter the fingerprint, so a change of them retrains nothing.
     learnt = [[splits[role].prompts, splits[role].answers] for role in Paired._fields]
     self.request = TextRequest(
       stages.fingerprint({"learnt": learnt}), Paired(indices[:retained], indices[retained:])
@@ -74,14 +74,14 @@ class Language(Adapted):
     self._bases: dict[Any, Tree] = {}
 
   def with_config(self, config: ml_collections.ConfigDict):
-    """The same data and model under a configuration that differs in settings and seeds alone."""
+    """The same data and model under a configuration that differs only in hyperparameters and seeds."""
     other = copy.copy(self)
     other._config = config
     return other
 
   @property
   def inputs(self) -> dict[str, Any]:
-    """What every stage depends on, as JSON values."""
+    """All that every stage depends on, as JSON values."""
     options, section = self._config.language.to_dict(), self._config.text.to_dict()
     for name in ("path", "attention", "rematerialization"):
       options.pop(name)
@@ -96,22 +96,22 @@ class Language(Adapted):
 
   @property
   def evaluation_inputs(self) -> dict[str, Any]:
-    """What evaluations depend on beside the model."""
+    """All that evaluations depend on, besides the model and `config.evaluate`."""
     return {"texts": self._texts.fingerprint}
 
   @property
   def unlearning_inputs(self) -> dict[str, Any]:
-    """What unlearning depends on beside the method's options."""
+    """All that unlearning depends on, besides the method's options."""
     return {"refusals": self._refusals} if self._needs_alternatives else {}
 
   @property
   def provenance(self) -> dict[str, Any]:
-    """What else the results come from: how many examples of each split were cut, if any were."""
+    """The base model, and how many examples of each split were cut, if any were."""
     cut = {name: split.truncated for name, split in self._encoded.items() if split.truncated}
     return {"base": self._pretrained.name, "base_fingerprint": self._pretrained.fingerprint, "cut": cut}
 
   def feed(self, split: Paired) -> PackedTexts:
-    """The training texts, packed."""
+    """The feed of the training texts, packed into rows of tokens."""
     del split
     texts = self._texts.splits
     examples = _joined(self._encoded["retain"], self._encoded["forget"])
@@ -136,14 +136,14 @@ class Language(Adapted):
       if not self._bases:
         self._bases[mesh] = {"base": self._pretrained.load(like)}
       else:
-        # On the same devices in the same order, so nothing is copied.
+        # The devices and their order are the same, so nothing is copied.
         (loaded, *_) = self._bases.values()
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
         self._bases[mesh] = {"base": jax.device_put(loaded["base"], shardings)}
     return self._bases[mesh]
 
   def evaluator(self, split: Paired, scores: np.ndarray | None, mesh: jax.sharding.Mesh | None) -> Evaluator:
-    """Evaluates every split of the texts."""
+    """The evaluator of all splits."""
     del split, scores
     options = self._config.evaluate
     return Evaluator(
@@ -163,7 +163,7 @@ class Language(Adapted):
     )
 
   def final_evaluations(self, evaluator: Evaluator) -> dict[str, Any]:
-    """What is measured of each example and, where answers are generated, of them."""
+    """The evaluation of each example and, if answers are generated, of these answers."""
     options = self._config.evaluate
     if not options.generate:
       return {"per_example": ({}, lambda variables: ({}, evaluator.per_example(variables)))}
@@ -177,22 +177,22 @@ class Language(Adapted):
     return tuple(self._config.text.refusals) or refusals.REFUSALS
 
   def _suite(self, evaluator: Evaluator, variables: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`Evaluator.suite`, and the watermark in the generated answers where that is asked for."""
+    """`Evaluator.suite`, and the watermark in the generated answers if it is asked for."""
     values, records = evaluator.suite(variables)
     if self._config.evaluate.watermark_tokenizer:
       values["watermark"] = watermarks.measure(self._config.evaluate, self._texts.splits, records)
     return values, records
 
   def training_evaluator(self, mesh: jax.sharding.Mesh | None) -> Any:
-    """Forget sets of texts go by no memorization scores."""
+    """Not available: forget sets of texts do not depend on memorization scores."""
     raise NotImplementedError("memorization ensembles are trained on images")
 
   def selection_score(self, summary: Mapping[str, Any]) -> float:
-    """Training on texts keeps its last model."""
+    """Not available: training on texts keeps its last model."""
     raise NotImplementedError("config.train.select='best' is for images")
 
   def compare(self, results: dict[str, Any], examples: Mapping[str, Any]) -> None:
-    """Adds to each result what compares it with the retrained model: TOFU's forget quality."""
+    """Adds TOFU's forget quality, which compares a model with the retrained one, to each result."""
 
     def ratios(name):
       forget = examples.get(name, {}).get("suite", {}).get("forget", {})
@@ -205,10 +205,10 @@ class Language(Adapted):
         results[name]["suite"]["truth_ratio_distance"] = tofu.truth_ratio_distance(ratios(name), retrained)
 
   def read_weights(self, path: str) -> Tree:
-    """The adapter in a folder, in PEFT's format.
+    """Reads an adapter from a folder in PEFT's format.
 
     Raises:
-      UserError: it is for another model, or not as `config.language.lora` has it.
+      UserError: it belongs to another model, or differs from `config.language.lora`.
     """
     config, adapter = lora_weights.load_adapter(path, llama.abstract_params(self._model()))
     variables = {"params": lora.unstack(adapter), "batch_stats": {}}
@@ -222,11 +222,11 @@ class Language(Adapted):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
 
   def weights_fingerprint(self, path: str) -> str:
-    """Of the adapter that `read_weights` reads."""
+    """The fingerprint of the adapter that `read_weights` reads."""
     return lora_weights.fingerprint(path)
 
   def save(self, workdir, name: str, variables: Tree) -> None:
-    """Leaves an adapter in PEFT's format in the folder `name`."""
+    """Writes an adapter in PEFT's format to the folder `name`."""
     lora_weights.save_adapter(
       workdir / name,
       lora.stack(jax.device_get(variables["params"])),
@@ -235,7 +235,7 @@ class Language(Adapted):
     )
 
   def work(self, feed: Any, stage: Any, steps: int) -> dict[str, Any]:
-    """What the first steps of a stage compute: tokens of texts, and the share of padding beside them."""
+    """The number of tokens of the first steps of a stage, and the share of padding in its computation."""
     if not steps:
       return {}
     return {
@@ -256,7 +256,7 @@ class Language(Adapted):
     )
 
   def _questions(self, name: str, most: int) -> Questions:
-    """A split to evaluate; of a large one, examples at even distances."""
+    """The questions of a split to evaluate; at most `most` of them, at even distances."""
     split, answers = self._texts.splits[name], self._encoded[name]
     count = len(answers.ids)
     size = min(most or count, count)

@@ -1,4 +1,4 @@
-"""The watermarks of WaterDrum in generated answers: whether they can be measured, and how strong they are."""
+"""The strength of WaterDrum's watermarks in generated answers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,12 +15,12 @@ _ROLES = ("retain", "forget")
 def measure(
   options: ml_collections.ConfigDict, splits: Mapping[str, TextSplit], records: dict[str, Any]
 ) -> dict[str, Any]:
-  """Adds the strength of each generated answer's watermark to its record, and summarizes them.
+  """Adds the strength of the watermark of each generated answer to the records, and summarizes it.
 
   Args:
     options: `config.evaluate`.
-    splits: the texts by role, checked by `check_owners`.
-    records: of `Evaluator.suite`.
+    splits: texts by role, checked by `check_owners`.
+    records: records of `Evaluator.suite`.
 
   Returns:
     See `metrics.watermark.summary`.
@@ -30,7 +30,7 @@ def measure(
     assert owners is not None  # See `check_owners`.
     record["watermark"] = watermark.strengths(
       record["generated"],
-      [owners[row] for row in record["row"]],
+      [owners[index] for index in record["row"]],
       options.watermark_tokenizer,
       perturbation=options.watermark_key,
     )
@@ -38,11 +38,11 @@ def measure(
 
 
 def check_owners(options: ml_collections.ConfigDict, splits: Mapping[str, TextSplit]) -> None:
-  """Finds out whether the watermarks that are asked for can be measured, before hours of training.
+  """Checks before training that the watermarks, if asked for, can be measured.
 
   Args:
     options: `config.evaluate`.
-    splits: the texts by role.
+    splits: texts by role.
 
   Raises:
     UserError: the texts do not say whose they are, or a tokenizer or package is missing.

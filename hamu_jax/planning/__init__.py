@@ -1,4 +1,4 @@
-"""What compiles a step without devices: memory, time and collectives of `python -m hamu_jax.plan`.
+"""Compiles a step without devices, for the memory, time and collectives of `python -m hamu_jax.plan`.
 
-May import everything below the programs.
+May import all packages that experiments are made of.
 """

@@ -1,7 +1,7 @@
 """The device program of a stage of an experiment, from shapes alone.
 
-It is the loop's own, but nothing is opened for it: neither data nor weights nor devices. What kind of
-experiment it is of is said by `language_plan` and `vision_plan`.
+The program is that of the loop, but neither data nor weights nor devices are opened. `planning.language` and
+`planning.vision` add what depends on the modality.
 """
 
 import functools
@@ -24,7 +24,7 @@ from hamu_jax.experiment import stage_plan
 from hamu_jax.paired import Paired
 
 Tree = Any
-# Of the original model, and of the unlearned one.
+# The stages of the original and of the unlearned model.
 STAGES = ("pretrain", "unlearn")
 
 
@@ -32,33 +32,33 @@ class AbstractStage:
   """A stage, ready to be compiled.
 
   Attributes:
-    stage: as the loop runs it.
-    devices: those that work on a step.
+    stage: stage of the loop.
+    devices: devices that work on a step.
 
   Args:
-    config: validated.
-    task: as `experiment.Experiment` has one.
-    split: the examples by role.
-    devices: to choose from; they need not be there.
-    stage: one of `STAGES`. A method that trains from scratch unlearns by that.
+    config: validated configuration.
+    task: task of the experiment; shapes suffice.
+    split: Paired indices of the retain and forget examples.
+    devices: devices to choose from; they need not exist.
+    stage: one of `STAGES`. For a method that trains from scratch, "unlearn" is its training.
 
   Raises:
     UserError: the experiment cannot run on these devices.
   """
 
-  # What an example is.
+  # Plural noun for the examples, such as "images".
   examples: str
 
   def __init__(
     self, config: ml_collections.ConfigDict, task: Any, split: Paired, devices: Sequence[Any], stage: str
   ):
     config = config.copy_and_resolve_references()
-    # Trained weights have the shapes of new ones.
+    # Imported weights have the same shapes as new ones, so they are not opened.
     config.model.weights = ""
     self._config, self._task = config, task
     self.devices = pairing_lib.choose_devices(devices, config.pairing, config.devices)
     plan = stage_plan.make_plan(config, task, split, devices=len(self.devices))
-    # An experiment needs devices that all of its stages can share out.
+    # All stages of an experiment must be able to use the devices.
     meshes = {
       name: stage_lib.stage_mesh(one, config.pairing, self.devices, config.mesh.weights)
       for name, one in plan.stages.items()
@@ -69,37 +69,37 @@ class AbstractStage:
 
   @property
   def examples_per_batch(self) -> int:
-    """Examples of a role's batch."""
+    """The number of examples of a role's batch."""
     raise NotImplementedError
 
   @property
   def parameters(self) -> tuple[int, int]:
-    """How many the model has that no stage trains, and how many are trained."""
+    """The numbers of parameters that no stage trains and that are trained."""
     trees = self._base(), self._task.template["params"]
     return tuple(sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees)
 
   @property
   def share(self) -> int:
-    """Examples of a role's batch on a device, at most."""
+    """The largest number of examples of a role's batch on a device."""
     return jax.tree.leaves(self._indices())[0].shape[-1]
 
   @property
   def trips(self) -> tuple[int, int]:
-    """How often the loops run whose length is data, see `hlo.read`: one step, and its pieces."""
+    """The numbers of iterations of loops whose length is data, see `hlo.read`: one step, and its pieces."""
     return 1, -(-self.share // self.stage.microbatch) if self.stage.microbatch else 1
 
   def facts(self) -> list[tuple[str, str]]:
-    """What is compiled and assumed, by name."""
+    """What is compiled and assumed, as pairs of name and text."""
     what = self.stage.name if self.stage.train else self._config.method.name
     each = " a role" if len(self.stage.method.roles) > 1 else ""
     return [("step", f"{what}, {self._config.pairing}, {self.stage.plan.batch_size} {self.examples}{each}")]
 
   def step(self) -> jax.stages.Lowered:
-    """A chunk of steps, as the loop runs them."""
+    """Lowers a chunk of steps of the loop."""
     return self._lower(self._program.step)
 
   def plain(self) -> jax.stages.Lowered:
-    """In its place the gradients of each role's loss alone: no transform and no optimizer."""
+    """Lowers a chunk of gradients of each role's loss, without transform and optimizer."""
     role = role_gradient_lib.role_gradient(
       self._task.forward(self._config.pairing),
       self._fetch,
@@ -108,7 +108,7 @@ class AbstractStage:
       microbatch=self.stage.microbatch,
       exchange_axes=self._exchange_axes,
     )
-    # Where each half of the devices has a role, its examples have both names.
+    # If each half of the devices has a role, its indices have the names of both roles.
     roles = self.stage.method.roles[: 1 if self.stage.method.device_groups == 2 and self._mesh else 2]
 
     def step(state, frozen, data, batches, hyperparameters):
@@ -120,7 +120,7 @@ class AbstractStage:
       ]
       if self._mesh:
         gradients = jax.lax.psum(gradients, pairing_lib.SHARE_AXES)
-      # They have to go somewhere, or the compiler leaves them out.
+      # The gradients must be part of the result, or the compiler removes them.
       total = jax.tree.map(lambda *leaves: sum(leaves), *gradients)
       return state.replace(params=total, step=state.step + 1), {}
 
@@ -136,7 +136,7 @@ class AbstractStage:
 
   @property
   def _sharded_data(self) -> bool:
-    """See `step.compile_target`."""
+    """See `chunk.compile_target`."""
     return False
 
   @property
@@ -184,11 +184,11 @@ class AbstractStage:
 
   @property
   def _roles(self) -> int:
-    """How many have examples."""
+    """The number of roles that have batches."""
     return sum(role is not None for role in self.stage.plan.streams)
 
   def _indices(self):
-    """The examples of a chunk's batches."""
+    """Indices of a chunk's batches, all 0."""
     empty = np.zeros((chunk_lib.CHUNK_CAPACITY, self.examples_per_batch), np.int32)
     indices = Paired(*(None if role is None else empty for role in self.stage.plan.streams))
     return indices if self._mesh is None else pairing_lib.shard_indices(indices, self._mesh)

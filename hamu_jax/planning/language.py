@@ -1,7 +1,4 @@
-"""The device program of an experiment on a language model, from sizes alone.
-
-Texts of assumed lengths stand for those of the experiment.
-"""
+"""The device program of an experiment on a language model, from sizes and assumed lengths of texts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,22 +15,22 @@ from hamu_jax.paired import Paired
 from hamu_jax.planning import abstract_stage
 
 Tree = Any
-# Batches a role in an epoch. The more there are, the longer the longest of them.
+# Batches of a role in an epoch. The longest batch gets longer with their number.
 _BATCHES = 20
-# Texts have lengths between these multiples of the mean, evenly; a quarter of each is its prompt.
+# The lengths of texts are evenly spaced between these multiples of the mean; a quarter of each is its prompt.
 SHORTEST, LONGEST = 0.5, 1.5
 PROMPT = 0.25
-# Tokens of an answer that a method prefers to the text's own.
+# Tokens of an alternative answer.
 _REFUSAL = 10
 
 
 class Texts(Adapted):
-  """An experiment as `language.Language` is one, with texts of which there are only lengths.
+  """The task of an experiment on a language model, with texts that have only lengths.
 
   Args:
-    config: validated.
-    sizes: of the model.
-    example_tokens: mean length of a text, template included.
+    config: validated configuration.
+    sizes: sizes of the model.
+    example_tokens: mean number of tokens of a text, template included.
   """
 
   inputs: dict[str, Any] = {}
@@ -47,7 +44,7 @@ class Texts(Adapted):
     self.request = TextRequest("", Paired(indices[:count], indices[count:]))
 
   def feed(self) -> PackedTexts:
-    """The texts, packed."""
+    """The feed of the packed texts."""
     indices = self.request.indices
     spread = np.linspace(SHORTEST, LONGEST, len(indices.retain)) * self._example_tokens
     tokens = np.tile(spread.round().astype(int).clip(2, self._config.text.max_length), 2)
@@ -71,17 +68,17 @@ class AbstractStage(abstract_stage.AbstractStage):
   """A stage of an experiment on a language model.
 
   Attributes:
-    shape: of its packed batches.
+    shape: shape of its packed batches.
 
   Args:
-    config: validated.
-    sizes: of the model.
-    devices: to choose from; they need not be there.
+    config: validated configuration.
+    sizes: sizes of the model.
+    devices: devices to choose from; they need not exist.
     example_tokens: see `Texts`.
     stage: one of `abstract_stage.STAGES`.
 
   Raises:
-    UserError: the experiment cannot run on these devices, or not with such texts.
+    UserError: the experiment cannot run on these devices or with such texts.
   """
 
   examples = "texts"
@@ -103,11 +100,11 @@ class AbstractStage(abstract_stage.AbstractStage):
 
   @property
   def examples_per_batch(self) -> int:
-    """Packed rows of a role's batch."""
+    """The number of packed rows of a role's batch."""
     return self.shape.rows
 
   def facts(self) -> list[tuple[str, str]]:
-    """What is compiled and assumed, by name."""
+    """What is compiled and assumed, as pairs of name and text."""
     mean, shape = self._example_tokens, self.shape
     pieces = f", {self.stage.microbatch} at a time" if self.stage.microbatch else ""
     return [

@@ -1,4 +1,4 @@
-"""What a step of an experiment needs of its devices, before there are any.
+"""Memory, time and collectives of a step of an experiment, without its devices.
 
   python -m hamu_jax.plan --config=configs/tofu_llama2_hamu.py --topology=v5e:2x4
   python -m hamu_jax.plan --config=configs/cifar_hamu.py --topology=v5e:4x4 --config.pairing=pmap
@@ -6,7 +6,7 @@
 compiles it, without weights, data or a network, and prints its memory, its exchanges between devices and
 how long it takes. `--stage=pretrain` takes a step of training instead of one of unlearning; `--compare` sets
 it against the gradients of its losses alone; `--example-tokens=N` says how long texts are on average;
-`--config.FIELD` is as in `hamu_jax.main`. Of images, the sizes of the named datasets are known.
+`--config.FIELD` is as in `hamu_jax.main`. For images, the sizes of some named datasets are known.
 
 `libtpu` (extra `tpu`) compiles for TPUs on machines without one, so the figures are those of the
 program that would run. Without it, or with `--simulate`, the step is compiled for as many simulated CPU
@@ -293,7 +293,7 @@ def _sizes(config) -> tuple[str, llama_config.LlamaConfig]:
 
 def _check(config, given) -> None:
   if config.data.forget == "memorization":
-    # Which rows are the most memorized makes no difference to a program, and no file needs to be there.
+    # Which examples are the most memorized makes no difference to a program, and no file needs to be there.
     config.data.scores = readers.ESTIMATE
   validation.validate(config, given)
   if modalities.is_language(config) and config.language.attention != "xla":

@@ -17,22 +17,22 @@ from hamu_jax.vision import request as request_lib
 from hamu_jax.vision import task as vision
 
 Tree = Any
-# What the programs are for, whatever devices stand for them.
+# The platform of the programs, also if CPU devices simulate it.
 _PLATFORM = "tpu"
 
 
 class Sizes(NamedTuple):
-  """A dataset.
+  """The sizes of a dataset.
 
   Attributes:
-    name: for people.
-    indices: of its training split.
-    shape: (H, W, C) of an image; None where images have sizes of their own.
-    classes: how many.
+    name: name in messages.
+    examples: number of training examples.
+    shape: shape (H, W, C) of an image; None if images differ in size.
+    classes: number of classes.
   """
 
   name: str
-  indices: int
+  examples: int
   shape: tuple[int, int, int] | None
   classes: int
 
@@ -49,15 +49,15 @@ DATASETS = {
   "ILSVRC/imagenet-1k": _IMAGENET,
   "imagenet2012": _IMAGENET,
 }
-# By `config.data.source`, those that have but one dataset.
+# By `config.data.source`, for sources with one dataset.
 _OF_SOURCES = {"cifar10_binary": _CIFAR10, "digits": Sizes("digits", 1438, (8, 8, 1), 10)}
 
 
 def find_sizes(config: ml_collections.ConfigDict) -> Sizes:
-  """The dataset of `config.data` as it is loaded.
+  """The sizes of the dataset of `config.data`, with images of `image_size`.
 
   Raises:
-    UserError: it is not known, or its images have no one size.
+    UserError: the dataset is not known, or its images differ in size.
   """
   sizes = _OF_SOURCES.get(config.source) or DATASETS.get(config.name)
   if sizes is None:
@@ -69,25 +69,25 @@ def find_sizes(config: ml_collections.ConfigDict) -> Sizes:
     sizes = sizes._replace(shape=(config.image_size, config.image_size, 3))
   if sizes.shape is None:
     raise UserError(
-      f"config.data.image_size=0: the images of {sizes.name} have sizes of their own; set the one to which "
-      "they are brought"
+      f"config.data.image_size=0: the images of {sizes.name} differ in size; set the size to which they are "
+      "resized"
     )
   return sizes
 
 
 def make_request(config: ml_collections.ConfigDict, sizes: Sizes) -> request_lib.UnlearningRequest:
-  """Black images of a known dataset's sizes; all classes have as many examples as each other, or one more.
+  """Makes a request with black images, whose classes differ by at most one in their number of examples.
 
   Args:
     config: `config.data`.
-    sizes: of the dataset.
+    sizes: sizes of the dataset.
 
   Raises:
     UserError: see `request.hold_out`.
   """
-  labels = np.arange(sizes.indices, dtype=np.int32) % sizes.classes
+  labels = np.arange(sizes.examples, dtype=np.int32) % sizes.classes
   indices = dataset_lib.choose_subset(labels, config.train_size, config.seed, "config.data.train_size")
-  # One black pixel, however large.
+  # A view of one black pixel takes no memory.
   assert sizes.shape is not None  # As `find_sizes` makes sure.
   images = np.broadcast_to(np.zeros((), np.uint8), (len(indices), *sizes.shape))
   split = data_lib.ImageSplit(images, labels[indices])
@@ -100,7 +100,7 @@ def make_request(config: ml_collections.ConfigDict, sizes: Sizes) -> request_lib
       tuple(map(str, range(sizes.classes))),
       fingerprint="",
       train_indices=indices,
-      train_total=sizes.indices,
+      train_total=sizes.examples,
       train_names=None,
     ),
   )
@@ -110,8 +110,8 @@ class AbstractStage(abstract_stage.AbstractStage):
   """A stage of an experiment on images.
 
   Args:
-    config: validated. Where its forget set goes by memorization scores, these are to be estimated.
-    devices: to choose from; they need not be there.
+    config: validated configuration. Memorization scores, if needed, must be "estimate".
+    devices: devices to choose from; they need not exist.
     stage: one of `abstract_stage.STAGES`.
 
   Raises:
@@ -130,11 +130,11 @@ class AbstractStage(abstract_stage.AbstractStage):
 
   @property
   def examples_per_batch(self) -> int:
-    """Images of a role's batch."""
+    """The number of images of a role's batch."""
     return self.stage.plan.batch_size
 
   def facts(self) -> list[tuple[str, str]]:
-    """What is compiled and assumed, by name."""
+    """What is compiled and assumed, as pairs of name and text."""
     shape = "x".join(map(str, self._images.images.shape[1:]))
     where = "all of them on each device"
     if self._config.data.stream:
@@ -155,7 +155,7 @@ class AbstractStage(abstract_stage.AbstractStage):
     return self._feed.sharded
 
   def _data(self) -> Tree:
-    """As the sources of `hamu_jax.vision.feed` place it."""
+    """Shapes of the data that the feeds of `hamu_jax.vision.feed` place."""
     leading: tuple[int, ...] = (len(self._images.labels),)
     spec = jax.sharding.PartitionSpec()
     if self._config.data.stream:

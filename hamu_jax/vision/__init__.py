@@ -1,4 +1,4 @@
-"""What makes an experiment one on images: the unlearning request, the feed, the model, the evaluation.
+"""Experiments on images: the unlearning request, the feed, the model and the evaluation.
 
-May import `config`, `engine` and what is below them; knows nothing of `language` or of the stages.
+May import `config`, `engine` and packages below them, but neither `language` nor `experiment`.
 """

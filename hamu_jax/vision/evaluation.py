@@ -1,4 +1,4 @@
-"""Per-example evaluation of a model on named splits."""
+"""Evaluates an image model on every example of named splits."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,9 +13,9 @@ class Examples(NamedTuple):
   """Some examples of a labelled image split.
 
   Attributes:
-    images: [N, H, W, C] uint8, or anything that gives it when indexed.
-    labels: [N] int32.
-    indices: [n] which of them.
+    images: [N, H, W, C] uint8 images of the split, or an object that returns them when indexed.
+    labels: [N] int32 labels of the split.
+    indices: [n] indices of the examples in the split.
   """
 
   images: Any
@@ -28,8 +28,8 @@ class Evaluator:
 
   Args:
     forward: (variables, batch, key, train) -> (Outputs with logits [B, C], batch_stats).
-    splits: the examples by name.
-    batch_size: examples a device program; rounded up to a multiple of the devices.
+    splits: examples by name of the split.
+    batch_size: number of examples in a batch, rounded up to a multiple of the number of devices.
     mesh: devices that share each batch, or None for the default device.
   """
 
@@ -46,7 +46,7 @@ class Evaluator:
       out_shardings = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def logits(variables, batch):
-      # Evaluation draws no random numbers; the key is there because `forward` takes one.
+      # Evaluation draws no random numbers, but `forward` takes a key.
       return forward(variables, batch, jax.random.key(0), False)[0].logits
 
     def evaluate_batch(variables, batch):
@@ -57,11 +57,11 @@ class Evaluator:
 
     self._evaluate_batch = jax.jit(evaluate_batch, out_shardings=out_shardings)
     self._probabilities = jax.jit(probabilities, out_shardings=out_shardings)
-    # The members of an ensemble, each on all of the batch.
+    # Evaluates the members of an ensemble, each on the whole batch.
     self._evaluate_members = jax.jit(jax.vmap(evaluate_batch, in_axes=(0, None)))
 
   def _batch(self, examples: Examples, start: int):
-    """Examples [start, start + batch size), padded with copies of the first."""
+    """The batch of the examples start..start + batch size - 1, padded with copies of the first."""
     index = np.arange(start, start + self._batch_size)
     valid = index < len(examples.indices)
     indices = examples.indices[np.where(valid, index, 0)]
@@ -76,7 +76,7 @@ class Evaluator:
     shapes = {"image": examples.images.shape[1:]}
 
     def placed(name, leaf):
-      # By callback, so that a host reads the images of its own devices alone.
+      # A callback, so that a host reads only the images of its own devices.
       return jax.make_array_from_callback(
         (self._batch_size, *shapes.get(name, ())), self._sharding, lambda index: leaf(index[0])
       )
@@ -96,11 +96,11 @@ class Evaluator:
     return jax.tree.map(join, *pieces)
 
   def per_example(self, variables, *, members: bool = False) -> dict[str, dict[str, np.ndarray]]:
-    """What the model makes of every example.
+    """Evaluates every example.
 
     Args:
-      variables: the model's; with `members` each leaf has a leading axis of models.
-      members: whether these are several models.
+      variables: variables of the model; with `members` each leaf has a leading axis of models.
+      members: whether the variables are those of several models.
 
     Returns:
       {split: {"loss", "correct", "entropy": [n]}}, with `members` [models, n].
@@ -112,7 +112,7 @@ class Evaluator:
     }
 
   def summary(self, variables) -> dict[str, Any]:
-    """Means of every split, and the areas under the loss ROC curves.
+    """Means of every split, and the areas under the ROC curves of the loss.
 
     Returns:
       {split: {"accuracy", "loss", "entropy", "count"}, "retain_forget_auc", "forget_test_auc"}; each AUC
@@ -128,9 +128,9 @@ class Evaluator:
     """The shares of the forget set that attacks call non-members, see `metrics.membership.svc_mia`.
 
     Args:
-      variables: the model's.
-      most: retain and test examples that the attacks learn from, each; as many of both.
-      seed: of their draw.
+      variables: variables of the model.
+      most: largest number of retain examples, and of as many test examples, that the attacks learn from.
+      seed: seed of the draw of these examples.
     """
     known, unknown = self.splits["retain"], self.splits["test"]
     size = min(most, len(known.indices), len(unknown.indices))
@@ -146,9 +146,9 @@ class Evaluator:
 
 
 def selection_score(summary) -> float:
-  """Accuracy by which training keeps its best evaluated epoch.
+  """The accuracy by which training keeps its best evaluated model.
 
-  On the validation split where there is one, else the mean of retain and forget.
+  It is that of the validation split if there is one, else the mean of retain and forget.
   """
   if "validation" in summary:
     return summary["validation"]["accuracy"]

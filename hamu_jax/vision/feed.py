@@ -1,6 +1,6 @@
-"""Where the images of a chunk of steps are: resident on the device, or brought in window by window.
+"""The two feeds of images: all images resident on the device, or a window of images for each chunk.
 
-Either way a step gathers its batch from `ImageData` by index, so the step itself knows nothing of it.
+In both cases a step gathers its batch from `ImageData` by index.
 """
 
 import concurrent.futures
@@ -16,18 +16,18 @@ from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.engine import step as step_lib
 from hamu_jax.engine.placement import place, place_batches
 
-# Bytes of images that one window may hold on a device.
+# Largest number of bytes of the images of a window on a device.
 _WINDOW_BYTES = 2**29
 
 
 class ImageData(NamedTuple):
-  """What steps gather from.
+  """The images that steps gather from.
 
   Attributes:
-    images: [M, H, W, C] uint8.
-    labels: [M] int32.
+    images: [M, H, W, C] uint8 images.
+    labels: [M] int32 labels.
     forget: [M] bool, whether an example is to be forgotten.
-    ids: [M] int32, the index in the training split that each has.
+    ids: [M] int32 indices in the training split.
   """
 
   images: Any
@@ -37,10 +37,10 @@ class ImageData(NamedTuple):
 
 
 class ResidentImages:
-  """All images stay on the device.
+  """A feed whose images all stay on the device.
 
   Args:
-    data: the whole training split.
+    data: whole training split.
   """
 
   sharded = False
@@ -50,10 +50,10 @@ class ResidentImages:
     self._placed: tuple[Any, ImageData] | None = None
 
   def prepare(self, plan, total_steps: int) -> None:
-    """Gets ready for the first steps of a plan."""
+    """Does nothing: there is nothing to prepare."""
 
   def most_steps(self, plan) -> int:
-    """Most steps that a chunk may have."""
+    """The largest number of steps that a chunk may have."""
     del plan
     return chunk_lib.CHUNK_CAPACITY
 
@@ -69,12 +69,12 @@ class ResidentImages:
 
 
 class StreamedImages:
-  """Each chunk brings the images of its own examples, decoded while the device works on the one before.
+  """A feed that decodes the images of a chunk while the device works on the chunk before.
 
-  Every device gets the examples of its own batches alone, and a host decodes those of its own devices.
+  Each device gets only the images of its own batches, and each host decodes only those of its own devices.
 
   Args:
-    data: the training split, with images that are decoded where they are indexed.
+    data: training split, with images that are decoded when they are indexed.
   """
 
   sharded = True
@@ -82,19 +82,19 @@ class StreamedImages:
   def __init__(self, data: ImageData):
     self._data = data
     self._worker = concurrent.futures.ThreadPoolExecutor(1, "window")
-    # The window that is most likely asked for next: what it is of, and its future.
+    # The window that is most likely asked for next: its arguments and its future.
     self._ahead: tuple[tuple, concurrent.futures.Future] | None = None
 
   def prepare(self, plan, total_steps: int) -> None:
-    """As `ResidentImages.prepare`."""
+    """Does nothing, see `ResidentImages.prepare`."""
 
   def most_steps(self, plan) -> int:
-    """Most steps that a chunk may have: as many as fit a window."""
+    """The largest number of steps that a chunk may have: as many as fit into a window."""
     bytes_a_step = 2 * plan.batch_size * int(np.prod(self._data.images.shape[1:]))
     return int(np.clip(_WINDOW_BYTES // bytes_a_step, 1, chunk_lib.CHUNK_CAPACITY))
 
   def chunk(self, plan, start: int, stop: int, mesh) -> tuple[ImageData, step_lib.Batches]:
-    """As `ResidentImages.chunk`; starts on the chunk after it, which is most likely as long."""
+    """See `ResidentImages.chunk`; starts to decode the next chunk, which most likely has as many steps."""
     wanted, future = (plan, start, stop, mesh), None
     if self._ahead is not None and self._ahead[0] == wanted:
       future = self._ahead[1]
@@ -104,7 +104,7 @@ class StreamedImages:
     return data, place_batches(indices, plan.epochs(start, stop), mesh)
 
   def _window(self, plan, start, stop, mesh):
-    """-> the images of these steps on the devices, and the examples counted within them."""
+    """Returns the images of these steps on the devices, and the indices of the batches in the window."""
     indices = plan.indices(start, stop)
     present = [role for role in indices if role is not None]
     if mesh is None:
@@ -117,7 +117,7 @@ class StreamedImages:
     return self._sharded_window(pairing_lib.shard_indices(indices, mesh), self.most_steps(plan), mesh)
 
   def _sharded_window(self, indices, most_steps, mesh):
-    """`_window` of indices [n, r, shards, b]: one window for each device."""
+    """`_window` for indices [n, r, shards, b], with one window for each device."""
     axes = (mesh.devices.shape[0], mesh.devices[0].size)
     roles_a_device = indices.shape[1] // axes[0]
     capacity = most_steps * roles_a_device * indices.shape[3]

@@ -1,4 +1,4 @@
-"""What an experiment learns and what it forgets: a dataset, and its training examples by role."""
+"""The unlearning request of an experiment on images: a dataset, and its training examples by role."""
 
 import hashlib
 from typing import NamedTuple
@@ -16,13 +16,13 @@ from sam_jax import memorization
 
 
 class UnlearningRequest(NamedTuple):
-  """A dataset and which of its training examples may be learnt.
+  """A dataset and the training examples that may be learnt; an `experiment.task.UnlearningRequest`.
 
   Attributes:
     config: `config.data`.
-    dataset: as loaded.
-    validation: [V] int32 training examples that no stage learns from, ascending.
-    available: [n] int32 all others, ascending.
+    dataset: loaded dataset.
+    validation: [V] int32 indices of the training examples that no stage learns from, ascending.
+    available: [n] int32 indices of all other training examples, ascending.
   """
 
   config: ml_collections.ConfigDict
@@ -32,21 +32,21 @@ class UnlearningRequest(NamedTuple):
 
   @property
   def fingerprint(self) -> str:
-    """Of the data."""
+    """The fingerprint of the dataset."""
     return self.dataset.fingerprint
 
   @property
   def estimates_scores(self) -> bool:
-    """Whether the forget set goes by memorization scores that are still to be estimated."""
+    """Whether the forget set depends on memorization scores that an ensemble has yet to estimate."""
     return self.config.forget == "memorization" and self.config.scores == readers.ESTIMATE
 
   @property
   def original_indices(self) -> np.ndarray:
-    """[n] the examples of the original training split that the available ones are."""
+    """[n] the indices of the available examples in the original training split."""
     return self.dataset.train_indices[self.available]
 
   def read_scores(self) -> np.ndarray | None:
-    """[n] memorization scores of the available examples from a file; None if the forget set needs none.
+    """[n] memorization scores of the available examples, from a file; None if none are needed.
 
     Raises:
       UserError: see `data.read_scores`.
@@ -63,11 +63,14 @@ class UnlearningRequest(NamedTuple):
     )
 
   def split(self, scores: np.ndarray | None) -> Paired:
-    """The retain and the forget examples among the available ones.
+    """Splits the available examples into retain and forget examples.
 
     Args:
-      scores: [n] their memorization scores, where the forget set goes by them. None while they are still
-        to be estimated finds out whether their use would fail.
+      scores: [n] memorization scores of the available examples, if the forget set depends on them. Before
+        they are estimated, None checks that a split by scores is possible.
+
+    Returns:
+      Paired int32 indices.
 
     Raises:
       UserError: see `data.make_split`, or a listed example is held out for validation.
@@ -79,7 +82,7 @@ class UnlearningRequest(NamedTuple):
       return Paired(
         *(self.available[indices] for indices in _make_split(self.config, labels[self.available], scores))
       )
-    # A list of examples counts among all of them.
+    # A list of examples counts all training examples, also those that are held out.
     whole = _make_split(self.config, labels, None)
     if held_out := np.setdiff1d(whole.forget, self.available).tolist():
       raise UserError(
@@ -89,7 +92,11 @@ class UnlearningRequest(NamedTuple):
     return whole._replace(retain=whole.retain[np.isin(whole.retain, self.available)])
 
   def levels(self, scores: np.ndarray | None) -> dict[str, np.ndarray]:
-    """The most, half and least memorized examples, as many of each as are forgotten; {} without scores."""
+    """Indices of the most, half and least memorized examples, as many of each as are forgotten.
+
+    Returns:
+      {level: [m] indices}; {} without scores.
+    """
     if scores is None:
       return {}
     size = min(self.config.forget_size, len(self.available))
@@ -100,7 +107,7 @@ class UnlearningRequest(NamedTuple):
     }
 
   def feed_data(self, split: Paired) -> feed.ImageData:
-    """The training split as steps gather from it."""
+    """The training split in the form that steps gather from."""
     train = self.dataset.train
     forget = np.zeros(len(train.labels), bool)
     forget[split.forget] = True
@@ -108,7 +115,7 @@ class UnlearningRequest(NamedTuple):
 
 
 def scores_fingerprint(scores: np.ndarray | None) -> str | None:
-  """SHA-256, in hexadecimal, of memorization scores; None without any."""
+  """The hexadecimal SHA-256 of memorization scores; None without scores."""
   return None if scores is None else hashlib.sha256(scores.tobytes()).hexdigest()
 
 
@@ -119,21 +126,21 @@ def load(config: ml_collections.ConfigDict) -> UnlearningRequest:
     config: `config.data`.
 
   Raises:
-    UserError: see `data.load`, or there is not a mean for every channel.
+    UserError: see `data.load` and `hold_out`.
   """
   return hold_out(config, config_lib.load_dataset(config))
 
 
 def hold_out(config: ml_collections.ConfigDict, dataset: data_lib.Dataset) -> UnlearningRequest:
-  """The request of a dataset whose validation examples are held out.
+  """Makes the request of a dataset and holds out its validation examples.
 
   Args:
     config: `config.data`.
-    dataset: as loaded.
+    dataset: loaded dataset.
 
   Raises:
-    UserError: no example would be held out although that is asked for, or there is not a mean for every
-      channel.
+    UserError: no example would be held out although `validation_fraction` is set, or the number of means is
+      not that of channels.
   """
   channels = dataset.train.images.shape[-1]
   if len(config.mean) != channels:

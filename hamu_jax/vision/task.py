@@ -1,4 +1,4 @@
-"""What makes an experiment one on images: how a batch is made, what the model is fed, what is evaluated."""
+"""The task of an experiment on images: batches, the forward pass, evaluated splits and files."""
 
 import copy
 import pathlib
@@ -25,11 +25,11 @@ from hamu_jax.vision.evaluation import Examples
 
 
 def make_init(model, image_shape: Sequence[int]):
-  """(seed) -> the variables of an untrained image model.
+  """Makes (seed) -> the variables of an untrained image model.
 
   Args:
     model: linen module.
-    image_shape: (H, W, C).
+    image_shape: shape (H, W, C) of an image.
   """
 
   def init(seed):
@@ -40,9 +40,9 @@ def make_init(model, image_shape: Sequence[int]):
 
 
 def make_features(model, mean, std):
-  """(variables, images [B, H, W, C] uint8) -> the inputs [B, F] of the model's last layer.
+  """Makes (variables, images [B, H, W, C] uint8) -> the inputs [B, F] of the model's last layer.
 
-  In evaluation mode; arguments as of `make_forward`.
+  The model is in evaluation mode. See `make_forward` for the arguments.
   """
 
   def features(variables, images):
@@ -55,12 +55,12 @@ def make_features(model, mean, std):
 
 
 def make_forward(model, mean, std, axis_name: str | None):
-  """(variables, batch, key, train) -> (Outputs with logits [B, C], batch_stats) of an image model.
+  """Makes (variables, batch, key, train) -> (Outputs with logits [B, C], batch_stats).
 
   Args:
     model: linen module.
-    mean: of each channel, in [0, 1].
-    std: of each channel.
+    mean: mean of each channel, in [0, 1].
+    std: standard deviation of each channel.
     axis_name: mesh axis over which training-mode batch norm shares its statistics.
   """
 
@@ -85,12 +85,12 @@ def make_forward(model, mean, std, axis_name: str | None):
 
 
 def make_fetch(augment: str):
-  """(`feed.ImageData`, indices [B], key) -> batch, gathered on the device and augmented."""
+  """Makes (`feed.ImageData`, indices [B], key) -> batch, gathered on the device and augmented."""
 
   def fetch(data, indices, key):
     batch = data_lib.take(data.images, data.labels, indices)
     present = indices.clip(0)
-    # Keys go by the index in the dataset, wherever a window has put it.
+    # Keys depend on the index in the dataset, not on the place in a window.
     batch |= {"index": data.ids[present], "forget": data.forget[present]}
     keys = data_lib.example_keys(key, batch["index"])
     return batch | {"image": data_lib.augment(batch["image"], keys, augment)}
@@ -105,15 +105,15 @@ def evaluation_splits(
   classes: Sequence[int] = (),
   levels: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Examples]:
-  """Every set of examples that is evaluated.
+  """The splits to evaluate, by name.
 
   Args:
     dataset: training and test images.
-    split: training examples by role.
-    validation: training examples that no stage learns from; none if empty.
-    classes: where the forget set is made of whole classes, these; the test set is then also shown in two
-      parts, `test_forget` of the forgotten classes and `test_retain` of all others.
-    levels: training examples by level of memorization, each evaluated under its name.
+    split: Paired indices of training examples.
+    validation: indices of training examples that no stage learns from; may be empty.
+    classes: classes to forget, if the forget set consists of whole classes. The test set is then also split
+      into `test_forget`, with examples of these classes, and `test_retain`, with all others.
+    levels: indices of training examples by level of memorization, which becomes the name of a split.
   """
   train, test = dataset.train, dataset.test
 
@@ -139,17 +139,17 @@ def evaluation_splits(
 
 
 class Vision:
-  """An experiment on images.
+  """An experiment on images; an `experiment.task.Task`.
 
   Attributes:
-    request: which examples are learnt.
-    init: seed -> the variables of an untrained model.
-    template: their shapes.
+    request: examples that are learnt and forgotten.
+    init: (seed) -> variables of an untrained model.
+    template: shapes of these variables.
 
   Args:
-    config: validated.
-    request: None loads that of the configuration.
-    platform: what it will run on; None: what JAX runs on here.
+    config: validated configuration.
+    request: unlearning request; None loads that of the configuration.
+    platform: platform that the model will run on; None for that of JAX here.
 
   Raises:
     UserError: see `request.load`.
@@ -171,29 +171,29 @@ class Vision:
     self.template = jax.eval_shape(self.init, config.seed)
 
   def with_config(self, config: ml_collections.ConfigDict):
-    """The same data and model under a configuration that differs in settings and seeds alone."""
+    """The same data and model under a configuration that differs only in hyperparameters and seeds."""
     other = copy.copy(self)
     other._config = config
     return other
 
   @property
   def inputs(self) -> dict[str, Any]:
-    """What every stage depends on, as JSON values."""
+    """All that every stage depends on, as JSON values."""
     return {"normalization": [self._config.data.mean, self._config.data.std]}
 
   @property
   def evaluation_inputs(self) -> dict[str, Any]:
-    """What evaluations depend on beside the model."""
+    """Nothing: evaluations depend on the model and `config.evaluate` only."""
     return {}
 
   @property
   def unlearning_inputs(self) -> dict[str, Any]:
-    """What unlearning depends on beside the method's options."""
+    """Nothing: unlearning depends on the method's options only."""
     return {}
 
   @property
   def provenance(self) -> dict[str, Any]:
-    """What else the results come from."""
+    """Nothing: images have no further provenance."""
     return {}
 
   def in_training_mode(self, options: ml_collections.ConfigDict) -> bool:
@@ -201,14 +201,17 @@ class Vision:
     return options.batch_norm == "batch"
 
   def microbatch(self, training_mode: bool) -> int:
-    """Images that are differentiated at a time; batch statistics need all of a batch."""
+    """The number of images that are differentiated at a time; 0 for a whole batch.
+
+    Batch statistics in training mode need the whole batch.
+    """
     if training_mode:
       return 0
     height, width = self._image_shape[:2]
     return self._config.method.microbatch or models.microbatch_size(height, width, self._platform)
 
   def forward(self, pairing: str):
-    """See `make_forward`; the training statistics are over all devices of a role."""
+    """See `make_forward`; training statistics are shared by all devices of a role."""
     axis = pairing_lib.DATA_AXIS if pairing == "pmap" else None
     return make_forward(self._model, self._config.data.mean, self._config.data.std, axis)
 
@@ -217,24 +220,24 @@ class Vision:
     return make_fetch(augment)
 
   def feed(self, split: Paired) -> feed_lib.ResidentImages | feed_lib.StreamedImages:
-    """The training images."""
+    """The feed of the training images."""
     kind = feed_lib.StreamedImages if self._config.data.stream else feed_lib.ResidentImages
     return kind(self.request.feed_data(split))
 
   def base(self, mesh: jax.sharding.Mesh | None) -> dict[str, Any]:
-    """All of a model is trained."""
+    """Nothing: all variables of the model are trained."""
     del mesh
     return {}
 
   def evaluator(
     self, split: Paired, scores: np.ndarray | None, mesh: jax.sharding.Mesh | None
   ) -> evaluation.Evaluator:
-    """Evaluates every split of the images.
+    """The evaluator of all splits.
 
     Args:
-      split: training examples by role.
-      scores: memorization scores, where the forget set goes by them.
-      mesh: devices that share an evaluation, None for the default one.
+      split: Paired indices of training examples.
+      scores: [n] memorization scores, if the forget set depends on them.
+      mesh: devices that share an evaluation, None for the default device.
     """
     data = self._config.data
     return self._evaluator_of(
@@ -249,7 +252,7 @@ class Vision:
     )
 
   def training_evaluator(self, mesh: jax.sharding.Mesh | None) -> evaluation.Evaluator:
-    """Evaluates the available training images, in order."""
+    """The evaluator of the available training images, in order."""
     train = self.request.dataset.train
     return self._evaluator_of(mesh, {"train": Examples(train.images, train.labels, self.request.available)})
 
@@ -260,11 +263,11 @@ class Vision:
   def _evaluator_of(
     self, mesh: jax.sharding.Mesh | None, splits: Mapping[str, Examples]
   ) -> evaluation.Evaluator:
-    # Evaluation has no training statistics to share.
+    # Evaluation needs no statistics across devices, so the pairing does not matter.
     return evaluation.Evaluator(self.forward("sequential"), splits, self._config.evaluate.batch_size, mesh)
 
   def final_evaluations(self, evaluator: evaluation.Evaluator) -> dict[str, Any]:
-    """The attack by a support vector machine, where it is asked for."""
+    """The attack by a support vector machine, if it is asked for."""
     size, seed = self._config.evaluate.membership_size, config_lib.seed_of(self._config, "evaluate")
     if not self._config.evaluate.membership:
       return {}
@@ -283,14 +286,14 @@ class Vision:
     return models.load_weights(path, self.template)
 
   def weights_fingerprint(self, path: str) -> str:
-    """Of the file that `read_weights` reads."""
+    """The fingerprint of the file that `read_weights` reads."""
     return weights.fingerprint(path)
 
   def save(self, workdir: pathlib.Path, name: str, variables: Any) -> None:
-    """Leaves a model as a safetensors file."""
+    """Writes a model as a safetensors file."""
     rundir.write_bytes(workdir / f"{name}.safetensors", models.weights_bytes(variables))
 
   def work(self, feed: Any, stage: Any, steps: int) -> dict[str, Any]:
-    """Nothing more to say of a stage."""
+    """Nothing: the work of stages on images is not counted."""
     del feed, stage, steps
     return {}

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from hamu_jax import data
 from hamu_jax.config import default_config, share, validation
 from hamu_jax.config.fields import FIELDS, SECTIONS
 from hamu_jax.config.help import help_text
@@ -23,6 +24,14 @@ def make(**values):
     for section in sections:
       place = place[section]
     place[field] = value
+  return config
+
+
+def make_texts(**values):
+  """`make`, of a language model."""
+  source = values.pop("data__source", "authors")
+  config = make(model__name="llama", train__select="last", **values)
+  config.data.update(source=source, mean=FIELDS["data.mean"].default, std=FIELDS["data.std"].default)
   return config
 
 
@@ -92,6 +101,18 @@ UNREAD = {
     {"memorization__models": 9},
     "config.data.scores is 'estimate'",
   ),
+  "sam.scope in training alone": (
+    {"sam__train_rho": 0.1, "sam__scope": "role"},
+    "if config.sam.rho is set",
+  ),
+  "sam.scope with one role": (
+    {"method__name": "ft", "sam__rho": 0.1, "sam__scope": "role"},
+    "by methods that take a step on both roles",
+  ),
+  "memorization.evaluate_epochs with an estimate": (
+    {"data__forget": "memorization", "data__scores": "estimate", "memorization__evaluate_epochs": 1.0},
+    "it is read by nothing",
+  ),
   "mask.scope without a mask": ({"mask__scope": "gradient"}, "if config.mask.fraction is set"),
   "evaluate.membership_size without attacks": (
     {"evaluate__membership_size": 9},
@@ -119,6 +140,46 @@ def test_a_value_that_nothing_reads_is_refused(case):
   # What the command line sets is meant to have an effect.
   with pytest.raises(UserError, match="nothing reads it here"):
     validation.validate(config, [name])
+
+
+UNREAD_OF_TEXTS = {
+  "data.seed of all rows": ({"data__source": "tofu", "data__seed": 1}, "if texts are drawn"),
+  "text.question_key of plain texts": (
+    {"data__source": "text", "text__question_key": "ask"},
+    "if config.data.source is none of 'text'",
+  ),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD_OF_TEXTS)
+def test_a_value_that_nothing_reads_is_refused_of_texts(case):
+  values, reader = UNREAD_OF_TEXTS[case]
+  with pytest.raises(UserError, match=re.escape(f"config.{case.split(' ')[0]}=")) as error:
+    validation.validate(make_texts(**values))
+  assert reader in str(error.value)
+
+
+def test_an_own_source_may_read_every_field_of_a_request(monkeypatch):
+  monkeypatch.setitem(data.SOURCES, "own", lambda request: None)
+  own = {"name": "mine", "path": "a", "subset": "b", "image_key": "c", "label_key": "d", "test_split": "e"}
+  validation.validate(make(**{f"data__{name}": value for name, value in ({"source": "own"} | own).items()}))
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    # Pretraining goes by pieces, too, see `language.adapter.Adapted.microbatch`.
+    {"method__name": "retrain", "method__microbatch": 2},
+    {"data__source": "question_answer", "data__name": "someone/questions"},
+    {"data__source": "text", "data__name": "someone/texts"},
+    {"data__source": "tofu", "data__seed": 1, "text__forget_size": 3},
+    {"data__source": "authors", "data__seed": 1},
+    # `validation` asks for the last model, whether or not one is trained.
+    {"model__weights": "adapter", "retrain": False},
+  ],
+)
+def test_a_value_that_is_read_is_accepted_of_texts(values):
+  validation.validate(make_texts(**values))
 
 
 def test_the_default_may_be_said_and_emptiness_is_no_value():

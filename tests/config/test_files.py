@@ -75,4 +75,4 @@ def test_a_command_line_takes_them_from_any_folder(config, tmp_path, monkeypatch
 )
 def test_every_program_refuses_an_unknown_name(program, options, capsys):
   assert program.run(["program", "--config=hamu_jax:digit_hamu", *options]) == 2
-  assert "error: --config=hamu_jax:digit_hamu: hamu_jax brings no" in capsys.readouterr().err
+  assert "error: --config=hamu_jax:digit_hamu: hamu_jax ships no" in capsys.readouterr().err

@@ -183,7 +183,7 @@ def test_a_constraint_no_global_radius_allows_is_refused():
 
 
 LOOSE = {"stop_on_loss": True, "min_forget_loss": 0.0, "max_retain_loss": 9.0}
-# For each field: the method to see it with, other settings it needs, and the value to change it to.
+# For each field: the method to see it with, other fields it needs, and the value to change it to.
 EFFECTS = {
   "clip_norm": ("ft", {}, 0.01),
   "constraint": ("hamu-q", {}, 0.02),
@@ -254,9 +254,9 @@ def final_params(options, opposed=False):
     params = variables["params"]
     return objectives.Outputs(batch["image"] @ params["w"] + params["b"][None]), {}
 
-  def fetch(data, rows, key):
+  def fetch(data, indices, key):
     del key
-    return {"image": data[0][rows], "label": data[1][rows], "mask": rows >= 0}
+    return {"image": data[0][indices], "label": data[1][indices], "mask": indices >= 0}
 
   masked = methods.METHODS[options.name].needs_mask
   program = step_lib.make_step(
@@ -272,15 +272,15 @@ def final_params(options, opposed=False):
   )
   weights = (0.1 if opposed else 1.0) * jnp.asarray(rng.normal(size=(6, classes)))
   params = {"w": weights, "b": jnp.zeros(classes)}
-  settings = hyperparameters_of(options, methods.METHODS[options.name], {"rho": 0.1, "lamb": 1.0})
-  state = create_state({"params": params}, program.optimizers(settings), 0)
+  hyperparameters = hyperparameters_of(options, methods.METHODS[options.name], {"rho": 0.1, "lamb": 1.0})
+  state = create_state({"params": params}, program.optimizers(hyperparameters), 0)
   step = jax.jit(program.step)
-  rows = Paired(jnp.arange(20), jnp.arange(20, 40))
+  indices = Paired(jnp.arange(20), jnp.arange(20, 40))
   reference = {"params": jax.tree.map(lambda leaf: leaf + 0.1, params), "batch_stats": {}}
   mask = jax.tree.map(lambda leaf: jnp.arange(leaf.size).reshape(leaf.shape) % 2, params)
-  feed = step_lib.Batches(rows, jnp.int32(0))
+  batches = step_lib.Batches(indices, jnp.int32(0))
   for _ in range(3):
-    state, _ = step(state, sub_step.Frozen(reference, mask), data, feed, settings)
+    state, _ = step(state, sub_step.Frozen(reference, mask), data, batches, hyperparameters)
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
 
 

@@ -108,7 +108,7 @@ def test_a_dataset_and_its_results(examples, tmp_path, capsys):
   assert settings == {"method.name": "hamu-q"}
   assert (accuracy.mean, accuracy.count) == (accuracies["unlearned"]["test"], 1)
   results["main"](tmp_path / "run")
-  assert "144 rows forgotten" in capsys.readouterr().out
+  assert "144 examples forgotten" in capsys.readouterr().out
 
   explained = RESULTS_PAGE.read_text()
   for name in (path.name for path in (tmp_path / "run").iterdir()):

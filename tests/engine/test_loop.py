@@ -13,9 +13,10 @@ import pytest
 from hamu_jax import data
 from hamu_jax.config import default as config_lib
 from hamu_jax.config.hyperparameters import hyperparameters_of
-from hamu_jax.engine import loop, methods, position, step_log, sub_step
+from hamu_jax.engine import loop, methods, step_log, sub_step
 from hamu_jax.engine import stage as stage_lib
 from hamu_jax.engine.objectives import Outputs
+from hamu_jax.engine.position import Track
 from hamu_jax.paired import Paired
 from hamu_jax.run import preemption, rundir
 from hamu_jax.transforms.stop import Stop
@@ -116,12 +117,12 @@ def setup(tmp_path):
 
 
 def test_training_keeps_the_best_evaluated_epoch(setup):
-  outcome, evaluator, indices = setup([0.1, 0.9, 0.3, 0.9])
+  outcome, evaluator, rows = setup([0.1, 0.9, 0.3, 0.9])
   np.testing.assert_array_equal(outcome.variables["params"]["w"], evaluator.seen[1])
   assert outcome.steps == 16
   assert outcome.stop == Stop.NONE
-  assert [index["step"] for index in indices if index["split"] == "retain"] == [4, 8, 12, 16]
-  assert [index["step"] for index in indices if index["split"] == "step"] == list(range(1, 17))
+  assert [row["step"] for row in rows if row["split"] == "retain"] == [4, 8, 12, 16]
+  assert [row["step"] for row in rows if row["split"] == "step"] == list(range(1, 17))
 
 
 def test_or_the_last_one_on_request(setup):
@@ -179,7 +180,7 @@ class Together:
     )
 
   def run(self, numbers, interrupt_at=None):
-    """-> outcomes, examples of each run directory."""
+    """-> outcomes, metric rows of each run directory."""
 
     @contextlib.contextmanager
     def progress(stage, total, initial):
@@ -209,17 +210,17 @@ class Together:
 
 
 def assert_alike(found, wanted, **tolerance):
-  """Outcomes and examples, up to a tolerance or exactly."""
+  """Compares outcomes and metric rows, up to a tolerance or exactly."""
   compare = np.testing.assert_equal
   if tolerance:
     compare = functools.partial(np.testing.assert_allclose, **tolerance)
   for outcomes in zip(found[0], wanted[0], strict=True):
     jax.tree.map(compare, *map(plain, outcomes))
-  for indices, others in zip(found[1], wanted[1], strict=True):
-    assert [(index["step"], index["split"]) for index in indices] == [
+  for rows, others in zip(found[1], wanted[1], strict=True):
+    assert [(row["step"], row["split"]) for row in rows] == [
       (index["step"], index["split"]) for index in others
     ]
-    jax.tree.map(compare, *([drop_words(index) for index in log] for log in (indices, others)))
+    jax.tree.map(compare, *([drop_words(row) for row in log] for log in (rows, others)))
 
 
 def plain(outcome):
@@ -238,7 +239,7 @@ def test_members_trained_together_end_as_they_do_alone(tmp_path, numbers):
   assert [outcome.stop for outcome in together[0]][:2] == [Stop.NONE, Stop.RETAIN_LOSS]
   assert 0 < together[0][1].steps < together[0][0].steps == 12
   alone = [Together(tmp_path / "alone").run((number,)) for number in numbers]
-  alone = [outcomes[0] for outcomes, _ in alone], [indices[0] for _, indices in alone]
+  alone = [outcomes[0] for outcomes, _ in alone], [rows[0] for _, rows in alone]
   assert_alike(together, alone, rtol=2e-5, atol=1e-6)
 
 
@@ -262,13 +263,13 @@ def test_a_run_interrupted_by_its_stop_ends_with_it(tmp_path):
 
 def test_members_of_one_run_directory_log_their_means(tmp_path):
   member = Together(tmp_path).member(0)
-  tracks = [position.Track({}), position.Track({})]
+  tracks = [Track({}), Track({})]
   metrics = {
     "retain_loss": np.array([[1.0, 2.0, 9.0], [2.0, 4.0, 9.0]]),
     "stop": np.array([[0, 0, 0], [0, Stop.NONFINITE, 0]]),
   }
   step_log.log([member, member], tracks, [4, 4], metrics, np.array([3, 2]))
-  indices = rundir.read_metrics(member.rundir.path).rows
-  assert [index["step"] for index in indices] == [5, 6]
-  assert [index["retain_loss"] for index in indices] == [1.5, 3.0]
-  assert [index["applied"] for index in indices] == [True, False]
+  rows = rundir.read_metrics(member.rundir.path).rows
+  assert [row["step"] for row in rows] == [5, 6]
+  assert [row["retain_loss"] for row in rows] == [1.5, 3.0]
+  assert [row["applied"] for row in rows] == [True, False]

@@ -100,8 +100,8 @@ def golden_data(arrays):
   return images, labels.astype(jnp.int32)
 
 
-def golden_rows(arrays, name, steps):
-  """Examples of each step; forget examples count on from the retain ones."""
+def golden_indices(arrays, name, steps):
+  """The indices of each step; those of forget examples follow those of retain examples."""
   indices = []
   for role, offset in (("retain", 0), ("forget", len(arrays["data/retain_y"]))):
     stored = arrays.get(f"{name}/{role}_idx")
@@ -167,7 +167,7 @@ def test_reproduces_the_reference_trajectory(x64, arrays, case):
     golden_options(case),
     unflatten(arrays["data/init_params"]),
     golden_data(arrays),
-    golden_rows(arrays, name, max(steps)),
+    golden_indices(arrays, name, max(steps)),
     counts=steps,
   )
   for step, (final, metrics, done) in zip(steps, results, strict=True):

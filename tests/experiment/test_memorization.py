@@ -281,8 +281,8 @@ def test_an_interrupted_estimate_goes_on_where_it_was(whole, estimate):
     together.models,
   )
   for stage, _ in GROUPS:
-    indices = [index for index in rundir.read_metrics(estimate.folder).rows if index["stage"] == stage]
-    assert [index["step"] for index in indices] == list(range(1, STEPS + 1))
+    rows = [row for row in rundir.read_metrics(estimate.folder).rows if row["stage"] == stage]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
 
 
 def test_groups_of_another_size_go_on_with_the_models_that_are_not_finished(whole, estimate):

@@ -1,7 +1,7 @@
 """The table of fields: every field of a configuration is one row, and is declared nowhere else.
 
-From it come the default configuration, validation, `--help`, the reference pages, and which hyperparameters
-enter a step as data. A new field is a row of the section it belongs to.
+The default configuration, validation, `--help`, the reference pages and the list of hyperparameters that are
+data of a step are derived from it. To add a field, add a row to its section.
 """
 
 import itertools

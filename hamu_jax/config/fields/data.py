@@ -1,36 +1,40 @@
-"""Fields of the dataset, and of which of its examples are forgotten."""
+"""Fields of the dataset and of the choice of its forget set."""
 
 from hamu_jax import data
 from hamu_jax.config.fields.field import Field, Section
 from hamu_jax.config.kinds import Choice, Count, Flag, Number, Several, Text
-from hamu_jax.config.readers import IMAGES, TEXTS, Reader, is_one_of
+from hamu_jax.config.readers import IMAGES, TEXTS, Reader, is_none_of, is_one_of
 from hamu_jax.data import text
 from sam_jax import memorization
 
-_HAS_NAME = is_one_of("data.source", "huggingface", "tfds", "tofu", "waterdrum")
-_HAS_PATH = Reader(
-  lambda config: config.data.source not in ("digits", "authors"), lambda: "by sources that are not embedded"
-)
-_HAS_COLUMNS = IMAGES & is_one_of("data.source", "huggingface", "tfds", "parquet")
-_HAS_SUBSETS = Reader(
-  lambda config: config.data.source not in ("digits", "authors", "cifar10_binary", "tfds"),
-  lambda: "by sources that have configurations (huggingface, parquet and those of texts)",
-)
+# What the package's own sources do not read; a source that is added to the tables may read everything.
+# By their names, `hamu_jax.plan` knows the sizes of datasets in parquet files, too.
+_HAS_NAME = is_none_of("data.source", "digits", "cifar10_binary", "authors")
+_HAS_PATH = is_none_of("data.source", "digits", "authors")
+_HAS_COLUMNS = IMAGES & is_none_of("data.source", "digits", "cifar10_binary")
+_HAS_SUBSETS = is_none_of("data.source", "digits", "cifar10_binary", "tfds", "authors")
 _BY_CLASS = IMAGES & is_one_of("data.forget", "class", "hard_probability")
 _BY_SCORES = IMAGES & is_one_of("data.forget", "memorization")
-_DRAWS = TEXTS | Reader(
+_DRAWS_IMAGES = IMAGES & Reader(
   lambda config: bool(
     config.data.train_size
     or config.data.test_size
     or config.data.validation_fraction
     or config.data.forget in ("hard_probability", "random")
   ),
-  lambda: "by what draws examples (train_size, test_size, validation_fraction, forget sets at random)",
+  lambda: "if images are drawn (train_size, test_size, validation_fraction, forget sets at random)",
+)
+_DRAWS_TEXTS = TEXTS & Reader(
+  lambda config: (
+    bool(config.text.retain_size or config.text.forget_size or config.text.test_size)
+    or config.data.source not in ("tofu", "waterdrum", "question_answer", "text")
+  ),
+  lambda: "if texts are drawn (retain_size, forget_size, test_size) or invented (source 'authors')",
 )
 
 
 class _Sources:
-  """All sources, of images and of texts, as the tables have them."""
+  """All sources of images and of texts; reads the tables when it is iterated."""
 
   def __iter__(self):
     return iter(dict.fromkeys((*data.SOURCES, *text.TEXT_SOURCES)))
@@ -57,7 +61,13 @@ SECTIONS = (
         "Column of the images; empty takes the only one that fits.",
         _HAS_COLUMNS,
       ),
-      Field("data.label_key", "", Text(), "Column of the class numbers, likewise.", _HAS_COLUMNS),
+      Field(
+        "data.label_key",
+        "",
+        Text(),
+        "Column of the class numbers; empty takes the only one that fits.",
+        _HAS_COLUMNS,
+      ),
       Field(
         "data.train_size",
         0,
@@ -65,7 +75,13 @@ SECTIONS = (
         "Training examples, class-balanced and drawn with `data.seed`; 0 takes all.",
         IMAGES,
       ),
-      Field("data.test_size", 0, Count(), "Test examples, likewise.", IMAGES),
+      Field(
+        "data.test_size",
+        0,
+        Count(),
+        "Test examples, class-balanced and drawn with `data.seed`; 0 takes all.",
+        IMAGES,
+      ),
       Field(
         "data.mean",
         (0.4914, 0.4822, 0.4465),
@@ -80,7 +96,7 @@ SECTIONS = (
         "Standard deviation of each channel.",
         IMAGES,
       ),
-      Field("data.seed", 41, Count(), "Seed of the draws of examples.", _DRAWS),
+      Field("data.seed", 41, Count(), "Seed of the draws of examples.", _DRAWS_IMAGES | _DRAWS_TEXTS),
       Field("data.test_split", "", Text(), "Evaluation split at the source; empty is test.", _HAS_COLUMNS),
       Field("data.subset", "", Text(), "Configuration of a dataset that has several.", _HAS_SUBSETS),
       Field(
@@ -138,10 +154,10 @@ SECTIONS = (
         "data.memorization_level",
         "high",
         Choice(memorization.LEVELS),
-        "Which examples by their scores.",
+        "Which examples are forgotten, by their scores.",
         _BY_SCORES,
       ),
-      Field("data.forget_size", 3000, Count(1), "How many of them.", _BY_SCORES),
+      Field("data.forget_size", 3000, Count(1), "Number of examples to forget.", _BY_SCORES),
       Field(
         "data.duplicates",
         0,

@@ -1,4 +1,4 @@
-"""A row of the table of fields, and the rows that several sections have in common."""
+"""A row of the table of fields, and rows that several sections share."""
 
 from typing import Any, NamedTuple
 
@@ -13,10 +13,11 @@ class Field(NamedTuple):
 
   Attributes:
     name: dotted, without "config".
-    default: its value where nothing sets it; None for an optional one.
-    kind: what it may hold.
-    about: one sentence on what it means.
-    reader: who reads it. A value that nobody reads is refused, unless it is the default or empty.
+    default: value where nothing sets it; None for an optional field.
+    kind: values that it may hold.
+    about: one sentence on its meaning.
+    reader: condition under which it is read. A value that nothing reads is refused, unless it is the default
+      or empty.
     traced: whether it enters a step as data, so that one compiled program serves all its values.
     incidental: whether it changes no result, so that a run directory may be resumed with another value.
     off_at_zero: whether 0 switches something off, so that 0 and other values are different programs.
@@ -33,7 +34,7 @@ class Field(NamedTuple):
 
   @property
   def section(self) -> str:
-    """The name of its section, "" at the top."""
+    """The name of its section; "" at the top level."""
     return self.name.rpartition(".")[0]
 
 
@@ -41,9 +42,9 @@ class Section(NamedTuple):
   """Fields that belong together.
 
   Attributes:
-    name: dotted, "" for the fields at the top.
-    about: one sentence on what they are for.
-    fields: its rows.
+    name: dotted name; "" for the fields at the top level.
+    about: one sentence on the purpose of its fields.
+    fields: rows of the section.
   """
 
   name: str
@@ -83,7 +84,9 @@ def optimizer_section(owner: str, name: str, learning_rate: float, reader: Reade
         "Epochs at which the schedule step decays.",
         scheduled,
       ),
-      Field(f"{prefix}.decay_factor", 0.1, Number(0), "Factor at each of them.", scheduled),
+      Field(
+        f"{prefix}.decay_factor", 0.1, Number(0), "Factor of the rate at each of `decay_epochs`.", scheduled
+      ),
       Field(f"{prefix}.momentum", None, Number(optional=True), "Handed to the optimizer when set.", reader),
       Field(f"{prefix}.nesterov", None, Flag(optional=True), "Handed to the optimizer when set.", reader),
       Field(f"{prefix}.b1", None, Number(optional=True), "Handed to the optimizer when set.", reader),
@@ -109,9 +112,22 @@ def training_fields(
   clip_norm: float,
   evaluate_epochs: float,
   augments: Reader,
+  evaluates: Reader | None = None,
   about_clip: str = "Largest norm of the gradient; 0 does not clip.",
 ) -> tuple[Field, ...]:
-  """The fields that `train`, `memorization` and `method` have in common."""
+  """The fields that `train`, `memorization` and `method` have in common.
+
+  Args:
+    owner: name of the section.
+    reader: condition under which they are read.
+    epochs: default of `epochs`.
+    batch_size: default of `batch_size`.
+    clip_norm: default of `clip_norm`.
+    evaluate_epochs: default of `evaluate_epochs`.
+    augments: condition under which `augment` is read.
+    evaluates: condition under which `evaluate_epochs` is read; None for `reader`.
+    about_clip: meaning of `clip_norm`.
+  """
   return (
     Field(f"{owner}.epochs", epochs, Number(0, open_low=True), "Length in epochs.", reader, traced=True),
     Field(f"{owner}.batch_size", batch_size, Count(1), "Examples in a step, of each role.", reader),
@@ -128,11 +144,11 @@ def training_fields(
       evaluate_epochs,
       Number(0),
       "Epochs between two evaluations; 0 evaluates the end alone.",
-      reader,
+      reader if evaluates is None else evaluates,
     ),
   )
 
 
 def only_if_unset(name: str, reader: Reader) -> Reader:
-  """`reader`, where another field is None."""
+  """A field that is read where another field is None and `reader` holds."""
   return reader & is_unset(name)

@@ -1,8 +1,8 @@
-"""Fields of texts, of a language model's frozen base, and of the adapter that is trained."""
+"""Fields of texts, of the frozen base of a language model, and of its adapter."""
 
 from hamu_jax.config.fields.field import Field, Section
 from hamu_jax.config.kinds import Choice, Count, Number, Several, Text
-from hamu_jax.config.readers import ALTERNATIVES, TEXTS, is_on, is_one_of
+from hamu_jax.config.readers import ALTERNATIVES, TEXTS, is_none_of, is_on, is_one_of
 from hamu_jax.data import encoding, text
 from hamu_jax.models import llama, llama_config, lora
 
@@ -13,10 +13,14 @@ _WITH_SYSTEM_PROMPT = TEXTS & is_one_of("text.template", "chat", "llama2")
 SECTIONS = (
   Section(
     "text",
-    "Texts of a language model; `data.source`, `name`, `path` and `subset` say where they are.",
+    "Texts for a language model; `data.source`, `name`, `path` and `subset` say where they are.",
     (
       Field(
-        "text.question_key", "question", Text(), "Column of the questions; empty for texts without.", TEXTS
+        "text.question_key",
+        "question",
+        Text(),
+        "Column of the questions; empty for texts without.",
+        TEXTS & is_none_of("data.source", "text"),
       ),
       Field("text.answer_key", "answer", Text(), "Column of the answers, or texts.", TEXTS),
       Field(
@@ -36,11 +40,25 @@ SECTIONS = (
         TEXTS,
       ),
       Field(
-        "text.retain_size", 0, Count(), "How many to retain, drawn with `data.seed`; 0 takes all.", TEXTS
+        "text.retain_size",
+        0,
+        Count(),
+        "Number of texts to retain, drawn with `data.seed`; 0 takes all.",
+        TEXTS,
       ),
-      Field("text.forget_size", 0, Count(), "How many to forget, likewise.", TEXTS),
       Field(
-        "text.test_size", 0, Count(), "How many unseen ones, likewise.", TEXTS & is_on("text.test_split")
+        "text.forget_size",
+        0,
+        Count(),
+        "Number of texts to forget, drawn with `data.seed`; 0 takes all.",
+        TEXTS,
+      ),
+      Field(
+        "text.test_size",
+        0,
+        Count(),
+        "Number of unseen texts, drawn with `data.seed`; 0 takes all.",
+        TEXTS & is_on("text.test_split"),
       ),
       Field(
         "text.suites",
@@ -53,7 +71,7 @@ SECTIONS = (
         "text.duplicates",
         "none",
         Choice(text.DUPLICATES),
-        "Which duplicates of the forget set the retain set has, too.",
+        "Which duplicates of the forget set are added to the retain set.",
         TEXTS,
       ),
       Field(
@@ -69,7 +87,7 @@ SECTIONS = (
         "text.on_long",
         "error",
         Choice(encoding.ON_LONG),
-        "What happens to an example with more.",
+        "What happens to an example with more than `max_length` tokens.",
         TEXTS,
       ),
       Field(
@@ -83,14 +101,14 @@ SECTIONS = (
         "text.refusals",
         (),
         Several(Text()),
-        "Alternative answers, each example's drawn with the method's seed; () takes the built-in ones.",
+        "Alternative answers, drawn for each example with the method's seed; () takes the built-in ones.",
         TEXTS & ALTERNATIVES,
       ),
     ),
   ),
   Section(
     "language",
-    "The base of a language model, which no stage trains.",
+    "The frozen base of a language model, which no stage trains.",
     (
       Field(
         "language.path",
@@ -104,7 +122,7 @@ SECTIONS = (
         "language.preset",
         "tiny",
         Choice(llama_config.PRESETS),
-        "Sizes of a model without `path`, and what `hamu_jax.plan` compiles, which reads no weights.",
+        "Sizes of a model without `path`; also of the model that `hamu_jax.plan` compiles without weights.",
         TEXTS,
       ),
       Field("language.dtype", "float32", Choice(DTYPES), "Type of the computation.", TEXTS),
@@ -113,7 +131,7 @@ SECTIONS = (
         "language.rematerialization",
         "none",
         Choice(llama.REMATERIALIZATION),
-        "What the backward pass keeps of a layer: none recomputes nothing, full everything.",
+        "What the backward pass recomputes: none nothing, full every layer, dots all but projections.",
         TEXTS,
       ),
       Field(
@@ -127,7 +145,7 @@ SECTIONS = (
   ),
   Section(
     "language.lora",
-    "The adapter, which is all that stages train.",
+    "The adapter, the only part that stages train.",
     (
       Field("language.lora.rank", 8, Count(1, 65_536), "Rank.", TEXTS),
       Field("language.lora.alpha", 16.0, Number(0, open_low=True), "Scale: alpha / rank.", TEXTS),

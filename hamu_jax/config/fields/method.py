@@ -1,4 +1,4 @@
-"""Fields of the unlearning method and its run."""
+"""Fields of the unlearning method."""
 
 import sam_jax
 from hamu_jax import data
@@ -14,6 +14,7 @@ from hamu_jax.config.readers import (
   FORGETS,
   IMAGES,
   RETAINS,
+  TEXTS,
   UNLEARNS,
   Reader,
   by_methods,
@@ -36,7 +37,7 @@ _STOPS_ON_LOSS = UNLEARNS & is_on("method.stop_on_loss")
 _SHARP = UNLEARNS & is_on("sam.rho")
 
 _RUN = (
-  Field("method.name", "hamu-q", Choice(methods.METHODS), "The method."),
+  Field("method.name", "hamu-q", Choice(methods.METHODS), "The unlearning method."),
   *training_fields(
     "method",
     UNLEARNS,
@@ -51,21 +52,21 @@ _RUN = (
     "method.max_steps",
     0,
     Count(),
-    "Ends the run after so many applied steps; 0: after `epochs`.",
+    "Number of applied steps after which the run ends; 0 ends it after `epochs`.",
     UNLEARNS,
   ),
   Field(
     "method.shuffle",
     "once",
     Choice(data.SHUFFLES),
-    "once shuffles the sets once, and forget cycles on across epochs; each_epoch starts anew.",
+    "once shuffles the sets once, and forget cycles on across epochs; each_epoch reshuffles them.",
     UNLEARNS,
   ),
   Field(
     "method.epoch",
     "matched",
     Choice(data.EPOCHS),
-    "matched: ft and ga see as many batches an epoch as a paired method; pass: each one its set once.",
+    "matched: ft and ga compute as many gradients an epoch as paired methods; pass: they read each set once.",
     _ONE_ROLE,
   ),
   Field(
@@ -86,15 +87,16 @@ _RUN = (
     "method.seed",
     None,
     Count(optional=True),
-    "Seed of the order of batches and all else that unlearning draws; not set: `seed`.",
+    "Seed of the order of batches and of all random numbers of unlearning; not set: `seed`.",
     UNLEARNS,
   ),
   Field(
     "method.microbatch",
     0,
     Count(),
-    "Gradients are accumulated over pieces of so many examples a device; 0 takes what suits it.",
-    UNLEARNS,
+    "Examples that a device differentiates at a time, over which gradients accumulate; 0 chooses a number. "
+    "Language models also train with it.",
+    UNLEARNS | TEXTS,
   ),
   Field(
     "method.stop_on_loss",
@@ -126,7 +128,7 @@ _HAMU = (
     "method.constraint",
     None,
     Number(0, optional=True),
-    "hamu: the guaranteed first-order change; not set: `constraint_ratio` says it.",
+    "hamu: the guaranteed first-order change of the loss; not set: given by `constraint_ratio`.",
     by_methods("constraint"),
     traced=True,
   ),
@@ -134,7 +136,7 @@ _HAMU = (
     "method.constraint_ratio",
     0.5,
     Number(0),
-    "hamu: the same as a multiple of the current learning rate.",
+    "hamu: the constraint as a multiple of the current learning rate.",
     only_if_unset("method.constraint", by_methods("constraint_ratio")),
     traced=True,
   ),
@@ -165,8 +167,8 @@ _HAMU = (
     "method.on_infeasible",
     "stop",
     Choice(ON_INFEASIBLE),
-    "hamu: what happens where no step meets the constraint: stop, project (as far as the radius allows) or "
-    "exceed (as published).",
+    "hamu: what happens where no step meets the constraint: stop, project (go as far as the radius allows) "
+    "or exceed the radius (as published).",
     by_methods("on_infeasible"),
   ),
   Field(
@@ -180,7 +182,7 @@ _HAMU = (
     "method.criterion",
     "published",
     Choice(CRITERIA),
-    "hamu: the criterion; descent lets opposed gradients go on.",
+    "hamu: the aggregate criterion; under descent, opposed gradients do not meet it.",
     by_methods("criterion"),
   ),
 )
@@ -198,7 +200,7 @@ _BASELINES = (
     "method.reference_sign",
     False,
     Flag(),
-    "gru, pcgrad: whether a conflict is tested with the reference's sign.",
+    "gru, pcgrad: whether a conflict is tested with the sign of the reference code.",
     by_methods("reference_sign"),
   ),
   Field("method.alpha", 0.001, Number(0), "scrub: weight of KL on retain.", by_methods("alpha"), traced=True),
@@ -230,14 +232,14 @@ _BASELINES = (
     "method.msteps",
     4,
     Count(),
-    "scrub_distill: first epochs that ascend KL on forget.",
+    "scrub_distill: number of first epochs that ascend KL on forget.",
     by_methods("msteps"),
   ),
   Field(
     "method.retain_weight",
     0.99,
     Number(0, 1),
-    "neggrad, sharp_minmax: weight of the retain loss; that of the forget loss is 1 less.",
+    "neggrad, sharp_minmax: weight w of the retain loss; the forget loss has weight w - 1.",
     by_methods("retain_weight"),
     traced=True,
   ),
@@ -267,7 +269,7 @@ _BASELINES = (
     "method.l1_free_epochs",
     0.0,
     Number(0),
-    "ft_l1: last epochs without it.",
+    "ft_l1: number of last epochs without the L1 norm.",
     by_methods("l1_free_epochs"),
     traced=True,
   ),
@@ -286,7 +288,7 @@ _LANGUAGE = (
     "method.forget_coefficient",
     1.0,
     Number(0),
-    "The same methods: weight of the forget term.",
+    "npo, simnpo, dpo, idk, undial, wga, rmu: weight of the forget term.",
     by_methods("forget_coefficient"),
     traced=True,
   ),
@@ -294,25 +296,30 @@ _LANGUAGE = (
     "method.preference_beta",
     None,
     Number(0, open_low=True, optional=True),
-    "Their b; not set: npo and dpo 0.1, simnpo 4.5, undial 10, wga 1.",
+    "Coefficient b; not set: npo and dpo 0.1, simnpo 4.5, undial 10, wga 1.",
     by_methods("preference_beta"),
     traced=True,
   ),
   Field(
-    "method.margin", 0.0, Number(), "simnpo: how far the loss must rise.", by_methods("margin"), traced=True
+    "method.margin",
+    0.0,
+    Number(),
+    "simnpo: margin by which the loss must rise.",
+    by_methods("margin"),
+    traced=True,
   ),
-  Field("method.layer", 7, Count(), "rmu: the layer whose states are steered.", by_methods("layer")),
+  Field("method.layer", 7, Count(), "rmu: layer whose states are steered.", by_methods("layer")),
   Field(
     "method.steering",
     2.0,
     Number(0),
-    "rmu: how far they are steered.",
+    "rmu: length of the vector to which states are steered.",
     by_methods("steering"),
     traced=True,
   ),
 )
 
 SECTIONS = (
-  Section("method", "The unlearning method and its run.", (*_RUN, *_HAMU, *_BASELINES, *_LANGUAGE)),
+  Section("method", "The unlearning method.", (*_RUN, *_HAMU, *_BASELINES, *_LANGUAGE)),
   optimizer_section("method", "sgd", 1e-4, UNLEARNS),
 )

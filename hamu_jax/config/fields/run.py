@@ -18,7 +18,7 @@ _GENERATES = TEXTS & is_on("evaluate.generate")
 
 
 class _Names:
-  """Choices of several tables, read when they are needed."""
+  """The keys of several tables; reads them when it is iterated."""
 
   def __init__(self, *tables):
     self._tables = tables
@@ -36,7 +36,7 @@ SECTIONS_BEFORE = (
         "seed",
         41,
         Count(),
-        "Seed of training, and of what has no seed of its own (`data.seed`, `method.seed`, `evaluate.seed`).",
+        "Seed of training, and of unlearning and evaluation unless `method.seed` or `evaluate.seed` is set.",
       ),
       Field(
         "modality",
@@ -48,8 +48,8 @@ SECTIONS_BEFORE = (
         "shared",
         (),
         Several(Text()),
-        "Fields, or sections, that a configuration file sets for the variants that read them; with others, "
-        "these values are ignored instead of refused.",
+        "Fields or sections that a configuration file sets for the variants that read them; other variants "
+        "ignore these values instead of refusing them.",
         incidental=True,
       ),
       Field(
@@ -99,28 +99,28 @@ SECTIONS_BEFORE = (
         "model.width",
         None,
         Count(1, 65_536, optional=True),
-        "Width, of architectures that have one; not set is the architecture's own.",
+        "Width of architectures that have one; not set: the architecture's own.",
         IMAGES,
       ),
       Field(
         "model.depth",
         None,
         Count(1, 10_000, optional=True),
-        "Depth, of architectures that have one.",
+        "Depth of architectures that have one; not set: the architecture's own.",
         IMAGES,
       ),
       Field(
         "model.heads",
         None,
         Count(1, 10_000, optional=True),
-        "Attention heads, of architectures that have them.",
+        "Attention heads of architectures that have them; not set: the architecture's own.",
         IMAGES,
       ),
       Field(
         "model.stages",
         None,
         Several(Count(1, 10_000), least=1, optional=True),
-        "Blocks of each stage, of architectures that have stages.",
+        "Blocks of each stage of architectures that have stages; not set: the architecture's own.",
         IMAGES,
       ),
       Field(
@@ -136,7 +136,7 @@ SECTIONS_BEFORE = (
 SECTIONS_AFTER = (
   Section(
     "evaluate",
-    "What is measured of the models.",
+    "How models are evaluated.",
     (
       Field(
         "evaluate.seed",
@@ -145,7 +145,7 @@ SECTIONS_AFTER = (
         "Seed of the examples that attacks learn from; not set: `seed`.",
         IMAGES & is_on("evaluate.membership"),
       ),
-      Field("evaluate.batch_size", 1000, Count(1, 1_000_000), "Images of a device program.", IMAGES),
+      Field("evaluate.batch_size", 1000, Count(1, 1_000_000), "Images in a batch of evaluation.", IMAGES),
       Field(
         "evaluate.membership",
         False,
@@ -157,11 +157,19 @@ SECTIONS_AFTER = (
         "evaluate.membership_size",
         10_000,
         Count(2),
-        "Most retain and test examples, each, that the attack learns from; its cost grows with their square.",
+        "Largest number of retain, and of test, examples that the attack learns from; its cost is quadratic.",
         IMAGES & is_on("evaluate.membership"),
       ),
-      Field("evaluate.max_examples", 0, Count(), "Most examples of a split; 0 takes all.", TEXTS),
-      Field("evaluate.batch_tokens", 8192, Count(1), "Tokens of a device program.", TEXTS),
+      Field(
+        "evaluate.max_examples",
+        0,
+        Count(),
+        "Largest number of examples of a split that are evaluated; 0 takes all.",
+        TEXTS,
+      ),
+      Field(
+        "evaluate.batch_tokens", 8192, Count(1), "Largest number of tokens in a batch of evaluation.", TEXTS
+      ),
       Field(
         "evaluate.generate",
         True,
@@ -181,7 +189,7 @@ SECTIONS_AFTER = (
         "evaluate.tofu_variant",
         "geometric",
         Choice(tofu.VARIANTS),
-        "Which published form TOFU's scores have, see `metrics.tofu`.",
+        "Published form of TOFU's scores, see `metrics.tofu`.",
         _GENERATES,
       ),
       Field(
@@ -219,7 +227,7 @@ SECTIONS_AFTER = (
   ),
   Section(
     "distributed",
-    "Several hosts.",
+    "Runs of several processes.",
     (
       Field(
         "distributed.coordinator",
@@ -232,11 +240,11 @@ SECTIONS_AFTER = (
         "distributed.num_processes",
         1,
         Count(1),
-        "How many processes there are.",
+        "Number of processes.",
         _SEVERAL_HOSTS,
         incidental=True,
       ),
-      Field("distributed.process_id", 0, Count(), "Which of them this is.", _SEVERAL_HOSTS, incidental=True),
+      Field("distributed.process_id", 0, Count(), "Number of this process.", _SEVERAL_HOSTS, incidental=True),
     ),
   ),
 )

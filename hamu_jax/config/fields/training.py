@@ -1,4 +1,4 @@
-"""Fields of pretraining and retraining, of sharpness, masks and the memorization ensemble."""
+"""Fields of training, sharpness, masks and the memorization ensemble."""
 
 import sam_jax
 from hamu_jax import data
@@ -8,8 +8,11 @@ from hamu_jax.config.readers import (
   ENSEMBLE,
   IMAGES,
   MASKED,
+  NEVER,
+  PAIRS,
   PERTURBED,
   SHARED_MODE,
+  TEXTS,
   TRAINS,
   UNLEARNS,
   is_off,
@@ -46,8 +49,8 @@ SECTIONS = (
         "best",
         Choice(SELECTIONS),
         "Which model is kept: the last, or the best evaluated one (on validation examples where there are "
-        "some, else by the mean of retain and forget accuracy).",
-        TRAINS,
+        "some, else by the mean of retain and forget accuracy); language models need last.",
+        TRAINS | TEXTS,
       ),
     ),
   ),
@@ -60,7 +63,7 @@ SECTIONS = (
         "sam.rho",
         0.0,
         Number(0),
-        "Radius of the perturbation in unlearning; 0 is plain.",
+        "Radius of the perturbation in unlearning; 0 takes plain gradients.",
         UNLEARNS,
         traced=True,
         off_at_zero=True,
@@ -69,7 +72,7 @@ SECTIONS = (
         "sam.train_rho",
         0.0,
         Number(0),
-        "Radius in pretraining and retraining.",
+        "Radius of the perturbation in pretraining and retraining; 0 takes plain gradients.",
         TRAINS,
         traced=True,
         off_at_zero=True,
@@ -78,17 +81,22 @@ SECTIONS = (
         "sam.adaptive",
         False,
         Flag(),
-        "Whether each weight's radius is in proportion to its size.",
+        "Whether the radius of each weight is proportional to its size.",
         PERTURBED,
       ),
       Field(
-        "sam.lamb", 1.0, Number(), "Weight of the difference to the plain gradient.", PERTURBED, traced=True
+        "sam.lamb",
+        1.0,
+        Number(),
+        "Weight of the difference between the perturbed and the plain gradient.",
+        PERTURBED,
+        traced=True,
       ),
       Field(
         "sam.mode",
         "min",
         Choice(sam_jax.MODES),
-        "Of unlearning: min seeks flat regions, max sharp ones.",
+        "In unlearning, min seeks flat regions and max sharp ones.",
         UNLEARNS & is_on("sam.rho") & SHARED_MODE,
       ),
       Field(
@@ -97,7 +105,7 @@ SECTIONS = (
         Choice(sub_step.SCOPES),
         "step: both roles at the point that their joint gradient leads to; role: each at its own; auto: step "
         "for methods that descend one loss, role for hamu, gru and pcgrad.",
-        PERTURBED,
+        UNLEARNS & is_on("sam.rho") & PAIRS,
       ),
     ),
   ),
@@ -120,20 +128,20 @@ SECTIONS = (
         "Shares for which the mask stage makes a mask.",
         _MAKES_MASKS,
       ),
-      Field("mask.batch_size", 256, Count(1), "Forget examples of a gradient.", _MAKES_MASKS),
+      Field("mask.batch_size", 256, Count(1), "Forget examples in a batch of the mask stage.", _MAKES_MASKS),
       Field(
         "mask.select",
         "largest",
         Choice(sam_jax.SELECTIONS),
-        "Which gradients are marked; smallest is what the sharpness paper's code selects.",
+        "Which weights are marked, by their gradients; smallest is what the sharpness paper's code does.",
         _MAKES_MASKS,
       ),
       Field(
         "mask.scope",
         "update",
         Choice(sub_step.MASK_SCOPES),
-        "update: weights outside stay exactly where they are; gradient: weight decay still moves them; "
-        "perturbed: as the paper's code, the plain gradient of sharpness-aware ones moves them, too.",
+        "update: weights outside the mask do not move; gradient: weight decay still moves them; perturbed: "
+        "the plain gradient of a sharpness-aware one moves them, too, as in the paper's code.",
         IMAGES & UNLEARNS & MASKED,
       ),
       Field(
@@ -149,7 +157,7 @@ SECTIONS = (
     "memorization",
     "The ensemble that estimates memorization scores.",
     (
-      Field("memorization.models", 64, Count(2, 100_000), "How many models.", ENSEMBLE),
+      Field("memorization.models", 64, Count(2, 100_000), "Number of models.", ENSEMBLE),
       Field(
         "memorization.fraction",
         0.7,
@@ -173,6 +181,8 @@ SECTIONS = (
         clip_norm=0.0,
         evaluate_epochs=0.0,
         augments=ENSEMBLE,
+        # The models of an ensemble are evaluated once, when their training has ended.
+        evaluates=NEVER,
       ),
     ),
   ),
