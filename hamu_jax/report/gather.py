@@ -60,27 +60,13 @@ def gather(paths: Sequence[os.PathLike | str]) -> Gathered:
   return Gathered(without_repeats(runs, notes), notes)
 
 
-def studies(runs: Sequence[Run], *, by_dataset: bool = False) -> list[Study]:
-  """Arranges runs for tables and figures, one study for each dataset.
+def studies(runs: Sequence[Run]) -> list[Study]:
+  """Arranges runs for tables and figures, one study for each dataset: means over several are meaningless.
 
   Args:
     runs: The runs of `gather`.
-    by_dataset: Whether several datasets are allowed.
-
-  Returns:
-    The studies.
-
-  Raises:
-    UserError: if there are several datasets and they are not allowed. The message names a difference.
   """
-  found = datasets(runs)
-  if len(found) > 1 and not by_dataset:
-    first, second = (members[0] for members in list(found.values())[:2])
-    raise UserError(
-      f"{first.path} and {second.path} are on different data: {_difference(first, second)}; means over "
-      f"them would be meaningless: report the {len(found)} datasets separately, or pass --by-dataset"
-    )
-  return [make_study(label, members) for label, members in found.items()]
+  return [make_study(label, members) for label, members in datasets(runs).items()]
 
 
 def datasets(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -149,13 +135,6 @@ def _label(run: Run) -> str:
   words = [str(run.config[field]) for field in (source, name) if run.config[field]]
   words += [f"{field.removeprefix('data.')} {run.config[field]}" for field in others if run.config[field]]
   return ", ".join(words)
-
-
-def _difference(first: Run, second: Run) -> str:
-  for name in DATASET:
-    if first.config[name] != second.config[name]:
-      return f"config.{name} is {first.config[name]!r} there and {second.config[name]!r} here"
-  return f"data_fingerprint is {_short_fingerprint(first)} there and {_short_fingerprint(second)} here"
 
 
 def _short_fingerprint(run: Run) -> str:

@@ -10,7 +10,8 @@ reads every run directory at or below RUNS and writes into DIR
     NAME.png, .pdf  each figure
 
 Runs are grouped by all fields that differ between the configurations, except seeds. Means over different
-datasets would be meaningless, so they are refused; --by-dataset reports each dataset in a folder of DIR.
+datasets would be meaningless, so each dataset has a section of the page and, if there are several, a folder
+of DIR.
 """
 
 import argparse
@@ -134,7 +135,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser = command_line.Parser(prog="python -m hamu_jax.report", description=__doc__)
   parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories, or folders of them")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write to")
-  parser.add_argument("--by-dataset", action="store_true", help="report several datasets, each separately")
   return parser.parse_intermixed_args(arguments)
 
 
@@ -153,11 +153,11 @@ def _slug(label: str) -> str:
 
 def _report(options: argparse.Namespace) -> None:
   gathered = gather.gather(options.runs)
-  studies = gather.studies(gathered.runs, by_dataset=options.by_dataset)
+  studies = gather.studies(gathered.runs)
   out = _folder(options.out)
   slugs = [_slug(study.label) for study in studies]
   folders = [
-    out if not options.by_dataset else _folder(out / (slug if slugs.count(slug) == 1 else f"{slug}-{place}"))
+    out if len(studies) == 1 else _folder(out / (slug if slugs.count(slug) == 1 else f"{slug}-{place}"))
     for place, slug in enumerate(slugs)
   ]
   write(zip(studies, folders), out, gathered.notes)

@@ -16,23 +16,18 @@ def test_nowhere_and_nothing_are_one_line(tmp_path):
     gather.gather([tmp_path])
 
 
-def test_different_data_are_refused_with_the_reason(tmp_path):
+def test_each_dataset_is_a_study_of_its_own(tmp_path):
   directories.write(tmp_path / "a")
   directories.write(tmp_path / "b", data="e" * 64)
   runs = gather.gather([tmp_path]).runs
-  with pytest.raises(UserError, match="data_fingerprint is dddddddd there and eeeeeeee here.*--by-dataset"):
-    gather.studies(runs)
-  assert [study.label for study in gather.studies(runs, by_dataset=True)] == [
+  assert [study.label for study in gather.studies(runs)] == [
     "digits, data dddddddd",
     "digits, data eeeeeeee",
   ]
   shutil.rmtree(tmp_path / "b")
   directories.write(tmp_path / "c", data="e" * 64, data__source="tfds", data__name="cifar10")
   runs = gather.gather([tmp_path]).runs
-  with pytest.raises(UserError, match="config.data.source is 'digits' there and 'tfds' here") as error:
-    gather.studies(runs)
-  assert "\n" not in str(error.value)
-  assert [study.label for study in gather.studies(runs, by_dataset=True)] == ["digits", "tfds, cifar10"]
+  assert [study.label for study in gather.studies(runs)] == ["digits", "tfds, cifar10"]
 
 
 def test_the_same_contents_from_another_source_are_the_same_data(tmp_path):

@@ -74,15 +74,10 @@ def test_the_folder_has_every_format(out):
   assert {name for name in re.findall(r"!\[.*\]\((.*)\)", text)} == {f"{name}.png" for name in figures}
 
 
-def test_mixed_data_are_refused_in_one_line(runs, tmp_path, capsys, monkeypatch):
+def test_each_dataset_has_a_section_and_a_folder(runs, tmp_path, monkeypatch):
   monkeypatch.setattr(report.figures, "draw", lambda study, folder: [])
   reported.write(tmp_path / "other", data="e" * 64, source="tfds")
-  arguments = (runs, tmp_path / "other", f"--out={tmp_path / 'out'}")
-  assert _run(*arguments) == 2
-  error = capsys.readouterr().err
-  assert error.count("\n") == 1 and "config.data.source is 'digits' there and 'tfds' here" in error
-  assert not (tmp_path / "out").exists()
-  assert _run(*arguments, "--by-dataset") == 0
+  assert _run(runs, tmp_path / "other", f"--out={tmp_path / 'out'}") == 0
   page = _Page((tmp_path / "out" / "index.html").read_text())
   assert page.tags.count("section") == 2
   folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
