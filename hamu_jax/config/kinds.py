@@ -1,9 +1,10 @@
 """The kinds of values that a field may hold, each with a one-line error message."""
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar
 
 from hamu_jax.errors import UserError
 
@@ -11,84 +12,72 @@ from hamu_jax.errors import UserError
 LARGEST_INT = 2**31 - 1
 
 
-class Kind(Protocol):
-  """The values that a field may have."""
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """The values that a field may have.
 
-  @property
-  def optional(self) -> bool:
-    """Whether a field may be left unset, None."""
-    ...
+  Attributes:
+    type: the Python type of a value.
+    optional: whether a field may be left unset, None.
+  """
 
-  @property
-  def type(self) -> type:
-    """The Python type of a value."""
-    ...
+  type: ClassVar[type]
+  optional: bool = dataclasses.field(default=False, kw_only=True)
 
   @property
   def words(self) -> str:
     """The allowed values, for help and error messages."""
-    ...
+    raise NotImplementedError
 
   def check(self, name: str, value: Any) -> None:
     """Raises a UserError that names the field, the value and the allowed values."""
-    ...
+    if value is not None or not self.optional:
+      self._check(name, value)
+
+  def _check(self, name: str, value: Any) -> None:
+    """`check` of a value that is set."""
+    raise NotImplementedError
 
 
-class Number(NamedTuple):
-  """A finite number in [low, high], or (low, high] with `open_low`.
+@dataclasses.dataclass(frozen=True)
+class Number(Kind):
+  """A finite number in [low, high], or (low, high] with `open_low`."""
 
-  Attributes:
-    low: least value.
-    high: largest value.
-    open_low: whether `low` itself is excluded.
-    optional: whether the field may be left unset, None.
-  """
-
+  type = float
   low: float = -math.inf
   high: float = math.inf
   open_low: bool = False
-  optional: bool = False
-
-  @property
-  def type(self) -> type:
-    return float
 
   @property
   def words(self) -> str:
     return _range_words(self.low, self.high, self.open_low)
 
-  def check(self, name: str, value: Any) -> None:
-    if value is None and self.optional:
-      return
+  def _check(self, name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
       raise UserError(f"{name}={value!r}: must be a number, {self.words}")
     in_range(name, value, self.low, self.high, open_low=self.open_low)
 
 
-class Count(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Count(Kind):
   """A whole number in [low, high]."""
 
+  type = int
   low: int = 0
   high: int = LARGEST_INT
-  optional: bool = False
-
-  @property
-  def type(self) -> type:
-    return int
 
   @property
   def words(self) -> str:
     return f"a whole number, {_range_words(self.low, self.high, False)}"
 
-  def check(self, name: str, value: Any) -> None:
-    if value is None and self.optional:
-      return
+  def _check(self, name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
       raise UserError(f"{name}={value!r}: must be {self.words}")
     in_range(name, value, self.low, self.high)
 
 
-class Choice(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Choice(Kind):
   """One of some names.
 
   Attributes:
@@ -96,86 +85,65 @@ class Choice(NamedTuple):
       that are added to the table later are allowed.
   """
 
+  type = str
   choices: Iterable[str]
-  optional: bool = False
-
-  @property
-  def type(self) -> type:
-    return str
 
   @property
   def words(self) -> str:
     return "one of " + ", ".join(str(one) or '""' for one in self.choices)
 
-  def check(self, name: str, value: Any) -> None:
-    if value is None and self.optional:
-      return
+  def _check(self, name: str, value: Any) -> None:
     choice(name, value, tuple(self.choices))
 
 
-class Text(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Text(Kind):
   """Any text."""
 
-  optional: bool = False
-
-  @property
-  def type(self) -> type:
-    return str
+  type = str
 
   @property
   def words(self) -> str:
     return "text"
 
-  def check(self, name: str, value: Any) -> None:
-    if value is None and self.optional:
-      return
+  def _check(self, name: str, value: Any) -> None:
     if not isinstance(value, str):
       raise UserError(f"{name}={value!r}: must be text")
 
 
-class Flag(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Flag(Kind):
   """True or False."""
 
-  optional: bool = False
-
-  @property
-  def type(self) -> type:
-    return bool
+  type = bool
 
   @property
   def words(self) -> str:
     return "True or False"
 
-  def check(self, name: str, value: Any) -> None:
-    if value is None and self.optional:
-      return
+  def _check(self, name: str, value: Any) -> None:
     if not isinstance(value, bool):
-      raise UserError(f"{name}={value!r}: must be True or False")
+      raise UserError(f"{name}={value!r}: must be {self.words}")
 
 
-class Several(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Several(Kind):
   """A tuple of values of one kind.
 
   Attributes:
     of: the kind of each element.
-    least: smallest number of elements.
+    least: least number of elements.
   """
 
+  type = tuple
   of: Kind
   least: int = 0
-  optional: bool = False
-
-  @property
-  def type(self) -> type:
-    return tuple
 
   @property
   def words(self) -> str:
     return f"a tuple of values, each {self.of.words}"
 
-  def check(self, name: str, value: Any) -> None:
-    if value is None and self.optional:
-      return
+  def _check(self, name: str, value: Any) -> None:
     if not isinstance(value, (tuple, list)):
       raise UserError(f"{name}={value!r}: must be {self.words}")
     for element in value:
