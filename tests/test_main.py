@@ -140,7 +140,7 @@ BAD_INPUT = {
     r"config.method.constrain_ratio: no such field; the nearest is config.method.constraint_ratio",
   ),
   "unknown flag": (["--wrkdir=x"], r"wrkdir"),
-  "not a number": (["--config.method.constraint_ratio=abc"], r"constraint_ratio=abc"),
+  "not a number": (["--config.method.constraint_ratio=abc"], r"constraint_ratio='abc': must be a number"),
   "no such config": (["--config=configs/nope.py"], r"configs/nope.py"),
   "unknown variant": (["--config=configs/cifar_hamu.py:huge"], r"huge.*cifar_hamu.py:smoke"),
   "unknown method": (

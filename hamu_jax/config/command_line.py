@@ -3,6 +3,7 @@
 FILE is a path, or the name of a configuration that the package ships, see `files`.
 """
 
+import difflib
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -52,17 +53,52 @@ def _first_unknown_field(arguments: Sequence[str]) -> UserError | None:
 
 
 def _with_paths(arguments: Sequence[str]) -> list[str]:
-  """The arguments, with the name of a configuration that the package ships replaced by its path."""
-  found = list(arguments)
-  for at, argument in enumerate(arguments):
+  """The arguments, `--config` in one piece and the name of a shipped configuration replaced by its path."""
+  rest, found = iter(arguments), []
+  for argument in rest:
     flag, equals, value = argument.partition("=")
-    if flag not in ("--config", "-config"):
-      continue
-    if equals:
-      found[at] = f"{flag}={files.find(value)}"
-    elif at + 1 < len(found):
-      found[at + 1] = files.find(found[at + 1])
+    if flag in ("--config", "-config"):
+      value = value if equals else next(rest, "")
+      argument = f"--config={files.find(value)}" if value else argument
+    found.append(argument)
   return found
+
+
+def _refuse_unclear(arguments: Sequence[str]) -> None:
+  """Raises a UserError for options that absl would take in silence."""
+  for argument in arguments:
+    if re.match("--?(undefok|flagfile)(=|$)", argument):
+      raise UserError(f"{argument}: not understood; options are --config, --workdir, --config.FIELD")
+  if "--workdir=" in arguments:
+    raise UserError("--workdir=: is empty; give a folder, or leave the option out")
+
+
+def _check_file(arguments: Sequence[str]) -> None:
+  """Raises a UserError, with the nearest names there are, unless the file of `--config` exists."""
+  reference = next((each.partition("=")[2] for each in arguments if re.match("--?config=", each)), "")
+  path = pathlib.Path(reference.partition(":")[0])
+  if not reference or path.is_file():
+    return
+  beside = {each.name: str(each) for each in sorted(path.parent.glob("*.py"))} if path.parent.is_dir() else {}
+  nearest = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.3)
+  hint = ", ".join(beside[name] for name in nearest) or f"{files.PREFIX}digits_hamu"
+  raise UserError(f"--config={reference}: no such file; the nearest are {hint}")
+
+
+def _one_line(error: BaseException, reference: str) -> str:
+  """What is wrong with a command line or with its configuration file, without Python's own words."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+  given = re.match(r"flag --config\.([\w.]+)=(.*?): ", lines[0], re.DOTALL)
+  if given and given[1] in FIELDS:
+    return f"config.{given[1]}={given[2]!r}: must be {FIELDS[given[1]].kind.words}"
+  # The last line follows the traceback of a configuration file.
+  text = lines[-1]
+  if re.search(r"takes 0 positional arguments but \d+ (was|were) given", text):
+    file, _, variant = reference.partition(":")
+    return f"--config={reference}: {file} has no variants; leave out :{variant}"
+  if len(lines) > 1 or not isinstance(error, flags.Error):
+    return f"--config={reference}: {re.sub(r'^[A-Z][A-Za-z]*(Error|Exception): ', '', text)}"
+  return text
 
 
 def parse(arguments: Sequence[str]) -> CommandLine:
@@ -72,6 +108,8 @@ def parse(arguments: Sequence[str]) -> CommandLine:
     arguments: as `sys.argv`, the program's name first.
   """
   arguments = _with_paths(arguments)
+  _refuse_unclear(arguments[1:])
+  _check_file(arguments[1:])
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
     "config", None, "Configuration file, or hamu_jax:NAME.", flag_values=values, sys_argv=arguments
@@ -82,22 +120,26 @@ def parse(arguments: Sequence[str]) -> CommandLine:
     "Run directory; default runs/ and the name of the configuration file.",
     flag_values=values,
   )
+  reference = next((each.partition("=")[2] for each in arguments if re.match("--?config=", each)), "")
   try:
     rest = values(arguments)
     if len(rest) > 1:
       raise UserError(f"{rest[1]!r}: not understood; options are --config, --workdir, --config.FIELD")
     if values.config is None:
       raise UserError("--config is missing; for example --config=hamu_jax:digits_hamu")
+    # Some errors of the file appear only when its configuration is used.
+    values.config.keys()
     file = config_flags.get_config_filename(values["config"]).split(":")[0]
     return CommandLine(values.config, values.workdir, file, frozenset(_given_fields(arguments[1:])))
   except UserError:
     raise
+  except SystemExit as error:
+    raise UserError(f"--config={reference}: the file calls sys.exit(); return a configuration") from error
   except Exception as error:  # A configuration file may raise anything.
     unknown = _first_unknown_field(arguments[1:])
     if unknown is not None:
       raise unknown from error
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raise UserError("; ".join(lines[:1] + lines[-1:] if len(lines) > 1 else lines)) from error
+    raise UserError(_one_line(error, reference)) from error
 
 
 def workdir_of(values: CommandLine) -> pathlib.Path:

@@ -50,11 +50,11 @@ class Number(Kind):
 
   @property
   def words(self) -> str:
-    return _range_words(self.low, self.high, self.open_low)
+    return f"a number, {_range_words(self.low, self.high, self.open_low)}"
 
   def _check(self, name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-      raise UserError(f"{name}={value!r}: must be a number, {self.words}")
+      raise UserError(f"{name}={value!r}: must be {self.words}")
     in_range(name, value, self.low, self.high, open_low=self.open_low)
 
 

@@ -31,11 +31,10 @@ from typing import Any, NamedTuple
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
+from hamu_jax.config import command_line as config_command_line
 from hamu_jax.config import default as config_lib
 from hamu_jax.config import files, readers, validation
-from hamu_jax.config.fields import FIELDS
 from hamu_jax.engine import methods
 from hamu_jax.errors import UserError
 from hamu_jax.run import rundir
@@ -153,7 +152,9 @@ def expand(path: str, overrides: Sequence[str] = (), *, stage_cache: str) -> lis
     names.add(name)
     arguments = (
       f"--config={draft.config}",
-      *(f"--config.{field}={_text(value)}" for field, value in draft.fields.items()),
+      *(
+        f"--config.{field}={_text(value)}" for field, value in draft.fields.items() if field not in overridden
+      ),
       *overrides,
       *cache,
     )
@@ -185,25 +186,7 @@ def resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
   Raises:
     UserError: for an unknown file, variant or field, or a value of the wrong type.
   """
-  config = files.find(arguments[0].removeprefix("--config="))
-  for field in _fields_of(arguments[1:]):
-    if field not in FIELDS:
-      raise config_lib.unknown_field(f"config.{field}")
-  path = pathlib.Path(config.partition(":")[0])
-  if not path.is_file():
-    raise UserError(
-      f"{arguments[0]}: no such configuration; give a path relative to the current directory, {path.cwd()}"
-    )
-  values = flags.FlagValues()
-  command = ["hamu_jax.launch.sweep", f"--config={config}", *arguments[1:]]
-  config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=command)
-  try:
-    values(command)
-    # Some errors of the file appear only when its configuration is used.
-    values.config.keys()
-  except Exception as error:  # A configuration file may raise anything.
-    raise UserError(f"{arguments[0]}: {_one_line(error)}") from error
-  return values.config
+  return config_command_line.parse(["hamu_jax.launch.sweep", *arguments]).config
 
 
 def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:

@@ -188,7 +188,7 @@ BAD = {
   "type": (
     f'def get_sweep():\n  return {{{DIGITS}, "set": {{"seed": "many"}}}}',
     [],
-    "config.seed=many: invalid",
+    "config.seed='many': must be a whole number",
   ),
   "invalid": (
     f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"method.name": ["ft", "hamu"]}}}}',
@@ -198,7 +198,7 @@ BAD = {
   "no such config": (
     'def get_sweep():\n  return {"config": "configs/nope.py"}',
     [],
-    "configs/nope.py: no such config",
+    "configs/nope.py: no such file",
   ),
   "no such variant": (
     'def get_sweep():\n  return {"config": "configs/cifar_hamu.py:huge"}',
