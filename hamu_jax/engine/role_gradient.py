@@ -40,6 +40,18 @@ class Sum(NamedTuple):
   count: jax.Array  # type: ignore[assignment]
 
 
+class RunningStatistics(NamedTuple):
+  """Running statistics that two roles move from the same start.
+
+  Attributes:
+    updated: the statistics after a batch.
+    retained: share of the start that is in them, 1 minus the momentum of the model's layer; same structure.
+  """
+
+  updated: Tree
+  retained: Tree
+
+
 class RoleSums(NamedTuple):
   """Sums over the valid predictions or examples of a role's batch.
 
@@ -47,7 +59,8 @@ class RoleSums(NamedTuple):
     gradient: gradient of the objective's sum, same structure as the parameters.
     values: `Sum` of each logged quantity.
     count: number of summands of the objective.
-    batch_stats: running statistics after the batch (unchanged in evaluation mode).
+    batch_stats: running statistics after the batch (unchanged in evaluation mode); `RunningStatistics` if
+      two roles are to be merged.
   """
 
   gradient: Tree
@@ -65,6 +78,7 @@ def role_gradient(
   train: bool,
   microbatch: int = 0,
   exchange_axes: tuple[str, ...] = (),
+  merges: bool = False,
 ):
   """Builds the function that differentiates one role's objective on one batch.
 
@@ -80,17 +94,18 @@ def role_gradient(
       with batch statistics needs in training mode. Pieces after the last valid index are skipped.
     exchange_axes: mesh axes over which `forward` exchanges something, so that all their devices must compute
       the same number of pieces.
+    merges: whether the running statistics of this role and of another one are merged in training mode.
 
   Returns:
     (variables, Inputs, indices [B], coefficients {term: scalar}) -> RoleSums.
   """
-  whole = _on_whole_batch(forward, fetch, terms, train)
+  whole = _on_whole_batch(forward, fetch, terms, train=train, merges=merges)
   if not microbatch:
     return whole
   return _on_pieces(whole, train=train, microbatch=microbatch, exchange_axes=exchange_axes)
 
 
-def _on_whole_batch(forward, fetch, terms: tuple[str, ...], train: bool):
+def _on_whole_batch(forward, fetch, terms: tuple[str, ...], *, train: bool, merges: bool):
   """`role_gradient` without microbatches."""
   needs_reference = any(TERMS[name].needs_reference for name in terms)
 
@@ -127,9 +142,26 @@ def _on_whole_batch(forward, fetch, terms: tuple[str, ...], train: bool):
       return total, (values, count, batch_stats)
 
     gradient, (values, count, batch_stats) = jax.grad(objective, has_aux=True)(variables["params"])
+    if merges and batch_stats:
+      batch_stats = RunningStatistics(batch_stats, _retained_share(forward, variables, inputs, batch))
     return RoleSums(gradient, values, count, batch_stats)
 
   return whole
+
+
+def _retained_share(forward, variables, inputs: Inputs, batch) -> Tree:
+  """How much of the running statistics a batch in training mode leaves: their derivative by themselves.
+
+  A layer updates s to (1 - m) s + m b with its own momentum m, so the derivative in the direction of ones is
+  1 - m, whatever the batch. The compiler drops the forward pass, of which nothing else is used.
+  """
+
+  def updated(batch_stats):
+    moved = {**inputs.base, **variables, "batch_stats": batch_stats}
+    return forward(moved, batch, inputs.key, True)[1]
+
+  start = variables["batch_stats"]
+  return jax.jvp(updated, (start,), (jax.tree.map(jnp.ones_like, start),))[1]
 
 
 def _on_pieces(whole, *, train: bool, microbatch: int, exchange_axes: tuple[str, ...]):

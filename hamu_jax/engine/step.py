@@ -81,9 +81,15 @@ def make_step(
       perturbed point, as the sharpness paper's code does.
   """
 
-  def role_function(terms):
+  def role_function(terms, merges):
     return role_gradient_lib.role_gradient(
-      forward, fetch, terms, train=train, microbatch=microbatch, exchange_axes=exchange_axes
+      forward,
+      fetch,
+      terms,
+      train=train,
+      microbatch=microbatch,
+      exchange_axes=exchange_axes,
+      merges=merges,
     )
 
   programs = tuple(

@@ -1,5 +1,6 @@
 """One sub-step: computes, masks and clips the gradients of its roles, and makes one update of them."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,15 +11,12 @@ import optax
 import sam_jax
 from hamu_jax.engine import methods, objectives, optimizers
 from hamu_jax.engine import pairing as pairing_lib
-from hamu_jax.models import batch_norm
 from hamu_jax.paired import Paired
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any
 
 _CLIP_EPS = 1e-6
-# Weight of a batch in the running statistics.
-_MOMENTUM = batch_norm.BatchNorm.momentum
 
 SCOPES = ("auto", "step", "role")
 MASK_SCOPES = ("update", "gradient", "perturbed")
@@ -73,7 +71,7 @@ class SubStepProgram:
   Args:
     substep: sub-step of a row of `methods.METHODS`.
     options: see `step.make_step`; also for `pairing`, `train`, `schedule`, `sharpness` and `mask_scope`.
-    role_function: (terms) -> the function of `role_gradient.role_gradient`.
+    role_function: (terms, merges) -> the function of `role_gradient.role_gradient`.
     exchanges: whether devices exchange something within that function.
   """
 
@@ -104,9 +102,10 @@ class SubStepProgram:
     scope = sharpness.scope if sharpness else "step"
     self._by_role = scope == "role" or (scope == "auto" and not substep.one_loss)
 
+    own_function = functools.partial(role_function, merges=train and len(substep.roles) > 1)
     # The hyperparameters and the mask that `sharpen` needs are known only inside a step.
     self._gradients = lambda sharpen: pairing_lib.make_gradients(
-      pairing, role_function, substep.terms, train=train, sharpen=sharpen, exchanges=exchanges
+      pairing, own_function, substep.terms, train=train, sharpen=sharpen, exchanges=exchanges
     )
 
   def optimizer(self, hyperparameters):
@@ -213,13 +212,21 @@ def _sum_of_trees(trees):
 def _running_statistics(before: Tree, means: Paired) -> Tree:
   """The running statistics after the retain and then the forget batch.
 
-  Each role moved them from the same start s by the batch statistics b with momentum m: s_r = s + m (b_r - s)
-  and s_f = s + m (b_f - s). One after the other gives (1 - m) s_r + m b_f = s_f + (1 - m) (s_r - s).
+  Each role moved them from the same start s by the batch statistics b with the momentum m of the layer:
+  s_r = s + m (b_r - s) and s_f = s + m (b_f - s). One after the other gives
+  (1 - m) s_r + m b_f = s_f + (1 - m) (s_r - s).
   """
   present = [mean.batch_stats for mean in means if mean is not None]
-  if len(present) == 1:
+  if len(present) == 1 or not before:
     return present[0]
-  return jax.tree.map(lambda s, s_r, s_f: s_f + (1 - _MOMENTUM) * (s_r - s), before, *present)
+  retain, forget = present
+  return jax.tree.map(
+    lambda s, s_r, s_f, retained: s_f + retained * (s_r - s),
+    before,
+    retain.updated,
+    forget.updated,
+    forget.retained,
+  )
 
 
 def _clipped_gradients(means: Paired, max_norm):
