@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from hamu_jax import main
+from hamu_jax.engine import methods
 from hamu_jax.engine import step as step_lib
 from hamu_jax.models import llama, llama_config, lora, lora_weights
 from hamu_jax.run.stage_cache import StageCache
@@ -23,17 +24,8 @@ TARGETS = ("down_proj", "q_proj")
 # The smoke experiment on fewer and shorter texts; with fewer adapted layers it compiles faster.
 SMALL = [
   "hamu_jax.main",
-  f"--config={ROOT / 'configs' / 'tofu_smollm2_hamu.py'}:smoke",
-  "--config.text.retain_size=8",
-  "--config.text.forget_size=4",
-  "--config.text.test_size=4",
-  "--config.text.template=question_answer",
+  f"--config={ROOT / 'tests' / 'configs' / 'small_texts.py'}",
   f"--config.language.lora.targets={TARGETS}",
-  "--config.train.epochs=1",
-  "--config.train.batch_size=6",
-  "--config.train.optimizer.learning_rate=0.01",
-  "--config.method.epochs=1",
-  "--config.evaluate.new_tokens=3",
 ]
 BRIEF = ["--config.evaluate.generate=False", "--config.retrain=False"]
 METHODS = (
@@ -174,7 +166,9 @@ def test_an_adapter_is_unlearned_from_in_place_of_pretraining(finished, small, t
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs(finished, small, tmp_path, name):
   # Forgetting alone, where there are two parts.
-  options = ["--config.method.layer=1", "--config.method.retain_coefficient=0.0"]
+  wanted = {"layer": 1, "retain_coefficient": 0.0}
+  reads = methods.METHODS[name].reads
+  options = [f"--config.method.{field}={value}" for field, value in wanted.items() if field in reads]
   if name == "simnpo":
     # By itself it sees nothing to forget in texts that are as unlikely as these.
     options.append("--config.method.preference_beta=0.5")
