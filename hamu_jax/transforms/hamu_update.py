@@ -75,7 +75,7 @@ def hamu_update(
   where g_p is the part of g_r orthogonal to g_f. Variant hamu-u is the same problem with
   (g_r, g_f) <- (-g_f, -g_r): it lowers the retain loss by at least c and raises the forget loss most.
   A NaN or an infinity in gradients, radius or constraint gives a zero step, which is flagged as infeasible
-  with the branch nonfinite.
+  with the branch nonfinite. The function is long because its docstring states the whole problem.
 
   Args:
     retain: gradient of the retain loss on this block: an array, or a pytree read as one vector.
