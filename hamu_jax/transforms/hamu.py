@@ -88,8 +88,9 @@ def hamu(
 
   All updates are zero if a block is infeasible under "stop", if the criterion is met under
   `stop_on_criterion`, or if a gradient is not finite. The count then does not advance, and the state
-  holds the reason. The transformation does not end the run: the loop reads the code and ends it. The function is long because its docstring
-  states every option.
+  holds the reason. The transformation does not end the run: the loop reads the code and ends it.
+
+  The function is long because its docstring states every option.
 
   Args:
     learning_rate: scalar, traced value, or schedule of the count.
