@@ -82,6 +82,7 @@ def legend_below(axis, columns: int) -> None:
 
 
 def message(axis, text: str) -> None:
+  """Writes a text in place of a figure's content."""
   axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes, color=GREY)
   axis.set(xticks=(), yticks=())
 

@@ -241,6 +241,7 @@ def _mean_angle(axis, steps, angles_SxT) -> None:
 
 
 def branches(axis, steps, codes_SxT) -> None:
+  """Draws the share of tensors in each branch of HAMU's update over the steps."""
   shares = [np.mean(codes_SxT == code, axis=1) for code in range(len(BRANCHES))]
   shown = [code for code, share in enumerate(shares) if share.any()]
   axis.stackplot(

@@ -147,6 +147,24 @@ def get_sweep(variant=""):
     assert expand.resolve(member.arguments).to_dict() == config.to_dict()
 
 
+def test_an_axis_that_a_method_does_not_read_is_refused(tmp_path):
+  path = write(
+    tmp_path,
+    """
+def get_sweep():
+  return {
+      "config": "configs/digits_hamu.py",
+      "grid": {"method.name": ["scrub", "gdiff"], "method.alpha": [0.1, 0.2]},
+  }
+""",
+  )
+  with pytest.raises(UserError) as error:
+    expand.expand(path, stage_cache="there")
+  message = str(error.value)
+  assert message.startswith("gdiff,alpha=0.1: config.method.alpha=0.1: nothing reads it here")
+  assert "by the methods scrub" in message and "\n" not in message
+
+
 def write(tmp_path, text):
   path = tmp_path / "sweep.py"
   path.write_text(text)
