@@ -84,13 +84,13 @@ def test_printed_commands_are_those_that_run(options, tmp_path, capsys):
   grid = {"method.name": ["gdiff"], "data.forget_class": [(0, 1)]}
   assert run(*options(grid), "--engine=print", "--config.train.epochs=3") == 0
   (line,) = capsys.readouterr().out.splitlines()
+  # The sweep's own train.epochs gives way: no field is given twice.
   assert shlex.split(line) == [
     sys.executable,
     "-m",
     "hamu_jax.main",
     "--config=configs/digits_hamu.py",
     "--config.model.name=mlp",
-    "--config.train.epochs=1",
     "--config.method.max_steps=1",
     "--config.method.batch_size=64",
     "--config.method.name=gdiff",
