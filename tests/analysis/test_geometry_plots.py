@@ -1,16 +1,14 @@
 """What the pictures of a geometry show, read back from their axes; and that no text overlaps."""
 
-import itertools
-
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from hamu_jax.analysis import geometry_plots
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
 from hamu_jax.report import drawing
+from tests.readable import assert_readable
 
 COORDINATES = np.linspace(-1, 1, 5)
 TITLES = ("before: original", "after: unlearned")
@@ -45,35 +43,6 @@ def _pictures(figure):
   return [axis for axis in figure.axes if axis.get_title()]
 
 
-def _assert_readable(figure):
-  canvas = FigureCanvasAgg(figure)
-  canvas.draw()
-  renderer = canvas.get_renderer()
-  texts = [figure._suptitle]
-  for axis in figure.axes:
-    texts += [axis.title, axis.xaxis.label, axis.yaxis.label]
-    if not hasattr(axis, "zaxis"):
-      for labels, limits, ticks in (
-        (axis.get_xticklabels(), axis.get_xlim(), axis.get_xticks()),
-        (axis.get_yticklabels(), axis.get_ylim(), axis.get_yticks()),
-      ):
-        texts += [text for text, tick in zip(labels, ticks) if limits[0] <= tick <= limits[1]]
-  for legend in figure.legends:
-    texts += legend.get_texts()
-  boxes = [
-    (text.get_text(), text.get_window_extent(renderer))
-    for text in texts
-    if text.get_visible() and text.get_text()
-  ]
-  width, height = figure.get_size_inches() * figure.dpi
-  for text, box in boxes:
-    assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, text
-  for (first, a), (second, b) in itertools.combinations(boxes, 2):
-    overlap_x = min(a.x1, b.x1) - max(a.x0, b.x0)
-    overlap_y = min(a.y1, b.y1) - max(a.y0, b.y0)
-    assert overlap_x <= 1 or overlap_y <= 1, f"{first!r} runs into {second!r}"
-
-
 def test_umap_shows_both_sets_of_every_model_on_common_axes(figures):
   places = _places()
   geometry_plots.umap(places, "x")
@@ -88,7 +57,7 @@ def test_umap_shows_both_sets_of_every_model_on_common_axes(figures):
     shapes = [points[role].get_paths()[0].vertices.shape for role in ("retain", "forget")]
     assert shapes[0] != shapes[1]
   assert axes[0].get_xlim() == axes[1].get_xlim() and axes[0].get_ylim() == axes[1].get_ylim()
-  _assert_readable(figure)
+  assert_readable(figure)
 
 
 def test_landscapes_show_every_grid_on_the_scale_of_its_row(figures):
@@ -110,7 +79,7 @@ def test_landscapes_show_every_grid_on_the_scale_of_its_row(figures):
       assert surface.get_xlabel() == contours.get_xlabel() == "first direction"
       (cross,) = contours.get_lines()
       np.testing.assert_array_equal(cross.get_xydata(), [[0, 0]])
-  _assert_readable(figure)
+  assert_readable(figure)
 
 
 def test_the_first_direction_runs_to_the_right(figures):
@@ -133,7 +102,7 @@ def test_losses_of_many_magnitudes_are_drawn_by_their_logarithm(figures):
   bars = [axis for axis in figures[0].axes if axis.get_ylabel() == "nats"]
   assert [bar.get_yscale() for bar in bars] == ["log", "log"]
   assert bars[0].get_ylim()[0] == pytest.approx(0.1)
-  _assert_readable(figures[0])
+  assert_readable(figures[0])
 
 
 @pytest.mark.parametrize("factor, low", ((1.0, 1e-3), (1e-6, 5e-8)))
@@ -154,13 +123,13 @@ def test_losses_that_are_not_finite_are_left_blank(figures):
   geometry_plots.landscapes(COORDINATES, grids, "x")
   low, high = _pictures(figures[0])[-1].collections[0].get_clim()
   assert 0.1 <= low < high <= 5
-  _assert_readable(figures[0])
+  assert_readable(figures[0])
 
 
 def test_a_constant_loss_can_be_drawn(figures):
   constant = np.full((5, 5), 2.0)
   geometry_plots.landscapes(COORDINATES, {"model": Paired(constant, 0 * constant)}, "x")
-  _assert_readable(figures[0])
+  assert_readable(figures[0])
 
 
 def test_files_are_whole_and_the_same_for_the_same_numbers(tmp_path):

@@ -1,10 +1,8 @@
 """Studies of made-up runs for figures, and what figures show, read back from their axes."""
 
-import itertools
 import pathlib
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from hamu_jax.config import default as config_lib
 from hamu_jax.report import gather
@@ -73,34 +71,6 @@ def language_run(seed, method, utility):
   }
   result = {split: {"accuracy": 0.5} for split in SPLITS} | {"suite": suite}
   return run(seed, method__name=method, results={"unlearned": result})
-
-
-def assert_readable(figure):
-  """No visible text leaves the figure or runs into another."""
-  canvas = FigureCanvasAgg(figure)
-  canvas.draw()
-  renderer = canvas.get_renderer()
-  texts = [figure._suptitle, *(text for legend in figure.legends for text in legend.get_texts())]
-  for axis in figure.axes:
-    texts += [axis.title, axis.xaxis.label, axis.yaxis.label]
-    for side, limits in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
-      texts += [
-        label
-        for label, tick in zip(side.get_ticklabels(), side.get_ticklocs())
-        if min(limits) <= tick <= max(limits)
-      ]
-  boxes = [
-    (text.get_text(), text.get_window_extent(renderer))
-    for text in texts
-    if text.get_visible() and text.get_text()
-  ]
-  width, height = figure.get_size_inches() * figure.dpi
-  for text, box in boxes:
-    assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, text
-  for (first, a), (second, b) in itertools.combinations(boxes, 2):
-    overlap_x = min(a.x1, b.x1) - max(a.x0, b.x0)
-    overlap_y = min(a.y1, b.y1) - max(a.y0, b.y0)
-    assert overlap_x <= 1 or overlap_y <= 1, f"{first!r} runs into {second!r}"
 
 
 def line(axis, label):

@@ -6,6 +6,7 @@ from PIL import Image
 
 from hamu_jax.report import figures, result_plots
 from hamu_jax.transforms import BRANCHES
+from tests.readable import assert_readable
 from tests.report import cases
 
 
@@ -15,7 +16,7 @@ def test_angles_are_means_over_tensors_and_seeds():
   (axis,) = figure.axes
   expected = np.mean([run.diagnostics["angle"][1].mean(1) for run in runs], axis=0)
   np.testing.assert_allclose(cases.line(axis, "hamu-q"), np.c_[np.arange(1, 13), expected])
-  cases.assert_readable(figure)
+  assert_readable(figure)
 
 
 def test_branches_are_shares_of_all_tensors():
@@ -33,7 +34,7 @@ def test_branches_are_shares_of_all_tensors():
   assert inside == [False, True]  # at step 2 three of four tensors go directly
   inside = [layer.get_paths()[0].contains_point((2, 70)) for layer in axis.collections]
   assert inside == [True, False]
-  cases.assert_readable(figure)
+  assert_readable(figure)
 
 
 def test_bars_are_means_and_dots_are_seeds():
@@ -66,8 +67,8 @@ def test_few_and_many_are_readable(methods, levels):
   )
   study = study._replace(label="parquet, uoft-cs/cifar10, train_size 2000, test_size 1000, image_size 224")
   for draw in (result_plots.tradeoff, figures.tug_of_war, figures.angle):
-    cases.assert_readable(draw(study))
-  cases.assert_readable(result_plots.curve(study, "method.constraint_ratio"))
+    assert_readable(draw(study))
+  assert_readable(result_plots.curve(study, "method.constraint_ratio"))
 
 
 def test_nothing_to_show_is_no_figure(tmp_path):

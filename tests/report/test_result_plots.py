@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hamu_jax.report import result_plots
+from tests.readable import assert_readable
 from tests.report import cases
 
 
@@ -21,7 +22,7 @@ def test_tradeoff_shows_means_and_the_front_of_all():
   np.testing.assert_allclose(cases.line(axis, "retrained"), [[30, 95]])
   front = cases.line(axis, "Pareto front of all")
   np.testing.assert_allclose(front, [[30, 80], [60, 95]])
-  cases.assert_readable(figure)
+  assert_readable(figure)
 
 
 def test_tradeoff_keeps_tasks_apart():
@@ -30,7 +31,7 @@ def test_tradeoff_keeps_tasks_apart():
   assert [axis.get_title() for axis in figure.axes] == ["hard_probability 0", "hard_probability 0.5"]
   # Both methods have a front of their own settings beside the one of all.
   assert all("Pareto front of all" in axis.get_legend_handles_labels()[1] for axis in figure.axes)
-  cases.assert_readable(figure)
+  assert_readable(figure)
 
 
 def test_tradeoff_of_language_models_is_of_what_they_say():
@@ -44,7 +45,7 @@ def test_tradeoff_of_language_models_is_of_what_they_say():
   np.testing.assert_allclose(cases.line(rouge, "npo"), [[100 / 6, 25]])
   np.testing.assert_allclose(cases.line(utility, "rmu"), [[0.15, (1e-2 + 1e-4) / 2]])
   assert utility.get_yscale() == "log"
-  cases.assert_readable(figure)
+  assert_readable(figure)
 
 
 def test_curves_run_over_the_constraint():
@@ -69,7 +70,7 @@ def test_curves_run_over_the_constraint():
     np.testing.assert_allclose(cases.line(axis, "hamu-u"), expected)
   assert cases.line(forget, "retrained")[:, 1].tolist() == [30, 30]
   assert "retrained" not in tug_of_war.get_legend_handles_labels()[1]
-  cases.assert_readable(figure)
+  assert_readable(figure)
 
 
 def test_a_task_field_moves_the_retrained_model():
@@ -77,7 +78,7 @@ def test_a_task_field_moves_the_retrained_model():
   figure = result_plots.curve(cases.study(*runs), "data.hard_probability")
   assert len(figure.axes) == 4
   np.testing.assert_allclose(cases.line(figure.axes[0], "retrained"), [[0, 95], [0.5, 95], [1, 95]])
-  cases.assert_readable(figure)
+  assert_readable(figure)
 
 
 def test_a_diverged_run_has_no_place():

@@ -1,10 +1,7 @@
 """What the pictures show, read back from their axes; and that no text runs into another."""
 
-import itertools
-
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from hamu_jax.errors import UserError
@@ -12,6 +9,7 @@ from hamu_jax.report import drawing
 from hamu_jax.report import run_plots as plots
 from hamu_jax.run.rundir import jsonable
 from hamu_jax.transforms import BRANCHES
+from tests.readable import assert_readable, texts
 
 DIRECT, RECTIFIED, ZERO_FORGET = (
   BRANCHES.index(name) for name in ("direct", "rectified", "zero_forget_grad")
@@ -71,40 +69,6 @@ def _axis(figure, title):
   return axis
 
 
-def _texts(figure):
-  """Every visible piece of text with its extent in pixels."""
-  canvas = FigureCanvasAgg(figure)
-  canvas.draw()
-  renderer = canvas.get_renderer()
-  texts = [figure._suptitle] if figure._suptitle else []
-  for axis in figure.axes:
-    texts += [axis.title, axis.xaxis.label, axis.yaxis.label, *axis.texts]
-    low, high = sorted(axis.get_ylim())
-    left, right = sorted(axis.get_xlim())
-    for labels, first, last, ticks in (
-      (axis.get_xticklabels(), left, right, axis.get_xticks()),
-      (axis.get_yticklabels(), low, high, axis.get_yticks()),
-    ):
-      texts += [label for label, tick in zip(labels, ticks) if first <= tick <= last]
-    texts += axis.get_legend().get_texts() if axis.get_legend() else []
-  return [
-    (text.get_text(), text.get_window_extent(renderer))
-    for text in texts
-    if text.get_visible() and text.get_text()
-  ]
-
-
-def _assert_readable(figure):
-  texts = _texts(figure)
-  width, height = figure.get_size_inches() * figure.dpi
-  for text, box in texts:
-    assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, text
-  for (first, a), (second, b) in itertools.combinations(texts, 2):
-    overlap_x = min(a.x1, b.x1) - max(a.x0, b.x0)
-    overlap_y = min(a.y1, b.y1) - max(a.y0, b.y0)
-    assert overlap_x <= 1 or overlap_y <= 1, f"{first!r} runs into {second!r}"
-
-
 # Trade-off
 
 
@@ -139,12 +103,12 @@ def test_tradeoff_draws_accuracy_and_loss_with_the_retrained_level(figures):
 @pytest.mark.parametrize("references", (None, REFERENCES, {"original": REFERENCES["original"]}))
 def test_tradeoff_is_readable(figures, steps, references):
   plots.tradeoff(_evaluation_rows(steps), "x", references=references, title="hamu-q on digits")
-  _assert_readable(figures[0])
+  assert_readable(figures[0])
 
 
 def test_tradeoff_without_evaluations_says_so(figures):
   plots.tradeoff(_step_rows(3, 2), "x")
-  assert "no evaluations in this run" in [text for text, _ in _texts(figures[0])]
+  assert "no evaluations in this run" in [text for text, _ in texts(figures[0])]
 
 
 def test_tradeoff_survives_a_diverged_run(figures):
@@ -213,7 +177,7 @@ def test_alignment_marks_steps_without_any_feasible_length(figures):
 @pytest.mark.parametrize("tensors", (1, 2, 65, 448))
 def test_alignment_is_readable(figures, steps, tensors):
   plots.alignment(_step_rows(steps, tensors), "x", names=_names(tensors), title="hamu-q on digits")
-  _assert_readable(figures[0])
+  assert_readable(figures[0])
 
 
 def test_alignment_leaves_out_what_the_method_has_not(figures):
@@ -223,12 +187,12 @@ def test_alignment_leaves_out_what_the_method_has_not(figures):
     "Angle between retain and forget gradient",
     "Mean angle over tensors ± standard deviation",
   ]
-  _assert_readable(figures[0])
+  assert_readable(figures[0])
 
 
 def test_alignment_without_diagnostics_says_so(figures):
   plots.alignment(_evaluation_rows([0, 1]), "x")
-  assert "no per-step diagnostics in this run" in [text for text, _ in _texts(figures[0])]
+  assert "no per-step diagnostics in this run" in [text for text, _ in texts(figures[0])]
 
 
 def test_alignment_survives_a_step_that_is_not_finite(figures):
@@ -242,7 +206,7 @@ def test_alignment_survives_a_step_that_is_not_finite(figures):
   plots.alignment(rows, "x")
   mean = _axis(figures[0], "Mean angle").get_lines()[0].get_ydata()
   assert np.isnan(mean[-1]) and np.isfinite(mean[:-1]).all()
-  _assert_readable(figures[0])
+  assert_readable(figures[0])
 
 
 def test_names_lose_what_all_share_and_stay_readable():
