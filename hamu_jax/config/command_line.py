@@ -73,9 +73,8 @@ def _refuse_unclear(arguments: Sequence[str]) -> None:
     raise UserError("--workdir=: is empty; give a folder, or leave the option out")
 
 
-def _check_file(arguments: Sequence[str]) -> None:
+def _check_file(reference: str) -> None:
   """Raises a UserError, with the nearest names there are, unless the file of `--config` exists."""
-  reference = next((each.partition("=")[2] for each in arguments if re.match("--?config=", each)), "")
   path = pathlib.Path(reference.partition(":")[0])
   if not reference or path.is_file():
     return
@@ -109,7 +108,8 @@ def parse(arguments: Sequence[str]) -> CommandLine:
   """
   arguments = _with_paths(arguments)
   _refuse_unclear(arguments[1:])
-  _check_file(arguments[1:])
+  reference = next((each.partition("=")[2] for each in arguments[1:] if re.match("--?config=", each)), "")
+  _check_file(reference)
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
     "config", None, "Configuration file, or hamu_jax:NAME.", flag_values=values, sys_argv=arguments
@@ -120,7 +120,6 @@ def parse(arguments: Sequence[str]) -> CommandLine:
     "Run directory; default runs/ and the name of the configuration file.",
     flag_values=values,
   )
-  reference = next((each.partition("=")[2] for each in arguments if re.match("--?config=", each)), "")
   try:
     rest = values(arguments)
     if len(rest) > 1:

@@ -158,35 +158,21 @@ def expand(path: str, overrides: Sequence[str] = (), *, stage_cache: str) -> lis
       *overrides,
       *cache,
     )
-    config = resolve(arguments)
+    # As `hamu_jax.main` resolves them.
+    values = config_command_line.parse(["hamu_jax.launch.sweep", *arguments])
     try:
-      validation.validate(config, _fields_of(arguments[1:]))
+      validation.validate(values.config, values.given)
     except UserError as error:
       raise UserError(f"{name}: {error}") from error
-    same = _fingerprint(config)
+    same = _fingerprint(values.config)
     if same in configs:
       raise UserError(
         f"--config={path}: members {configs[same]!r} and {name!r} are the same experiment; leave one out, "
         "or sweep a field that has an effect"
       )
     configs[same] = name
-    members.append(Member(name, arguments, config))
+    members.append(Member(name, arguments, values.config))
   return members
-
-
-def resolve(arguments: Sequence[str]) -> ml_collections.ConfigDict:
-  """Resolves `--config` and `--config.FIELD=VALUE` into a configuration, as `hamu_jax.main` does.
-
-  Args:
-    arguments: the command-line arguments, `--config` first.
-
-  Returns:
-    The configuration, not yet validated.
-
-  Raises:
-    UserError: for an unknown file, variant or field, or a value of the wrong type.
-  """
-  return config_command_line.parse(["hamu_jax.launch.sweep", *arguments]).config
 
 
 def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:

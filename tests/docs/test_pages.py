@@ -12,6 +12,7 @@ import ml_collections
 import pytest
 import yaml
 
+from hamu_jax.config import command_line
 from hamu_jax.config import default as config_lib
 from hamu_jax.engine import methods
 from hamu_jax.launch import expand, sweep
@@ -117,7 +118,7 @@ def test_commands_are_understood(page):
       (pattern,) = [w.removeprefix("--filter=") for w in words if w.startswith("--filter=")] or [""]
       assert any(re.search(pattern, member.name) for member in members), words
     elif "FILE" not in config and program != "benchmarks/sharpness_table":
-      assert isinstance(expand.resolve([config, *overrides]), ml_collections.ConfigDict)
+      assert isinstance(command_line.parse(["", config, *overrides]).config, ml_collections.ConfigDict)
 
 
 def test_every_method_has_its_section_and_no_other():

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from hamu_jax.config import validation
+from hamu_jax.config import command_line, validation
 from hamu_jax.engine import methods
 from hamu_jax.errors import UserError
 from hamu_jax.experiment import stage_plan
@@ -144,7 +144,7 @@ def get_sweep(variant=""):
     assert config.train.epochs == 5
     assert config.stage_cache == "there"
     # What main makes of the arguments is what was validated.
-    assert expand.resolve(member.arguments).to_dict() == config.to_dict()
+    assert command_line.parse(["", *member.arguments]).config.to_dict() == config.to_dict()
 
 
 def test_an_axis_that_a_method_does_not_read_is_refused(tmp_path):
@@ -289,7 +289,7 @@ def test_members_share_what_the_plan_of_the_stages_shares(select):
   """Equal keys from the configuration if and only if equal keys from the data."""
   plans, keys = [], []
   for change in CHANGES:
-    config = expand.resolve(["--config=configs/digits_hamu.py", "--config.model.name=mlp"])
+    config = command_line.parse(["", "--config=configs/digits_hamu.py", "--config.model.name=mlp"]).config
     config.data.validation_fraction = 0.1 * (select == "validation")
     config.train.select = "last" if select == "last" else "best"
     config.update_from_flattened_dict(change)
@@ -315,7 +315,7 @@ def test_members_share_what_the_plan_of_the_stages_shares(select):
 def test_an_ensemble_is_shared_between_levels():
   keys = []
   for level in ("high", "mid"):
-    config = expand.resolve([f"--config=configs/digits_sharp.py:neggrad,{level}"])
+    config = command_line.parse(["", f"--config=configs/digits_sharp.py:neggrad,{level}"]).config
     keys.append(expand.shared_stages(config))
   assert keys[0]["memorization"] == keys[1]["memorization"]
   assert keys[0]["pretrain"] == keys[1]["pretrain"]
