@@ -15,18 +15,9 @@ import sys
 
 from hamu_jax import main, models
 from hamu_jax.analysis import geometry
+from hamu_jax.launch import experiments
 
-_METHODS = (
-  "ft",
-  "ft_l1",
-  "ga",
-  "random_label",
-  "salun",
-  "neggrad",
-  "scrub_distill",
-  "sharp_minmax",
-  "hamu-q",
-)
+_METHODS = (*experiments.SHARP_METHODS, "hamu-q")
 _COLUMNS = (
   "method",
   "retain",

@@ -78,10 +78,16 @@ def test_a_loop_that_ends_on_data_counts_once():
   assert hlo.read(open_text, (6,)) == hlo.read(TPU)
 
 
+def _compile(program):
+  """The executable of `program` (x, count) on all devices, which are its axis "d"."""
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("d",))
+  mapped = jax.shard_map(program, mesh=mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False)
+  return jax.jit(mapped).lower(jnp.float32(1), jnp.int32(2)).compile()
+
+
 @pytest.fixture(scope="module")
 def compiled():
   """A program with known collectives, compiled here."""
-  mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("d",))
 
   def inner(carry, w):
     whole = lax.all_gather(w, "d", tiled=True)  # 3 x 5 times 16 float32 of bfloat16's half
@@ -103,19 +109,7 @@ def compiled():
     _, y = lax.while_loop(lambda pair: pair[0] < count, body, (jnp.int32(0), x))
     return lax.ppermute(y, "d", [(0, 1), (1, 0)])
 
-  return (
-    jax.jit(
-      jax.shard_map(
-        program,
-        mesh=mesh,
-        in_specs=(P(), P()),
-        out_specs=P(),
-        check_vma=False,
-      )
-    )
-    .lower(jnp.float32(1), jnp.int32(2))
-    .compile()
-  )
+  return _compile(program)
 
 
 def test_this_machines_compiler(compiled):
@@ -130,8 +124,6 @@ def test_this_machines_compiler(compiled):
 
 
 def test_loops_that_end_on_data_count_as_often_as_they_are_said_to():
-  mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("d",))
-
   def program(x, count):
     def inner(index, y):
       return lax.psum(y, "d") * index
@@ -141,20 +133,7 @@ def test_loops_that_end_on_data_count_as_often_as_they_are_said_to():
 
     return lax.fori_loop(0, count, outer, x)
 
-  text = (
-    jax.jit(
-      jax.shard_map(
-        program,
-        mesh=mesh,
-        in_specs=(P(), P()),
-        out_specs=P(),
-        check_vma=False,
-      )
-    )
-    .lower(jnp.float32(1), jnp.int32(2))
-    .compile()
-    .as_text()
-  )
+  text = _compile(program).as_text()
 
   def times(trips):
     cost = hlo.read(text, trips)
