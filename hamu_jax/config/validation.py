@@ -11,7 +11,7 @@ from hamu_jax.config.default import build_model, field_names, unknown_field
 from hamu_jax.config.fields import FIELDS, Field
 from hamu_jax.config.kinds import choice
 from hamu_jax.config.modalities import LANGUAGE_MODEL
-from hamu_jax.config.readers import ESTIMATE, method_of, value_of
+from hamu_jax.config.readers import ESTIMATE, MASKED, method_of, value_of
 from hamu_jax.data import text
 from hamu_jax.engine import methods, optimizers
 from hamu_jax.errors import UserError
@@ -209,7 +209,7 @@ def _validate_mask(config: ml_collections.ConfigDict) -> None:
       f"config.mask.fraction={mask.fraction!r}: choose from config.mask.fractions="
       f"{tuple(mask.fractions)!r}, or add it there"
     )
-  if method_of(config).needs_mask and not (mask.fraction or mask.path):
+  if method_of(config).needs_mask and not MASKED.holds(config):
     raise UserError(
       f"config.mask.fraction=0: {config.method.name} needs a mask; choose from config.mask.fractions="
       f"{tuple(mask.fractions)!r}, or give a file as config.mask.path"

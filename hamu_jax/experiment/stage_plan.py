@@ -9,6 +9,7 @@ import hamu_jax
 from hamu_jax import data as data_lib
 from hamu_jax.config import default as config_lib
 from hamu_jax.config.hyperparameters import hyperparameters_of
+from hamu_jax.config.readers import MASKED
 from hamu_jax.engine import methods
 from hamu_jax.engine import stage as stage_lib
 from hamu_jax.experiment.task import Task
@@ -96,7 +97,7 @@ def make_plan(config: ml_collections.ConfigDict, task: Task, split: Paired, *, d
       "parent": keys["pretrain"],
       "split": [part.tolist() for part in split],
       **_unlearning_inputs(config, task, unlearning),
-      "mask": _mask_inputs(config.mask, masks),
+      "mask": _mask_inputs(config, masks),
       "devices": devices,
     }
   )
@@ -114,11 +115,6 @@ def _unlearning_inputs(
     "sam": _sam_inputs(stage.sam),
     "pairing": config.pairing,
   }
-
-
-def is_masked(config: ml_collections.ConfigDict) -> bool:
-  """Whether `config.mask` restricts which weights move."""
-  return bool(config.fraction or config.path)
 
 
 def _training(config: Any, task: Task, name: str, indices: np.ndarray) -> stage_lib.Stage:
@@ -163,7 +159,7 @@ def _unlearning(config: Any, task: Task, method: methods.Method, split: Paired) 
     training_mode=training_mode,
     microbatch=task.microbatch(training_mode),
     sam=sam,
-    mask_scope=config.mask.scope if is_masked(config.mask) else None,
+    mask_scope=config.mask.scope if MASKED.holds(config) else None,
   )
 
 
@@ -208,7 +204,8 @@ def _sam_inputs(sam) -> dict[str, Any] | None:
 
 def _mask_inputs(config, masks: dict[str, Any]) -> list[Any] | None:
   """All that a stage depends on of its mask: the content of the file, or the inputs of the mask stage."""
-  if not is_masked(config):
+  if not MASKED.holds(config):
     return None
-  origin = weights.fingerprint(config.path) if config.path else [fingerprint(masks), config.fraction]
-  return [origin, config.scope]
+  mask = config.mask
+  origin = weights.fingerprint(mask.path) if mask.path else [fingerprint(masks), mask.fraction]
+  return [origin, mask.scope]
