@@ -9,7 +9,6 @@ file, or "smollm2". `--dtype` is the type of the weights: float32 (the default),
 
 import argparse
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from hamu_jax.config.fields.language import DTYPES
 from hamu_jax.config.kinds import choice
 from hamu_jax.errors import UserError
-from hamu_jax.models import llama, llama_weights, lora, lora_weights, pretrained
+from hamu_jax.models import llama, llama_weights, lora, lora_weights, peft_config, pretrained
 from hamu_jax.run import command_line
 
 
@@ -54,17 +53,12 @@ def merge(
 
 def _named_base(adapter: pathlib.Path) -> str:
   """The base model that the adapter names."""
-  file = adapter / "adapter_config.json"
-  try:
-    values = json.loads(file.read_text())
-  except OSError as error:
-    raise UserError(f"{file}: cannot be read ({error.strerror}); give the folder of an adapter") from None
-  except ValueError as error:
-    raise UserError(f"{file}: not JSON ({error})") from None
-  base = values.get("base_model_name_or_path") if isinstance(values, dict) else None
-  if not base:
-    raise UserError(f"--base is missing: {file} names no base model; give its folder or hub id, or 'smollm2'")
-  return base
+  if base := peft_config.read(adapter).base_model:
+    return base
+  raise UserError(
+    f"--base is missing: {adapter / peft_config.CONFIG_FILE} names no base model; give its folder or hub id, "
+    "or 'smollm2'"
+  )
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

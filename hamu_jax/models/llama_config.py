@@ -1,11 +1,12 @@
 """Configuration of a Llama: its sizes, published models by name, and Hugging Face's `config.json`."""
 
 import dataclasses
-import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from hamu_jax import outside
 from hamu_jax.errors import UserError
 
 CONFIG_FILE = "config.json"
@@ -171,19 +172,7 @@ def read_config(path: str | pathlib.Path) -> LlamaConfig:
   file = pathlib.Path(path)
   if file.is_dir() or file.suffix != ".json":
     file /= CONFIG_FILE
-  try:
-    values = json.loads(file.read_text())
-  except OSError as error:
-    raise UserError(
-      f"{file}: cannot be read ({error.strerror}); give the folder of a Llama, with"
-      f" {CONFIG_FILE} and *.safetensors"
-    ) from None
-  except ValueError as error:
-    raise UserError(f"{file}: not JSON ({error}); download it again") from None
-  if not isinstance(values, dict):
-    raise UserError(
-      f"{file}: holds a JSON {type(values).__name__} where an object is needed; download it again"
-    )
+  values = outside.read_json(file, dict, f"give the folder of a Llama, with {CONFIG_FILE} and *.safetensors")
   try:
     return from_hugging_face(values)
   except UserError as error:
@@ -213,23 +202,25 @@ def from_hugging_face(values: Mapping[str, Any]) -> LlamaConfig:
   for field, only in _FIXED.items():
     if values.get(field, only) != only:
       raise UserError(f"{field}={values[field]!r} is not supported, only {only!r} is")
-  for field in _SIZES:
-    if not isinstance(values.get(field), int):
-      raise UserError(f"{field}={values.get(field)!r}: a whole number is needed")
-  heads, width = values["num_attention_heads"], values["hidden_size"]
-  eos = values.get("eos_token_id", 2)
+  sizes = {field: _size(field, values.get(field)) for field in _SIZES}
+  heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
+  tied = values.get("tie_word_embeddings", False)
+  if not isinstance(tied, bool):
+    raise UserError(f"tie_word_embeddings={tied!r}: true or false is needed")
+  bos, eos = values.get("bos_token_id", 1), values.get("eos_token_id", 2)
+  ends = () if eos is None else eos if isinstance(eos, list) else (eos,)
   theta, scaling = _rope(values)
   return LlamaConfig(
-    **{field: values[field] for field in _SIZES},
-    num_key_value_heads=values.get("num_key_value_heads") or heads,
-    head_dim=values.get("head_dim") or width // heads,
-    rms_norm_eps=values.get("rms_norm_eps", 1e-6),
+    **sizes,
+    num_key_value_heads=_size("num_key_value_heads", values.get("num_key_value_heads") or heads),
+    head_dim=_size("head_dim", values.get("head_dim") or width // heads),
+    rms_norm_eps=_positive("rms_norm_eps", values.get("rms_norm_eps", 1e-6)),
     rope_theta=theta,
     rope_scaling=scaling,
-    max_position_embeddings=values.get("max_position_embeddings", 2048),
-    tie_word_embeddings=values.get("tie_word_embeddings", False),
-    bos_token_id=values.get("bos_token_id", 1),
-    eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+    max_position_embeddings=_size("max_position_embeddings", values.get("max_position_embeddings", 2048)),
+    tie_word_embeddings=tied,
+    bos_token_id=None if bos is None else _size("bos_token_id", bos, least=0),
+    eos_token_ids=tuple(_size("eos_token_id", token, least=0) for token in ends),
   )
 
 
@@ -259,12 +250,26 @@ def to_hugging_face(config: LlamaConfig, dtype: str) -> dict[str, Any]:
   )
 
 
+def _size(field: str, value: Any, least: int = 1) -> int:
+  if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
+    raise UserError(f"{field}={value!r}: a whole number of at least {least} and below 2^31 is needed")
+  return value
+
+
+def _positive(field: str, value: Any) -> float:
+  if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+    raise UserError(f"{field}={value!r}: a number above 0 is needed")
+  return float(value)
+
+
 def _rope(values) -> tuple[float, RopeScaling | None]:
   """Reads (rope_theta, rope_scaling) from either form."""
   new = values.get("rope_parameters")
   field, scaling = ("rope_parameters", new) if new else ("rope_scaling", values.get("rope_scaling"))
   scaling = scaling or {}
-  theta = float(scaling.get("rope_theta", values.get("rope_theta", 10000.0)))
+  if not isinstance(scaling, dict):
+    raise UserError(f"{field}={scaling!r}: a JSON object is needed")
+  theta = _positive("rope_theta", scaling.get("rope_theta", values.get("rope_theta", 10000.0)))
   kind = scaling.get("rope_type", scaling.get("type", "default"))
   if kind == "default":
     return theta, None
@@ -273,4 +278,6 @@ def _rope(values) -> tuple[float, RopeScaling | None]:
   names = [part.name for part in dataclasses.fields(RopeScaling)]
   if missing := [name for name in names if name not in scaling]:
     raise UserError(f"{field} of type 'llama3' lacks {missing[0]!r}")
-  return theta, RopeScaling(**{name: scaling[name] for name in names})
+  factors = {name: _positive(f"{field}.{name}", scaling[name]) for name in names[:-1]}
+  length = _size(f"{field}.{names[-1]}", scaling[names[-1]])
+  return theta, RopeScaling(**factors, original_max_position_embeddings=length)

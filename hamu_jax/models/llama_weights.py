@@ -19,6 +19,7 @@ import safetensors.numpy
 from flax import traverse_util
 from jax import lax
 
+from hamu_jax import outside
 from hamu_jax.errors import UserError
 from hamu_jax.models import llama_config
 from hamu_jax.models.llama_config import LlamaConfig
@@ -27,10 +28,11 @@ Tree = Any
 
 _FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-# Old checkpoints hold the rotary frequencies, which follow from the configuration. If the output
-# matrix is the embedding, the file may hold it a second time.
+# Old checkpoints hold the rotary frequencies, which follow from the configuration.
 _IGNORED = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
-_OUTPUT = "lm_head.weight"
+_OUTPUT, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# Number of rows of these that are compared at a time.
+_ROWS = 4096
 # Largest size of a file; Hugging Face's default.
 _SHARD_BYTES = 5 * 10**9
 
@@ -98,8 +100,27 @@ class SafetensorsFolder:
           self._files[name] = file
 
   def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-    with _open(self._files[name]) as tensors:
+    file = self._files[name]
+    what, remedy = f"readable at tensor {name!r}", "save the weights in float32 or bfloat16"
+    with _open(file) as tensors, outside.read_of(file, what, remedy):
       return tensors.get_slice(name)[index]
+
+
+def has_own_output(source: Source) -> bool:
+  """Whether a source holds an output matrix that differs from its embedding.
+
+  If the output matrix is the embedding, the files may hold it a second time. But programs also save a trained
+  output matrix under a configuration that still says `tie_word_embeddings`; transformers takes that matrix.
+  """
+  if _OUTPUT not in source.shapes or _EMBEDDING not in source.shapes:
+    return False
+  if source.shapes[_OUTPUT] != source.shapes[_EMBEDDING]:
+    return True
+  rows = source.shapes[_OUTPUT][0]
+  pieces = [(slice(start, min(start + _ROWS, rows)), slice(None)) for start in range(0, rows, _ROWS)]
+  return not all(
+    np.array_equal(source.read(_OUTPUT, piece), source.read(_EMBEDDING, piece)) for piece in pieces
+  )
 
 
 def load(source: Source, like: Tree, config: LlamaConfig, *, where: str) -> Tree:
@@ -234,10 +255,10 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
       f"{folder}: holds neither {_FILE} nor {_INDEX}; give the folder of a Llama, with its"
       " weights as safetensors"
     )
-  try:
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(f"{index}: not an index of weights ({error!r}); download it again") from None
+  values = outside.read_json(index, dict, "download it again")
+  with outside.read_of(index, "an index of weights", "download it again"):
+    names = sorted(set(values["weight_map"].values()))
+    folder.joinpath(*names)
   for name in names:
     # A name must be a file next to the index; paths to other places are refused.
     if pathlib.PurePath(name).name != name or not (folder / name).is_file():
@@ -246,10 +267,8 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _open(file):
-  try:
+  with outside.read_of(file, "a safetensors file", "download it again"):
     return safetensors.safe_open(file, framework="numpy")
-  except (safetensors.SafetensorError, OSError) as error:
-    raise UserError(f"{file}: not a safetensors file ({error}); download it again") from None
 
 
 def _write_shards(folder, params, config, shard_bytes):

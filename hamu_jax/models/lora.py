@@ -195,6 +195,7 @@ def merge(params: Tree, adapter: Tree, config: LoraConfig) -> Tree:
 
 @functools.partial(jax.jit, static_argnums=3)
 def _add_product(kernel, a, b, scaling):
+  a, b = a.astype(jnp.float32), b.astype(jnp.float32)
   change = scaling * jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
   return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
 

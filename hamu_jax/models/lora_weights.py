@@ -8,82 +8,76 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from hamu_jax import outside
 from hamu_jax.errors import UserError
-from hamu_jax.models import llama_weights
+from hamu_jax.models import llama_weights, peft_config
 from hamu_jax.models.lora import LoraConfig
 
 Tree = Any
 
-_CONFIG = "adapter_config.json"
 _FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Features of PEFT that are not supported here, with the value of each that turns it off.
-_UNSUPPORTED: dict[str, Any] = {
-  "alora_invocation_tokens": None,
-  "alpha_pattern": {},
-  "bias": "none",
-  "exclude_modules": None,
-  "fan_in_fan_out": False,
-  "layer_replication": None,
-  "layers_to_transform": None,
-  "lora_bias": False,
-  "modules_to_save": None,
-  "rank_pattern": {},
-  "target_parameters": None,
-  "trainable_token_indices": None,
-  "use_dora": False,
-  "use_qalora": False,
-  "use_rslora": False,
-}
 
 
 def load_adapter(path: str | os.PathLike, params: Tree) -> tuple[LoraConfig, Tree]:
   """Reads an adapter of a Llama.
+
+  Layers of different ranks and scales, and layers that are not adapted, share one stack: missing columns of
+  A and rows of B are 0, and the ratio of a layer's scale to the configuration's is multiplied into its B.
 
   Args:
     path: the folder.
     params: parameters of the base model, or their shapes.
 
   Returns:
-    (configuration, values). The values are NumPy arrays in the form of `lora.init` and the file's dtype.
+    (configuration, values). The values are NumPy arrays in the form of `lora.init` and the file's dtype;
+    float32 where scales differ.
 
   Raises:
     UserError: if a file is missing or damaged, or the adapter uses an unsupported feature or is for another
       model.
   """
   folder = pathlib.Path(path)
-  values = _read_config(folder / _CONFIG)
-  tensors = _read_tensors(folder / _FILE)
-  rank = values["r"]
+  values = peft_config.read(folder)
+  tensors = _read_tensors(folder)
   layers = params["layers"]["input_layernorm"]["scale"].shape[0]
-  adapter, known = {}, set()
+  kernels = {}
   for kernel, leaf in traverse_util.flatten_dict(params).items():
-    names = _names(kernel[:-1], layers) if kernel[-1] == "kernel" else {}
-    if not any(name in tensors for parts in names.values() for name in parts):
-      continue
-    inputs, outputs = leaf.shape[-2:]
-    for factor, shape in (("lora_A", (rank, inputs)), ("lora_B", (outputs, rank))):
-      parts = names[factor]
-      for name in parts:
-        _check(folder, name, tensors, shape)
-      known.update(parts)
-      stack = [tensors[name].T for name in parts]
-      adapter[*kernel[:-1], factor] = np.stack(stack) if kernel[0] == "layers" else stack[0]
-  if unknown := sorted(set(tensors) - known):
+    if kernel[-1] == "kernel":
+      modules = [tensor.name.removesuffix(".weight") for tensor in llama_weights.layout(kernel, layers)]
+      if any(map(values.targets, modules)):
+        kernels[kernel[:-1]] = (modules, leaf.shape[-2:])
+  adapted = [module for modules, _ in kernels.values() for module in modules if values.targets(module)]
+  _check_names(folder, tensors, adapted)
+  if not adapted:
     raise UserError(
-      f"{folder}: tensor {unknown[0]!r} fits nothing in this model ({len(unknown)} in all); the "
-      "adapter is for another one, so give its base model"
+      f"{folder}: target_modules={values.target_modules!r} names no linear layer of this model; give the "
+      "adapter's base model"
     )
-  config = LoraConfig(
-    rank=rank, alpha=values["lora_alpha"], dropout=values.get("lora_dropout", 0.0), targets=_targets(adapter)
-  )
+  rank = max(map(values.rank, adapted))
+  scales = {module: values.scaling(module) for module in adapted}
+  # The rank of a plain adapter is that of all its layers, and so its alpha is the one of its file.
+  plain = len(set(scales.values())) == 1 and not values.use_rslora and values.r == rank
+  alpha = values.lora_alpha if plain and not values.alpha_pattern else scales[adapted[0]] * rank
+  adapter = {}
+  for owner, (modules, (inputs, outputs)) in kernels.items():
+    stacks: dict[str, list] = {"lora_A": [], "lora_B": []}
+    for module in modules:
+      a, b = _factors(folder, tensors, module, values, (inputs, outputs), rank)
+      if module in scales and scales[module] != scales[adapted[0]]:
+        b = np.float32(scales[module] / scales[adapted[0]]) * b.astype(np.float32)
+      stacks["lora_A"].append(a)
+      stacks["lora_B"].append(b)
+    for factor, parts in stacks.items():
+      adapter[*owner, factor] = np.stack(parts) if owner[0] == "layers" else parts[0]
+  config = LoraConfig(rank=rank, alpha=alpha, dropout=values.lora_dropout, targets=_targets(adapter))
   return config, traverse_util.unflatten_dict(adapter)
 
 
@@ -94,7 +88,7 @@ def fingerprint(path: str | os.PathLike) -> str:
     UserError: if a file is missing.
   """
   digest = hashlib.sha256()
-  for name in (_CONFIG, _FILE):
+  for name in (peft_config.CONFIG_FILE, _FILE):
     try:
       digest.update((pathlib.Path(path) / name).read_bytes())
     except OSError as error:
@@ -123,22 +117,18 @@ def save_adapter(path: str | os.PathLike, adapter: Tree, config: LoraConfig, *, 
     names = _names(path_of[:-1], len(stack))[path_of[-1]]
     for name, part in zip(names, stack, strict=True):
       tensors[name] = np.ascontiguousarray(part.T)
-  values = _UNSUPPORTED | {
-    "base_model_name_or_path": base_model or None,
-    "inference_mode": True,
-    "init_lora_weights": True,
-    "lora_alpha": config.alpha,
-    "lora_dropout": config.dropout,
-    "peft_type": "LORA",
-    "r": config.rank,
-    "target_modules": list(_targets(flat)),
-    "task_type": "CAUSAL_LM",
-  }
+  values = peft_config.written(
+    rank=config.rank,
+    alpha=config.alpha,
+    dropout=config.dropout,
+    targets=_targets(flat),
+    base_model=base_model,
+  )
   folder = pathlib.Path(path)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     llama_weights.write_safetensors(folder / _FILE, tensors)
-    (folder / _CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    (folder / peft_config.CONFIG_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
   except OSError as error:
     raise UserError(
       f"{folder}: cannot be written ({error.strerror or error}); choose another folder"
@@ -158,41 +148,69 @@ def _targets(adapter):
   return tuple(sorted({path[-2] for path in adapter}))
 
 
-def _read_config(file):
-  try:
-    values = json.loads(file.read_text())
-  except OSError as error:
-    raise UserError(f"{file}: cannot be read ({error.strerror}); give the folder of a PEFT adapter") from None
-  except ValueError as error:
-    raise UserError(f"{file}: not JSON ({error}); write the adapter again") from None
-  if not isinstance(values, dict) or values.get("peft_type") != "LORA":
-    raise UserError(f"{file}: not a LoRA adapter; its peft_type must be 'LORA'")
-  for field, off in _UNSUPPORTED.items():
-    if values.get(field, off) != off:
-      raise UserError(
-        f"{file}: {field}={values[field]!r} is not supported, only {off!r} is; train an adapter without it"
-      )
-  if missing := [field for field in ("r", "lora_alpha") if field not in values]:
-    raise UserError(f"{file}: lacks {missing[0]!r}; write the adapter again")
-  return values
-
-
-def _read_tensors(file):
+def _read_tensors(folder):
+  file = folder / _FILE
   if not file.is_file():
+    others = sorted(found.name for found in folder.glob("adapter_model.*"))
+    if others:
+      raise UserError(
+        f"{folder}: holds {others[0]}, which may run code when it is read, and no {_FILE}; save the adapter "
+        "again with safe_serialization=True"
+      )
     raise UserError(f"{file}: no such file; give the folder of a PEFT adapter")
-  try:
+  with outside.read_of(file, "a safetensors file of NumPy types", "write the adapter again"):
     return safetensors.numpy.load_file(file)
-  except (safetensors.SafetensorError, OSError) as error:
-    raise UserError(f"{file}: not a safetensors file ({error}); write the adapter again") from None
 
 
-def _check(folder, name, tensors, shape):
-  if name not in tensors:
+def _check_names(folder, tensors, adapted):
+  """Refuses the first tensor that no adapted layer has, and says why it has no place."""
+  wanted = {f"{_PREFIX}{module}.lora_{factor}.weight" for module in adapted for factor in "AB"}
+  unknown = sorted(set(tensors) - wanted)
+  if not unknown:
+    return
+  name = unknown[0]
+  where = f"{folder}: tensor {name!r} ({len(unknown)} such in all)"
+  if not name.startswith(_PREFIX):
     raise UserError(
-      f"{folder}: tensor {name!r} is missing; adapt a projection in all layers or in none, with both factors"
+      f"{where} lacks the prefix {_PREFIX!r} of PEFT's names; save the adapter with PEFT's save_pretrained"
     )
-  if tensors[name].shape != shape:
+  if live := re.search(r"\.lora_[AB]\.([^.]+)\.weight$", name):
     raise UserError(
-      f"{folder}: tensor {name!r} has shape {tensors[name].shape}, this model needs {shape}; the "
-      "adapter is for another one, so give its base model"
+      f"{where} names the adapter itself ('.{live[1]}.'), as state_dict() of a live model does; save the "
+      "adapter with PEFT's save_pretrained"
     )
+  if factor := re.search(r"\.lora_[AB]\.weight$", name):
+    module = name.removeprefix(_PREFIX).removesuffix(factor[0])
+    raise UserError(
+      f"{where} adapts {module!r}, which is no linear layer of this model, or not among the adapter's "
+      "target_modules; it fits nothing, so the adapter is for another one: give its base model"
+    )
+  module = re.sub(r"\.(base_layer\..*|lora_.*|[^.]*)$", "", name.removeprefix(_PREFIX))
+  raise UserError(
+    f"{where} belongs to {module!r}: only the factors lora_A and lora_B of linear layers are supported, no "
+    "embeddings, biases, norms or whole weights; train an adapter without it"
+  )
+
+
+def _factors(folder, tensors, module, values, sizes, rank):
+  """A [inputs, rank] and B [rank, outputs] of one layer, filled up with 0."""
+  inputs, outputs = sizes
+  if not values.targets(module):
+    return np.zeros((inputs, rank), np.float32), np.zeros((rank, outputs), np.float32)
+  own, found = values.rank(module), []
+  for factor, shape in (("lora_A", (own, inputs)), ("lora_B", (outputs, own))):
+    name = f"{_PREFIX}{module}.{factor}.weight"
+    if name not in tensors:
+      raise UserError(
+        f"{folder}: tensor {name!r} is missing, though target_modules names its layer; write the adapter "
+        "again"
+      )
+    if tensors[name].shape != shape:
+      raise UserError(
+        f"{folder}: tensor {name!r} has shape {tensors[name].shape}, this model needs {shape}; the "
+        "adapter is for another one, so give its base model"
+      )
+    found.append(tensors[name].T)
+  if own == rank:
+    return found
+  return np.pad(found[0], ((0, 0), (0, rank - own))), np.pad(found[1], ((0, rank - own), (0, 0)))

@@ -1,5 +1,6 @@
 """Opens a pretrained language model from any supported format: its sizes, tokenizer and weights."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -72,6 +73,8 @@ def open_model(path: str, *, preset: str, seed: int) -> Pretrained:
     )
   folder = hub.local_folder(path)
   config = llama_config.read_config(folder)
+  if config.tie_word_embeddings and llama_weights.has_own_output(llama_weights.SafetensorsFolder(folder)):
+    config = dataclasses.replace(config, tie_word_embeddings=False)
   files = sorted([*folder.glob("*.safetensors"), folder / llama_config.CONFIG_FILE])
   return Pretrained(
     config,

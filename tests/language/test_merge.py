@@ -136,7 +136,7 @@ def test_a_base_that_is_not_there(prepare, tmp_path, capsys):
   [
     (["--out=merged"], "--adapter"),
     (["--adapter=runs/unlearned"], "--out"),
-    (["--adapter=no-such-folder", "--out=merged"], "give the folder of an adapter"),
+    (["--adapter=no-such-folder", "--out=merged"], "give the folder of a PEFT adapter"),
     (["--adapter=a", "--out=b", "--dtype=int8"], "--dtype='int8': choose from float32"),
     (["--adapter=a", "--out=b", "--rank=8"], "--rank=8"),
   ],

@@ -106,6 +106,16 @@ def test_presets_have_the_published_sizes(name, parameters):
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling of type 'linear'"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters of type 'yarn'"),
     ({"rope_scaling": {"type": "llama3", "factor": 2.0}}, "lacks 'low_freq_factor'"),
+    ({"rope_scaling": {"type": "llama3", **_LLAMA3, "factor": "8"}}, "rope_scaling.factor='8': a number"),
+    ({"rope_scaling": "llama3"}, "rope_scaling='llama3': a JSON object"),
+    ({"rope_theta": "1e4"}, "rope_theta='1e4': a number above 0"),
+    ({"rms_norm_eps": -1}, "rms_norm_eps=-1: a number above 0"),
+    ({"vocab_size": True}, "vocab_size=True: a whole number"),
+    ({"num_hidden_layers": 0}, "num_hidden_layers=0: a whole number of at least 1"),
+    ({"hidden_size": 2**40}, "hidden_size=1099511627776: .*below 2"),
+    ({"head_dim": 8.5}, "head_dim=8.5: a whole number"),
+    ({"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes': true or false"),
+    ({"eos_token_id": [2, "3"]}, "eos_token_id='3': a whole number of at least 0"),
   ],
 )
 def test_what_this_llama_cannot_be(change, message, tmp_path):
@@ -120,6 +130,7 @@ def test_what_this_llama_cannot_be(change, message, tmp_path):
     (None, "cannot be read.*give the folder of a Llama"),
     ("{", "not JSON"),
     ("[]", "JSON list where an object"),
+    ("[" * 100_000, "not JSON"),
   ],
 )
 def test_files_that_are_no_configuration(text, message, tmp_path):

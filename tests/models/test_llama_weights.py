@@ -203,12 +203,14 @@ def test_tensors_that_do_not_fit(tiny_llama, copy, change, message):
 
 def test_tensors_that_mean_nothing(read_llama, golden, tmp_path):
   case = read_llama("gqa_tied", golden)
+  tensors = _tensors(case.folder)
   extra = {
     # Of Llama 2's first release, and of tied models that were saved with both.
     "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32),
-    "lm_head.weight": np.zeros((256, 64), np.float32),
+    "lm_head.weight": tensors["model.embed_tokens.weight"],
   }
-  safetensors.numpy.save_file(_tensors(case.folder) | extra, tmp_path / "model.safetensors")
+  safetensors.numpy.save_file(tensors | extra, tmp_path / "model.safetensors")
+  assert not llama_weights.has_own_output(llama_weights.SafetensorsFolder(tmp_path))
   found = llama_weights.load_folder(tmp_path, llama.abstract_params(case.model), case.config)
   jax.tree.map(np.testing.assert_array_equal, found, case.params)
 
@@ -219,6 +221,8 @@ def test_tensors_that_mean_nothing(read_llama, golden, tmp_path):
     ("model.safetensors", None, "holds neither model.safetensors nor"),
     ("model.safetensors", "{", "model.safetensors: not a safetensors file"),
     (_INDEX, "{}", "not an index of weights"),
+    (_INDEX, "[]", "JSON list where an object"),
+    (_INDEX, '{"weight_map": {"a": 3}}', "not an index of weights"),
     (_INDEX, '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "00001.*is missing"),
     (_INDEX, '{"weight_map": {"a": "../copy/model.safetensors"}}', "shard '../copy.*is missing"),
   ],

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import traverse_util
 
 from hamu_jax.errors import UserError
 from hamu_jax.models import llama_weights, lora, lora_weights
@@ -93,7 +94,7 @@ def _change_tensors(folder, change):
 @pytest.mark.parametrize(
   "change, message",
   [
-    (lambda t: t.pop(_Q), f"tensor '{_Q}' is missing; adapt a projection in all layers"),
+    (lambda t: t.pop(_Q), f"tensor '{_Q}' is missing, though target_modules names its layer"),
     (lambda t: t.update({_Q: t[_Q][:, :8]}), rf"tensor '{_Q}' has shape \(4, 8\).*needs \(4, 64\)"),
     (lambda t: t.update({_Q.replace("s.1", "s.2"): t[_Q]}), "layers.2.*fits nothing.*another one"),
     (lambda t: [t.pop(name) for name in list(t) if "lora_B" in name], "lora_B.weight' is missing"),
@@ -110,10 +111,21 @@ def test_an_adapter_of_another_model(tiny_llama, copy, change, message):
   [
     ({"peft_type": "IA3"}, "not a LoRA adapter"),
     ({"use_dora": True}, "use_dora=True is not supported, only False"),
-    ({"use_rslora": True}, "use_rslora=True"),
-    ({"bias": "all"}, "bias='all' is not supported, only 'none'"),
+    ({"bias": "every"}, "bias='every': choose from none, all, lora_only"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' has changed the base.*path_initial"),
+    ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' has changed the base"),
+    ({"velora_config": {"scale": 2}}, "velora_config=.* is not supported"),
+    ({"fields_of_2027": "fourier"}, "the field fields_of_2027='fourier' is unknown"),
+    ({"r": "4"}, "r='4': a whole number"),
+    ({"r": 0}, "r=0: a whole number"),
+    ({"lora_alpha": float("inf")}, "lora_alpha=inf: a finite number"),
+    ({"target_modules": 3}, "target_modules=3: names or a regular expression"),
+    ({"target_modules": "(q"}, "not a configuration of PEFT"),
+    ({"target_modules": ["fc1"]}, "fits nothing"),
+    ({"base_model_name_or_path": {"a": 1}}, "base_model_name_or_path=.* is not a name"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save="),
-    ({"rank_pattern": {"q_proj": 2}}, "rank_pattern="),
+    ({"rank_pattern": {"q_proj": 2}}, r"q_proj.lora_A.weight' has shape \(4, 64\).*needs \(2, 64\)"),
+    ({"layers_to_transform": [0]}, "fits nothing"),
     ({"r": 8}, "has shape .* needs"),
   ],
 )
@@ -129,6 +141,7 @@ def test_adapters_that_are_not_supported(tiny_llama, copy, change, message):
   [
     ("adapter_config.json", None, "adapter_config.json: cannot be read"),
     ("adapter_config.json", "{", "adapter_config.json: not JSON"),
+    ("adapter_config.json", "[" * 100_000, "adapter_config.json: not JSON"),
     ("adapter_config.json", '{"peft_type": "LORA"}', "lacks 'r'"),
     (_FILE, None, f"{_FILE}: no such file"),
     (_FILE, "{", f"{_FILE}: not a safetensors file"),
@@ -140,3 +153,102 @@ def test_damaged_folders(tiny_llama, copy, name, text, message):
     (copy / name).write_text(text)
   with pytest.raises(UserError, match=message):
     lora_weights.load_adapter(copy, tiny_llama.params)
+
+
+def test_off_in_other_words(tiny_llama, copy):
+  """Trainers other than PEFT's write an empty list or object where PEFT writes null."""
+  file = copy / "adapter_config.json"
+  expected = lora_weights.load_adapter(copy, tiny_llama.params)
+  names = ("modules_to_save", "layers_to_transform", "exclude_modules", "alora_invocation_tokens", "of_2027")
+  file.write_text(json.dumps(json.loads(file.read_text()) | dict.fromkeys(names, [])))
+  found = lora_weights.load_adapter(copy, tiny_llama.params)
+  assert found[0] == expected[0]
+  jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+
+
+_LAYERS = [f"model.layers.{i}." for i in range(2)]
+_ATTENTION = [f"self_attn.{name}_proj" for name in "qkvo"]
+_MLP = [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+
+
+@pytest.mark.parametrize(
+  "changes, modules",
+  [
+    # {module: (rank, scale)}, read off PEFT's documentation.
+    ({"target_modules": ["q_proj"], "use_rslora": True}, {f"{i}self_attn.q_proj": (4, 4) for i in _LAYERS}),
+    (
+      {"target_modules": ["q_proj", "mlp.up_proj"], "rank_pattern": {"q_proj": 2}},
+      {f"{i}self_attn.q_proj": (2, 4) for i in _LAYERS} | {f"{i}mlp.up_proj": (4, 2) for i in _LAYERS},
+    ),
+    (
+      {"target_modules": ["v_proj"], "alpha_pattern": {"layers.1.self_attn.v_proj": 2}},
+      {f"{_LAYERS[0]}self_attn.v_proj": (4, 2), f"{_LAYERS[1]}self_attn.v_proj": (4, 0.5)},
+    ),
+    ({"target_modules": ["k_proj"], "layers_to_transform": [1]}, {f"{_LAYERS[1]}self_attn.k_proj": (4, 2)}),
+    (
+      {"target_modules": r".*\.1\..*_proj", "exclude_modules": ["up_proj"]},
+      {_LAYERS[1] + name: (4, 2) for name in _ATTENTION + _MLP if "up" not in name},
+    ),
+    ({"target_modules": "all-linear"}, {i + name: (4, 2) for i in _LAYERS for name in _ATTENTION + _MLP}),
+    (
+      {
+        "target_modules": ["o_proj"],
+        "rank_pattern": {"model.layers.0.self_attn.o_proj": 3},
+        "use_rslora": True,
+      },
+      {f"{_LAYERS[0]}self_attn.o_proj": (3, 8 / 3**0.5), f"{_LAYERS[1]}self_attn.o_proj": (4, 4)},
+    ),
+  ],
+)
+def test_ranks_and_scales_of_each_layer(tiny_llama, copy, changes, modules):
+  """Merged kernels are W + scale (B A)^T, by the factors and scale of each layer; no other changes."""
+  params, rng = tiny_llama.params, np.random.default_rng(0)
+  file = copy / "adapter_config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"r": 4, "lora_alpha": 8} | changes))
+  expected = {name: np.array(value) for name, value in traverse_util.flatten_dict(params, sep=".").items()}
+  tensors = {}
+  for module, (rank, scale) in modules.items():
+    layer, owner = module.removeprefix("model.layers.").split(".", 1)
+    kernel = expected[f"layers.{owner}.kernel"][int(layer)]
+    a = rng.standard_normal((rank, kernel.shape[0])).astype(np.float32)
+    b = rng.standard_normal((kernel.shape[1], rank)).astype(np.float32)
+    kernel += scale * (b @ a).T
+    for factor, value in (("A", a), ("B", b)):
+      tensors[f"base_model.model.{module}.lora_{factor}.weight"] = value
+  safetensors.numpy.save_file(tensors, copy / _FILE)
+  config, adapter = lora_weights.load_adapter(copy, params)
+  merged = traverse_util.flatten_dict(lora.merge(params, adapter, config), sep=".")
+  for name, value in expected.items():
+    np.testing.assert_allclose(merged[name], value, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (lambda name: name.replace("base_model.model.", ""), "lacks the prefix 'base_model.model.'"),
+    (lambda name: name.replace(".weight", ".default.weight"), r"names the adapter itself \('.default.'\)"),
+    (lambda name: name.replace("q_proj.lora_A", "q_proj.base_layer"), "belongs to .*q_proj.*whole weights"),
+    (lambda name: name.replace("q_proj.lora_A.weight", "q_proj.bias"), "belongs to .*biases"),
+  ],
+)
+def test_names_that_peft_does_not_write(tiny_llama, copy, change, message):
+  renamed = {change(name): value for name, value in _tensors(copy).items()}
+  safetensors.numpy.save_file(renamed, copy / _FILE)
+  with pytest.raises(UserError, match=message) as refusal:
+    lora_weights.load_adapter(copy, tiny_llama.params)
+  assert "for another" not in str(refusal.value)
+
+
+def test_a_pickled_adapter_is_named(tiny_llama, copy):
+  (copy / _FILE).rename(copy / "adapter_model.bin")
+  with pytest.raises(UserError, match="holds adapter_model.bin, which may run code.*safe_serialization=True"):
+    lora_weights.load_adapter(copy, tiny_llama.params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_product_of_16_bit_factors_is_in_float32(tiny_llama, dtype):
+  rng = np.random.default_rng(0)
+  adapter = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), dtype), tiny_llama.adapter)
+  wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), adapter)
+  merged = [lora.merge(tiny_llama.params, each, tiny_llama.lora) for each in (adapter, wide)]
+  jax.tree.map(np.testing.assert_array_equal, *merged)

@@ -1,5 +1,6 @@
 """Models from folders, GGUF files, the hub and a seed: what is read when, and what tells them apart."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import tokenizers
 
 from hamu_jax.errors import UserError
@@ -51,6 +53,22 @@ def test_a_folder(folder, tiny_llama):
   assert model.config == tiny_llama.config and model.name == str(folder)
   assert model.tokenizer.encode("who wrote it") == [2, 3, 4]
   assert_same(model.load(abstract(model.config)), tiny_llama.params)
+
+
+def test_a_trained_head_beside_a_tied_configuration(read_llama, golden, folder):
+  """Merged models keep `tie_word_embeddings` though their head was trained; transformers takes the head."""
+  case = read_llama("gqa_tied", golden)
+  shutil.copy(case.folder / "config.json", folder)
+  tensors = safetensors.numpy.load_file(case.folder / "model.safetensors")
+  embedding = tensors["model.embed_tokens.weight"]
+  for head, tied in ((embedding, True), (embedding[::-1], False)):
+    tensors["lm_head.weight"] = np.ascontiguousarray(head)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    model = open_model(folder)
+    assert model.config == dataclasses.replace(case.config, tie_word_embeddings=tied)
+  params = model.load(abstract(model.config))
+  np.testing.assert_array_equal(params["lm_head"]["kernel"], head.T)
+  assert_same({name: params[name] for name in case.params}, case.params)
 
 
 def test_a_name_of_the_hub(folder, tiny_llama, monkeypatch):
