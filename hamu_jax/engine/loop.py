@@ -138,8 +138,8 @@ class Loop:
     self.feed.prepare(plan, stage.total_steps)
     position, frozen = self._start(members, program, hyperparameters)
     checkpoints = checkpoints_lib.Checkpoints(path)
-    if checkpoints.latest is not None:
-      position.restore(*checkpoints.restore(position.arrays()))
+    if (restored := checkpoints.restore(position.arrays())) is not None:
+      position.restore(*restored)
       started -= position.seconds
     for member, track, (step, stopped) in zip(members, position.tracks, position.progress(), strict=True):
       # The step that a stop rejected is logged, too.

@@ -80,7 +80,9 @@ def cached_mask(
   """
   fractions = list(config.fractions)
   began = time.monotonic()
-  if hosts.agree(cache.outcome("mask", key) is None):
+  templates = [_like(params) for _ in fractions]
+  cached = cache.load("mask", key, templates)
+  if hosts.agree(cached is None):
     magnitude = gradient()
     masks = [sam_jax.saliency_mask(magnitude, f, select=config.select) for f in fractions]
     # A forget set whose gradient is zero has no shares.
@@ -97,11 +99,10 @@ def cached_mask(
     options["seconds"] = time.monotonic() - began
     # As NumPy arrays, because every process has computed the masks on its own devices.
     cache.publish("mask", key, {**provenance, **options, "masks": record}, jax.device_get(masks))
-  templates = [_like(params) for _ in fractions]
-  mask = cache.model("mask", key, templates)[fractions.index(config.fraction)]
-  outcome = cache.outcome("mask", key)
-  assert outcome is not None  # It is in the cache now.
-  return mask, outcome
+    cached = cache.load("mask", key, templates)
+  assert cached is not None  # It is in the cache now.
+  masks, outcome = cached
+  return masks[fractions.index(config.fraction)], outcome
 
 
 def check_fractions(config: ml_collections.ConfigDict, params: Tree) -> None:

@@ -51,6 +51,8 @@ class Stages:
   ):
     self.prepared, self.rundir = prepared, rundir
     self.cache = StageCache(pathlib.Path(prepared.config.stage_cache or workdir / "stages"))
+    if hosts.is_writer():
+      self.cache.clean()
     self._workdir, self._watch, self._like = workdir, watch, like
     self._loop: loop_lib.Loop | None = None
     self._evaluations: Evaluations | None = None
@@ -180,12 +182,13 @@ class Stages:
   def _produce(self, name: str, member: Callable[[], stage_lib.Member]) -> tuple[Tree, Record]:
     """The stage's model and record, from the cache or by a run of `member()`."""
     key = self.prepared.plan.keys[name]
-    if self.lacks(name):
+    cached = self.cache.load(name, key, self.prepared.template)
+    # Processes must agree, because another run may publish the stage between their looks.
+    if hosts.agree(cached is None):
       (outcome,) = self.loop.run([member()], self.checkpoints(f"{name}-{key}"))
       return outcome.variables, self.publish(name, outcome)
-    record = self.cache.outcome(name, key)
-    assert record is not None
-    return self.cache.model(name, key, self.prepared.template), record
+    assert cached is not None
+    return cached
 
   def original(self) -> tuple[Tree, Record]:
     """The model to unlearn from: the imported one if there is one, else the pretrained one."""

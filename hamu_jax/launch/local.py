@@ -8,7 +8,6 @@ stage and the evaluation of its model in the stage cache. A process inherits its
 it ends, even if its runner is killed. Other runners, such as the tasks of a SLURM job array, respect them.
 """
 
-import fcntl
 import io
 import os
 import pathlib
@@ -19,10 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hamu_jax.config import default as config_lib
-from hamu_jax.errors import UserError
 from hamu_jax.experiment import together
 from hamu_jax.launch.expand import Member, shared_stages
-from hamu_jax.run import preemption, rundir
+from hamu_jax.run import lock, preemption, rundir
 
 OUTPUT = "output.txt"
 _POLL_SECONDS = 0.1
@@ -189,8 +187,8 @@ class Runner:
           jobs.append(_Job(lacking, self._spawn(lacking, slot, locks), slot, time.monotonic()))
       finally:
         # The process holds its own copies of the locks.
-        for lock in locks:
-          lock.close()
+        for held in locks:
+          held.close()
     return left
 
   def _lock(self, members: Sequence[Member]) -> list[io.FileIO] | None:
@@ -198,25 +196,25 @@ class Runner:
     locks: list[io.FileIO | None] = []
     for member in members:
       if None not in locks:
-        locks.append(_try_lock(self._workdir / "locks" / member.name))
+        locks.append(lock.try_lock(self._workdir / "locks" / member.name))
     cache = pathlib.Path(members[0].config.stage_cache)
     stages = {key: stage for member in members for stage, key in self._stages[member.name].items()}
     for key, stage in stages.items():
       if None in locks:
         break
       if key not in self._finished:
-        lock = _try_lock(cache / "locks" / f"{stage}-{key}")
+        held = lock.try_lock(cache / "locks" / f"{stage}-{key}")
         # The cache is checked under the lock, because another process may just have finished the stage.
-        if lock is not None and self._is_finished(cache, stage, key):
+        if held is not None and self._is_finished(cache, stage, key):
           self._finished.add(key)
-          lock.close()
+          held.close()
         else:
-          locks.append(lock)
-    held = [lock for lock in locks if lock is not None]
-    if len(held) == len(locks):
-      return held
-    for lock in held:
-      lock.close()
+          locks.append(held)
+    acquired = [each for each in locks if each is not None]
+    if len(acquired) == len(locks):
+      return acquired
+    for each in acquired:
+      each.close()
     return None
 
   def _is_finished(self, cache: pathlib.Path, stage: str, key: str) -> bool:
@@ -241,7 +239,7 @@ class Runner:
         stdout=output,
         stderr=subprocess.STDOUT,
         env=os.environ | share_devices(slot, self._jobs, self._devices),
-        pass_fds=[lock.fileno() for lock in locks],
+        pass_fds=[held.fileno() for held in locks],
         # In a session of its own, the process gets Ctrl-C only once, through the runner.
         start_new_session=True,
       )
@@ -282,27 +280,6 @@ def describe(summary: Mapping) -> str:
   if "tug_of_war" in unlearned:
     parts.append(f"tug of war {unlearned['tug_of_war']:.3f}")
   return f"{summary['stop_reason']}; {', '.join(parts)}"
-
-
-def _try_lock(path: pathlib.Path) -> io.FileIO | None:
-  """Opens and locks the file at `path`; None if another process holds the lock."""
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "ab", buffering=0)
-  except OSError as error:
-    raise UserError(f"cannot write {path}: {error.strerror}; make room or choose another folder") from error
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    file.close()
-    return None
-  except OSError as error:
-    file.close()
-    raise UserError(
-      f"cannot lock {path}: {error.strerror}; choose a --workdir and config.stage_cache on a file system "
-      "with locks"
-    ) from error
-  return file
 
 
 def _last_line(path: pathlib.Path) -> str:

@@ -1,6 +1,9 @@
 """Checkpoints through Orbax: the only module that knows their format on disk."""
 
+import concurrent.futures
+import contextlib
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -8,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hamu_jax.errors import UserError
+from hamu_jax.run import digests, disk, hosts
 
 Tree = Any
 _KEEP = 2
@@ -17,22 +21,29 @@ class Checkpoints:
   """The checkpoints of one stage in progress.
 
   A checkpoint gets its final name only when it is complete, so if a process is killed while it writes, the
-  previous checkpoint is still there.
+  previous checkpoint is still there. Beside its files are their digests, by which damage is noticed.
 
   Args:
     path: folder of the stage's checkpoints.
+
+  Raises:
+    UserError: if the folder cannot be written.
   """
 
   def __init__(self, path: pathlib.Path):
     self._path = path
-    self._manager = ocp.CheckpointManager(
-      path.absolute(),
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=_KEEP,
-        enable_async_checkpointing=False,
-        cleanup_tmp_directories=True,
-      ),
-    )
+    with disk.writing(path):
+      self._manager = ocp.CheckpointManager(
+        path.absolute(),
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=_KEEP,
+          enable_async_checkpointing=False,
+          cleanup_tmp_directories=True,
+        ),
+      )
+    # Training goes on while the files of a checkpoint are hashed.
+    self._hasher = concurrent.futures.ThreadPoolExecutor(1)
+    self._hashing: concurrent.futures.Future[None] | None = None
 
   @property
   def latest(self) -> int | None:
@@ -50,51 +61,85 @@ class Checkpoints:
     Raises:
       UserError: if the checkpoint cannot be written.
     """
+    self._wait()
     if self.latest == step:
       return
-    try:
-      self._manager.save(
-        step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
-      )
-    except OSError as error:
-      raise UserError(
-        f"{self._path}: could not write the checkpoint of step {step} ({error.strerror or error}); "
-        "make room or choose another --workdir, then run the same command to resume from the last one"
-      ) from error
+    with self._writing(step):
+      try:
+        self._manager.save(
+          step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
+        )
+      except BaseException:
+        for partial in self._path.glob(f"{step}.orbax-checkpoint-tmp*"):
+          shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if hosts.is_writer():
+      self._hashing = self._hasher.submit(digests.write, self._folder(step), self._label(step))
 
-  def restore(self, like: Tree) -> tuple[Tree, dict[str, Any]]:
-    """Reads the newest checkpoint.
+  def restore(self, like: Tree) -> tuple[Tree, dict[str, Any]] | None:
+    """Reads the newest checkpoint that is not damaged; damaged ones are set aside.
 
     Args:
       like: pytree with the expected structure, shapes and dtypes.
 
     Returns:
-      (tree, meta) as passed to `save`.
+      (tree, meta) as passed to `save`; None if there is no good checkpoint.
 
     Raises:
-      UserError: if the checkpoint cannot be read, or is of another model.
+      UserError: if an undamaged checkpoint is of another model.
     """
+    self._wait()
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    try:
-      restored = self._manager.restore(
-        self.latest,
-        args=ocp.args.Composite(tree=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()),
-      )
-    except Exception as error:  # Orbax and tensorstore raise many types for a damaged folder.
-      remedy = "delete that folder to resume from the one before, or choose another --workdir"
-      raise _unreadable(self._path / str(self.latest), error, remedy) from error
-    return restored["tree"], restored["meta"]
+    wanted = ocp.args.Composite(tree=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+    while (step := self.latest) is not None:
+      folder = self._folder(step)
+      damage, restored = digests.damage(folder, self._label(step)), None
+      if not hosts.agree(damage is not None):
+        try:
+          restored = self._manager.restore(step, args=wanted)
+        except Exception as error:  # Orbax and tensorstore raise many types for a damaged folder.
+          if digests.has_digests(folder):
+            raise _unreadable(folder, error, "choose another --workdir") from error
+          damage = digests.describe(error)
+      if not hosts.agree(restored is None):
+        assert restored is not None
+        return restored["tree"], restored["meta"]
+      if hosts.is_writer():
+        digests.set_aside(folder, damage or "another process cannot read it", "going on from the one before")
+      hosts.barrier(f"set aside {folder}")
+      self._manager.reload()
+    return None
 
   def close(self) -> None:
-    """Releases Orbax's threads."""
-    self._manager.close()
+    """Waits for the digests and releases Orbax's threads."""
+    try:
+      self._wait()
+    finally:
+      self._hasher.shutdown()
+      self._manager.close()
+
+  def _folder(self, step: int) -> pathlib.Path:
+    return self._path / str(step)
+
+  def _label(self, step: int) -> dict[str, Any]:
+    return {"stage": self._path.name, "step": step}
+
+  def _wait(self) -> None:
+    """Waits until the newest checkpoint has its digests."""
+    hashing, self._hashing = self._hashing, None
+    if hashing is not None:
+      with self._writing(self.latest):
+        hashing.result()
+
+  def _writing(self, step: int | None) -> contextlib.AbstractContextManager[None]:
+    return disk.writing(
+      f"{self._path}: could not write the checkpoint of step {step}",
+      "make room or choose another --workdir, then run the same command to resume from the last one",
+    )
 
 
 def _unreadable(path: pathlib.Path, error: Exception, remedy: str) -> UserError:
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  return UserError(
-    f"{path}: this checkpoint cannot be read ({lines[0][:200]}); it is damaged or of another model: {remedy}"
-  )
+  return UserError(f"{path}: this checkpoint is of another model ({digests.describe(error)}): {remedy}")
 
 
 def _check_same(wanted, found) -> None:
@@ -119,7 +164,7 @@ def load_tree(path: pathlib.Path, like: Tree) -> Tree:
     The tree, as NumPy arrays.
 
   Raises:
-    UserError: if the checkpoint is missing, damaged or of another model.
+    UserError: if the checkpoint is missing, cannot be read or is of another model.
   """
   try:
     with ocp.PyTreeCheckpointer() as checkpointer:

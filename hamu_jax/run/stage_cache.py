@@ -1,24 +1,28 @@
 """The cache of finished stages, keyed by a fingerprint of everything they depend on.
 
 A stage folder `<name>-<fingerprint>` is complete as soon as it exists, because it is renamed into place. So
-several runs may share one cache. It holds `outcome.json` and, for stages that produce a model, an Orbax
-checkpoint.
+several runs may share one cache. It holds `outcome.json`, for stages that produce a model an Orbax
+checkpoint, and the digests of these files. A damaged folder is set aside, as if it had not been cached.
 """
 
 import hashlib
+import io
 import json
 import pathlib
 import secrets
 import shutil
+import socket
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from hamu_jax.errors import UserError
-from hamu_jax.run import checkpoints, hosts
+from hamu_jax.run import checkpoints, digests, disk, hosts, lock
 
 Tree = Any
 _OUTCOME = "outcome.json"
 _MODEL = "model"
+_LOCK = ".lock"
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
@@ -36,53 +40,128 @@ class StageCache:
 
   def __init__(self, path: pathlib.Path):
     self._path = path
+    self._checked: set[pathlib.Path] = set()
 
   def folder(self, name: str, key: str) -> pathlib.Path:
     """The folder of a stage, whether it exists or not."""
     return self._path / f"{name}-{key}"
 
   def outcome(self, name: str, key: str) -> dict[str, Any] | None:
-    """Reads the JSON values of a finished stage; None if the stage is not cached.
+    """Reads the JSON values of a finished stage.
+
+    Returns:
+      The values; None if the stage is not cached, or if it was damaged and is now set aside.
 
     Raises:
-      UserError: if the folder exists but is damaged.
+      UserError: if the folder may not be read, or is damaged and cannot be renamed.
     """
-    path = self.folder(name, key) / _OUTCOME
-    if not path.parent.exists():
+    folder = self.folder(name, key)
+    if not folder.exists():
       return None
-    try:
-      return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-      raise UserError(
-        f"{path}: the cached stage is damaged ({error}); delete {path.parent} to compute it again"
-      ) from error
+    damage = None if folder in self._checked else digests.damage(folder, _label(name, key))
+    if damage is None:
+      try:
+        outcome = json.loads((folder / _OUTCOME).read_bytes())
+        if isinstance(outcome, dict):
+          self._checked.add(folder)
+          return outcome
+        damage = f"{_OUTCOME} holds no object"
+      except (OSError, ValueError, RecursionError) as error:
+        damage = f"{_OUTCOME}: {digests.describe(error)}"
+    self._set_aside(folder, damage)
+    return None
 
-  def model(self, name: str, key: str, like: Tree) -> Tree:
-    """Reads the model of a finished stage; `like` has its structure, shapes and dtypes."""
-    return checkpoints.load_tree(self.folder(name, key) / _MODEL, like)
+  def load(self, name: str, key: str, like: Tree) -> tuple[Tree, dict[str, Any]] | None:
+    """Reads the model and the JSON values of a finished stage.
+
+    Args:
+      name: name of the stage.
+      key: key of the stage.
+      like: structure, shapes and dtypes of the model.
+
+    Returns:
+      (model, values); None if the stage is not cached, or if it was damaged and is now set aside.
+
+    Raises:
+      UserError: see `outcome`; or the model is another one.
+    """
+    outcome = self.outcome(name, key)
+    if outcome is None:
+      return None
+    folder = self.folder(name, key)
+    try:
+      return checkpoints.load_tree(folder / _MODEL, like), outcome
+    except UserError as error:
+      if digests.has_digests(folder):
+        raise
+      # Version 0.1.0 wrote no digests, so that damage shows only now.
+      self._set_aside(folder, str(error.__cause__ or error))
+      return None
 
   def publish(self, name: str, key: str, outcome: Mapping[str, Any], model: Tree | None = None):
-    """Adds a finished stage; if another run added it first, its equal result is kept."""
+    """Adds a finished stage; if another run added it first, its equal result is kept.
+
+    Raises:
+      UserError: if the stage cannot be written; nothing of it is left then.
+    """
     target = self.folder(name, key)
     # All processes of a run write the model into one folder, which no other run may use.
-    temporary = self._path / f".{name}-{key}.{int(hosts.agree(secrets.randbits(31)))}"
-    try:
-      if hosts.is_writer():
-        temporary.mkdir(parents=True)
-      hosts.barrier(f"publish {name}")
-      if model is not None:
-        checkpoints.save_tree(temporary / _MODEL, model)
-      if hosts.is_writer():
-        (temporary / _OUTCOME).write_text(json.dumps(outcome, indent=2, sort_keys=True))
-        try:
-          temporary.rename(target)
-        except OSError:
-          if not target.exists():
-            raise
-          shutil.rmtree(temporary)
+    number = int(hosts.agree(secrets.randbits(31)))
+    host = int(hosts.agree(_host() if hosts.is_writer() else 0))
+    temporary = self._path / f".{name}-{key}.{host:08x}.{number:08x}"
+    with disk.writing(
+      f"config.stage_cache: could not write {target}",
+      "make room or choose another folder, then run the same command to resume",
+    ):
+      held = lock.try_lock(_lock_of(temporary)) if hosts.is_writer() else None
+      try:
+        if hosts.is_writer():
+          temporary.mkdir()
+        hosts.barrier(f"publish {name}")
+        if model is not None:
+          checkpoints.save_tree(temporary / _MODEL, model)
+        if hosts.is_writer():
+          (temporary / _OUTCOME).write_text(json.dumps(outcome, indent=2, sort_keys=True))
+          digests.write(temporary, _label(name, key))
+          try:
+            temporary.rename(target)
+          except OSError:
+            if not target.exists():
+              raise
+      finally:
+        # The folder is still there if something failed, or if another run was faster.
+        if held is not None:
+          _remove(temporary, held)
       hosts.barrier(f"published {name}")
-    except OSError as error:
-      raise UserError(
-        f"config.stage_cache: could not write {target} ({error.strerror or error}); make room or choose "
-        "another folder, then run the same command to resume"
-      ) from error
+
+  def clean(self) -> None:
+    """Removes what processes of this machine that were killed while they published have left."""
+    for path in self._path.glob(f".*.{_host():08x}.*{_LOCK}"):
+      held = lock.try_lock(path)
+      if held is not None:
+        _remove(path.with_name(path.name.removesuffix(_LOCK)), held)
+
+  def _set_aside(self, folder: pathlib.Path, damage: str) -> None:
+    self._checked.discard(folder)
+    digests.set_aside(folder, damage, "it is computed again")
+
+
+def _label(name: str, key: str) -> dict[str, Any]:
+  return {"stage": name, "key": key}
+
+
+def _lock_of(temporary: pathlib.Path) -> pathlib.Path:
+  """The file that is locked as long as the process that writes a temporary folder lives."""
+  return temporary.with_name(f"{temporary.name}{_LOCK}")
+
+
+def _remove(temporary: pathlib.Path, held: io.FileIO) -> None:
+  """Removes a temporary folder, if it is there, and its lock."""
+  shutil.rmtree(temporary, ignore_errors=True)
+  _lock_of(temporary).unlink(missing_ok=True)
+  held.close()
+
+
+def _host() -> int:
+  """A number for this machine."""
+  return zlib.crc32(socket.gethostname().encode()) & 0x7FFFFFFF

@@ -1,4 +1,6 @@
-"""The stage cache: keyed by content, appearing whole, refusing damage."""
+"""The stage cache: keyed by content, appearing whole, noticing damage."""
+
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ def test_what_is_published_is_found(tmp_path):
   assert cache.outcome("pretrain", "k") is None
   cache.publish("pretrain", "k", {"steps": 3}, MODEL)
   assert cache.outcome("pretrain", "k") == {"steps": 3}
-  np.testing.assert_array_equal(cache.model("pretrain", "k", LIKE)["params"]["w"], MODEL["params"]["w"])
+  np.testing.assert_array_equal(cache.load("pretrain", "k", LIKE)[0]["params"]["w"], MODEL["params"]["w"])
   assert cache.outcome("pretrain", "other") is None
   assert [path.name for path in (tmp_path / "deep" / "cache").iterdir()] == ["pretrain-k"]
 
@@ -36,7 +38,11 @@ def test_the_first_of_two_equal_runs_stays(tmp_path):
   assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_an_unfinished_stage_is_not_found(tmp_path, monkeypatch):
+def hidden(path):
+  return [each.name for each in path.iterdir() if each.name.startswith(".")]
+
+
+def test_a_stage_that_could_not_be_published_leaves_nothing(tmp_path, monkeypatch):
   cache = stages.StageCache(tmp_path)
 
   def killed(*args):
@@ -46,37 +52,135 @@ def test_an_unfinished_stage_is_not_found(tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     cache.publish("pretrain", "k", {}, MODEL)
   assert cache.outcome("pretrain", "k") is None
+  assert not list(tmp_path.iterdir())
 
 
-def test_damage_is_named_with_its_remedy(tmp_path):
+def test_what_a_killed_process_left_is_removed_but_not_what_a_live_one_writes(tmp_path, monkeypatch):
   cache = stages.StageCache(tmp_path)
-  cache.publish("pretrain", "k", {"steps": 3}, MODEL)
-  (tmp_path / "pretrain-k" / "outcome.json").write_text("{")
-  with pytest.raises(UserError, match="outcome.json: the cached stage is damaged.*delete"):
-    cache.outcome("pretrain", "k")
+  save = stages.checkpoints.save_tree
+
+  def look(path, tree):
+    save(path, tree)
+    (there,) = tmp_path.glob(".pretrain-k.*[0-9a-f]")
+    dead = tmp_path / f"{there.name[:-8]}00000000"
+    dead.mkdir()
+    (dead / "model").write_text("half")
+    dead.with_name(f"{dead.name}.lock").write_text("process 7 on here")
+    stages.StageCache(tmp_path).clean()
+    assert there.exists() and not dead.exists()
+
+  monkeypatch.setattr(stages.checkpoints, "save_tree", look)
+  cache.publish("pretrain", "k", {"steps": 1}, MODEL)
+  assert cache.outcome("pretrain", "k") == {"steps": 1}
+  assert not hidden(tmp_path)
+
+
+def flipped(folder):
+  """Yields each file of a folder with one bit of it flipped, and repairs it afterwards."""
+  rng = np.random.default_rng(0)
+  for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    whole = file.read_bytes()
+    if whole:
+      content = bytearray(whole)
+      content[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+      file.write_bytes(bytes(content))
+      yield file
+      if file.exists():
+        file.write_bytes(whole)
+
+
+@pytest.fixture
+def published(tmp_path):
+  stages.StageCache(tmp_path).publish("pretrain", "k", {"steps": 3}, MODEL)
+  return tmp_path / "pretrain-k"
+
+
+def test_every_flipped_bit_is_noticed(published, tmp_path, capsys):
+  count = 0
+  for file in flipped(published):
+    assert stages.StageCache(tmp_path).outcome("pretrain", "k") is None, file
+    count += 1
+    (aside,) = tmp_path.glob("*.damaged-1")
+    assert "pretrain-k is damaged (" in capsys.readouterr().err
+    aside.rename(published)
+  assert count >= 10
+  assert stages.StageCache(tmp_path).load("pretrain", "k", LIKE)[1] == {"steps": 3}
+
+
+def test_a_damaged_stage_is_kept_under_another_name_and_published_again(published, tmp_path, capsys):
+  for number in (1, 2):
+    (published / "outcome.json").write_text('{"steps": 4}')
+    cache = stages.StageCache(tmp_path)
+    assert cache.outcome("pretrain", "k") is None
+    (note,) = capsys.readouterr().err.splitlines()
+    assert f"kept as pretrain-k.damaged-{number}; it is computed again" in note and "outcome.json" in note
+    cache.publish("pretrain", "k", {"steps": 3}, MODEL)
+    assert cache.outcome("pretrain", "k") == {"steps": 3}
+  assert (tmp_path / "pretrain-k.damaged-2" / "outcome.json").read_text() == '{"steps": 4}'
+
+
+def test_another_stage_under_this_name_is_noticed(published, tmp_path):
+  shutil.copytree(published, tmp_path / "retrain-k")
+  shutil.copytree(published, tmp_path / "pretrain-other")
+  cache = stages.StageCache(tmp_path)
+  assert cache.outcome("retrain", "k") is None
+  assert cache.outcome("pretrain", "other") is None
+  assert cache.outcome("pretrain", "k") == {"steps": 3}
+
+
+def test_a_missing_file_is_noticed(published, tmp_path):
+  (published / "model" / "_METADATA").unlink()
+  assert stages.StageCache(tmp_path).outcome("pretrain", "k") is None
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, "\0"])
+def test_a_stage_of_an_old_version_has_no_digests(published, tmp_path, text):
+  (published / "digests.json").unlink()
+  assert stages.StageCache(tmp_path).load("pretrain", "k", LIKE)[1] == {"steps": 3}
+  (published / "outcome.json").write_text(text)
+  assert stages.StageCache(tmp_path).outcome("pretrain", "k") is None
+  assert (tmp_path / "pretrain-k.damaged-1").exists()
+
+
+def test_a_broken_model_of_an_old_version_is_set_aside(published, tmp_path):
+  (published / "digests.json").unlink()
+  for file in (published / "model").rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"?")
+  assert stages.StageCache(tmp_path).load("pretrain", "k", LIKE) is None
+  assert (tmp_path / "pretrain-k.damaged-1").exists()
 
 
 def test_a_model_of_another_shape_is_refused(tmp_path):
   cache = stages.StageCache(tmp_path)
   cache.publish("pretrain", "k", {}, MODEL)
   other = jax.eval_shape(lambda: {"params": {"w": jnp.zeros((5, 3))}, "batch_stats": {}})
-  with pytest.raises(UserError, match="damaged or of another model"):
-    cache.model("pretrain", "k", other)
+  with pytest.raises(UserError, match="of another model"):
+    cache.load("pretrain", "k", other)
 
 
 def test_a_model_may_be_read_on_other_devices(tmp_path):
   cache = stages.StageCache(tmp_path)
   mesh = pairing.make_mesh(jax.devices(), 2)
   cache.publish("pretrain", "k", {}, loop.place(MODEL, mesh))
-  model = loop.place(cache.model("pretrain", "k", LIKE), None)
+  model = loop.place(cache.load("pretrain", "k", LIKE)[0], None)
   assert len(model["params"]["w"].sharding.device_set) == 1
   np.testing.assert_array_equal(model["params"]["w"], MODEL["params"]["w"])
 
 
-def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
-  def full(*args):
-    raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+  "error",
+  [
+    OSError(28, "No space left on device"),
+    ValueError("RESOURCE_EXHAUSTED: Error writing 'x': No space left on device [source locations='y']"),
+  ],
+)
+def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch, error):
+  def full(path, tree):
+    path.mkdir()
+    raise error
 
   monkeypatch.setattr(stages.checkpoints, "save_tree", full)
-  with pytest.raises(UserError, match="config.stage_cache.*No space left"):
+  with pytest.raises(UserError, match=r"config.stage_cache.*\(No space left on device\); make room"):
     stages.StageCache(tmp_path).publish("pretrain", "k", {}, MODEL)
+  assert not list(tmp_path.iterdir())
