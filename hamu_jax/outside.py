@@ -4,13 +4,17 @@ import contextlib
 import json
 import pathlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
+
+import numpy as np
 
 from hamu_jax.errors import UserError, first_line
 
 # Descriptions such as config.json are far smaller; a larger file is something else.
 JSON_BYTES = 64 * 2**20
+# Largest size of a file of arrays, unpacked. A file of zeros unpacks to a thousand times its size.
+ARRAY_BYTES = 2**31
 # What Rust code, such as that of safetensors and tokenizers, raises for a broken assumption of its own.
 _PANIC = "PanicException"
 
@@ -24,7 +28,7 @@ def read_of(file: object, what: str, remedy: str) -> Iterator[None]:
 
   Args:
     file: name of the file, or of the field that names it.
-    what: what the file should be, such as "a safetensors file".
+    what: what it should be, to follow "cannot be read as": "a safetensors file".
     remedy: what the user can do, such as "download it again".
 
   Raises:
@@ -40,7 +44,7 @@ def read_of(file: object, what: str, remedy: str) -> Iterator[None]:
     # An exception that ends the process passes.
     if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
       raise
-    raise UserError(f"{file}: not {what} ({first_line(error)[:200]}); {remedy}") from None
+    raise UserError(f"{file}: cannot be read as {what} ({first_line(error)[:200]}); {remedy}") from None
 
 
 def text_of(file: pathlib.Path, *, limit: int | None = None) -> str:
@@ -84,3 +88,29 @@ def read_json(file: pathlib.Path, kind: type, remedy: str) -> Any:
   if not isinstance(values, kind):
     raise UserError(f"{file}: holds a JSON {type(values).__name__} where {_KINDS[kind]} is needed; {remedy}")
   return values
+
+
+def arrays_of(file: pathlib.Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+  """Reads an `.npy` or `.npz` file of numbers and texts; a pickled array is refused.
+
+  Args:
+    file: path of the file.
+    names: arrays to read, if the file has them; None for all.
+
+  Returns:
+    The arrays by name; that of an `.npy` is named "".
+
+  Raises:
+    Exception: of many types, if the file is damaged, encrypted, pickled, or its arrays are larger than
+      `ARRAY_BYTES`; see `read_of`.
+  """
+  if file.stat().st_size > ARRAY_BYTES:
+    raise ValueError(f"larger than {ARRAY_BYTES >> 20} MiB")
+  loaded = np.load(file, allow_pickle=False)
+  if isinstance(loaded, np.ndarray):
+    return {"": loaded}
+  with loaded:
+    # What the archive says of its sizes holds: a member that is longer is cut off there.
+    if sum(member.file_size for member in loaded.zip.infolist()) > ARRAY_BYTES:
+      raise ValueError(f"its arrays are larger than {ARRAY_BYTES >> 20} MiB")
+    return {name: loaded[name] for name in loaded.files if names is None or name in names}

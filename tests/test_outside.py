@@ -17,10 +17,10 @@ def test_a_byte_order_mark_is_dropped(tmp_path):
 @pytest.mark.parametrize(
   "content, message",
   [
-    (b"{", "a.json: not JSON .*; write it again"),
-    (b"\xff\xfe{", "a.json: not JSON .*; write it again"),
-    (b"[" * 100_000, "a.json: not JSON .*; write it again"),
-    (b"9" * 10_000, "a.json: not JSON .*; write it again"),
+    (b"{", "a.json: cannot be read as JSON .*; write it again"),
+    (b"\xff\xfe{", "a.json: cannot be read as JSON .*; write it again"),
+    (b"[" * 100_000, "a.json: cannot be read as JSON .*; write it again"),
+    (b"9" * 10_000, "a.json: cannot be read as JSON .*; write it again"),
     (b"3", "a.json: holds a JSON int where an object is needed; write it again"),
     (None, r"a.json: cannot be read \(No such file or directory\); write it again"),
   ],
@@ -35,7 +35,7 @@ def test_what_is_no_json(tmp_path, content, message):
 
 
 def test_a_file_without_end_or_too_large(tmp_path):
-  with pytest.raises(UserError, match="/dev/zero: not JSON .not a regular file"):
+  with pytest.raises(UserError, match="/dev/zero: cannot be read as JSON .not a regular file"):
     outside.read_json(pathlib.Path("/dev/zero"), dict, "")
   sparse = tmp_path / "sparse.json"
   with sparse.open("wb") as file:
@@ -52,7 +52,7 @@ class PanicException(BaseException):
   "error", [MemoryError(), RecursionError("deep"), PanicException("index\nout"), KeyError("a")]
 )
 def test_whatever_a_library_raises_is_one_line(error):
-  with pytest.raises(UserError, match="^file: not a table .*; remedy$") as refusal:
+  with pytest.raises(UserError, match="^file: cannot be read as a table .*; remedy$") as refusal:
     with outside.read_of("file", "a table", "remedy"):
       raise error
   assert "\n" not in str(refusal.value)

@@ -4,14 +4,13 @@ Axis legend: N examples of a set, M microbatches, B examples of a microbatch.
 """
 
 import pathlib
-import zipfile
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 
-from hamu_jax import models
+from hamu_jax import models, outside
 from hamu_jax.config import default as config_lib
 from hamu_jax.errors import UserError, first_line
 from hamu_jax.paired import Paired
@@ -103,15 +102,11 @@ def microbatches(examples: Examples, size: int) -> tuple[np.ndarray, np.ndarray,
 
 def _read_split(path: pathlib.Path) -> Paired:
   """Reads the indices of a run's retain and forget examples."""
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      rows = Paired(*(arrays[role] for role in Paired._fields))
-  except FileNotFoundError as error:
-    raise UserError(f"{path} does not exist; choose the directory of a finished run") from error
-  except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
-    raise UserError(
-      f"{path} holds no retain and forget indices ({first_line(error)}); run the experiment again"
-    ) from error
+  if not path.is_file():
+    raise UserError(f"{path} does not exist; choose the directory of a finished run")
+  with outside.read_of(path, "retain and forget indices", "run the experiment again"):
+    arrays = outside.arrays_of(path, Paired._fields)
+    rows = Paired(*(arrays[role] for role in Paired._fields))
   for role, chosen in rows._asdict().items():
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
       raise UserError(

@@ -8,12 +8,12 @@ Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images (20
 
 import pathlib
 import tarfile
-import zlib
 
 import numpy as np
 
+from hamu_jax import outside
 from hamu_jax.data.dataset import Contents, ImageSplit, Request
-from hamu_jax.errors import UserError, first_line
+from hamu_jax.errors import UserError
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
@@ -32,6 +32,8 @@ CLASS_NAMES = (
   "truck",
 )
 RECORD_BYTES = 1 + 3 * 32 * 32
+# Largest size of a batch file, and of what an archive unpacks to. The published ones have 30 and 176 MiB.
+MAX_BYTES = 2**30
 
 
 def read(request: Request) -> Contents:
@@ -72,7 +74,7 @@ def _read_files(path: pathlib.Path) -> dict[str, bytes]:
     files = {file.name: file for file in folder.glob("*_batch*")}
     _refuse_pickle(files, path)
     if set(files) & {*TRAIN_FILES, TEST_FILE}:
-      return {name: file.read_bytes() for name, file in files.items() if name.endswith(".bin")}
+      return {name: _bytes(file) for name, file in files.items() if name.endswith(".bin")}
   if (path / ARCHIVE).is_file():
     return _read_archive(path / ARCHIVE)
   raise UserError(
@@ -81,23 +83,29 @@ def _read_files(path: pathlib.Path) -> dict[str, bytes]:
   )
 
 
+def _bytes(file: pathlib.Path) -> bytes:
+  """Reads a batch file. A link to a device would have no end."""
+  with outside.read_of(f"config.data.path: '{file}'", "a batch", f"download {ARCHIVE} again"):
+    if not file.is_file() or file.stat().st_size > MAX_BYTES:
+      raise ValueError(f"it is no regular file of at most {MAX_BYTES >> 20} MiB")
+    return file.read_bytes()
+
+
 def _read_archive(path: pathlib.Path) -> dict[str, bytes]:
   """Reads the batch files out of the archive, without unpacking it to disk."""
   batches = {}
-  try:
+  with outside.read_of(f"config.data.path='{path}'", "an archive", f"download {ARCHIVE} again"):
     with tarfile.open(path) as archive:
       for member in archive:
+        # Members are read one after the other, those that are not wanted, too.
+        if member.offset_data + member.size > MAX_BYTES:
+          raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
         name = pathlib.PurePosixPath(member.name).name
         _refuse_pickle([name], path)
         if member.isfile() and name in (*TRAIN_FILES, TEST_FILE):
           file = archive.extractfile(member)
           assert file is not None  # It is a file.
           batches[name] = file.read()
-  except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-    raise UserError(
-      f"config.data.path='{path}' is no archive or a corrupt one ({first_line(error)});"
-      f" download {ARCHIVE} again"
-    ) from None
   return batches
 
 

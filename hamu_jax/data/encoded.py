@@ -6,13 +6,18 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from hamu_jax.errors import UserError, first_line
 
 # Images of at least this size are cut out of a larger one, as in the evaluation on ImageNet: 224 of 256.
 MARGIN_FROM = 128
 MARGIN = 256 / 224
+# Formats that are decoded. Others can start programs (EPS starts Ghostscript) or are rarely tested decoders.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+# Bounds of one image: encoded, and decoded. The second is Pillow's own for images from outside.
+IMAGE_BYTES = 256 * 2**20
+IMAGE_PIXELS = 89_478_485
 # Number of images that one task of the thread pool decodes or hashes.
 CHUNK = 256
 
@@ -139,22 +144,38 @@ class EncodedImages:
   def _bytes(self, row: int) -> memoryview:
     try:
       return memoryview(self._read(int(row)))
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
       raise self._refusal(row, error) from None
 
   def _image(self, row: int) -> np.ndarray:
     value = self._bytes(row)
     try:
-      image: Image.Image = Image.open(io.BytesIO(value))
-      if image.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {image.mode}: more than 8 bits a channel")
-      image = image.convert("L" if image.mode in ("L", "1") else "RGB")
-    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
+      image = _decoded(value)
+    except UnidentifiedImageError:
+      raise self._refusal(row, ValueError(f"not of a format that is read: {', '.join(FORMATS)}")) from None
+    except Exception as error:  # Pillow's decoders raise many types for a damaged image.
       raise self._refusal(row, error) from None
     return np.asarray(resize(image, self._size) if self._size else image)
 
   def _refusal(self, row: int, error: Exception) -> UserError:
-    return UserError(f"{self._what} {row} cannot be decoded ({first_line(error)})")
+    return UserError(
+      f"{self._what} {row} cannot be decoded ({first_line(error)}); remove it from the dataset, or save"
+      " it again"
+    )
+
+
+def _decoded(value: memoryview) -> Image.Image:
+  """Decodes an image, turned as its EXIF orientation says, into mode L or RGB."""
+  if value.nbytes > IMAGE_BYTES:
+    raise ValueError(f"larger than {IMAGE_BYTES >> 20} MiB")
+  image: Image.Image = Image.open(io.BytesIO(value), formats=FORMATS)
+  if image.width * image.height > IMAGE_PIXELS:
+    raise ValueError(f"{image.width} x {image.height} pixels are more than {IMAGE_PIXELS}")
+  if image.mode.startswith(("I", "F")):
+    raise ValueError(f"mode {image.mode}: more than 8 bits a channel")
+  if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    image = ImageOps.exif_transpose(image)
+  return image.convert("L" if image.mode in ("L", "1") else "RGB")
 
 
 def _coloured(image: np.ndarray) -> np.ndarray:

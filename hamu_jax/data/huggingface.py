@@ -1,7 +1,7 @@
 """Images in the Hugging Face layout: a dataset of the hub, or a local folder of parquet files.
 
 Both are Arrow tables with one column of encoded images (struct {bytes, path}, or plain bytes) and
-one of class numbers. The class names are in the features, which a file keeps in its metadata.
+one of classes. The class names are in the features, which a file keeps in its metadata.
 """
 
 import contextlib
@@ -9,13 +9,17 @@ import json
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from hamu_jax import outside
+from hamu_jax.data import class_labels, shards
 from hamu_jax.data.dataset import Contents, ImageSplit, Request
-from hamu_jax.data.encoded import EncodedImages
+from hamu_jax.data.encoded import IMAGE_BYTES, EncodedImages
 from hamu_jax.errors import CONNECT_SECONDS, UserError, first_line, unreachable
+
+Features = dict[str, dict[str, Any]]  # {column: its Hugging Face feature {"_type": ..., ...}}
 
 
 def read_folder(request: Request) -> Contents:
@@ -35,14 +39,15 @@ def read_folder(request: Request) -> Contents:
   import pyarrow as pa
 
   folder = _parquet_folder(request.path, request.subset)
-  tables = {}
+  splits = shards.by_split(folder.glob("*.parquet"))
+  tables, features = {}, {}
   for split in ("train", request.test_split):
-    files = sorted(folder.glob(f"{split}*.parquet"))
-    if not files:
+    if split not in splits:
       raise UserError(
-        f"config.data.path='{folder}' holds no {split}*.parquet; config.data.test_split names the"
-        " split to evaluate on"
+        f"config.data.path='{folder}' holds no {split}.parquet or shards of it, but {', '.join(splits)};"
+        " config.data.test_split names the split to evaluate on"
       )
+    files = list(splits[split])
     try:
       tables[split] = (_mapped if request.stream else read_parquet)(files)
     except pa.ArrowException as error:
@@ -50,9 +55,8 @@ def read_folder(request: Request) -> Contents:
         f"config.data.path='{folder}': {split}*.parquet have different columns ({first_line(error)}); keep"
         " the files of one dataset there"
       ) from None
-  metadata = (tables["train"].schema.metadata or {}).get(b"huggingface", b"{}")
-  features = json.loads(metadata).get("info", {}).get("features", {})
-  return _contents(tables, features, request)
+    features[split] = _features(files)
+  return _contents(tables, features, request, (folder,))
 
 
 def read_parquet(files: list[pathlib.Path]):
@@ -91,14 +95,29 @@ def _mapped(files: list[pathlib.Path]):
 
 
 def _opened(read: Callable, file: pathlib.Path):
-  import pyarrow as pa
-
-  try:
+  with outside.read_of(f"config.data.path: '{file}'", "a parquet file", "download it again"):
     return read(file)
-  except (pa.ArrowException, OSError) as error:
+
+
+def _features(files: list[pathlib.Path]) -> Features:
+  """Reads the Hugging Face features in the metadata of a split's files, which must be the same in all."""
+  import pyarrow.parquet as pq
+
+  found = []
+  for file in files:
+    metadata = _opened(pq.read_schema, file).metadata or {}
+    where, remedy = f"config.data.path: '{file}'", "download it again"
+    with outside.read_of(where, "a parquet file with metadata of Hugging Face", remedy):
+      features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+      if not all(isinstance(feature, dict) for feature in features.values()):
+        raise ValueError("its features are not objects")
+    found.append(features)
+  if different := [file for file, features in zip(files, found, strict=True) if features != found[0]]:
     raise UserError(
-      f"config.data.path: '{file}' is corrupt or not a parquet file ({first_line(error)}); download it again"
-    ) from None
+      f"config.data.path: '{different[0]}' describes its columns or classes otherwise than '{files[0]}'; keep"
+      " the files of one dataset there"
+    )
+  return found[0]
 
 
 def _parquet_folder(path: str, subset: str) -> pathlib.Path:
@@ -236,13 +255,20 @@ def read_hub(request: Request) -> Contents:
       f"config.data.name={request.name!r} has no {missing[0]!r} split on the hub, only"
       f" {', '.join(splits)}; config.data.test_split names the one to evaluate on"
     )
+  import datasets
+  from huggingface_hub import constants
+
   # Memory-mapped: nothing is copied.
   tables = {split: splits[split].with_format("arrow")[:] for split in wanted}
-  return _contents(tables, splits["train"].features.to_dict(), request)
+  features = {split: splits[split].features.to_dict() for split in wanted}
+  caches = (request.path or datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
+  return _contents(tables, features, request, tuple(map(pathlib.Path, caches)))
 
 
-def _contents(tables: dict[str, Any], features: dict[str, Any], request: Request) -> Contents:
-  """Decodes Arrow tables, given the Hugging Face features {column: {"_type": ..., ...}}."""
+def _contents(
+  tables: dict[str, Any], features: dict[str, Features], request: Request, folders: tuple[pathlib.Path, ...]
+) -> Contents:
+  """Decodes the Arrow tables of all splits; images that they name lie in one of `folders`."""
   import pyarrow.types as types
 
   def holds_images(kind):
@@ -250,9 +276,10 @@ def _contents(tables: dict[str, Any], features: dict[str, Any], request: Request
     return is_bytes or (types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
   schema = tables["train"].schema
-  image_key = _column(schema, features, request.image_key, "image_key", "Image", holds_images)
-  label_key = _column(schema, features, request.label_key, "label_key", "ClassLabel", types.is_integer)
-  splits = []
+  images = _Wanted("image_key", "Image", "encoded images (bytes)", (holds_images,))
+  labels = _Wanted("label_key", "ClassLabel", class_labels.KINDS, (types.is_integer, class_labels.may_hold))
+  image_key = _column(schema, features["train"], request.image_key, images)
+  label_key = _column(schema, features["train"], request.label_key, labels)
   for split, table in tables.items():
     missing = {image_key, label_key} - set(table.column_names)
     if missing:
@@ -260,36 +287,55 @@ def _contents(tables: dict[str, Any], features: dict[str, Any], request: Request
         f"the {split} table has no column {missing.pop()!r}: config.data.image_key and"
         f" config.data.label_key choose from {', '.join(table.column_names)}"
       )
-    labels = table.column(label_key)
-    if labels.null_count:
-      raise UserError(
-        f"config.data.label_key={label_key!r}: {labels.null_count} of {len(labels)} {split} examples have no"
-        " label; choose a split or column with all labels"
-      )
-    images = EncodedImages(
-      _reader(table.column(image_key)),
-      np.arange(len(table)),
-      f"{split} image",
-      request.image_size,
+  numbers, class_names = class_labels.read(
+    {split: table.column(label_key) for split, table in tables.items()},
+    {split: _class_names(found.get(label_key, {}), split) for split, found in features.items()},
+    f"config.data.label_key={label_key!r}",
+  )
+  train, test = (
+    ImageSplit(
+      EncodedImages(
+        _reader(table.column(image_key), folders),
+        np.arange(len(table)),
+        f"{split} image",
+        request.image_size,
+      ),
+      numbers[split],
     )
-    splits.append(ImageSplit(images, labels.to_numpy()))
-  names = features.get(label_key, {}).get("names")
-  if not names:
-    names = _numbered(splits[0].labels, label_key)
-  train, test = splits
-  return Contents(train, test, tuple(names), train_names=_file_names(tables["train"].column(image_key)))
+    for split, table in tables.items()
+  )
+  return Contents(train, test, class_names, train_names=_file_names(tables["train"].column(image_key)))
 
 
-def _reader(column) -> Callable[[int], bytes]:
+def _class_names(feature: dict[str, Any], split: str) -> list[str] | None:
+  """The class names that the metadata of a column list, None if there are none."""
+  names = feature.get("names")
+  if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+    raise UserError(f"the metadata of {split} list class names that are no texts; download the dataset again")
+  return names or None
+
+
+def _reader(column, folders: tuple[pathlib.Path, ...]) -> Callable[[int], bytes]:
   """Returns a function that reads one encoded image and leaves the column where it is."""
 
   def read(row: int) -> bytes:
     value = column[row].as_py()
     if isinstance(value, dict):
-      value = value["bytes"] or pathlib.Path(value["path"]).read_bytes()
+      value = value["bytes"] or _file_bytes(value["path"], folders)
     return value
 
   return read
+
+
+def _file_bytes(path: str, folders: tuple[pathlib.Path, ...]) -> bytes:
+  """Reads a file that a table names. It must lie in one of the folders: the table may be anybody's."""
+  for folder in folders:
+    root, file = folder.resolve(), (folder / path).resolve()
+    if file.is_relative_to(root) and file.is_file():
+      if file.stat().st_size > IMAGE_BYTES:
+        raise ValueError(f"{path!r} is larger than {IMAGE_BYTES >> 20} MiB")
+      return file.read_bytes()
+  raise ValueError(f"its file {path!r} is not in the dataset's folder")
 
 
 def _file_names(column) -> np.ndarray | None:
@@ -303,28 +349,31 @@ def _file_names(column) -> np.ndarray | None:
   return None if names.null_count else np.array(names.to_pylist(), np.dtypes.StringDType())
 
 
-def _numbered(labels: np.ndarray, label_key: str) -> list[str]:
-  """Names the classes "0".."K-1", for features that do not name them."""
-  classes = int(labels.max()) + 1 if len(labels) else 0
-  if classes > len(labels):
-    raise UserError(
-      f"config.data.label_key={label_key!r} holds {classes - 1} but only {len(labels)} rows, so"
-      " it is not a class number; choose the column of class numbers"
-    )
-  return [str(label) for label in range(classes)]
+class _Wanted(NamedTuple):
+  """What a column must be."""
+
+  field: str  # the field of `config.data` that names it
+  feature: str  # its type in the Hugging Face features
+  values: str  # its values, in words
+  # Whether a `pyarrow.DataType` can hold these values; the last admits all types, those before are preferred.
+  fits: tuple[Callable[[Any], bool], ...]
 
 
-def _column(schema, features, key: str, field: str, feature: str, fits) -> str:
+def _column(schema, features: Features, key: str, wanted: _Wanted) -> str:
   """Returns the column that `key` names or, for an empty key, the only column that fits."""
   columns = ", ".join(f"{name} ({schema.field(name).type})" for name in schema.names)
   if key:
     if key not in schema.names:
-      raise UserError(f"config.data.{field}={key!r} is not a column: choose from {columns}")
-    if not fits(schema.field(key).type):
-      raise UserError(f"config.data.{field}={key!r} holds no {feature}: choose from {columns}")
+      raise UserError(f"config.data.{wanted.field}={key!r} is not a column: choose from {columns}")
+    if not wanted.fits[-1](schema.field(key).type):
+      raise UserError(
+        f"config.data.{wanted.field}={key!r} holds {schema.field(key).type} where {wanted.values} are needed:"
+        f" choose from {columns}"
+      )
     return key
-  found = [name for name in schema.names if features.get(name, {}).get("_type") == feature]
-  found = found or [name for name in schema.names if fits(schema.field(name).type)]
+  found = [name for name in schema.names if features.get(name, {}).get("_type") == wanted.feature]
+  for fits in wanted.fits:
+    found = found or [name for name in schema.names if fits(schema.field(name).type)]
   if len(found) != 1:
-    raise UserError(f"config.data.{field}: {len(found)} columns fit, name one of {columns}")
+    raise UserError(f"config.data.{wanted.field}: {len(found)} columns fit, name one of {columns}")
   return found[0]

@@ -12,25 +12,16 @@ when it is loaded. They are read here without calling anything that the pickle n
 import pathlib
 import pickle
 import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 
+from hamu_jax import outside
 from hamu_jax.errors import UserError, first_line
 
 SUFFIXES = (".npz", ".npy")
 SCORE_KEYS = ("tr_mem", "memorization")
 NAMES_KEY, ROWS_KEY = "tr_filenames", "rows"
-_UNREADABLE = (
-  EOFError,
-  MemoryError,  # raised for a damaged length
-  OSError,
-  ValueError,
-  pickle.UnpicklingError,
-  zipfile.BadZipFile,
-  zlib.error,
-)
 
 
 def read_scores(
@@ -98,10 +89,8 @@ def _checked(file: pathlib.Path, field: str) -> tuple[np.ndarray, dict[str, np.n
   """Reads the scores and the arrays that belong to them, each with one value per score."""
   if file.suffix not in SUFFIXES:
     raise UserError(f"{field}: choose a file of type {', '.join(SUFFIXES)}")
-  try:
+  with outside.read_of(field, "scores", "download or estimate them again"):
     key, arrays = _read(file)
-  except _UNREADABLE as error:
-    raise UserError(f"{field}: cannot be read as scores ({first_line(error)})") from None
   scores = arrays[key]
   if scores.ndim != 1 or scores.dtype.kind not in "fiu":
     raise UserError(
@@ -148,17 +137,16 @@ def _stem(name: str) -> str:
 
 def _read(file: pathlib.Path) -> tuple[str, dict[str, Any]]:
   """Reads the scores and the arrays that belong to them, names as a list -> (key of the scores, arrays)."""
-  loaded = np.load(file, allow_pickle=False)
-  if isinstance(loaded, np.ndarray):
-    return SCORE_KEYS[0], {SCORE_KEYS[0]: loaded}
-  with loaded as archive:
-    found = [key for key in SCORE_KEYS if key in archive.files]
+  arrays: dict[str, Any] = outside.arrays_of(file, {"", *SCORE_KEYS, ROWS_KEY})
+  if "" in arrays:
+    return SCORE_KEYS[0], {SCORE_KEYS[0]: arrays[""]}
+  with zipfile.ZipFile(file) as archive:
+    held = [member.removesuffix(".npy") for member in archive.namelist()]
+    found = [key for key in SCORE_KEYS if key in arrays]
     if not found:
-      held = ", ".join(archive.files) or "nothing"
-      raise ValueError(f"it holds {held}; needs one of {', '.join(SCORE_KEYS)}")
-    arrays = {key: archive[key] for key in (found[0], ROWS_KEY) if key in archive.files}
-    if NAMES_KEY in archive.files:
-      with archive.zip.open(f"{NAMES_KEY}.npy") as member:
+      raise ValueError(f"it holds {', '.join(held) or 'nothing'}; needs one of {', '.join(SCORE_KEYS)}")
+    if NAMES_KEY in held:
+      with archive.open(f"{NAMES_KEY}.npy") as member:
         arrays[NAMES_KEY] = _read_names(member)
   return found[0], arrays
 

@@ -6,13 +6,14 @@ All draws are made by NumPy's `default_rng`, so the same seed gives the same spl
 import json
 import math
 import pathlib
-import zipfile
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from hamu_jax.errors import UserError, first_line
+from hamu_jax import outside
+from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
 from sam_jax import memorization
 
@@ -160,10 +161,8 @@ def read_indices(path: str) -> np.ndarray:
     raise UserError(f"{field}: no such file; give example numbers in {', '.join(readers)}")
   if file.suffix not in readers:
     raise UserError(f"{field}: choose a file of type {', '.join(readers)}")
-  try:
+  with outside.read_of(field, "example numbers", "write it again"):
     indices = readers[file.suffix](file)
-  except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
-    raise UserError(f"{field}: cannot be read as example numbers ({first_line(error)})") from None
   if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
     raise UserError(
       f"{field}: needs one vector of integers, but holds {indices.dtype} of shape {indices.shape}"
@@ -172,21 +171,21 @@ def read_indices(path: str) -> np.ndarray:
 
 
 def _read_numpy(file: pathlib.Path) -> np.ndarray:
-  loaded = np.load(file, allow_pickle=False)
-  if isinstance(loaded, np.ndarray):
-    return loaded
-  with loaded:
-    if len(loaded.files) != 1:
-      raise ValueError(f"it holds {len(loaded.files)} arrays where one is needed")
-    return loaded[loaded.files[0]]
+  arrays = outside.arrays_of(file)
+  if len(arrays) != 1:
+    raise ValueError(f"it holds {len(arrays)} arrays where one is needed")
+  return next(iter(arrays.values()))
 
 
 def _read_json(file: pathlib.Path) -> np.ndarray:
-  return np.array(json.loads(file.read_text()))
+  return np.array(json.loads(outside.text_of(file)))
 
 
 def _read_text(file: pathlib.Path) -> np.ndarray:
-  return np.array([int(word) for word in file.read_text().split()])
+  words = outside.text_of(file).split()
+  if wrong := [word for word in words if not re.fullmatch(r"[+-]?\d{1,18}", word)]:
+    raise ValueError(f"{wrong[0][:40]!r} is no whole number")
+  return np.array([int(word) for word in words])
 
 
 FORGET_KINDS = {

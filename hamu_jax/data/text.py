@@ -22,7 +22,7 @@ ROLES = ("retain", "forget", "test")
 # Columns that name the owner of a text, in order of preference.
 OWNERS = ("owner", "author")
 # Matches the name of each split in a specification of rows.
-_NAME = r"(^|\+)\s*(\w+(?:\.\w+)*)"
+_NAME = r"(^|\+)\s*(\w+(?:[.-]\w+)*)"
 
 
 class TextSplit(NamedTuple):
@@ -308,11 +308,14 @@ def _parts(spec: str, table: Tables, field: str) -> list[_Part]:
   """Looks up the splits and rows that `spec` names."""
   from datasets import ReadInstruction
 
+  # `ReadInstruction` takes no hyphens, which names of files may have.
+  names = {f"split_{number}": name for number, (_, name) in enumerate(re.findall(_NAME, spec))}
+  aliases = iter(names)
   try:
-    instruction = ReadInstruction.from_spec(spec)
-    tables = {name: table(name, field) for _, name in re.findall(_NAME, spec)}
+    instruction = ReadInstruction.from_spec(re.sub(_NAME, lambda found: found[1] + next(aliases), spec))
+    tables = {name: table(name, field) for name in names.values()}
     lengths = {name: length(columns) for name, columns in tables.items()}
-    slices = instruction.to_absolute(lengths)
+    slices = instruction.to_absolute({alias: lengths[name] for alias, name in names.items()})
   except UserError:
     raise
   except ValueError as error:
@@ -320,7 +323,11 @@ def _parts(spec: str, table: Tables, field: str) -> list[_Part]:
       f"{field}={spec!r} names no rows ({first_line(error)}): give a split, such as 'forget10',"
       " or rows of one, such as 'forget10[300:400]' or 'train[:10%]'"
     ) from None
-  parts = [_Part(each.splitname, tables[each.splitname], np.arange(each.from_, each.to)) for each in slices]
+  parts = [
+    _Part(name, tables[name], np.arange(each.from_, each.to))
+    for each in slices
+    for name in (names[each.splitname],)
+  ]
   if empty := [part.name for part in parts if not len(part.rows)]:
     raise UserError(
       f"{field}={spec!r} is empty: {empty[0]!r} has {lengths[empty[0]]} rows; name rows that it has"

@@ -2,20 +2,20 @@
 
 import json
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from hamu_jax import outside
 from hamu_jax.data.huggingface import Hub, read_parquet
+from hamu_jax.data.shards import Files, by_split
 from hamu_jax.errors import UserError, first_line
 
 Table = dict[str, Sequence[Any]]  # {column: list or `pyarrow.ChunkedArray` of its values}
 Tables = Callable[[str, str], Table]  # (split, config field that names it) -> the split's table
 
 SUFFIXES = (".parquet", ".json", ".jsonl")
-_SHARD = r"-\d{5}-of-\d{5}$"
 
 
 def length(table: Table) -> int:
@@ -121,8 +121,6 @@ def _columns(dataset) -> Table:
 
 # --- local files ---
 
-Files = dict[str, tuple[pathlib.Path, ...]]  # {split: its files in order}
-
 
 def local_files(path: str, subset: str, nested: bool = False) -> tuple[Files, str]:
   """Finds the files of each split.
@@ -165,11 +163,7 @@ def local_files(path: str, subset: str, nested: bool = False) -> tuple[Files, st
 
 
 def _by_split(folder: pathlib.Path) -> Files:
-  files: Files = {}
-  for file in sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES):
-    name = re.sub(_SHARD, "", file.stem)
-    files[name] = (*files.get(name, ()), file)
-  return files
+  return by_split(file for file in folder.iterdir() if file.suffix in SUFFIXES)
 
 
 def file_tables(files: Files, where: str) -> Tables:
@@ -216,17 +210,12 @@ def _read(files: tuple[pathlib.Path, ...]) -> Table:
 
 def _read_json(file: pathlib.Path) -> list[dict[str, Any]]:
   """Reads a JSON list of objects or, as in TOFU's .json files, one object per line."""
-  try:
-    text = file.read_text("utf-8")
+  with outside.read_of(f"config.data.path: '{file}'", "a JSON list or JSON lines", "download it again"):
+    text = outside.text_of(file)
     if text.lstrip().startswith("["):
       rows = json.loads(text)
     else:
       rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-  except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError, too.
-    raise UserError(
-      f"config.data.path: '{file}' is neither a JSON list nor JSON lines ({first_line(error)}); download"
-      " it again"
-    ) from None
   if wrong := [row for row in rows if not isinstance(row, dict)]:
     raise UserError(
       f"config.data.path: '{file}' holds {json.dumps(wrong[0])[:60]}; give one object of columns per row"

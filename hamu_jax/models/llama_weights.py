@@ -101,7 +101,7 @@ class SafetensorsFolder:
 
   def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
     file = self._files[name]
-    what, remedy = f"readable at tensor {name!r}", "save the weights in float32 or bfloat16"
+    what, remedy = f"safetensors at {name!r}", "save the weights in float32 or bfloat16"
     with _open(file) as tensors, outside.read_of(file, what, remedy):
       return tensors.get_slice(name)[index]
 

@@ -132,7 +132,7 @@ def test_digest_depends_on_every_image_its_length_and_its_place():
 @pytest.mark.parametrize(
   "value, message",
   [
-    (b"no image", "train image 1 cannot be decoded .cannot identify"),
+    (b"no image", "train image 1 cannot be decoded .not of a format that is read: JPEG, PNG"),
     (_png(IMAGES[0])[:60], "train image 1 cannot be decoded"),
     (None, "train image 1 cannot be decoded"),
     (_png(np.zeros((4, 5), np.uint16)), "more than 8 bits a channel"),

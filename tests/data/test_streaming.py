@@ -118,7 +118,11 @@ def test_published_schemas_are_read(published, monkeypatch, arrow_cache, source,
   "published, option, message",
   [
     ("cifar100", "label_key", "label_key: 2 columns fit, name one of .*fine_label .*coarse"),
-    ("tiny_imagenet", "test_split", r"holds no test\*.parquet; config.data.test_split names"),
+    (
+      "tiny_imagenet",
+      "test_split",
+      r"holds no test.parquet or shards of it, but train, valid; config.data.test_split names",
+    ),
     ("imagenet", "test_split", "test: example 0 has label -1, outside the 1000 classes"),
     ("imagenet", "image_size", "images have 4 shapes, one is needed.*config.data.image_size"),
   ],
@@ -258,7 +262,7 @@ def test_damaged_files_are_refused_before_they_are_converted(published, arrow_ca
   if damage == "truncate":
     with open(file, "r+b") as handle:
       handle.truncate(200)
-    message = "train-00000-of-00001.parquet' is corrupt or not a parquet file"
+    message = "train-00000-of-00001.parquet': cannot be read as a parquet file"
   else:
     table = pq.read_table(file)
     other = table.set_column(1, "label", pa.array(["text"] * 12))

@@ -133,7 +133,7 @@ def test_rows_are_sliced_as_datasets_does(tofu, spec, rows):
   assert split.prompts == tuple(f"full {row}?" for row in rows)
 
 
-@pytest.mark.parametrize("spec", ["full[", "full[1]", "", "[1:2]", "full[:300%]", "full-1"])
+@pytest.mark.parametrize("spec", ["full[", "full[1]", "", "[1:2]", "full[:300%]", "full-[1:2]"])
 def test_what_is_no_slice_is_refused(tofu, spec):
   message = r"config.text.forget_split='.*names no rows.*such as 'forget10\[300:400\]'"
   _refused("tofu", message, path=tofu, forget_split=spec)
@@ -586,8 +586,8 @@ def test_files_that_are_not_there(tmp_path):
 )
 def test_corrupt_files_are_refused(tmp_path, name, damage):
   (tmp_path / name).write_bytes(damage)
-  kinds = "is corrupt or not a parquet file|is neither a JSON list nor JSON lines|holds (1|2|null);"
-  message = f"{name}' ({kinds})"
+  kinds = "cannot be read as (a parquet file|a JSON list or JSON lines)|holds (1|2|null);"
+  message = f"{name}'.*({kinds})"
   if not damage and name != "train.parquet":
     message = "forget_split='train' is empty: 'train' has 0 rows"
   _refused("question_answer", message, path=str(tmp_path), forget_split="train")

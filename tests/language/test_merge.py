@@ -149,4 +149,4 @@ def test_an_adapter_that_is_damaged(prepare, tmp_path, capsys):
   folders = prepare("gqa_tied")
   (folders.adapter / "adapter_config.json").write_text("{")
   error = _refused(capsys, f"--adapter={folders.adapter}", f"--out={tmp_path / 'merged'}")
-  assert "not JSON" in error
+  assert "cannot be read as JSON" in error

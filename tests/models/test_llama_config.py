@@ -128,9 +128,9 @@ def test_what_this_llama_cannot_be(change, message, tmp_path):
   "text, message",
   [
     (None, "cannot be read.*give the folder of a Llama"),
-    ("{", "not JSON"),
+    ("{", "cannot be read as JSON"),
     ("[]", "JSON list where an object"),
-    ("[" * 100_000, "not JSON"),
+    ("[" * 100_000, "cannot be read as JSON"),
   ],
 )
 def test_files_that_are_no_configuration(text, message, tmp_path):

@@ -219,10 +219,10 @@ def test_tensors_that_mean_nothing(read_llama, golden, tmp_path):
   "name, text, message",
   [
     ("model.safetensors", None, "holds neither model.safetensors nor"),
-    ("model.safetensors", "{", "model.safetensors: not a safetensors file"),
-    (_INDEX, "{}", "not an index of weights"),
+    ("model.safetensors", "{", "model.safetensors: cannot be read as a safetensors file"),
+    (_INDEX, "{}", "cannot be read as an index of weights"),
     (_INDEX, "[]", "JSON list where an object"),
-    (_INDEX, '{"weight_map": {"a": 3}}', "not an index of weights"),
+    (_INDEX, '{"weight_map": {"a": 3}}', "cannot be read as an index of weights"),
     (_INDEX, '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "00001.*is missing"),
     (_INDEX, '{"weight_map": {"a": "../copy/model.safetensors"}}', "shard '../copy.*is missing"),
   ],

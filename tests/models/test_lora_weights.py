@@ -120,7 +120,7 @@ def test_an_adapter_of_another_model(tiny_llama, copy, change, message):
     ({"r": 0}, "r=0: a whole number"),
     ({"lora_alpha": float("inf")}, "lora_alpha=inf: a finite number"),
     ({"target_modules": 3}, "target_modules=3: names or a regular expression"),
-    ({"target_modules": "(q"}, "not a configuration of PEFT"),
+    ({"target_modules": "(q"}, "cannot be read as a configuration of PEFT"),
     ({"target_modules": ["fc1"]}, "fits nothing"),
     ({"base_model_name_or_path": {"a": 1}}, "base_model_name_or_path=.* is not a name"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save="),
@@ -140,11 +140,11 @@ def test_adapters_that_are_not_supported(tiny_llama, copy, change, message):
   "name, text, message",
   [
     ("adapter_config.json", None, "adapter_config.json: cannot be read"),
-    ("adapter_config.json", "{", "adapter_config.json: not JSON"),
-    ("adapter_config.json", "[" * 100_000, "adapter_config.json: not JSON"),
+    ("adapter_config.json", "{", "adapter_config.json: cannot be read as JSON"),
+    ("adapter_config.json", "[" * 100_000, "adapter_config.json: cannot be read as JSON"),
     ("adapter_config.json", '{"peft_type": "LORA"}', "lacks 'r'"),
     (_FILE, None, f"{_FILE}: no such file"),
-    (_FILE, "{", f"{_FILE}: not a safetensors file"),
+    (_FILE, "{", f"{_FILE}: cannot be read as a safetensors file"),
   ],
 )
 def test_damaged_folders(tiny_llama, copy, name, text, message):
