@@ -8,21 +8,20 @@ import collections
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from hamu_jax.data import split_rows
+from hamu_jax.data.split_rows import Part
 from hamu_jax.data.text_sources import DUPLICATES, PARAPHRASED, PERTURBED, TEXT_SOURCES, Request, Shelf
-from hamu_jax.data.text_tables import Table, Tables, cells, length
-from hamu_jax.errors import UserError, first_line
+from hamu_jax.data.text_tables import Table, cells, length
+from hamu_jax.errors import UserError
 
 ROLES = ("retain", "forget", "test")
 # Columns that name the owner of a text, in order of preference.
 OWNERS = ("owner", "author")
-# Matches the name of each split in a specification of rows.
-_NAME = r"(^|\+)\s*(\w+(?:[.-]\w+)*)"
 
 
 class TextSplit(NamedTuple):
@@ -126,14 +125,6 @@ def _check_request(source: str, duplicates: str, test_split: str, test_size: int
     )
 
 
-class _Part(NamedTuple):
-  """Rows of one split of the source."""
-
-  name: str
-  table: Table
-  rows: np.ndarray  # [n] int64
-
-
 class _Reader:
   """Reads splits of a source from the columns that the user named, and checks each text."""
 
@@ -142,7 +133,7 @@ class _Reader:
 
   def split(self, spec: str, field: str) -> TextSplit:
     """Reads the rows that `spec` names, with their wrong answers if the source has any."""
-    parts = _parts(spec, self._shelf.table, field)
+    parts = split_rows.read(spec, self._shelf.table, field)
     return _joined([self._completed(part.name, self._texts(part, field), field) for part in parts])
 
   def suite(self, spec: str) -> TextSplit:
@@ -155,7 +146,7 @@ class _Reader:
       return self._shelf.table(name, field)
 
     field = "config.text.suites"
-    return _joined([self._texts(part, field) for part in _parts(spec, table, field)])
+    return _joined([self._texts(part, field) for part in split_rows.read(spec, table, field)])
 
   def rest(self, spec: str, forget: TextSplit) -> TextSplit:
     """Reads every row of the dataset that is not in the forget set."""
@@ -164,7 +155,7 @@ class _Reader:
       f"config.text.retain_split='' means all rows but those of {field}={spec!r}, which leaves"
       " none here: name the split to retain"
     )
-    parts = _parts(spec, self._shelf.table, field)
+    parts = split_rows.read(spec, self._shelf.table, field)
     names = {part.name for part in parts}
     whole = self._shelf.whole or parts[0].name
     if names == {whole}:
@@ -172,7 +163,7 @@ class _Reader:
       rows = np.setdiff1d(np.arange(length(table)), np.concatenate([part.rows for part in parts]))
       if not len(rows):
         raise nothing
-      part = _Part(whole, table, rows)
+      part = Part(whole, table, rows)
       return self._completed(whole, self._texts(part, field), field)
     if not self._shelf.whole:
       raise UserError(
@@ -194,7 +185,7 @@ class _Reader:
 
   def twins(self, spec: str, name: str, count: int) -> TextSplit:
     """Reads the rows of `spec` from another split, which corresponds to it row by row."""
-    split = self.split(re.sub(_NAME, rf"\1{name}", spec), "config.text.duplicates")
+    split = self.split(split_rows.of_split(spec, name), "config.text.duplicates")
     if len(split.answers) != count:
       raise UserError(
         f"config.text.duplicates: {name!r} has {len(split.answers)} rows for the {count} of"
@@ -208,7 +199,7 @@ class _Reader:
     if split.perturbed is not None or found is None:
       return split
     other, table = found
-    extra = self._texts(_Part(other, table, np.arange(length(table))), field)
+    extra = self._texts(Part(other, table, np.arange(length(table))), field)
     by_pair = {pair: row for row, pair in enumerate(_pairs(extra))}
     # The answers may differ in punctuation, so a question that is asked once is matched without its answer.
     asked = collections.Counter(extra.prompts)
@@ -225,7 +216,7 @@ class _Reader:
     extra = _taken(extra, rows)
     return split._replace(paraphrased=extra.paraphrased, perturbed=extra.perturbed)
 
-  def _texts(self, part: _Part, field: str) -> TextSplit:
+  def _texts(self, part: Part, field: str) -> TextSplit:
     """Reads and checks rows of one table."""
     answers = self._strings(part, self._answer_key, "config.text.answer_key")
     prompts = ("",) * len(answers)
@@ -244,7 +235,7 @@ class _Reader:
       owners = tuple(map(str, names))
     return TextSplit(prompts, answers, paraphrased, perturbed, owners)
 
-  def _strings(self, part: _Part, column: str, field: str) -> tuple[str, ...]:
+  def _strings(self, part: Part, column: str, field: str) -> tuple[str, ...]:
     if column not in part.table:
       raise UserError(
         f"{field}={column!r} is not a column of {part.name!r}: choose from {', '.join(part.table)}"
@@ -287,7 +278,7 @@ def _add_suites(splits: dict[str, TextSplit], reader: _Reader, suites: Sequence[
     splits[key] = reader.suite(suite)
 
 
-def _wrong_answers(part: _Part, field: str) -> tuple[tuple[str, ...], ...]:
+def _wrong_answers(part: Part, field: str) -> tuple[tuple[str, ...], ...]:
   """Reads the wrong answers; every row must have the same number of them."""
   values = cells(part.table[PERTURBED], part.rows)
   where = f"{field}: row {{}} of {part.name!r} has"
@@ -302,37 +293,6 @@ def _wrong_answers(part: _Part, field: str) -> tuple[tuple[str, ...], ...]:
         " give every row the same number"
       )
   return tuple(map(tuple, values))
-
-
-def _parts(spec: str, table: Tables, field: str) -> list[_Part]:
-  """Looks up the splits and rows that `spec` names."""
-  from datasets import ReadInstruction
-
-  # `ReadInstruction` takes no hyphens, which names of files may have.
-  names = {f"split_{number}": name for number, (_, name) in enumerate(re.findall(_NAME, spec))}
-  aliases = iter(names)
-  try:
-    instruction = ReadInstruction.from_spec(re.sub(_NAME, lambda found: found[1] + next(aliases), spec))
-    tables = {name: table(name, field) for name in names.values()}
-    lengths = {name: length(columns) for name, columns in tables.items()}
-    slices = instruction.to_absolute({alias: lengths[name] for alias, name in names.items()})
-  except UserError:
-    raise
-  except ValueError as error:
-    raise UserError(
-      f"{field}={spec!r} names no rows ({first_line(error)}): give a split, such as 'forget10',"
-      " or rows of one, such as 'forget10[300:400]' or 'train[:10%]'"
-    ) from None
-  parts = [
-    _Part(name, tables[name], np.arange(each.from_, each.to))
-    for each in slices
-    for name in (names[each.splitname],)
-  ]
-  if empty := [part.name for part in parts if not len(part.rows)]:
-    raise UserError(
-      f"{field}={spec!r} is empty: {empty[0]!r} has {lengths[empty[0]]} rows; name rows that it has"
-    )
-  return parts
 
 
 def _pairs(split: TextSplit) -> list[tuple[str, str]]:
