@@ -47,12 +47,13 @@ def read_of(file: object, what: str, remedy: str) -> Iterator[None]:
     raise UserError(f"{file}: cannot be read as {what} ({first_line(error)[:200]}); {remedy}") from None
 
 
-def text_of(file: pathlib.Path, *, limit: int | None = None) -> str:
+def text_of(file: pathlib.Path, *, limit: int | None = None, errors: str = "strict") -> str:
   """Reads a text file in UTF-8, without the byte order mark with which Windows programs begin it.
 
   Args:
     file: path of the file.
     limit: largest size in bytes; None for no limit.
+    errors: what becomes of bytes that are not UTF-8, as for `bytes.decode`.
 
   Raises:
     OSError: if it cannot be read.
@@ -63,7 +64,7 @@ def text_of(file: pathlib.Path, *, limit: int | None = None) -> str:
     raise ValueError("not a regular file")
   if limit is not None and status.st_size > limit:
     raise ValueError(f"larger than {limit >> 20} MiB")
-  return file.read_bytes().decode("utf-8-sig")
+  return file.read_bytes().decode("utf-8-sig", errors)
 
 
 _KINDS: dict[type, str] = {dict: "an object", list: "a list"}

@@ -252,6 +252,23 @@ def test_damaged_stages_are_computed_again(small, tmp_path, capsys):
   assert json.loads((tmp_path / "run" / "summary.json").read_text())["results"] == before
 
 
+def test_lost_metrics_are_restored_from_the_cache(small, tmp_path, capsys):
+  brief = ["--config.method.max_steps=1", "--config.train.epochs=1", "--config.retrain=False"]
+  assert main.run(small("run", *brief)) == 0
+  metrics = tmp_path / "run" / "metrics.jsonl"
+  before = [json.loads(line) for line in metrics.read_text().splitlines()]
+  metrics.write_bytes(b"")
+  capsys.readouterr()
+  assert main.run(small("run", *brief)) == 0
+  rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+  # Each stage's final evaluation; its steps are gone.
+  wanted = {(stage, split) for stage in ("pretrain", "unlearn") for split in ("retain", "forget", "test")}
+  assert wanted <= {(row["stage"], row["split"]) for row in rows}
+  assert all(row in before for row in rows)
+  notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+  assert ["pretrain" in notes[0], "unlearn" in notes[1], len(notes)] == [True, True, 2]
+
+
 @pytest.mark.slow
 def test_the_digits_are_unlearned(launch, tmp_path):
   """The README's first command, as it is."""

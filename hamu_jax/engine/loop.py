@@ -144,6 +144,9 @@ class Loop:
     for member, track, (step, stopped) in zip(members, position.tracks, position.progress(), strict=True):
       # The step that a stop rejected is logged, too.
       member.rundir.truncate(member.stage.name, step + stopped, evaluated=track.evaluated)
+      if step:
+        known = {"last": track.last_metrics, "evaluation": track.evaluation, "evaluated": track.evaluated}
+        member.rundir.restore(member.stage.name, step + stopped, **known)
 
     def save():
       position.seconds = time.monotonic() - started
@@ -258,11 +261,7 @@ class Loop:
     evaluate = self.evaluate
     assert evaluate is not None  # Else no evaluation is due.
     summary = self.watch.run(lambda: evaluate(state.variables))
-    aucs = {name: value for name, value in summary.items() if not isinstance(value, dict)}
-    for split, values in summary.items():
-      if isinstance(values, dict):
-        member.rundir.write(stage.name, step, split, values)
-    member.rundir.write(stage.name, step, "evaluation", aucs)
+    member.rundir.write_evaluation(stage.name, step, summary)
     score = stage.best(summary) if stage.best else track.best_score
     if not stage.best or score > track.best_score:
       track.best, track.best_score = state.variables, score

@@ -13,7 +13,7 @@ from hamu_jax.engine import sub_step
 from hamu_jax.experiment import results
 from hamu_jax.experiment.preparation import Preparation
 from hamu_jax.experiment.stages import Stages
-from hamu_jax.run import hosts, preemption
+from hamu_jax.run import disk, hosts, preemption
 from hamu_jax.run import rundir as rundir_lib
 
 Tree = Any
@@ -121,7 +121,8 @@ class Experiment:
     values, examples = results.evaluate_models(stages, models)
     summary = results.summarize(stages, values, records)
     if hosts.is_writer():
-      results.leave(self._workdir, stages, summary, models, mask, examples)
+      with disk.writing(self._workdir):
+        results.leave(self._workdir, stages, summary, models, mask, examples)
     return summary
 
   def start(self) -> Start:

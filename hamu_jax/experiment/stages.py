@@ -188,7 +188,16 @@ class Stages:
       (outcome,) = self.loop.run([member()], self.checkpoints(f"{name}-{key}"))
       return outcome.variables, self.publish(name, outcome)
     assert cached is not None
+    self._restore_metrics(name, cached[1])
     return cached
+
+  def _restore_metrics(self, name: str, record: Record) -> None:
+    """Restores the metrics of a cached stage that has run in this directory, if they are lost."""
+    if not self.checkpoints(f"{name}-{self.prepared.plan.keys[name]}").exists():
+      return
+    evaluation = self.cache.outcome("evaluate", self.evaluations.key(name)) or {}
+    steps = record["steps"]
+    self.rundir.restore(name, steps, last={}, evaluation=evaluation, evaluated=steps)
 
   def original(self) -> tuple[Tree, Record]:
     """The model to unlearn from: the imported one if there is one, else the pretrained one."""

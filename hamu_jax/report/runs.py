@@ -161,16 +161,15 @@ def _rows(folder: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
   """Complete rows of metrics.jsonl."""
   path = folder / "metrics.jsonl"
   try:
-    rows, torn = rundir.read_metrics(path)
-  except (UserError, OSError) as error:
+    rows, torn, damaged = rundir.read_metrics(path)
+  except UserError as error:
     notes.append(f"{_reason(error)} - its metrics are left out")
     return []
   if torn:
     notes.append(f"{path} is truncated: its {len(rows)} complete lines are used, the last one is not")
-  whole = [row for row in rows if isinstance(row, dict) and row.keys() >= {"stage", "step", "split"}]
-  if len(whole) < len(rows):
-    notes.append(f"{path}: {len(rows) - len(whole)} lines are not rows of a run - left out")
-  return whole
+  if damaged:
+    notes.append(f"{path}: {damaged} lines are not rows of a run - left out")
+  return rows
 
 
 def _reason(error: Exception) -> str:

@@ -4,17 +4,24 @@ import concurrent.futures
 import contextlib
 import pathlib
 import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from hamu_jax.errors import UserError
 from hamu_jax.run import digests, disk, hosts
 
 Tree = Any
 _KEEP = 2
+# Time in which threads of a failed write end.
+_SECONDS_TO_END = 0.5
 
 
 class Checkpoints:
@@ -64,7 +71,7 @@ class Checkpoints:
     self._wait()
     if self.latest == step:
       return
-    with self._writing(step):
+    with self._writing(step), _one_report():
       try:
         self._manager.save(
           step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
@@ -138,6 +145,28 @@ class Checkpoints:
     )
 
 
+@contextlib.contextmanager
+def _one_report() -> Iterator[None]:
+  """Keeps the threads of Orbax and tensorstore from printing tracebacks of a write that fails in its body.
+
+  The body raises the error, too, so it is reported once. Their last threads end only after that.
+  """
+  hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+  verbosity = logging.get_verbosity()
+  sys.excepthook = lambda *_: None
+  threading.excepthook = lambda _: None
+  sys.unraisablehook = lambda _: None
+  logging.set_verbosity(logging.FATAL)
+  try:
+    yield
+  except Exception:
+    time.sleep(_SECONDS_TO_END)
+    raise
+  finally:
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+    logging.set_verbosity(verbosity)
+
+
 def _unreadable(path: pathlib.Path, error: Exception, remedy: str) -> UserError:
   return UserError(f"{path}: this checkpoint is of another model ({digests.describe(error)}): {remedy}")
 
@@ -149,7 +178,7 @@ def _check_same(wanted, found) -> None:
 
 def save_tree(path: pathlib.Path, tree: Tree) -> None:
   """Writes one pytree of arrays as an Orbax checkpoint at `path`."""
-  with ocp.StandardCheckpointer() as checkpointer:
+  with _one_report(), ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(path.absolute(), tree)
 
 

@@ -1,6 +1,8 @@
 """The common command line of the programs: bad input gives one line of error and an exit status."""
 
 import argparse
+import contextlib
+import logging as logger
 import os
 import sys
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from typing import NoReturn
 from absl import logging
 
 from hamu_jax.errors import UserError
+from hamu_jax.run import disk
 from hamu_jax.run.preemption import Preempted
 
 BAD_INPUT = 2
@@ -36,10 +39,22 @@ def run(program: Callable[[], int | None]) -> int:
     The exit status; 2 for bad input, for which one line is printed. An interruption exits with status 143.
   """
   logging.set_verbosity(logging.WARNING)
+  # Orbax and tensorstore leave tasks behind if a write fails, and asyncio prints a traceback for each.
+  logger.getLogger("asyncio").setLevel(logger.CRITICAL)
   try:
-    return program() or 0
+    try:
+      return program() or 0
+    except Exception as error:  # Where nobody else has said that the disk is full.
+      if not disk.is_full(error):
+        raise
+      path = getattr(error, "filename", None) or "a file"
+      raise UserError(
+        f"cannot write {path}: {disk.reason_of(error)}; make room, then run the same command again"
+      ) from error
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
+    # The output may be a file on the full disk.
+    with contextlib.suppress(OSError):
+      print(f"error: {error}", file=sys.stderr, flush=True)
     return BAD_INPUT
   except Preempted:
     print("interrupted: progress is saved; run the same command to resume", file=sys.stderr)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from hamu_jax.errors import UserError, first_line
 
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|File too large|Read-only file system")
 # Tensorstore raises a ValueError that begins with the name of a status.
 _STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
 
@@ -22,8 +23,14 @@ def reason_of(error: BaseException) -> str | None:
   if not is_status and type(error).__name__ != "SafetensorError":
     return None
   # The system's own words are within the library's message.
-  words = re.search(r"(No space left on device|Disk quota exceeded|File too large|Permission denied)", text)
+  words = _FULL.search(text)
   return words[0] if words else text[:200]
+
+
+def is_full(error: BaseException) -> bool:
+  """Whether a disk or a quota is full, or the disk cannot be written at all."""
+  reason = reason_of(error)
+  return reason is not None and _FULL.search(reason) is not None
 
 
 @contextlib.contextmanager

@@ -40,10 +40,15 @@ def try_lock(path: pathlib.Path, remedy: str = "choose another folder") -> io.Fi
     raise UserError(f"cannot lock {path}: {error.strerror}; {remedy} on a file system with locks") from error
   try:
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    file.write(this_process().encode())
   except OSError:
     pass  # On a full disk the lock has no name, but it holds.
   return file
+
+
+def this_process() -> str:
+  """The name of this process."""
+  return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def holder(path: pathlib.Path) -> str:

@@ -12,12 +12,12 @@ files are replaced atomically. Metrics are appended, so a killed process leaves 
 truncated last line, which `read_metrics` reports and the next `RunDir.open` removes.
 """
 
-import contextlib
 import io
 import json
 import math
 import os
 import pathlib
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,8 +25,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from hamu_jax import outside
 from hamu_jax.errors import UserError
-from hamu_jax.run.sinks import Sink, TensorBoardSink, WandbSink
+from hamu_jax.run import digests, lock
+from hamu_jax.run.disk import writing
+from hamu_jax.run.sinks import Sink, Sinks, TensorBoardSink, WandbSink
 
 
 class MetricsLog(NamedTuple):
@@ -34,6 +37,7 @@ class MetricsLog(NamedTuple):
 
   rows: list[dict[str, Any]]
   torn: bool  # whether the last line is truncated; it is then not among the rows
+  damaged: int = 0  # the number of other lines that are no rows
 
 
 def jsonable(value: Any) -> Any:
@@ -66,29 +70,38 @@ def jsonable(value: Any) -> Any:
 
 
 def read_metrics(path: os.PathLike | str) -> MetricsLog:
-  """Reads the metrics of a run directory; the last line may be truncated.
+  """Reads the metrics of a run directory, of which some lines may be damaged and the last one truncated.
 
   Args:
     path: The run directory or its metrics.jsonl; without such a file there are no rows.
 
-  Returns:
-    The rows in the order written, and whether a truncated last line was left out.
-
   Raises:
-    UserError: if a line before the last is not JSON, so that no run can have written the file.
+    UserError: if the file cannot be read.
   """
   path = pathlib.Path(path)
   path = path / "metrics.jsonl" if path.is_dir() else path
-  lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-  rows = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError as error:
-      if number == len(lines):
-        return MetricsLog(rows, torn=True)
-      raise UserError(f"{path}: line {number} is not JSON ({error}); repair or delete it") from error
-  return MetricsLog(rows, torn=False)
+  lines = [""]
+  if path.exists():
+    with outside.read_of(path, "a text", "repair or delete it"):
+      # Only a line feed ends a row: binary data have other line ends, too.
+      lines = outside.text_of(path, errors="replace").split("\n")
+  if not lines[-1]:
+    lines.pop()
+  rows = [_row(line) for line in lines]
+  # What a killed process leaves is the beginning of a row.
+  torn = bool(rows) and rows[-1] is None and lines[-1].startswith("{")
+  return MetricsLog([row for row in rows if row is not None], torn, rows.count(None) - torn)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+  """The row of metrics in a line, None if there is none."""
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  if not isinstance(row, dict) or type(row.get("step")) is not int:
+    return None
+  return row if all(isinstance(row.get(name), str) for name in ("stage", "split")) else None
 
 
 def write_json(path: os.PathLike | str, value: Any) -> None:
@@ -117,12 +130,16 @@ def write_bytes(path: os.PathLike | str, data: bytes) -> None:
   path = pathlib.Path(path)
   # The name is fixed, so that a file left by a killed process is overwritten.
   partial = path.with_name(f".{path.name}.partial")
-  with _writing(path):
-    with open(partial, "wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(partial, path)
+  with writing(path):
+    try:
+      with open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(partial, path)
+    except OSError:
+      partial.unlink(missing_ok=True)  # It would make a full disk fuller.
+      raise
 
 
 def write_arrays(path: os.PathLike | str, **arrays: np.ndarray) -> None:
@@ -142,17 +159,15 @@ def write_arrays(path: os.PathLike | str, **arrays: np.ndarray) -> None:
 
 
 def read_json(path: os.PathLike | str) -> Any:
-  """Reads a JSON file of a run directory.
+  """Reads a JSON object of a run directory.
 
   Raises:
-    UserError: if the file is missing or is not JSON.
+    UserError: if the file is missing, cannot be read, or holds anything else.
   """
-  try:
-    return json.loads(pathlib.Path(path).read_text())
-  except FileNotFoundError as error:
-    raise UserError(f"{path} does not exist; choose the --workdir of a run") from error
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON ({error}); delete it or choose another --workdir") from error
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise UserError(f"{path} does not exist; choose the --workdir of a run")
+  return outside.read_json(path, dict, "delete it or choose another --workdir")
 
 
 class RunDir:
@@ -172,8 +187,11 @@ class RunDir:
     """
     self.path = pathlib.Path(path)
     self.writer = writer
-    self._sinks = tuple(sinks)
+    self._sinks = Sinks(sinks)
     self._metrics: io.FileIO | None = None
+    self._lock: io.FileIO | None = None
+    # The stages that have rows.
+    self._logged: set[str] = set()
 
   @classmethod
   def open(
@@ -204,7 +222,7 @@ class RunDir:
       UserError: if the directory belongs to another experiment or cannot be written.
     """
     path, config = pathlib.Path(path), jsonable(config)
-    with _writing(path):
+    with writing(path):
       if (path / "config.json").exists():
         there = dict(fields(jsonable(defaults))) if defaults else {}
         there |= dict(fields(read_json(path / "config.json")))
@@ -212,6 +230,7 @@ class RunDir:
       if not writer:
         return cls(path, writer=False)
       path.mkdir(parents=True, exist_ok=True)
+    held = _hold(path)
     write_json(path / "config.json", config)
     sinks: list[Sink] = [TensorBoardSink(path / "tb")]
     if config.get("wandb", {}).get("project"):
@@ -220,7 +239,8 @@ class RunDir:
       run_id = read_json(path / "wandb.json")["id"]
       sinks.append(WandbSink(config, directory=path, run_id=run_id))
     run = cls(path, sinks=sinks)
-    run._keep(lambda row: True)
+    run._lock = held
+    run._repair()
     return run
 
   def write(self, stage: str, step: int, split: str, values: Mapping[str, Any]) -> None:
@@ -242,13 +262,58 @@ class RunDir:
     if taken := row.keys() & values.keys():
       raise ValueError(f"metrics may not be called {', '.join(sorted(taken))}")
     line = memoryview((json.dumps({**row, **values}, allow_nan=False) + "\n").encode())
-    with _writing(self.path / "metrics.jsonl"):
+    with writing(self.path / "metrics.jsonl"):
       if self._metrics is None:
         self._metrics = open(self.path / "metrics.jsonl", "ab", buffering=0)
       while line:
         line = line[self._metrics.write(line) :]
-      for sink in self._sinks:
-        sink.write(stage, row["step"], split, values)
+    self._logged.add(stage)
+    self._sinks.write(stage, row["step"], split, values)
+
+  def write_evaluation(self, stage: str, step: int, summary: Mapping[str, Any]) -> None:
+    """Writes the rows of an evaluated model: one for each split, and one for values over several splits.
+
+    Args:
+      stage: See `write`.
+      step: See `write`.
+      summary: Values by split and name, and values over several splits by name.
+    """
+    for split, values in summary.items():
+      if isinstance(values, Mapping):
+        self.write(stage, step, split, values)
+    over_splits = {name: value for name, value in summary.items() if not isinstance(value, Mapping)}
+    self.write(stage, step, "evaluation", over_splits)
+
+  def restore(
+    self,
+    stage: str,
+    step: int,
+    *,
+    last: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    evaluated: int,
+  ) -> None:
+    """Writes what is known of a stage whose rows are lost, and says so; nothing if it has rows.
+
+    Args:
+      stage: The stage, which has run in this directory.
+      step: Its step.
+      last: The values of this step; {} if they are not known.
+      evaluation: Its last evaluation, see `write_evaluation`; {} without one.
+      evaluated: The step of this evaluation.
+    """
+    if not self.writer or stage in self._logged:
+      return
+    print(
+      f"note: {self.path / 'metrics.jsonl'} has no rows of {stage}: those of its {step} steps are gone, "
+      "except for what a checkpoint or the stage cache holds of the last one",
+      file=sys.stderr,
+      flush=True,
+    )
+    if last:
+      self.write(stage, step, "step", last)
+    if evaluation:
+      self.write_evaluation(stage, evaluated, evaluation)
 
   def truncate(self, stage: str, step: int, *, evaluated: int | None = None) -> None:
     """Removes the rows that a resumed stage will write again, and a truncated last line.
@@ -262,9 +327,7 @@ class RunDir:
     last = {"step": step}
     evaluated = step if evaluated is None else evaluated
     self._keep(lambda row: row["stage"] != stage or row["step"] <= last.get(row["split"], evaluated))
-    with _writing(self.path):
-      for sink in self._sinks:
-        sink.rewind(stage, step)
+    self._sinks.rewind(stage, step)
 
   def write_json(self, name: str, value: Any) -> None:
     """Writes the JSON file `name`, e.g. ``summary.json``; see the function `write_json`."""
@@ -272,16 +335,26 @@ class RunDir:
       write_json(self.path / name, value)
 
   def close(self) -> None:
-    """Closes the metrics file and every sink, even if one of them fails."""
+    """Closes the metrics file and every sink, and lets other processes use the directory."""
     self._close_metrics()
-    with _writing(self.path), contextlib.ExitStack() as stack:
-      for sink in self._sinks:
-        stack.callback(sink.close)
+    self._sinks.close()
+    if self._lock is not None:
+      self._lock.close()
 
   def _close_metrics(self) -> None:
     if self._metrics is not None:
       self._metrics.close()
       self._metrics = None
+
+  def _repair(self) -> None:
+    """Removes all but rows from metrics.jsonl, and keeps a copy unless that is only a truncated last line."""
+    path = self.path / "metrics.jsonl"
+    rows, _, damaged = read_metrics(path)
+    if damaged:
+      content = path.read_bytes()
+      digests.set_aside(path, f"{damaged} lines are no rows", f"the other {len(rows)} lines are used")
+      write_bytes(path, content)
+    self._keep(lambda row: True)
 
   def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrites metrics.jsonl with the wanted rows, if that changes it."""
@@ -289,21 +362,20 @@ class RunDir:
     if not self.writer or not path.exists():
       return
     self._close_metrics()
-    rows, _ = read_metrics(path)
-    kept = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows if wanted(row))
+    rows = [row for row in read_metrics(path).rows if wanted(row)]
+    self._logged = {row["stage"] for row in rows}
+    kept = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
     if kept.encode() != path.read_bytes():
       write_bytes(path, kept.encode())
 
 
-@contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[None]:
-  try:
-    yield
-  except OSError as error:
-    raise UserError(
-      f"cannot write {error.filename or path}: {error.strerror or error}; "
-      "make room or choose another --workdir"
-    ) from error
+def _hold(path: pathlib.Path) -> io.FileIO | None:
+  """Locks a run directory for this process; None if this process has it already."""
+  file = path / ".lock"
+  held = lock.try_lock(file, "choose a --workdir")
+  if held is None and (holder := lock.holder(file)) != lock.this_process():
+    raise UserError(f"workdir {path} is in use by {holder}; wait until it ends, or choose another --workdir")
+  return held
 
 
 def _same_experiment(

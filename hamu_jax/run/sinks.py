@@ -1,13 +1,16 @@
 """Receivers of the metrics rows in addition to metrics.jsonl: TensorBoard and Weights & Biases."""
 
+import contextlib
 import pathlib
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from hamu_jax.errors import UserError
+from hamu_jax.run import digests
 
 
 class Sink(Protocol):
@@ -21,6 +24,44 @@ class Sink(Protocol):
 
   def close(self) -> None:
     """Flushes and releases the receiver; nothing is written afterwards."""
+
+
+class Sinks:
+  """Passes metrics rows on to sinks. One that fails is switched off, which is said once; the run goes on.
+
+  Args:
+    sinks: the sinks.
+  """
+
+  def __init__(self, sinks: Sequence[Sink]):
+    self._sinks = list(sinks)
+
+  def write(self, stage: str, step: int, split: str, values: Mapping[str, Any]) -> None:
+    """See `Sink.write`."""
+    self._each(lambda sink: sink.write(stage, step, split, values))
+
+  def rewind(self, stage: str, step: int) -> None:
+    """See `Sink.rewind`."""
+    self._each(lambda sink: sink.rewind(stage, step))
+
+  def close(self) -> None:
+    """See `Sink.close`."""
+    self._each(lambda sink: sink.close())
+
+  def _each(self, call: Callable[[Sink], None]) -> None:
+    for sink in tuple(self._sinks):
+      try:
+        call(sink)
+      except Exception as error:  # A sink depends on a library, a disk and a network.
+        self._sinks.remove(sink)
+        with contextlib.suppress(Exception):
+          sink.close()
+        print(
+          f"note: {type(sink).__name__} failed ({digests.describe(error)}) and is switched off; the run "
+          "goes on, and metrics.jsonl has all values",
+          file=sys.stderr,
+          flush=True,
+        )
 
 
 class TensorBoardSink:
@@ -51,7 +92,7 @@ class TensorBoardSink:
       if isinstance(value, (bool, int, float)):
         event.summary.MergeFrom(summary.scalar(tag, float(value)))
       elif numbers := _numbers(value):
-        event.summary.MergeFrom(summary.histogram(tag, np.asarray(numbers, float), bins=30))
+        event.summary.MergeFrom(summary.histogram(tag, np.asarray(numbers, float), bins=_edges(numbers)))
     self._write(stage, event)
 
   def rewind(self, stage: str, step: int) -> None:
@@ -121,7 +162,7 @@ class WandbSink:
         id=run_id,
         resume="allow",
       )
-    except (wandb.Error, ValueError) as error:
+    except Exception as error:  # Before anything is computed, any reason is said.
       raise UserError(
         f"config.wandb: wandb did not start ({' '.join(str(error).split())}); "
         "log in, set config.wandb.mode to offline, or leave config.wandb.project empty"
@@ -147,6 +188,14 @@ class WandbSink:
   def close(self) -> None:
     """See `Sink.close`."""
     self._run.finish()
+
+
+def _edges(numbers: list[float]) -> np.ndarray:
+  """The edges of 30 bins. NumPy's own fail if all numbers are equal and large."""
+  low, high = float(min(numbers)), float(max(numbers))
+  if low == high:
+    return np.asarray([np.nextafter(low, -np.inf), np.nextafter(high, np.inf)])
+  return np.linspace(low, high, 31)
 
 
 def _numbers(value: Any) -> list[float]:

@@ -72,10 +72,11 @@ def test_a_torn_line_is_reported_and_the_rest_used(tmp_path):
 @pytest.mark.parametrize(
   "name, text, said",
   (
-    ("metrics.jsonl", "{\n{}\n", "line 1 is not JSON"),
+    ("metrics.jsonl", "{\n{}\n7", "3 lines are not rows"),
+    ("metrics.jsonl", "\0\xff" * 100, "1 lines are not rows"),
     ("metrics.jsonl", '{"step": 1}\n7\n', "2 lines are not rows"),
-    ("summary.json", "{", "summary.json is not JSON"),
-    ("summary.json", "[]", "summary.json has no results"),
+    ("summary.json", "{", "summary.json: not JSON"),
+    ("summary.json", "[]", "summary.json: holds a JSON list"),
   ),
 )
 def test_what_is_broken_is_noted_and_left_out(tmp_path, name, text, said):
@@ -92,4 +93,8 @@ def test_a_config_of_something_else_is_no_run(tmp_path):
     (run / folder / "config.json").write_text(text)
   runs, notes = gather.gather([tmp_path, run])
   assert [found.path for found in runs] == [run]
-  assert len(notes) == 1 and "broken/config.json is not JSON" in notes[0]
+  assert (
+    len(notes) == 2
+    and "broken/config.json: not JSON" in notes[0]
+    and "x/config.json: holds a JSON list" in notes[1]
+  )

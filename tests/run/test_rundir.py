@@ -1,5 +1,6 @@
 """The run-directory contract: atomic, strict, resumable, and one clear line when it cannot be."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -91,6 +92,7 @@ def test_rows_come_back_in_order(run):
       {"stage": "unlearn", "step": 1, "split": "step", "angle": [90.0, 45.0], "branch": [0, 4]},
     ],
     False,
+    0,
   )
 
 
@@ -106,8 +108,8 @@ def test_values_may_not_shadow_the_row(run):
 
 
 def test_no_file_means_no_rows(tmp_path):
-  assert read_metrics(tmp_path) == ([], False)
-  assert read_metrics(tmp_path / "metrics.jsonl") == ([], False)
+  assert read_metrics(tmp_path) == ([], False, 0)
+  assert read_metrics(tmp_path / "metrics.jsonl") == ([], False, 0)
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 6))
@@ -117,14 +119,14 @@ def test_torn_last_line_is_reported_and_removed_when_the_run_reopens(run, cut):
   run.write("unlearn", 2, "step", {"loss": 2.0})
   run.close()
   os.truncate(run.path / "metrics.jsonl", len(whole) + cut)
-  rows, torn = read_metrics(run.path)
+  rows, torn, _ = read_metrics(run.path)
   assert torn and [row["step"] for row in rows] == [1]
 
   again = RunDir.open(run.path, CONFIG)
   assert (run.path / "metrics.jsonl").read_bytes() == whole
   again.write("unlearn", 2, "step", {"loss": 3.0})
   again.close()
-  rows, torn = read_metrics(run.path)
+  rows, torn, _ = read_metrics(run.path)
   assert not torn and [row["loss"] for row in rows] == [1.0, 3.0]
 
 
@@ -137,10 +139,60 @@ def test_whole_last_line_without_its_newline_is_kept(run):
   assert [row["step"] for row in read_metrics(run.path).rows] == [1, 2]
 
 
-def test_garbage_in_the_middle_is_an_error(run):
-  (run.path / "metrics.jsonl").write_text('{"stage": "unlearn"}\nnot json\n{"stage": "x"}\n')
-  with pytest.raises(UserError, match="metrics.jsonl: line 2 is not JSON"):
-    read_metrics(run.path)
+ROW = '{"stage": "unlearn", "step": 1, "split": "step"}\n'
+
+
+@pytest.mark.parametrize(
+  "garbage",
+  [
+    "not json",
+    "{}",
+    "7",
+    "[" * 100_000,
+    "\0\r\x85",
+    '{"stage": "unlearn", "step": "1", "split": "step"}',
+    "NaN",
+  ],
+)
+def test_lines_that_are_no_rows_are_left_out_and_a_copy_kept(run, capsys, garbage):
+  run.close()
+  content = f"{ROW}{garbage}\n{ROW}".encode("latin-1")
+  (run.path / "metrics.jsonl").write_bytes(content)
+  log = read_metrics(run.path)
+  assert (len(log.rows), log.torn, log.damaged) == (2, False, 1)
+  RunDir.open(run.path, CONFIG).close()
+  assert (run.path / "metrics.jsonl").read_text() == ROW + ROW
+  assert (run.path / "metrics.jsonl.damaged-1").read_bytes() == content
+  assert "1 lines are no rows" in capsys.readouterr().err
+
+
+def test_rows_that_are_lost_are_restored_as_far_as_they_are_known(run, capsys):
+  known = {"last": {"loss": 0.5}, "evaluation": {"test": {"accuracy": 1.0}, "auc": 0.25}, "evaluated": 3}
+  run.restore("unlearn", 5, **known)
+  assert read_metrics(run.path).rows == [
+    {"stage": "unlearn", "step": 5, "split": "step", "loss": 0.5},
+    {"stage": "unlearn", "step": 3, "split": "test", "accuracy": 1.0},
+    {"stage": "unlearn", "step": 3, "split": "evaluation", "auc": 0.25},
+  ]
+  assert "no rows of unlearn: those of its 5 steps are gone" in capsys.readouterr().err
+  run.restore("unlearn", 5, **known)
+  assert len(read_metrics(run.path).rows) == 3 and not capsys.readouterr().err
+
+
+def test_a_directory_is_of_one_process_at_a_time(tmp_path):
+  other = tmp_path / "run" / ".lock"
+  other.parent.mkdir()
+  with open(other, "w") as file:
+    file.write("process 7 on elsewhere")
+    file.flush()
+    fcntl.flock(file, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="run is in use by process 7 on elsewhere; wait .*another --workdir"):
+      RunDir.open(tmp_path / "run", CONFIG)
+    assert not (tmp_path / "run" / "config.json").exists()
+  # The process has ended, its name is still there.
+  run = RunDir.open(tmp_path / "run", CONFIG)
+  assert f"process {os.getpid()} on" in other.read_text()
+  run.close()
 
 
 def test_truncate_drops_only_the_stage_beyond_the_step(run):
@@ -258,7 +310,7 @@ def test_ignored_fields_and_sections_may_differ(run):
 
 def test_broken_config_is_one_line(run):
   (run.path / "config.json").write_text("{")
-  with pytest.raises(UserError, match=r"config.json is not JSON .*--workdir"):
+  with pytest.raises(UserError, match=r"config.json: not JSON .*--workdir"):
     RunDir.open(run.path, CONFIG)
 
 

@@ -7,7 +7,8 @@ import types
 import pytest
 
 from hamu_jax.errors import UserError
-from hamu_jax.run.rundir import RunDir
+from hamu_jax.run import sinks
+from hamu_jax.run.rundir import RunDir, read_metrics
 
 CONFIG = {"seed": 41, "wandb": {"project": ""}}
 
@@ -68,16 +69,58 @@ def test_tensorboard_purges_what_a_resumed_stage_repeats(run):
   assert not (run.path / "tb" / "retrain").exists()
 
 
-def test_full_disk_under_tensorboard_is_one_line_and_no_hang(run, monkeypatch):
+def test_full_disk_under_tensorboard_is_said_once_and_the_run_goes_on(run, monkeypatch, capsys):
   """The library's own asynchronous writer would block for ever here."""
   import tensorboardX.record_writer
 
   monkeypatch.setattr(tensorboardX.record_writer, "open_file", lambda path: open("/dev/full", "wb"))
-  with pytest.raises(UserError, match="No space left on device"):
-    for step in range(50):
-      run.write("unlearn", step, "step", {"loss": 1.0})
-  with pytest.raises(UserError, match="No space left on device"):
-    run.close()
+  for step in range(50):
+    run.write("unlearn", step, "step", {"loss": 1.0})
+  run.close()
+  (note,) = capsys.readouterr().err.splitlines()
+  assert "TensorBoardSink failed (" in note and "No space left" in note and "switched off" in note
+  assert len(read_metrics(run.path).rows) == 50
+
+
+class _Broken:
+  """A sink that always raises, also something unheard of."""
+
+  def write(self, stage, step, split, values):
+    raise KeyError("unheard of")
+
+  def rewind(self, stage, step):
+    raise RuntimeError
+
+  def close(self):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("first", ["write", "rewind", "close"])
+def test_a_broken_sink_ends_nothing_and_keeps_no_other_from_its_rows(tmp_path, capsys, first):
+  class Kept(list):
+    write = lambda self, *row: self.append(row)
+    rewind = lambda self, *at: self.append(at)
+    close = lambda self: self.append("closed")
+
+  kept, arguments = (
+    Kept(),
+    {"write": ("unlearn", 1, "step", {"loss": 1.0}), "rewind": ("unlearn", 1), "close": ()},
+  )
+  all_sinks = sinks.Sinks([_Broken(), kept])
+  for name in (first, "write", "rewind", "close"):
+    getattr(all_sinks, name)(*arguments[name])
+  assert kept == [arguments[first] or "closed", arguments["write"], arguments["rewind"], "closed"]
+  assert capsys.readouterr().err.count("_Broken failed") == 1
+
+
+@pytest.mark.parametrize(
+  "numbers", [[1e20] * 3, [3.4e38, 3.4e38], [-1e20], [0.0, 0.0], [1e20, 1e20 * (1 + 1e-15)]]
+)
+def test_equal_and_large_numbers_have_a_histogram(run, capsys, numbers):
+  run.write("unlearn", 1, "step", {"norm": numbers})
+  (value,) = [value for event in _events(run.path / "tb" / "unlearn") for value in event.summary.value]
+  assert sum(value.histo.bucket) == len(numbers) == value.histo.num
+  assert not capsys.readouterr().err
 
 
 class _Wandb(types.ModuleType):
