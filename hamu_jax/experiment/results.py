@@ -16,6 +16,7 @@ from hamu_jax.metrics import tow
 from hamu_jax.report import run_plots
 from hamu_jax.run import rundir as rundir_lib
 from hamu_jax.run import tables
+from hamu_jax.run.metrics_log import read_metrics
 from hamu_jax.run.stage_cache import fingerprint
 from hamu_jax.transforms.alignment import tensor_names
 from hamu_jax.vision.request import scores_fingerprint
@@ -145,7 +146,7 @@ def leave(
 
 def _draw(workdir: pathlib.Path, prepared: Preparation, summary: Record) -> None:
   """The figures of a run."""
-  rows = rundir_lib.read_metrics(workdir).rows
+  rows = read_metrics(workdir).rows
   title = summary["method"]
   run_plots.tradeoff(rows, workdir / "tradeoff.png", references=summary["results"], title=title)
   names = tensor_names(prepared.template["params"])

@@ -188,16 +188,8 @@ class Stages:
       (outcome,) = self.loop.run([member()], self.checkpoints(f"{name}-{key}"))
       return outcome.variables, self.publish(name, outcome)
     assert cached is not None
-    self._restore_metrics(name, cached[1])
+    _restore_metrics(self, name, cached[1])
     return cached
-
-  def _restore_metrics(self, name: str, record: Record) -> None:
-    """Restores the metrics of a cached stage that has run in this directory, if they are lost."""
-    if not self.checkpoints(f"{name}-{self.prepared.plan.keys[name]}").exists():
-      return
-    evaluation = self.cache.outcome("evaluate", self.evaluations.key(name)) or {}
-    steps = record["steps"]
-    self.rundir.restore(name, steps, last={}, evaluation=evaluation, evaluated=steps)
 
   def original(self) -> tuple[Tree, Record]:
     """The model to unlearn from: the imported one if there is one, else the pretrained one."""
@@ -276,3 +268,12 @@ class Stages:
         self._workdir / "memorization.npz", memorization=estimate.scores, rows=request.original_indices
       )
     return estimate
+
+
+def _restore_metrics(stages: Stages, name: str, record: Record) -> None:
+  """Restores the metrics of a cached stage that has run in this directory, if they are lost."""
+  if not stages.checkpoints(f"{name}-{stages.prepared.plan.keys[name]}").exists():
+    return
+  evaluation = stages.cache.outcome("evaluate", stages.evaluations.key(name)) or {}
+  steps = record["steps"]
+  stages.rundir.restore(name, steps, last={}, evaluation=evaluation, evaluated=steps)

@@ -1,6 +1,6 @@
 """Figures of a single run: its retain-forget trade-off, and the alignment of its two gradients.
 
-Both read the rows of metrics.jsonl (`hamu_jax.run.rundir.read_metrics`), in which null stands for a number
+Both read the rows of metrics.jsonl (`hamu_jax.run.metrics_log`), in which null stands for a number
 that was not finite. The colours are Okabe and Ito's, which colour-blind readers can tell apart; roles
 differ in marker and line style, too.
 """

@@ -17,6 +17,7 @@ from hamu_jax.errors import UserError
 from hamu_jax.report import run_plots
 from hamu_jax.report.fields import PLACES, grouped, is_number, is_seed, key_of
 from hamu_jax.run import rundir
+from hamu_jax.run.metrics_log import read_metrics
 
 _DIAGNOSTICS = ("angle", "branch")
 _MODELS = ("original", "retrained", "unlearned")
@@ -161,7 +162,7 @@ def _rows(folder: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
   """Complete rows of metrics.jsonl."""
   path = folder / "metrics.jsonl"
   try:
-    rows, torn, damaged = rundir.read_metrics(path)
+    rows, torn, damaged = read_metrics(path)
   except UserError as error:
     notes.append(f"{_reason(error)} - its metrics are left out")
     return []

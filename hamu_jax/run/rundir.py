@@ -9,7 +9,7 @@
 
 All JSON is strict: NaN and infinities, which JSON cannot represent, are written as null. JSON
 files are replaced atomically. Metrics are appended, so a killed process leaves at most one
-truncated last line, which `read_metrics` reports and the next `RunDir.open` removes.
+truncated last line, which `metrics_log.read_metrics` reports and the next `RunDir.open` removes.
 """
 
 import io
@@ -20,7 +20,7 @@ import pathlib
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,15 +29,8 @@ from hamu_jax import outside
 from hamu_jax.errors import UserError
 from hamu_jax.run import digests, lock
 from hamu_jax.run.disk import writing
+from hamu_jax.run.metrics_log import read_metrics
 from hamu_jax.run.sinks import Sink, Sinks, TensorBoardSink, WandbSink
-
-
-class MetricsLog(NamedTuple):
-  """The contents of a metrics.jsonl."""
-
-  rows: list[dict[str, Any]]
-  torn: bool  # whether the last line is truncated; it is then not among the rows
-  damaged: int = 0  # the number of other lines that are no rows
 
 
 def jsonable(value: Any) -> Any:
@@ -67,41 +60,6 @@ def jsonable(value: Any) -> Any:
     # Extension floats such as bfloat16 have no Python counterpart, so they become float first.
     return jsonable(array.tolist() if array.dtype.kind in "biuf" else array.astype(float).tolist())
   raise TypeError(f"cannot write a {type(value).__name__} as JSON: {value!r}")
-
-
-def read_metrics(path: os.PathLike | str) -> MetricsLog:
-  """Reads the metrics of a run directory, of which some lines may be damaged and the last one truncated.
-
-  Args:
-    path: The run directory or its metrics.jsonl; without such a file there are no rows.
-
-  Raises:
-    UserError: if the file cannot be read.
-  """
-  path = pathlib.Path(path)
-  path = path / "metrics.jsonl" if path.is_dir() else path
-  lines = [""]
-  if path.exists():
-    with outside.read_of(path, "a text", "repair or delete it"):
-      # Only a line feed ends a row: binary data have other line ends, too.
-      lines = outside.text_of(path, errors="replace").split("\n")
-  if not lines[-1]:
-    lines.pop()
-  rows = [_row(line) for line in lines]
-  # What a killed process leaves is the beginning of a row.
-  torn = bool(rows) and rows[-1] is None and lines[-1].startswith("{")
-  return MetricsLog([row for row in rows if row is not None], torn, rows.count(None) - torn)
-
-
-def _row(line: str) -> dict[str, Any] | None:
-  """The row of metrics in a line, None if there is none."""
-  try:
-    row = json.loads(line)
-  except (ValueError, RecursionError):
-    return None
-  if not isinstance(row, dict) or type(row.get("step")) is not int:
-    return None
-  return row if all(isinstance(row.get(name), str) for name in ("stage", "split")) else None
 
 
 def write_json(path: os.PathLike | str, value: Any) -> None:

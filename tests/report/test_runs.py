@@ -75,7 +75,7 @@ def test_a_torn_line_is_reported_and_the_rest_used(tmp_path):
     ("metrics.jsonl", "{\n{}\n7", "3 lines are not rows"),
     ("metrics.jsonl", "\0\xff" * 100, "1 lines are not rows"),
     ("metrics.jsonl", '{"step": 1}\n7\n', "2 lines are not rows"),
-    ("summary.json", "{", "summary.json: not JSON"),
+    ("summary.json", "{", "summary.json: cannot be read as JSON"),
     ("summary.json", "[]", "summary.json: holds a JSON list"),
   ),
 )
@@ -95,6 +95,6 @@ def test_a_config_of_something_else_is_no_run(tmp_path):
   assert [found.path for found in runs] == [run]
   assert (
     len(notes) == 2
-    and "broken/config.json: not JSON" in notes[0]
+    and "broken/config.json: cannot be read as JSON" in notes[0]
     and "x/config.json: holds a JSON list" in notes[1]
   )

@@ -310,7 +310,7 @@ def test_ignored_fields_and_sections_may_differ(run):
 
 def test_broken_config_is_one_line(run):
   (run.path / "config.json").write_text("{")
-  with pytest.raises(UserError, match=r"config.json: not JSON .*--workdir"):
+  with pytest.raises(UserError, match=r"config.json: cannot be read as JSON .*--workdir"):
     RunDir.open(run.path, CONFIG)
 
 
