@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sam_jax import wrappers
+
 Tree = Any
 MODES = ("min", "max")
 _EPS = 1e-12
@@ -44,7 +46,8 @@ def perturbation(params: Tree, gradients: Tree, *, rho, adaptive: bool = False) 
   factor = rho / (_norm(scaled) + _EPS)
 
   def one(w, g):
-    step = factor.astype(g.dtype) * g
+    # In 16 bits the factor of a zero or tiny gradient would be infinite.
+    step = factor * g.astype(factor.dtype)
     return (jnp.square(w) * step if adaptive else step).astype(w.dtype)
 
   return jax.tree.map(one, params, gradients)
@@ -130,6 +133,7 @@ def sam(
   base = optax.with_extra_args_support(base)
 
   def update_fn(gradients, state, params=None, *, grad_fn=None, **extra_args):
+    _check_wrappers(gradients)
     if params is None or grad_fn is None:
       missing = "params" if params is None else "grad_fn"
       raise ValueError(
@@ -177,3 +181,18 @@ def _check_rho(rho) -> None:
   """Refuses a negative or NaN radius, if it is not traced."""
   if not isinstance(rho, jax.core.Tracer) and not rho >= 0:
     raise ValueError(f"rho={rho!r}: choose a radius of the perturbation of at least 0")
+
+
+def _is_masked(node) -> bool:
+  return isinstance(node, optax.MaskedNode)
+
+
+def _check_wrappers(gradients: Tree) -> None:
+  """Refuses wrappers that act on the clean gradient alone."""
+  masked = any(map(_is_masked, jax.tree.leaves(gradients, is_leaf=_is_masked)))
+  wrapper = "masked" if masked else wrappers.surrounding((wrappers.ACCUMULATES, wrappers.SKIPS))
+  if wrapper is not None:
+    raise ValueError(
+      f"sam inside optax.{wrapper}, which acts on the clean gradient alone, not on that of grad_fn at the "
+      f"perturbed point; wrap the optimizer inside: sam(optax.{wrapper}(optimizer, ...), rho=...)"
+    )

@@ -69,7 +69,7 @@ class Alignment(NamedTuple):
 
 def compute_dtype(tree) -> jnp.dtype:
   """The dtype in which norms and dot products of a tree are computed: its own, or at least float32."""
-  return jnp.promote_types(jnp.result_type(*jax.tree.leaves(tree)), jnp.float32)
+  return jnp.promote_types(jnp.result_type(jnp.float16, *jax.tree.leaves(tree)), jnp.float32)
 
 
 def measure(retain, forget) -> tuple[Geometry, Frame]:

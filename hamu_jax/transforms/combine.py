@@ -6,7 +6,7 @@ import jax
 import optax
 
 from hamu_jax.errors import UserError
-from hamu_jax.transforms import alignment
+from hamu_jax.transforms import alignment, pair
 
 
 class AlignmentState(NamedTuple):
@@ -40,7 +40,7 @@ def average() -> optax.GradientTransformationExtraArgs:
     A `GradientTransformationExtraArgs` with `update(retain_grads, state, params=None, *,
     forget_grads)`.
   """
-  return _linear(0.5)
+  return _linear("average", 0.5)
 
 
 def add() -> optax.GradientTransformationExtraArgs:
@@ -50,18 +50,18 @@ def add() -> optax.GradientTransformationExtraArgs:
     A `GradientTransformationExtraArgs` with `update(retain_grads, state, params=None, *,
     forget_grads)`.
   """
-  return _linear(1.0)
+  return _linear("add", 1.0)
 
 
-def _linear(factor: float) -> optax.GradientTransformationExtraArgs:
+def _linear(name: str, factor: float) -> optax.GradientTransformationExtraArgs:
   """Computes factor * (g_r + g_f)."""
 
   def init_fn(params):
     return AlignmentState(diagnostics=alignment.zero_alignment(params))
 
-  def update_fn(retain_grads, state, params=None, *, forget_grads, **extra_args):
-    del state, params, extra_args
+  def update_fn(retain_grads, forget_grads, state):
+    del state
     updates = jax.tree.map(lambda r, f: factor * (r + f), retain_grads, forget_grads)
     return updates, AlignmentState(diagnostics=alignment.align(retain_grads, forget_grads))
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  return pair.transformation(name, init_fn, update_fn)

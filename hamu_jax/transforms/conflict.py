@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from hamu_jax.errors import UserError
-from hamu_jax.transforms import alignment
+from hamu_jax.transforms import alignment, pair
 
 _SQUARED_NORM_FLOOR = 1e-12
 
@@ -48,7 +48,7 @@ def gru(*, max_norm=None, reference_sign: bool = False) -> optax.GradientTransfo
     along_retain = jnp.where(conflict, dot / retain_square, 0)
     return jax.tree.map(lambda r, f: along_retain * r - f, retain, forget)
 
-  return _projection(combine, max_norm, reference_sign)
+  return _projection("gru", combine, max_norm, reference_sign)
 
 
 def pcgrad(*, max_norm=None, reference_sign: bool = False) -> optax.GradientTransformationExtraArgs:
@@ -76,10 +76,10 @@ def pcgrad(*, max_norm=None, reference_sign: bool = False) -> optax.GradientTran
     forget_factor = jnp.where(conflict, 1 + dot / forget_square, 1) / 2
     return jax.tree.map(lambda r, f: retain_factor * r - forget_factor * f, retain, forget)
 
-  return _projection(combine, max_norm, reference_sign)
+  return _projection("pcgrad", combine, max_norm, reference_sign)
 
 
-def _projection(combine, max_norm, reference_sign: bool) -> optax.GradientTransformationExtraArgs:
+def _projection(name: str, combine, max_norm, reference_sign: bool) -> optax.GradientTransformationExtraArgs:
   """Builds the transformation around `combine`, which gets whole-model products and the conflict test."""
   if isinstance(max_norm, (int, float)) and not max_norm > 0:
     raise UserError(f"max_norm={max_norm!r} is out of range; give a number above 0, or None")
@@ -87,8 +87,8 @@ def _projection(combine, max_norm, reference_sign: bool) -> optax.GradientTransf
   def init_fn(params):
     return ConflictState(conflict=jnp.zeros([], jnp.bool_), diagnostics=alignment.zero_alignment(params))
 
-  def update_fn(retain_grads, state, params=None, *, forget_grads, **extra_args):
-    del state, params, extra_args
+  def update_fn(retain_grads, forget_grads, state):
+    del state
     diagnostics = alignment.align(retain_grads, forget_grads)
     dot = jnp.sum(diagnostics.dot)
     retain_square = _floored_square(diagnostics.retain_norm)
@@ -100,7 +100,7 @@ def _projection(combine, max_norm, reference_sign: bool) -> optax.GradientTransf
     updates = jax.tree.map(lambda u, g: u.astype(g.dtype), updates, retain_grads)
     return updates, ConflictState(conflict=conflict, diagnostics=diagnostics)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  return pair.transformation(name, init_fn, update_fn)
 
 
 def _floored_square(norm_T):

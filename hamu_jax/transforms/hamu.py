@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from hamu_jax.transforms import alignment
+from hamu_jax.transforms import alignment, pair
 from hamu_jax.transforms.hamu_update import (
   NONFINITE,
   ON_INFEASIBLE,
@@ -148,11 +148,10 @@ def hamu(
       diagnostics=_zero_diagnostics(params, scope),
     )
 
-  def update_fn(retain_grads, state, params=None, *, forget_grads, **extra_args):
-    del params, extra_args
+  def update_fn(retain_grads, forget_grads, state):
     return _update(arguments, retain_grads, forget_grads, state)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  return pair.transformation("hamu", init_fn, update_fn, stops_nonfinite=True)
 
 
 class _Arguments(NamedTuple):
