@@ -8,11 +8,17 @@ Any field of the configuration can be overridden, for example by `--config.metho
 import sys
 from collections.abc import Sequence
 
+from hamu_jax.run import preemption
+
+if __name__ == "__main__":
+  # The other imports take seconds.
+  preemption.leave_on_signals()
+
 from hamu_jax.config import command_line as config_command_line
 from hamu_jax.config import validation
 from hamu_jax.config.help import help_text
 from hamu_jax.experiment import experiment
-from hamu_jax.run import command_line, hosts, preemption
+from hamu_jax.run import command_line, hosts
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -2,6 +2,12 @@
 
 import sys
 
+from hamu_jax.run import preemption
+
+if __name__ == "__main__":
+  # The other imports take seconds.
+  preemption.leave_on_signals()
+
 from hamu_jax.planning.plan import run
 
 if __name__ == "__main__":

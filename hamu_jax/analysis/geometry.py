@@ -20,6 +20,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hamu_jax.run import preemption
+
+if __name__ == "__main__":
+  # The other imports take seconds.
+  preemption.leave_on_signals()
+
 from hamu_jax import models
 from hamu_jax.analysis import geometry_plots
 from hamu_jax.analysis.examples import LEAST_EXAMPLES, load_run

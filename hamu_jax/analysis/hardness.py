@@ -24,6 +24,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hamu_jax.run import preemption
+
+if __name__ == "__main__":
+  # The other imports take seconds.
+  preemption.leave_on_signals()
+
 import jax
 import ml_collections
 import numpy as np
@@ -37,7 +43,7 @@ from hamu_jax.config.kinds import in_range
 from hamu_jax.engine import methods
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
-from hamu_jax.run import command_line, preemption, progress, rundir
+from hamu_jax.run import command_line, progress, rundir
 from hamu_jax.transforms import BRANCHES
 
 # Methods whose first steps are shown besides that of the configured method.

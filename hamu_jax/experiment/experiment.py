@@ -68,7 +68,8 @@ class Experiment:
     like: "Experiment | None" = None,
   ):
     self._workdir = workdir
-    self.prepared: Preparation = Preparation(config, None if like is None else like.prepared)
+    with watch.nothing_to_save():
+      self.prepared: Preparation = Preparation(config, None if like is None else like.prepared)
     # Opened after the preparation, so that an experiment that cannot run leaves the workdir alone.
     self._rundir = (
       rundir_lib.RunDir.open(

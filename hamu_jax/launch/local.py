@@ -25,7 +25,7 @@ from hamu_jax.run import lock, preemption, rundir
 OUTPUT = "output.txt"
 _POLL_SECONDS = 0.1
 # Time that a process has to save its progress after it was asked to end.
-_GRACE_SECONDS = 30.0
+GRACE_SECONDS = 30.0
 # Share of a GPU's memory that JAX reserves by default.
 _MEMORY_FRACTION = 0.75
 
@@ -292,7 +292,7 @@ def _terminate(jobs: Sequence[_Job]) -> None:
   """Asks processes to save and end, and kills those that do not end in time."""
   for job in jobs:
     job.process.terminate()
-  deadline = time.monotonic() + _GRACE_SECONDS
+  deadline = time.monotonic() + GRACE_SECONDS
   for job in jobs:
     try:
       job.process.wait(max(0.0, deadline - time.monotonic()))

@@ -28,11 +28,17 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from hamu_jax.run import preemption
+
+if __name__ == "__main__":
+  # The other imports take seconds.
+  preemption.leave_on_signals()
+
 from hamu_jax.config import files
 from hamu_jax.config.kinds import choice, in_range
 from hamu_jax.errors import UserError
 from hamu_jax.launch import expand, local, slurm
-from hamu_jax.run import command_line, preemption
+from hamu_jax.run import command_line
 
 ENGINES = ("local", "vmap", "slurm", "print")
 _FAILED = 1
@@ -111,7 +117,8 @@ def _run_here(options, members, chosen, workdir) -> int:
   groups: list[tuple[expand.Member, ...]] = [(member,) for member in chosen]
   if options.engine == "vmap":
     groups = local.group(chosen, options.together or len(chosen))
-  with preemption.Watch() as watch:
+  # The members end before the sweep.
+  with preemption.Watch(longest_seconds=local.GRACE_SECONDS + 5) as watch:
     failures = local.Runner(members, workdir, options.jobs or 1, watch).run(groups)
   for failure in failures:
     print(f"failed: {failure.name}: {failure.reason}", file=sys.stderr)

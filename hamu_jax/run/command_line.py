@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import logging as logger
-import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -11,11 +10,9 @@ from typing import NoReturn
 from absl import logging
 
 from hamu_jax.errors import UserError
-from hamu_jax.run import disk
-from hamu_jax.run.preemption import Preempted
+from hamu_jax.run import disk, preemption
 
 BAD_INPUT = 2
-TERMINATED = 128 + 15
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,14 +33,17 @@ def run(program: Callable[[], int | None]) -> int:
       `Preempted` if it was asked to end.
 
   Returns:
-    The exit status; 2 for bad input, for which one line is printed. An interruption exits with status 143.
+    The exit status; 2 for bad input, for which one line is printed. An interruption ends the process with
+    143, or with 130 if it was Ctrl-C.
   """
   logging.set_verbosity(logging.WARNING)
   # Orbax and tensorstore leave tasks behind if a write fails, and asyncio prints a traceback for each.
   logger.getLogger("asyncio").setLevel(logger.CRITICAL)
   try:
     try:
-      return program() or 0
+      # A program that has something to save has a watch of its own.
+      with preemption.Watch() as watch, watch.nothing_to_save():
+        return program() or 0
     except Exception as error:  # Where nobody else has said that the disk is full.
       if not disk.is_full(error):
         raise
@@ -56,9 +56,8 @@ def run(program: Callable[[], int | None]) -> int:
     with contextlib.suppress(OSError):
       print(f"error: {error}", file=sys.stderr, flush=True)
     return BAD_INPUT
-  except Preempted:
-    print("interrupted: progress is saved; run the same command to resume", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # A device program may still be running in a thread that cannot be stopped.
-    os._exit(TERMINATED)
+  except preemption.Preempted:
+    with contextlib.suppress(OSError):
+      sys.stdout.flush()
+      sys.stderr.flush()
+    preemption.leave("progress is saved; run the same command to resume")
