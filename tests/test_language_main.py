@@ -89,7 +89,7 @@ def test_one_command_runs_every_stage(finished):
   for name, result in summary["results"].items():
     for split, count in (("retain", 8), ("forget", 4), ("test", 4)):
       values = result[split]
-      assert set(values) == {"accuracy", "loss", "entropy", "probability", "count"}
+      assert set(values) == {"accuracy", "loss", "entropy", "probability", "token_probability", "count"}
       assert values["count"] == count
       assert 0 <= values["accuracy"] <= 1 and 0 < values["probability"] < 1 and values["loss"] > 0
       assert set(result["suite"][split]) == {"rouge", "probability", "truth_ratio"}

@@ -23,7 +23,7 @@ from hamu_jax.run import progress
 # trained on, losses are higher and Min-K% scores are lower.
 _LOSS_PAIRS = (("retain", "forget"), ("forget", "test"))
 _SCORE_PAIRS = (("forget", "retain"), ("test", "forget"))
-_MEANS = ("accuracy", "loss", "entropy", "probability")
+_MEANS = ("accuracy", "loss", "entropy", "probability", "token_probability")
 
 
 class Evaluator:
@@ -42,6 +42,7 @@ class Evaluator:
     dtype: type of the model's computation and of cached keys and values.
     fraction: share of an answer's tokens that Min-K% averages.
     variant: variant of TOFU's scores, see `metrics.tofu`.
+    rouge_words: words of ROUGE, see `metrics.tofu.rouge`.
     mesh: devices that share the rows of each batch, or None for the default device.
     progress: (title, number of batches) -> context manager with `update(batch)`, such as
       `progress.Progress`.
@@ -65,6 +66,7 @@ class Evaluator:
     dtype: Any = jnp.float32,
     fraction: float = 0.1,
     variant: str = "geometric",
+    rouge_words: str = "latin",
     mesh: jax.sharding.Mesh | None = None,
     progress: Callable[..., Any] = functools.partial(progress.Progress, enabled=False),
   ):
@@ -72,7 +74,7 @@ class Evaluator:
     self._base = dict(base)
     self._tokenizer = tokenizer
     self._fraction = fraction
-    self._variant = variant
+    self._variant, self._rouge_words = variant, rouge_words
     self._predictor = Predictor(
       apply,
       config,
@@ -100,7 +102,8 @@ class Evaluator:
       {split: {name: [n]}}, in the order of the split's `indices`:
 
       - "loss": mean cross-entropy of the answer's tokens, the end included, in nats a token.
-      - "probability": `exp(-loss)`.
+      - "probability": `exp(-loss)`, the geometric mean of the probabilities of its tokens, as in TOFU.
+      - "token_probability": the mean of the probabilities of its tokens, as in HAMU's code.
       - "accuracy": share of its tokens that are the likeliest, given the true tokens before.
       - "entropy": mean entropy of the predicted distributions, in nats.
       - "tokens": number of tokens of the answer.
@@ -123,7 +126,8 @@ class Evaluator:
       variables: see `per_example`.
 
     Returns:
-      {split: {"accuracy", "loss", "entropy", "probability", "count"}}, with the number of answers as count.
+      {split: {name of a mean: value, "count": number of answers}}; the means are those of `per_example` from
+      "loss" to "entropy".
       If the splits exist, also "retain_forget_auc" and "forget_test_auc" of the losses, the same pairs with
       the suffix "_zlib_auc", and "forget_retain" and "test_forget" with "_min_k_auc" and
       "_min_k_plus_plus_auc". Each AUC is the probability that a random answer of the second split has the
@@ -197,7 +201,7 @@ class Evaluator:
     )
     records = {}
     for name, questions in self.splits.items():
-      record = suite.texts(questions, generated.get(name)) | suite.losses(
+      record = suite.texts(questions, generated.get(name), self._rouge_words) | suite.losses(
         {key: values.loss for (split, key), values in found.items() if split == name}
       )
       record |= self._examples(questions, found[name, "answer"])
@@ -221,6 +225,7 @@ class Evaluator:
     return {
       "loss": found.loss,
       "probability": np.exp(-found.loss),
+      "token_probability": found.mean(np.exp(found.log_probs_nxP) * found.mask_nxP),
       "accuracy": found.mean(found.correct_nxP),
       "entropy": -found.mean(found.means_nxP),
       "tokens": found.mask_nxP.sum(axis=1),

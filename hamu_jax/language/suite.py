@@ -12,7 +12,7 @@ from hamu_jax.metrics import tofu
 _UTILITY_SPLITS = ("retain", "real_authors", "world_facts")
 
 
-def texts(questions: Questions, generated: list[str] | None) -> dict[str, Any]:
+def texts(questions: Questions, generated: list[str] | None, rouge_words: str = "latin") -> dict[str, Any]:
   """The record of the questions, their answers and, if there are any, generated answers with ROUGE."""
   texts, indices = questions.texts, questions.indices
   record: dict[str, Any] = {
@@ -21,7 +21,7 @@ def texts(questions: Questions, generated: list[str] | None) -> dict[str, Any]:
     "answer": [texts.answers[index] for index in indices],
   }
   if generated is not None:
-    record |= {"generated": generated, **tofu.rouge(generated, record["answer"])}
+    record |= {"generated": generated, **tofu.rouge(generated, record["answer"], words=rouge_words)}
   return record
 
 

@@ -158,6 +158,7 @@ class Language(Adapted):
       dtype=jnp.dtype(self._config.language.dtype),
       fraction=options.min_k_fraction,
       variant=options.tofu_variant,
+      rouge_words=options.rouge_words,
       mesh=mesh,
       progress=functools.partial(progress.Progress, enabled=hosts.is_writer()),
     )
@@ -170,6 +171,9 @@ class Language(Adapted):
     depends_on = {
       name: options[name] for name in ("new_tokens", "tofu_variant", "watermark_tokenizer", "watermark_key")
     }
+    # Evaluations of versions without this field stay valid.
+    if options.rouge_words != "latin":
+      depends_on["rouge_words"] = options.rouge_words
     return {"suite": (depends_on, lambda variables: self._suite(evaluator, variables))}
 
   @property

@@ -7,7 +7,7 @@ the end-of-sequence token included, in nats per token.
 - ``avg_paraphrased_loss`` [N]: loss of its paraphrase. Real authors and world facts have no paraphrases;
   there it is the loss of the answer itself.
 - ``average_perturb_loss`` [N, K]: losses of the wrong answers.
-- ``rougeL_recall`` [N]: `rouge` of the generated answers.
+- ``rougeL_recall`` [N]: `rouge.rouge` of the generated answers.
 
 Three published variants differ in how they average wrong answers and avoid divisions by zero: "geometric"
 (TOFU's aggregate_eval_stat.py, which its README uses), "arithmetic" (the paper's text and TOFU's
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hamu_jax.errors import UserError
+from hamu_jax.metrics.rouge import rouge as rouge
 
 VARIANTS = ("geometric", "arithmetic", "open_unlearning")
 AGGREGATES = ("closer_to_1_better", "true_better", "prob_mean")
@@ -143,51 +144,6 @@ def truth_ratio_score(
       return np.minimum(ratio_N, 1 / (ratio_N + _EPSILON * (variant == "open_unlearning")))
   wrong_N = _averaged(np.asarray(average_perturb_loss, np.float64), variant)
   return probability(avg_paraphrased_loss, wrong_N[:, None], variant=variant)
-
-
-def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-  r"""Share of each reference's words that are in the prediction, in any order or in the same order.
-
-  .. math::
-    \text{ROUGE-1} = \frac{\sum_w \min(c_w^{\text{pred}}, c_w^{\text{ref}})}{|\text{ref}|}, \qquad
-    \text{ROUGE-L} = \frac{|\operatorname{LCS}(\text{pred}, \text{ref})|}{|\text{ref}|}
-
-  Words are runs of a-z and 0-9 in the lower-cased text, Porter-stemmed if longer than three
-  characters. The share is 0 if either text has no words.
-
-  Args:
-    predictions: N generated answers.
-    references: N answers of the dataset.
-
-  Returns:
-    ``{"rouge1_recall", "rougeL_recall"}``, each [N] in [0, 1].
-
-  Raises:
-    UserError: if the package rouge-score is not installed, there are no texts, or their numbers differ.
-
-  Source: Lin, ROUGE (2004), as the package rouge-score computes it.
-  """
-  # A single text would be split into letters.
-  for name, texts in (("predictions", predictions), ("references", references)):
-    if isinstance(texts, str):
-      raise UserError(f"ROUGE: {name} is one text; give a list of texts")
-  if not len(predictions) or len(predictions) != len(references):
-    raise UserError(
-      f"ROUGE: {len(predictions)} predictions for {len(references)} references; "
-      "give one prediction for each of at least one reference"
-    )
-  try:
-    from rouge_score.rouge_scorer import RougeScorer
-  except ImportError as error:
-    raise UserError("ROUGE needs rouge-score, which is not installed; pip install 'hamu-jax[llm]'") from error
-  scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
-  scores = [
-    scorer.score(target=reference, prediction=prediction)
-    for prediction, reference in zip(predictions, references, strict=True)
-  ]
-  return {
-    f"{kind}_recall": np.array([score[kind].recall for score in scores]) for kind in ("rouge1", "rougeL")
-  }
 
 
 def split_scores(

@@ -128,6 +128,7 @@ def _brute(logits, ids, start):
   return {
     "loss": -picked.mean(),
     "probability": np.exp(picked.mean()),
+    "token_probability": np.exp(picked).mean(),
     "accuracy": np.mean(log_p.argmax(axis=1) == tokens),
     "entropy": -means.mean(),
     "tokens": len(tokens),
@@ -173,7 +174,7 @@ def test_means_and_aucs(case, evaluator, expected):
   summary = evaluator.summary(case[2])
   for name, size in _SIZES.items():
     assert summary[name].pop("count") == size
-    assert set(summary[name]) == {"accuracy", "loss", "entropy", "probability"}
+    assert set(summary[name]) == {"accuracy", "loss", "entropy", "probability", "token_probability"}
     for key, value in summary[name].items():
       np.testing.assert_allclose(value, expected[name][key].mean(), rtol=1e-4)
   aucs = {key: value for key, value in summary.items() if key not in _SIZES}

@@ -5,7 +5,7 @@ from hamu_jax.config.fields.field import Field, Section
 from hamu_jax.config.kinds import Choice, Count, Flag, Number, Several, Text
 from hamu_jax.config.modalities import AUTO, LANGUAGE_MODEL, MODALITIES
 from hamu_jax.config.readers import IMAGES, TEXTS, UNLEARNS, Reader, is_on, is_one_of
-from hamu_jax.metrics import tofu
+from hamu_jax.metrics import rouge, tofu
 
 PAIRINGS = ("sequential", "vmap", "pmap")
 
@@ -190,6 +190,13 @@ SECTIONS_AFTER = (
         "geometric",
         Choice(tofu.VARIANTS),
         "Published form of TOFU's scores, see `metrics.tofu`.",
+        _GENERATES,
+      ),
+      Field(
+        "evaluate.rouge_words",
+        "latin",
+        Choice(rouge.WORDS),
+        "Words of ROUGE: runs of a-z and 0-9, as published, or words of any script.",
         _GENERATES,
       ),
       Field(
