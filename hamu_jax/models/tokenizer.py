@@ -13,8 +13,9 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hamu_jax.errors import UserError, first_line
-from hamu_jax.models import bpe, llama_gguf
+from hamu_jax import outside
+from hamu_jax.errors import UserError
+from hamu_jax.models import bpe, chat_template, llama_gguf
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -133,27 +134,28 @@ class Tokenizer:
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
   def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    import jinja2
-
     if self._fast.chat_template is None:
       raise UserError(
         f"config.text.template='chat': {self._where} has no chat template; choose 'llama2',"
         " 'question_answer' or 'none'"
       )
-    try:
-      return self._fast.apply_chat_template(
+    roles = ", ".join(message["role"] for message in messages)
+    return chat_template.render(
+      lambda: self._fast.apply_chat_template(
         messages,
-        chat_template=_FIXED_DATE + self._fast.get_chat_template(),
+        chat_template=self._template,
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
-      )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-      roles = ", ".join(message["role"] for message in messages)
-      raise UserError(
-        f"config.text.template='chat': the chat template of {self._where} refuses messages of"
-        f" {roles} ({first_line(error)}); leave config.text.system_prompt empty, or choose"
-        " another template"
-      ) from None
+      ),
+      self._where,
+      f"messages of {roles}",
+    )
+
+  @functools.cached_property
+  def _template(self) -> str:
+    template = self._fast.get_chat_template()
+    chat_template.check(template, self._where)
+    return _FIXED_DATE + template
 
 
 def from_folder(path: str | os.PathLike) -> Tokenizer:
@@ -178,13 +180,9 @@ def from_folder(path: str | os.PathLike) -> Tokenizer:
   transformers = _import_transformers()
   as_it_stands = (folder / TOKENIZER_FILE).is_file()
   loader = transformers.PreTrainedTokenizerFast if as_it_stands else transformers.AutoTokenizer
-  try:
+  remedy = f"put {TOKENIZER_FILE} and {_CONFIG_FILE} of the model there"
+  with outside.read_of(folder, "a folder with a tokenizer", remedy):
     fast = loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-  except Exception as error:  # The tokenizers library raises plain Exception.
-    raise UserError(
-      f"{folder}: holds no tokenizer that can be read ({first_line(error)}); put {TOKENIZER_FILE}"
-      f" and {_CONFIG_FILE} of the model there"
-    ) from None
   if not hasattr(fast, "backend_tokenizer"):
     raise UserError(
       f"{folder}: its tokenizer ({type(fast).__name__}) has no {TOKENIZER_FILE}, which is needed; put that"
@@ -211,7 +209,13 @@ def from_gguf(path: str | os.PathLike, reader: Any = None) -> Tokenizer:
 
   Source: `convert_hf_to_gguf.py` and `llama-vocab.cpp` of llama.cpp, for the names of fields.
   """
-  fields = _gguf_fields(reader or llama_gguf.open_reader(path))
+  reader = reader or llama_gguf.open_reader(path)
+  with outside.read_of(path, "a GGUF file with a tokenizer", "give the model's folder"):
+    return _of_fields(_gguf_fields(reader), path)
+
+
+def _of_fields(fields: dict, path: str | os.PathLike) -> Tokenizer:
+  """The tokenizer of the fields of a GGUF file."""
 
   def need(name):
     if name not in fields:
@@ -273,11 +277,7 @@ def _eos_of_model(folder: pathlib.Path) -> tuple[int, ...]:
     file = folder / name
     if not file.is_file():
       continue
-    try:
-      values = json.loads(file.read_text())
-    except ValueError as error:
-      raise UserError(f"{file}: not JSON ({error}); download it again") from None
-    ids = values.get("eos_token_id") if isinstance(values, dict) else None
+    ids = outside.read_json(file, dict, "download it again").get("eos_token_id")
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
     if not all(isinstance(token, int) for token in ids):
       raise UserError(f"{file}: eos_token_id={ids!r}: whole numbers are needed")
@@ -298,14 +298,14 @@ def _import_transformers():
   return transformers
 
 
-def _fast(backend, bos: str | None, chat_template: str | None, special: dict[str, str]):
+def _fast(backend, bos: str | None, template: str | None, special: dict[str, str]):
   """Wraps a `tokenizers.Tokenizer`; `bos`, unless it is None, starts every text."""
   from tokenizers import processors
 
   fast = _import_transformers().PreTrainedTokenizerFast(
     tokenizer_object=backend, clean_up_tokenization_spaces=False, **special
   )
-  fast.chat_template = chat_template
+  fast.chat_template = template
   if bos is not None:
     fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
       single=[bos, "$A"], special_tokens=[(bos, fast.bos_token_id)]

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from hamu_jax import outside
 from hamu_jax.errors import UserError
 
 Variables = Any
@@ -59,7 +59,8 @@ def load_weights(path: str | os.PathLike, variables: Variables, names: Names) ->
   """Reads the variables of a model.
 
   Args:
-    path: a safetensors file, or a Hugging Face folder that holds `model.safetensors`.
+    path: a safetensors file, or a Hugging Face folder that holds `model.safetensors`. The prefixes "module."
+      and "_orig_mod." that PyTorch's wrappers give to all names do not count.
     variables: arrays or shapes of the model's variables, `{"params": ..., "batch_stats": ...}`.
     names: `TORCH_NAMES` of the model's module.
 
@@ -70,7 +71,7 @@ def load_weights(path: str | os.PathLike, variables: Variables, names: Names) ->
     UserError: if the file is missing or not safetensors, or a tensor is missing, unknown or of another
       shape.
   """
-  found = _read(pathlib.Path(path))
+  found = _without_wrappers(_read(pathlib.Path(path)))
   layout = _layout(variables, names)
   flat = traverse_util.flatten_dict(variables)
   known = {*layout, *(_counter(name) for name in layout if name.endswith("running_mean"))}
@@ -131,13 +132,16 @@ def _find(path):
 
 def _read(path):
   file = _find(path)
-  try:
+  with outside.read_of(file, "a safetensors file of NumPy types", "save the weights again, in float32"):
     return safetensors.numpy.load_file(file)
-  except (safetensors.SafetensorError, KeyError) as error:
-    raise UserError(
-      f"{file}: not a safetensors file of NumPy types ({error}); save the weights again, for example in"
-      " float32"
-    ) from error
+
+
+def _without_wrappers(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Drops the prefixes of PyTorch's `DataParallel` and `torch.compile`, if all names have them."""
+  prefix = os.path.commonprefix(list(tensors))
+  wrappers = re.match(r"((module|_orig_mod)\.)*", prefix)
+  assert wrappers is not None  # It matches the empty text.
+  return {name.removeprefix(wrappers[0]): value for name, value in tensors.items()}
 
 
 def _layout(variables, names):

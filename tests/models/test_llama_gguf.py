@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from hamu_jax.errors import UserError
-from hamu_jax.models import generation, llama, llama_config, llama_gguf
+from hamu_jax.models import generation, llama, llama_config, llama_gguf, tokenizer
 
 _LAYER_NAMES = {
   "input_layernorm": "attn_norm",
@@ -119,8 +119,30 @@ def test_files_that_are_none(tmp_path):
   with pytest.raises(UserError, match="no such file; give a GGUF file"):
     llama_gguf.GGUFFile(tmp_path / "model.gguf")
   (tmp_path / "model.gguf").write_bytes(b"nothing" * 100)
-  with pytest.raises(UserError, match="not a GGUF file"):
+  with pytest.raises(UserError, match="cannot be read as a GGUF file"):
     llama_gguf.GGUFFile(tmp_path / "model.gguf")
+
+
+def test_damaged_headers(tiny_llama, tmp_path):
+  """Whatever bytes of the header are wrong, the file is read or refused in one line."""
+  _write(tmp_path / "whole.gguf", tiny_llama)
+  whole, rng = (tmp_path / "whole.gguf").read_bytes(), np.random.default_rng(0)
+  refused = 0
+  for case in range(300):
+    damaged = bytearray(whole[: rng.integers(len(whole))] if case % 10 == 0 else whole)
+    for place in rng.integers(min(2500, len(damaged)), size=rng.integers(1, 4)):
+      damaged[place] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, damaged[place] ^ 1 << rng.integers(8)])
+    (tmp_path / "model.gguf").write_bytes(damaged)
+    try:
+      file = llama_gguf.GGUFFile(tmp_path / "model.gguf")
+      # Loading compiles a program for each shape, so only reading is tried.
+      for name, shape in file.shapes.items():
+        file.read(name, (slice(None),) * len(shape))
+      tokenizer.from_gguf(tmp_path / "model.gguf")
+    except UserError as error:
+      refused += 1
+      assert "\n" not in str(error) and "model.gguf" in str(error)
+  assert refused == 300  # The file has no tokenizer.
 
 
 def test_without_the_packages(monkeypatch, tmp_path):

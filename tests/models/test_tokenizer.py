@@ -220,7 +220,7 @@ def test_the_first_line_of_a_template_stays_as_it_is(tmp_path):
     ("{{ raise_exception('no system') }}", r"refuses messages of system, user \(no system\)"),
     ("{{ messages.append(1) }}", "refuses messages of system, user"),
     ("{{ ''.__class__.__base__.__subclasses__() }}", "refuses messages of system, user"),
-    ("{{ messages", "refuses messages of system, user"),
+    ("{{ messages", "refuses messages of system, user|refuses to be read"),
   ],
 )
 def test_templates_that_do_not_work(tmp_path, template, message):
@@ -260,14 +260,14 @@ def test_a_folder_without_tokenizer_json(tmp_path):
 def test_folders_that_hold_none(tmp_path):
   with pytest.raises(UserError, match="no such folder"):
     tokenizer.from_folder(tmp_path / "missing")
-  with pytest.raises(UserError, match="no tokenizer that can be read"):
+  with pytest.raises(UserError, match="cannot be read as a folder with a tokenizer"):
     tokenizer.from_folder(tmp_path)
   folder = _llama3_folder(tmp_path / "broken")
   (folder / "config.json").write_text('{"eos_token_id": "two"}')
   with pytest.raises(UserError, match=r"config.json: eos_token_id=\['two'\]: whole numbers"):
     tokenizer.from_folder(folder)
   (folder / "tokenizer.json").write_text("{")
-  with pytest.raises(UserError, match="broken: holds no tokenizer that can be read"):
+  with pytest.raises(UserError, match="broken: cannot be read as a folder with a tokenizer"):
     tokenizer.from_folder(folder)
 
 
@@ -276,7 +276,7 @@ def test_code_in_a_folder_is_not_run(tmp_path):
   (tmp_path / "tokenizer_config.json").write_text(
     json.dumps({"auto_map": {"AutoTokenizer": ["own.Own", None]}})
   )
-  with pytest.raises(UserError, match="no tokenizer that can be read"):
+  with pytest.raises(UserError, match="cannot be read as a folder with a tokenizer"):
     tokenizer.from_folder(tmp_path)
 
 
@@ -419,7 +419,7 @@ def test_gguf_files_of_other_kinds(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="no such file"):
     tokenizer.from_gguf(tmp_path / "other.gguf")
   path.write_bytes(b"nothing" * 100)
-  with pytest.raises(UserError, match="not a GGUF file"):
+  with pytest.raises(UserError, match="cannot be read as a GGUF file"):
     tokenizer.from_gguf(path)
   monkeypatch.setitem(sys.modules, "gguf", None)
   with pytest.raises(UserError, match="run `pip install gguf`"):

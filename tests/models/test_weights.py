@@ -1,5 +1,7 @@
 """Weight files: exact round trips, and one clear line for every way a file can be wrong."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,11 +127,32 @@ def test_counters_are_optional(file):
   jax.tree.map(np.testing.assert_array_equal, models.load_weights(file, make_variables()), make_variables())
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_that_wrappers_of_pytorch_gave(file, prefix):
+  def rename(tensors):
+    for name in list(tensors):
+      tensors[prefix + name] = tensors.pop(name)
+
+  tamper(file, rename)
+  jax.tree.map(np.testing.assert_array_equal, models.load_weights(file, make_variables()), make_variables())
+  tamper(file, lambda tensors: tensors.update({min(tensors).removeprefix(prefix): tensors.pop(min(tensors))}))
+  with pytest.raises(UserError, match="is missing"):
+    models.load_weights(file, make_variables())
+
+
+def test_types_that_numpy_lacks(file):
+  """A header of safetensors that says F8_E4M3."""
+  header = json.dumps({"fc.bias": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
+  file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+  with pytest.raises(UserError, match="cannot be read as a safetensors file of NumPy types"):
+    models.load_weights(file, make_variables())
+
+
 def test_unreadable_files(tmp_path, file):
   with pytest.raises(UserError, match="no such file"):
     models.load_weights(tmp_path / "nothing.safetensors", make_variables())
   with pytest.raises(UserError, match=r"no such file.*model\.safetensors"):
     models.load_weights(tmp_path, make_variables())
   file.write_bytes(file.read_bytes()[:1000])
-  with pytest.raises(UserError, match="not a safetensors file"):
+  with pytest.raises(UserError, match="cannot be read as a safetensors file of NumPy types"):
     models.load_weights(file, make_variables())
