@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 from hamu_jax.config import default as config_lib
 from hamu_jax.experiment import together
 from hamu_jax.launch.expand import Member, shared_stages
+from hamu_jax.report import description
+from hamu_jax.report.fields import numbers_of
 from hamu_jax.run import lock, preemption, rundir
 
 OUTPUT = "output.txt"
@@ -222,7 +224,8 @@ class Runner:
     for member in self._members:
       summary = self._workdir / member.name / "summary.json"
       if self._stages[member.name].get(stage) == key and summary.exists():
-        keys = rundir.read_json(summary)["provenance"]["stages"]
+        found = description.summary_of(summary.parent) or {}
+        keys = found.get("provenance", {}).get("stages", {})
         # The cache may have been emptied since. A summary does not list the many stages of an ensemble.
         if stage not in keys or (cache / f"{stage}-{keys[stage]}").exists():
           return True
@@ -257,8 +260,8 @@ class Runner:
     for member in job.members:
       # Some members of a group may be done although others failed.
       if is_done(member, self._workdir) and (code == 0 or len(job.members) > 1):
-        summary = rundir.read_json(self._workdir / member.name / "summary.json")
-        self._report(member, f"{describe(summary)}; {seconds}")
+        summary = description.summary_of(self._workdir / member.name)
+        self._report(member, f"{describe(summary or {'results': {}})}; {seconds}")
       else:
         self._report(member, f"FAILED: {reason}")
         failures.append(Failure(member.name, reason))
@@ -271,15 +274,12 @@ class Runner:
 
 def describe(summary: Mapping) -> str:
   """A short text with the reason for which a run ended and the accuracies of its model."""
-  unlearned = summary["results"]["unlearned"]
-  parts = [
-    f"{split} {100 * unlearned[split]['accuracy']:.1f} %"
-    for split in ("retain", "forget", "test")
-    if "accuracy" in unlearned.get(split, {})
-  ]
-  if "tug_of_war" in unlearned:
-    parts.append(f"tug of war {unlearned['tug_of_war']:.3f}")
-  return f"{summary['stop_reason']}; {', '.join(parts)}"
+  numbers = dict(numbers_of(summary["results"].get("unlearned", {})))
+  accuracies = {split: numbers.get(f"{split}.accuracy") for split in ("retain", "forget", "test")}
+  parts = [f"{split} {100 * value:.1f} %" for split, value in accuracies.items() if value is not None]
+  if "tug_of_war" in numbers:
+    parts.append(f"tug of war {numbers['tug_of_war']:.3f}")
+  return f"{summary.get('stop_reason', 'finished')}; {', '.join(parts)}"
 
 
 def _last_line(path: pathlib.Path) -> str:

@@ -4,7 +4,8 @@ A name is dotted, e.g. ``method.name``.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 METHOD = "method.name"
@@ -38,6 +39,15 @@ def is_seed(name: str) -> bool:
 def is_number(value: Any) -> TypeGuard[int | float]:
   """Whether a value is a number; a bool is not."""
   return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def numbers_of(tree: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+  """Yields the numbers of nested objects by dotted name, with NaN for null, a number that was not finite."""
+  for name, value in tree.items() if isinstance(tree, Mapping) else ():
+    if isinstance(value, Mapping):
+      yield from numbers_of(value, f"{prefix}{name}.")
+    elif value is None or is_number(value):
+      yield f"{prefix}{name}", math.nan if value is None else float(value)
 
 
 def in_words(value: Any) -> str:

@@ -57,6 +57,9 @@ def gather(paths: Sequence[os.PathLike | str]) -> Gathered:
       f"{', '.join(map(str, paths))}: no run directory there; give a folder with the config.json of a run"
       + "".join(f"; {note}" for note in notes[:1])
     )
+  # Versions differ in their fields; a field that a run does not have is None.
+  names = dict.fromkeys(name for run in runs for name in run.config)
+  runs = [run._replace(config=dict.fromkeys(names) | run.config) for run in runs]
   return Gathered(without_repeats(runs, notes), notes)
 
 

@@ -27,7 +27,7 @@ from hamu_jax.errors import UserError
 from hamu_jax.report import figures, gather
 from hamu_jax.report.study import Study
 from hamu_jax.report.study_tables import tables
-from hamu_jax.report.table import Table, comma_separated, html_table, latex, markdown
+from hamu_jax.report.table import Table, comma_separated, html_table, latex, markdown, markdown_text
 from hamu_jax.run import command_line
 from hamu_jax.run.rundir import write_bytes
 
@@ -86,18 +86,19 @@ def write(sections: Iterable[tuple[Study, pathlib.Path]], out: pathlib.Path, not
   Raises:
     UserError: if a file cannot be written.
   """
-  written, lines = [], ["# Unlearning runs", "", _LEGEND, "", *(f"- {note}" for note in notes)]
+  written, lines = [], ["# Unlearning runs", "", _LEGEND, "", *(f"- {markdown_text(note)}" for note in notes)]
   for study, folder in sections:
     section = Section(study.label, folder, tables(study), figures.draw(study, folder))
-    lines += ["", f"## {section.title}"]
+    lines += ["", f"## {markdown_text(section.title)}"]
     for table in section.tables:
       write_bytes(folder / f"{table.name}.csv", comma_separated(table).encode())
       if table.name != "values":
         write_bytes(folder / f"{table.name}.tex", latex(table).encode())
-        lines += ["", f"### {table.title}", "", markdown(table).rstrip("\n")]
+        lines += ["", f"### {markdown_text(table.title)}", "", markdown(table).rstrip("\n")]
     for picture in section.pictures:
       path = (folder / picture.name).relative_to(out).as_posix()
-      lines += ["", f"### {picture.title}", "", picture.caption, "", f"![{picture.title}]({path}.png)"]
+      title = markdown_text(picture.title)
+      lines += ["", f"### {title}", "", picture.caption, "", f"![{title}]({path}.png)"]
     written.append(section)
   write_bytes(out / "report.md", ("\n".join(lines) + "\n").encode())
   write_bytes(out / "index.html", page(written, notes).encode())

@@ -6,12 +6,14 @@ differ in marker and line style, too.
 """
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hamu_jax.report import drawing
+from hamu_jax.report.fields import is_number
 from hamu_jax.transforms import BRANCHES
 
 # Colour, marker and line style of each split.
@@ -20,6 +22,7 @@ _SPLITS = {
   "forget": (drawing.VERMILLION, "s", "--"),
   "test": (drawing.GREEN, "^", "-."),
 }
+_LARGEST = sys.float_info.max
 _BRANCH_COLOURS = (drawing.GREEN, drawing.BLUE, drawing.SKY, drawing.ORANGE, drawing.VERMILLION, "black")
 REFERENCES = {"original": ("*", drawing.ORANGE, 260), "retrained": ("D", drawing.PURPLE, 90)}
 
@@ -120,12 +123,24 @@ def _evaluations(rows: Sequence[Mapping[str, Any]], stage: str, split: str) -> d
 
 
 def column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray] | None:
-  """Steps [S] and values [S, T] of a diagnostic, with NaN for null; None if no row has it."""
-  rows = [row for row in rows if name in row]
-  if not rows:
+  """Steps [S] and values [S, T] of a diagnostic, with NaN for null; None if no row has it.
+
+  Rows whose values are no numbers, or not as many as the first ones, are left out.
+  """
+  found = [(row["step"], numbers) for row in rows if (numbers := _numbers(row.get(name)))]
+  found = [(step, numbers) for step, numbers in found if len(numbers) == len(found[0][1])]
+  if not found:
     return None
-  values_SxT = np.stack([np.atleast_1d(np.array(row[name], float)) for row in rows])
-  return np.array([row["step"] for row in rows]), values_SxT
+  steps, values_SxT = zip(*found, strict=True)
+  return np.array(steps), np.array(values_SxT, float)
+
+
+def _numbers(value: Any) -> list[float | None]:
+  """The numbers of a diagnostic, one for each tensor; [] if there are none."""
+  values = value if isinstance(value, list) else [] if value is None else [value]
+  # Larger ones are no numbers that a run writes, and NumPy cannot hold them.
+  good = (item is None or (is_number(item) and not abs(item) > _LARGEST) for item in values)
+  return values if all(good) else []
 
 
 def _plane(axis, series, references) -> None:

@@ -4,18 +4,17 @@ All information comes from config.json, summary.json and metrics.jsonl; names of
 """
 
 import functools
-import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hamu_jax.config import default as config_lib
 from hamu_jax.errors import UserError
-from hamu_jax.report import run_plots
-from hamu_jax.report.fields import PLACES, grouped, is_number, is_seed, key_of
+from hamu_jax.report import description, run_plots
+from hamu_jax.report.fields import PLACES, grouped, is_seed, key_of, numbers_of
 from hamu_jax.run import rundir
 from hamu_jax.run.metrics_log import read_metrics
 
@@ -51,14 +50,14 @@ class Run(NamedTuple):
 
   def values(self, model: str) -> dict[str, float]:
     """Numbers of a model's results by dotted name, with NaN for null, a number that was not finite."""
-    return dict(_numbers((self.summary or {}).get("results", {}).get(model, {})))
+    return dict(numbers_of((self.summary or {}).get("results", {}).get(model, {})))
 
   @property
   def timing(self) -> dict[str, float]:
     """Seconds of each stage, and of the last one its steps, seconds per step and tokens per second."""
     if self.summary is None:
       return {}
-    seconds = dict(_numbers(self.summary.get("seconds", {})))
+    seconds = dict(numbers_of(self.summary.get("seconds", {})))
     last = "unlearn" if "unlearn" in seconds else "retrain"
     found = {f"seconds.{stage}": value for stage, value in seconds.items()}
     steps = self.summary.get("steps")
@@ -68,7 +67,7 @@ class Run(NamedTuple):
       found["seconds"] = seconds[last]
       if steps:
         found["seconds_per_step"] = seconds[last] / steps
-    work = dict(_numbers(self.summary.get("work", {}).get(last, {})))
+    work = dict(numbers_of(self.summary.get("work", {}).get(last, {})))
     if "tokens_per_second" in work:
       found["tokens_per_second"] = work["tokens_per_second"]
     return found
@@ -103,26 +102,21 @@ def read(folder: pathlib.Path, notes: list[str]) -> Run | None:
     The run; None if config.json is damaged or not that of a run.
   """
   try:
-    config = rundir.read_json(folder / "config.json")
-  except (UserError, OSError) as error:
+    config = description.config_of(folder)
+  except UserError as error:
     notes.append(f"{_reason(error)} - left out")
     return None
-  # A language model's folder has a config.json, too.
-  if not isinstance(config, dict) or not all(isinstance(config.get(s), dict) for s in ("data", "method")):
+  if config is None:
     return None
-  summary = None
-  if (folder / "summary.json").exists():
-    try:
-      summary = rundir.read_json(folder / "summary.json")
-      if not isinstance(summary, dict) or not isinstance(summary.get("results"), dict):
-        raise UserError(f"{folder / 'summary.json'} has no results")
-    except (UserError, OSError) as error:
-      summary = None
-      notes.append(f"{_reason(error)} - shown as unfinished")
+  try:
+    summary = description.summary_of(folder)
+  except UserError as error:
+    summary = None
+    notes.append(f"{_reason(error)} - shown as unfinished")
   rows = _rows(folder, notes)
   steps = [row for row in rows if row["stage"] == "unlearn" and row["split"] == "step"]
   columns = {name: run_plots.column(steps, name) for name in _DIAGNOSTICS}
-  fields = _defaults() | dict(rundir.fields(config))
+  fields = _defaults() | config
   if fields["data.source"] == "digits":
     # The digits have no name; the field still holds the default of another source.
     fields["data.name"] = ""
@@ -187,11 +181,3 @@ def _identity(run: Run) -> tuple[Any, ...]:
   places = PLACES if run.fingerprint else ()
   names = [name for name in run.config if name not in places and not config_lib.is_incidental(name)]
   return run.fingerprint, key_of(run.config, names)
-
-
-def _numbers(tree: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
-  for name, value in tree.items() if isinstance(tree, Mapping) else ():
-    if isinstance(value, Mapping):
-      yield from _numbers(value, f"{prefix}{name}.")
-    elif value is None or is_number(value):
-      yield f"{prefix}{name}", math.nan if value is None else float(value)

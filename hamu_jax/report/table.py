@@ -4,6 +4,8 @@ import csv
 import html
 import io
 import math
+import re
+import unicodedata
 from typing import NamedTuple
 
 from hamu_jax.report.study import Estimate
@@ -13,6 +15,8 @@ _LATEX = {
   "~": r"\textasciitilde{}",
   "^": r"\textasciicircum{}",
   "±": r"$\pm$",
+  # After the end of a row, a bracket would begin an argument.
+  "[": "{[}",
   **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
@@ -49,7 +53,7 @@ def markdown(table: Table) -> str:
   """The table in Markdown, with numbers aligned to the right."""
 
   def line(cells):
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(markdown_text, cells)) + " |"
 
   rules = ["---:" if numeric else "---" for numeric in table.numeric]
   return (
@@ -67,7 +71,7 @@ def comma_separated(table: Table) -> str:
   ]
   stream = io.StringIO()
   writer = csv.writer(stream, lineterminator="\n")
-  writer.writerow(header)
+  writer.writerow(map(_csv_text, header))
   for row in table.rows:
     cells = []
     for cell, is_number in zip(row, numeric):
@@ -75,7 +79,7 @@ def comma_separated(table: Table) -> str:
         mean, std, count = cell.estimate
         cells += [mean, "" if math.isnan(std) and count == 1 else std, count]
       else:
-        cells += ["", "", ""] if is_number else [cell_text(cell)]
+        cells += ["", "", ""] if is_number else [_csv_text(cell_text(cell))]
     writer.writerow(cells)
   return stream.getvalue()
 
@@ -133,7 +137,27 @@ def html_table(table: Table) -> str:
 
 def cell_text(cell: str | Number | None) -> str:
   """The text of a cell; empty for None."""
-  return "" if cell is None else cell.text() if isinstance(cell, Number) else cell
+  return "" if cell is None else cell.text() if isinstance(cell, Number) else _one_line(cell)
+
+
+def markdown_text(text: str) -> str:
+  """Text in which Markdown finds neither markup nor HTML, nor the end of a cell or line."""
+  return re.sub(r"([\\|\[\]`])", r"\\\1", html.escape(_one_line(text), quote=False))
+
+
+def _csv_text(text: str) -> str:
+  """Text that a spreadsheet does not take for a formula."""
+  text = _one_line(text)
+  return f"'{text}" if text[:1] in ("=", "+", "-", "@") and not _is_decimal(text) else text
+
+
+def _is_decimal(text: str) -> bool:
+  return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII | re.IGNORECASE) is not None
+
+
+def _one_line(text: str) -> str:
+  """Text without line ends and other control characters."""
+  return "".join(" " if unicodedata.category(each) in ("Cc", "Zl", "Zp") else each for each in text).strip()
 
 
 def _fixed(value: float, digits: int) -> str:
@@ -142,4 +166,4 @@ def _fixed(value: float, digits: int) -> str:
 
 
 def _latex_text(text: str) -> str:
-  return "".join(_LATEX.get(character, character) for character in text)
+  return "".join(_LATEX.get(character, character) for character in _one_line(text))

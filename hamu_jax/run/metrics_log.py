@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from hamu_jax import outside
 
+_MOST_STEPS = 2**53
+
 
 class MetricsLog(NamedTuple):
   """The contents of a metrics.jsonl."""
@@ -46,6 +48,6 @@ def _row(line: str) -> dict[str, Any] | None:
     row = json.loads(line)
   except (ValueError, RecursionError):
     return None
-  if not isinstance(row, dict) or type(row.get("step")) is not int:
+  if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < _MOST_STEPS:
     return None
   return row if all(isinstance(row.get(name), str) for name in ("stage", "split")) else None

@@ -194,7 +194,9 @@ class RunDir:
     if config.get("wandb", {}).get("project"):
       if not (path / "wandb.json").exists():
         write_json(path / "wandb.json", {"id": uuid.uuid4().hex})
-      run_id = read_json(path / "wandb.json")["id"]
+      run_id = read_json(path / "wandb.json").get("id")
+      if not isinstance(run_id, str):
+        raise UserError(f"{path / 'wandb.json'} holds no id; delete it to start another run at wandb")
       sinks.append(WandbSink(config, directory=path, run_id=run_id))
     run = cls(path, sinks=sinks)
     run._lock = held

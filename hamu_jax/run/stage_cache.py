@@ -23,6 +23,18 @@ Tree = Any
 _OUTCOME = "outcome.json"
 _MODEL = "model"
 _LOCK = ".lock"
+_TRAINED = {"steps": int, "stop_reason": str, "seconds": float}
+# The values of each stage that an experiment reads. Those without digests, of version 0.1.0, are checked.
+_VALUES: dict[str, dict[str, type]] = {
+  "pretrain": _TRAINED,
+  "retrain": _TRAINED,
+  "unlearn": _TRAINED,
+  "memorization": {"correct": str, "seconds": float},
+  "mask": {"masks": list, "seconds": float},
+  "evaluate": {},
+}
+# Those of any other kind of evaluation.
+_EVALUATED = {"values": dict, "examples": dict}
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
@@ -62,10 +74,10 @@ class StageCache:
     if damage is None:
       try:
         outcome = json.loads((folder / _OUTCOME).read_bytes())
-        if isinstance(outcome, dict):
+        damage = None if digests.has_digests(folder) else _wrong_value(name, outcome)
+        if damage is None:
           self._checked.add(folder)
           return outcome
-        damage = f"{_OUTCOME} holds no object"
       except (OSError, ValueError, RecursionError) as error:
         damage = f"{_OUTCOME}: {digests.describe(error)}"
     self._set_aside(folder, damage)
@@ -160,6 +172,16 @@ def _remove(temporary: pathlib.Path, held: io.FileIO) -> None:
   shutil.rmtree(temporary, ignore_errors=True)
   _lock_of(temporary).unlink(missing_ok=True)
   held.close()
+
+
+def _wrong_value(name: str, outcome: Any) -> str | None:
+  """What is wrong with the values of a stage; None if nothing is."""
+  if not isinstance(outcome, dict):
+    return f"{_OUTCOME} holds no object"
+  for field, kind in _VALUES.get(name, _EVALUATED).items():
+    if not isinstance(outcome.get(field), (int, float) if kind is float else kind):
+      return f"{_OUTCOME} has no {field}, or one of another type"
+  return None
 
 
 def _host() -> int:

@@ -6,6 +6,7 @@ import math
 import re
 
 import numpy as np
+import pytest
 
 from hamu_jax.report import table as table_lib
 from hamu_jax.report.study import Estimate
@@ -16,7 +17,7 @@ def test_markdown_has_one_line_a_row(runs):
   lines = table_lib.markdown(reported.tables(runs)["runs"]).splitlines()
   assert len(lines) == 2 + 5
   assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-  assert r"finished \| <b>" in lines[2]
+  assert r"finished \| &lt;b&gt;" in lines[2]
   lines = table_lib.markdown(reported.tables(runs)["results"]).splitlines()
   assert lines[1].startswith("| --- | --- | ---: |")
   assert lines[5].startswith("| hamu-q | 3 | 100.00 ± 0.00 | 66.67 ± 20.82 |")
@@ -51,3 +52,41 @@ def test_a_number_that_is_not_finite_is_a_word():
   assert "| nan |" in table_lib.markdown(table)
   assert "  nan " in table_lib.latex(table)
   assert table_lib.comma_separated(table) == "x mean,x std,x n\nnan,nan,2\n"
+
+
+HOSTILE = [
+  "=1+1",
+  "+cmd|' /C calc'!A0",
+  "-2+3",
+  "@SUM(1)",
+  "\t=1",
+  "a\nb",
+  "a\r\n| b | c |",
+  "<img src=x onerror=alert(1)>",
+  "[x](javascript:alert(1))",
+  "`a`",
+  "a|b",
+  "a\u2028b",
+  "[1]",
+  "\\\\",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_texts_break_no_format_and_are_no_formula_markup_or_link(text):
+  table = table_lib.Table("a", "A", (text, "x"), ((text, "1"), ("b", "2")))
+  lines = table_lib.markdown(table).splitlines()
+  assert len(lines) == 4
+  assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines} == {3}
+  assert not re.search(r"<|(?<!\\)(?:\\\\)*[\[\]`]", "\n".join(lines))
+  rows = list(csv.reader(io.StringIO(table_lib.comma_separated(table))))
+  assert len(rows) == 3 and {len(row) for row in rows} == {2}
+  assert not re.match(r"[=+\-@\t\r]", rows[1][0]) and rows[0][0] == rows[1][0]
+  assert len([line for line in table_lib.latex(table).splitlines() if line.endswith(r"\\")]) == 3
+  assert not re.match(r"\s*\[", table_lib.latex(table).splitlines()[5])
+
+
+@pytest.mark.parametrize("text", ["-1", "+0.5", "-1e-05", "0.1"])
+def test_numbers_in_csv_stay_numbers(text):
+  table = table_lib.Table("a", "A", ("x",), ((text,),))
+  assert table_lib.comma_separated(table) == f"x\n{text}\n"

@@ -1,5 +1,6 @@
 """The stage cache: keyed by content, appearing whole, noticing damage."""
 
+import json
 import shutil
 
 import jax
@@ -133,18 +134,35 @@ def test_a_missing_file_is_noticed(published, tmp_path):
   assert stages.StageCache(tmp_path).outcome("pretrain", "k") is None
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, "\0"])
-def test_a_stage_of_an_old_version_has_no_digests(published, tmp_path, text):
-  (published / "digests.json").unlink()
-  assert stages.StageCache(tmp_path).load("pretrain", "k", LIKE)[1] == {"steps": 3}
-  (published / "outcome.json").write_text(text)
+OLD = {"steps": 3, "seconds": 1.5, "stop_reason": "finished"}
+
+
+@pytest.fixture
+def old(tmp_path):
+  """A stage as version 0.1.0 wrote it, without digests."""
+  stages.StageCache(tmp_path).publish("pretrain", "k", OLD, MODEL)
+  (tmp_path / "pretrain-k" / "digests.json").unlink()
+  return tmp_path / "pretrain-k"
+
+
+def test_a_stage_of_an_old_version_is_taken(old, tmp_path):
+  model, outcome = stages.StageCache(tmp_path).load("pretrain", "k", LIKE)
+  assert outcome == OLD
+  np.testing.assert_array_equal(model["params"]["w"], MODEL["params"]["w"])
+
+
+OF_ANOTHER_TYPE = json.dumps(OLD | {"steps": "x"})
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 10_000, "\0", "{}", OF_ANOTHER_TYPE], ids=len)
+def test_a_broken_outcome_of_an_old_version_is_set_aside(old, tmp_path, text):
+  (old / "outcome.json").write_text(text)
   assert stages.StageCache(tmp_path).outcome("pretrain", "k") is None
   assert (tmp_path / "pretrain-k.damaged-1").exists()
 
 
-def test_a_broken_model_of_an_old_version_is_set_aside(published, tmp_path):
-  (published / "digests.json").unlink()
-  for file in (published / "model").rglob("*"):
+def test_a_broken_model_of_an_old_version_is_set_aside(old, tmp_path):
+  for file in (old / "model").rglob("*"):
     if file.is_file():
       file.write_bytes(b"?")
   assert stages.StageCache(tmp_path).load("pretrain", "k", LIKE) is None
