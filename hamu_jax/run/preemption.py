@@ -70,8 +70,8 @@ class Watch:
       os.set_blocking(self._writing, False)
       self._previous_fd = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
       for number in _SIGNALS:
-        # With a handler in Python, the C code writes the byte.
-        self._previous[number] = signal.signal(number, lambda number, frame: None)
+        # With a handler in Python, the C code writes the byte. A main thread in Python is told at once.
+        self._previous[number] = signal.signal(number, lambda number, frame: self._request(number))
       threading.Thread(target=self._heed, args=(reading,), daemon=True).start()
     return self
 
@@ -84,18 +84,23 @@ class Watch:
     signal.set_wakeup_fd(self._previous_fd)
     os.close(self._writing)  # This ends the thread, too.
 
+  def _request(self, number: int) -> None:
+    global _received
+    _received = number
+    if self._requested_at is None:
+      self._requested_at = time.monotonic()
+
   def _heed(self, reading: int) -> None:
     """Reads the signals and ends the process when it is time."""
-    global _received
+    count = 0
     while not self._over.is_set():
       asked = self._requested_at
       ready, _, _ = select.select([reading], [], [], None if asked is None else _POLL_SECONDS)
       for number in os.read(reading, 64) if ready else b"":
         if number in _SIGNALS:
-          _received = number
-          if self._requested_at is None:
-            self._requested_at = time.monotonic()
-          elif number == signal.SIGINT:  # The user does not want to wait.
+          self._request(number)
+          count += 1
+          if count > 1 and number == signal.SIGINT:  # The user does not want to wait.
             leave("run the same command to resume from the last checkpoint")
       asked = self._requested_at
       if asked is None or self._over.is_set():
