@@ -1,17 +1,15 @@
-"""Methods on CIFAR-10 over the batch size of unlearning (arXiv 2606.02119).
+"""HAMU on CIFAR-10 over the batch size of unlearning (arXiv 2606.02119).
 
   python -m launch.sweep --config=configs/sweeps/cifar_batch_size.py --workdir=runs/cifar-batch-size
 
-The largest batch size is the whole forget class. `:smoke` runs on 10,000 images, `:digits` on the digits.
+`:smoke` runs on 10,000 images, `:digits` on the embedded digits.
 """
 
 from hamu_jax.launch import experiments
 
-SIZES = {
-  "": [500, 1000, 2500, 5000],
-  "smoke": [100, 250, 500, 1000],
-  "digits": [16, 32, 64, 128],
-}
+PAPER = [128, 256, 512, 1024, 2048]
+# For smaller sets.
+SIZES = {"digits": [16, 32, 64, 128]}
 
 
 def get_sweep(variant: str = ""):
@@ -19,8 +17,8 @@ def get_sweep(variant: str = ""):
   return {
     "config": experiments.choose(experiments.CIFAR, variant),
     "grid": {
-      "method.name": [*experiments.HAMU, *experiments.BASELINES],
-      "method.batch_size": SIZES[variant],
+      "method.name": ["hamu-q"],
+      "method.batch_size": SIZES.get(variant, PAPER),
       "seed": experiments.SEEDS,
     },
   }

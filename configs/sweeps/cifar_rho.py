@@ -3,8 +3,8 @@ makes forgetting harder (arXiv 2606.02119).
 
   python -m launch.sweep --config=configs/sweeps/cifar_rho.py --workdir=runs/cifar-rho
 
-At rho = 1, a random tenth of all examples is forgotten. `:smoke` runs on 10,000 images, `:digits` on the
-embedded digits.
+At rho = 1, a random tenth of all examples is forgotten.
+`:smoke` runs on 10,000 images, `:digits` on the embedded digits.
 """
 
 from hamu_jax.launch import experiments
@@ -18,7 +18,6 @@ def get_sweep(variant: str = ""):
     "grid": {
       "method.name": [*experiments.HAMU, *experiments.BASELINES],
       "data.hard_probability": [0.0, 0.25, 0.5, 0.75, 1.0],
-      # The seed also draws the forget set.
-      "seed": {str(seed): {"seed": seed, "data.seed": seed} for seed in experiments.SEEDS},
+      "seed": experiments.drawn_seeds(),
     },
   }

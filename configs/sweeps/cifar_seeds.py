@@ -14,7 +14,7 @@ def get_sweep(variant: str = ""):
   return {
     "config": experiments.choose(experiments.CIFAR, variant),
     "grid": {
-      "method.name": [*experiments.BASELINES, *experiments.HAMU],
+      "method.name": [*experiments.BASELINES, *experiments.CONFLICT, *experiments.HAMU],
       "seed": experiments.SEEDS,
       "method.seed": [1, 2, 3],
     },

@@ -1,10 +1,9 @@
-"""Stopping rules of unlearning on CIFAR-10 (arXiv 2606.02119).
+"""HAMU on CIFAR-10 with its stopping criterion, at rho 0.5 (arXiv 2606.02119).
 
   python -m launch.sweep --config=configs/sweeps/cifar_stopping_criterion.py --workdir=runs/cifar-stopping
 
-HAMU runs without a rule, with the published criterion, with the criterion that does not stop for opposed
-gradients, and with thresholds on the losses, which the baselines have, too. `:smoke` runs on 10,000 images,
-`:digits` on the embedded digits.
+`cifar_stopping_rules.py` compares it with others.
+`:smoke` runs on 10,000 images, `:digits` on the embedded digits.
 """
 
 from hamu_jax.launch import experiments
@@ -12,5 +11,12 @@ from hamu_jax.launch import experiments
 
 def get_sweep(variant: str = ""):
   """See the module."""
-  config = experiments.choose(experiments.CIFAR, variant)
-  return experiments.stopping_criterion(config)
+  return {
+    "config": experiments.choose(experiments.CIFAR, variant),
+    "set": {
+      "method.stop_on_criterion": True,
+      "data.forget": "hard_probability",
+      "data.hard_probability": 0.5,
+    },
+    "grid": {"method.name": experiments.HAMU, "seed": experiments.drawn_seeds()},
+  }

@@ -1,4 +1,4 @@
-"""Methods on TOFU over the batch size of unlearning (arXiv 2606.02119).
+"""HAMU on TOFU over the batch size of unlearning (arXiv 2606.02119).
 
   python -m launch.sweep --config=configs/sweeps/llm_batch_size.py --workdir=runs/llm-batch-size
 
@@ -8,7 +8,8 @@ on a machine without an accelerator, `:smoke` a tiny random model.
 
 from hamu_jax.launch import experiments
 
-PAPER = [10, 25, 50, 100]
+PAPER = [16, 32, 50, 64, 128]
+# For smaller sets.
 SIZES = {"smollm2": [4, 8, 16, 32], "smoke": [2, 4, 8]}
 
 
@@ -17,7 +18,7 @@ def get_sweep(variant: str = ""):
   return {
     "config": experiments.choose(experiments.LANGUAGE, variant),
     "grid": {
-      "method.name": [*experiments.HAMU, *experiments.BASELINES],
+      "method.name": ["hamu-q"],
       "method.batch_size": SIZES.get(variant, PAPER),
       "seed": experiments.SEEDS,
     },

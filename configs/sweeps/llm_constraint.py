@@ -1,4 +1,4 @@
-"""HAMU on TOFU over the constraint ratio, and the baselines, which have none (arXiv 2606.02119).
+"""HAMU on TOFU over the constraint ratio (arXiv 2606.02119).
 
   python -m launch.sweep --config=configs/sweeps/llm_constraint.py --workdir=runs/llm-constraint
 
@@ -11,16 +11,11 @@ from hamu_jax.launch import experiments
 
 def get_sweep(variant: str = ""):
   """See the module."""
-  config = experiments.choose(experiments.LANGUAGE, variant)
-  ratios = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-  return [
-    {
-      "config": config,
-      "grid": {
-        "method.name": experiments.HAMU,
-        "method.constraint_ratio": ratios,
-        "seed": experiments.SEEDS,
-      },
+  return {
+    "config": experiments.choose(experiments.LANGUAGE, variant),
+    "grid": {
+      "method.name": experiments.HAMU,
+      "method.constraint_ratio": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
+      "seed": experiments.SEEDS,
     },
-    {"config": config, "grid": {"method.name": experiments.BASELINES, "seed": experiments.SEEDS}},
-  ]
+  }

@@ -1,4 +1,4 @@
-"""Methods on TOFU over the optimizer that takes their step (arXiv 2606.02119).
+"""HAMU on TOFU with the plain step and with AdamW (arXiv 2606.02119).
 
   python -m launch.sweep --config=configs/sweeps/llm_optimizer.py --workdir=runs/llm-optimizer
 
@@ -14,9 +14,5 @@ def get_sweep(variant: str = ""):
   """See the module."""
   return {
     "config": experiments.choose(experiments.LANGUAGE, variant),
-    "grid": {
-      "method.name": [*experiments.HAMU, *experiments.BASELINES],
-      "optimizer": experiments.OPTIMIZERS,
-      "seed": experiments.SEEDS,
-    },
+    "grid": {"method.name": experiments.HAMU, "optimizer": experiments.OPTIMIZERS, "seed": experiments.SEEDS},
   }

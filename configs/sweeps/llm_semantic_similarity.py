@@ -1,9 +1,10 @@
-"""Methods on WaterDrum-TOFU whose retain set has no, semantic or exact duplicates of the forget set
+"""Methods on WaterDrum-TOFU whose retain set has no or semantic duplicates of the forget set
 (arXiv 2606.02119).
 
   python -m launch.sweep --config=configs/sweeps/llm_semantic_similarity.py --workdir=runs/llm-similarity
 
-`:gpu` is for one large GPU, `:smoke` runs a tiny random model on fictitious authors.
+`:gpu` is for one large GPU, `:smoke` runs a tiny random model on fictitious authors. `:exact`, `:gpu_exact`
+and `:smoke_exact` take exact duplicates.
 """
 
 from hamu_jax.launch import experiments
@@ -17,11 +18,12 @@ CONFIGS = {
 
 def get_sweep(variant: str = ""):
   """See the module."""
+  base, exact = variant.removesuffix("exact").removesuffix("_"), variant.endswith("exact")
   return {
-    "config": experiments.choose(CONFIGS, variant),
+    "config": experiments.choose(CONFIGS, base),
     "grid": {
       "method.name": [*experiments.HAMU, *experiments.BASELINES],
-      "text.duplicates": ["none", "semantic", "exact"],
+      "text.duplicates": ["exact"] if exact else ["none", "semantic"],
       "seed": experiments.SEEDS,
     },
   }

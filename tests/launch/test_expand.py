@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from hamu_jax.config import command_line, validation
+from hamu_jax.config import command_line, readers, validation
 from hamu_jax.engine import methods
 from hamu_jax.errors import UserError
 from hamu_jax.experiment import stage_plan
@@ -18,26 +18,29 @@ LANGUAGE = ("", "gpu", "waterdrum", "waterdrum_gpu", "smollm2", "smoke")
 SHARP = ("", "smoke")
 # Members a seed: methods and values, counted by hand; and the variants.
 NAMED = {
-  # 2 HAMU methods at 10 ratios, 5 baselines at none.
-  "cifar_constraint": (25, CIFAR),
-  "cifar_full_grad": (4, CIFAR),
-  # 2 by 4 rules, 5 by 2.
-  "cifar_stopping_criterion": (18, CIFAR),
-  "cifar_batch_size": (28, CIFAR),
-  "cifar_optimizer": (21, CIFAR),
-  "cifar_timing": (9, CIFAR),
-  "cifar_additional_baselines": (8, CIFAR),
+  "cifar_constraint": (20, CIFAR),
+  "cifar_full_grad": (1, CIFAR),
+  "cifar_stopping_criterion": (2, CIFAR),
+  # 2 HAMU methods by 4 rules, 5 by 2.
+  "cifar_stopping_rules": (18, CIFAR),
+  "cifar_batch_size": (5, CIFAR),
+  "cifar_optimizer": (2, CIFAR),
+  "cifar_timing": (7, CIFAR),
+  "cifar_additional_baselines": (7, CIFAR),
+  "cifar_more_methods": (6, CIFAR),
   "cifar_rho": (35, CIFAR),
-  # 7 methods with 3 seeds of unlearning.
-  "cifar_seeds": (21, CIFAR),
-  "llm_constraint": (25, LANGUAGE),
+  # 9 methods with 3 seeds of unlearning.
+  "cifar_seeds": (27, CIFAR),
+  "llm_constraint": (20, LANGUAGE),
   "llm_full_grad": (4, LANGUAGE),
-  "llm_stopping_criterion": (18, LANGUAGE),
-  "llm_batch_size": (28, LANGUAGE),
-  "llm_optimizer": (21, LANGUAGE),
+  "llm_stopping_criterion": (2, LANGUAGE),
+  "llm_stopping_rules": (18, LANGUAGE),
+  "llm_batch_size": (5, LANGUAGE),
+  "llm_optimizer": (4, LANGUAGE),
   "llm_timing": (9, LANGUAGE),
-  "llm_additional_baselines": (15, LANGUAGE),
-  "llm_semantic_similarity": (21, ("", "gpu", "smoke")),
+  "llm_additional_baselines": (7, LANGUAGE),
+  "llm_more_methods": (13, LANGUAGE),
+  "llm_semantic_similarity": (14, ("", "gpu", "smoke", "smoke_exact")),
   # 8 methods at 3 levels with SAM in none, either or both trainings; retrain has one of them.
   "sharp_cifar100": (102, SHARP),
   "sharp_cifar100_vit": (102, SHARP),
@@ -60,6 +63,19 @@ def members_of_named(name, variant):
   return expand.expand(path, overrides, stage_cache="stages")
 
 
+# Smaller sets have fewer batch sizes, and exact duplicates are alone.
+_FEWER = {
+  ("cifar_batch_size", "digits"): 4,
+  ("llm_batch_size", "smollm2"): 4,
+  ("llm_batch_size", "smoke"): 3,
+  ("llm_semantic_similarity", "smoke_exact"): 7,
+}
+
+
+def _count(name, variant):
+  return _FEWER.get((name, variant), NAMED[name][0])
+
+
 def test_no_sweep_is_left_out():
   assert {path.stem for path in SWEEPS.glob("*.py")} == NAMED.keys()
 
@@ -67,9 +83,9 @@ def test_no_sweep_is_left_out():
 @pytest.mark.parametrize("name", NAMED)
 def test_named_sweeps_are_valid(name, monkeypatch):
   monkeypatch.setattr(experiments, "SEEDS", (41,))
-  count, variants = NAMED[name]
+  _, variants = NAMED[name]
   smoke = members_of_named(name, "smoke")
-  assert len(smoke) == count - (7 if (name, "smoke") == ("llm_batch_size", "smoke") else 0)
+  assert len(smoke) == _count(name, "smoke")
   assert f"configs/sweeps/{name}.py" in (SWEEPS / f"{name}.py").read_text()
   # The others differ in their configuration, not in their axes.
   for variant in variants:
@@ -81,25 +97,72 @@ def test_named_sweeps_are_valid(name, monkeypatch):
   ("name", "variant"), [(name, variant) for name, (_, variants) in NAMED.items() for variant in variants]
 )
 def test_named_sweeps_are_valid_in_all_variants(name, variant):
-  count = NAMED[name][0] - (7 if (name, variant) == ("llm_batch_size", "smoke") else 0)
   members = members_of_named(name, variant)
-  assert len(members) == 3 * count
+  assert len(members) == 3 * _count(name, variant)
   assert {member.config.seed for member in members} == {41, 42, 43}
 
 
-def test_the_constraint_sweep_is_the_papers():
-  members = members_of_named("cifar_constraint", "")
-  of_hamu = {
-    (member.config.method.name, member.config.method.constraint_ratio, member.config.seed)
+_HAMU = {"hamu-q", "hamu-u"}
+_PAIRS = {"ft", "ga", "gdiff", "kl", "scrub"}
+_RATIOS = {0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
+# What the scripts of HAMU's experiments run: methods, and the values of what they vary. Where a script varies or
+# sets nothing, the learning rate is 1e-4, the ratio 0.5, rho 0, and a run has all its epochs.
+SCRIPTS = {
+  "cifar_rho": (_HAMU | _PAIRS, {"data.hard_probability": {0, 0.25, 0.5, 0.75, 1}}),
+  "cifar_constraint": (_HAMU, {"method.constraint_ratio": _RATIOS}),
+  "cifar_full_grad": ({"hamu-q"}, {"method.scope": {"global"}}),
+  "cifar_stopping_criterion": (
+    _HAMU,
+    {"method.stop_on_criterion": {True}, "method.criterion": {"published"}, "data.hard_probability": {0.5}},
+  ),
+  "cifar_batch_size": ({"hamu-q"}, {"method.batch_size": {128, 256, 512, 1024, 2048}}),
+  "cifar_optimizer": (
+    {"hamu-u"},
+    {"method.optimizer.name": {"sgd", "adamw"}, "method.constraint_ratio": {0.9}},
+  ),
+  "cifar_timing": (_HAMU | _PAIRS, {"method.epochs": {1}, "method.evaluate_epochs": {0}}),
+  "cifar_additional_baselines": (_PAIRS | {"gru", "pcgrad"}, {}),
+  "llm_semantic_similarity": (_HAMU | _PAIRS, {"text.duplicates": {"none", "semantic"}}),
+  "llm_constraint": (_HAMU, {"method.constraint_ratio": _RATIOS}),
+  "llm_full_grad": (_HAMU, {"method.scope": {"tensor", "global"}}),
+  "llm_optimizer": (_HAMU, {"method.optimizer.name": {"sgd", "adamw"}}),
+  "llm_stopping_criterion": (_HAMU, {"method.stop_on_criterion": {True}}),
+  "llm_batch_size": ({"hamu-q"}, {"method.batch_size": {16, 32, 50, 64, 128}}),
+  "llm_timing": (_HAMU | _PAIRS | {"gru", "pcgrad"}, {"method.epochs": {1}}),
+  "llm_additional_baselines": (_PAIRS | {"gru", "pcgrad"}, {}),
+}
+_ELSEWHERE = {
+  "method.constraint_ratio": 0.5,
+  "method.optimizer.learning_rate": 1e-4,
+  "method.optimizer.name": "sgd",
+  "method.scope": "tensor",
+  "method.stop_on_criterion": False,
+  "data.hard_probability": 0,
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_sweeps_are_those_of_the_scripts(name):
+  names, varied = SCRIPTS[name]
+  members = members_of_named(name, "")
+  found = [
+    (
+      member.config.method.name,
+      *(readers.value_of(member.config, field) for field in varied),
+      member.config.seed,
+    )
     for member in members
-    if member.config.method.name.startswith("hamu")
-  }
-  ratios = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
-  assert of_hamu == set(itertools.product(("hamu-q", "hamu-u"), ratios, (41, 42, 43)))
-  baselines = [member for member in members if not member.config.method.name.startswith("hamu")]
-  assert {member.config.method.constraint_ratio for member in baselines} == {0.5}
-  assert "hamu-q,constraint_ratio=0.3,seed=42" in [member.name for member in members]
-  assert "gdiff,seed=42" in [member.name for member in members]
+  ]
+  assert sorted(found) == sorted(itertools.product(names, *varied.values(), (41, 42, 43)))
+  for member in members:
+    for field, value in _ELSEWHERE.items():
+      section = field.partition(".")[0]
+      if field not in varied and section in member.config and (section != "data" or name.startswith("cifar")):
+        assert readers.value_of(member.config, field) == value, (member.name, field)
+    if name.startswith("cifar"):
+      drawn = member.config.data.forget == "hard_probability"
+      assert drawn == ("data.hard_probability" in varied)
+      assert member.config.data.seed == (member.config.seed if drawn else 41)
 
 
 def test_rho_draws_its_rows_with_the_seed():
