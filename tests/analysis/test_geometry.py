@@ -45,7 +45,7 @@ def test_tables():
     (["--run=RUN", "--normalization=layer"], "invalid choice: 'layer'"),
     (["--run=RUN", "--before=retrained"], r"--before=retrained: .*retrained.safetensors does not"),
     (["--run=RUN", "--after=orig"], "--after=orig: .*choose one of original, retrained, unlearned"),
-    (["--run=RUN", "--after=RUN/config.json"], "config.json: not a safetensors file"),
+    (["--run=RUN", "--after=RUN/config.json"], "config.json: cannot be read as a safetensors file"),
     (["--run=RUN", "--out=RUN/config.json"], "--out=.*choose another folder"),
   ),
 )
@@ -60,7 +60,7 @@ def test_bad_input_gets_one_line_and_status_2(make_run, capsys, arguments, messa
 @pytest.mark.parametrize(
   "split, message",
   (
-    ({"retain": np.arange(9)}, "holds no retain and forget indices .*forget"),
+    ({"retain": np.arange(9)}, "cannot be read as retain and forget indices .*forget"),
     ({"retain": np.arange(9), "forget": np.arange(9.0)}, "forget is float64 of shape"),
     (
       {"retain": np.arange(9), "forget": np.arange(1430, 1440)},
@@ -68,7 +68,7 @@ def test_bad_input_gets_one_line_and_status_2(make_run, capsys, arguments, messa
     ),
     ({"retain": np.arange(9), "forget": np.arange(-1, 8)}, r"forget indices -1..7 are not all"),
     ({"retain": np.arange(9), "forget": np.arange(3)}, "the forget set has 3 examples.*at least 5"),
-    ({"retain": np.array([{}] * 9), "forget": np.arange(9)}, "holds no retain and forget indices"),
+    ({"retain": np.array([{}] * 9), "forget": np.arange(9)}, "cannot be read as retain and forget indices"),
   ),
 )
 def test_a_split_that_cannot_be_used(make_run, capsys, split, message):

@@ -105,8 +105,8 @@ def test_named_sweeps_are_valid_in_all_variants(name, variant):
 _HAMU = {"hamu-q", "hamu-u"}
 _PAIRS = {"ft", "ga", "gdiff", "kl", "scrub"}
 _RATIOS = {0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
-# What the scripts of HAMU's experiments run: methods, and the values of what they vary. Where a script varies or
-# sets nothing, the learning rate is 1e-4, the ratio 0.5, rho 0, and a run has all its epochs.
+# What the scripts of HAMU's experiments run: methods, and the values of what they vary. Where a script varies
+# or sets nothing, the learning rate is 1e-4, the ratio 0.5, rho 0, and a run has all its epochs.
 SCRIPTS = {
   "cifar_rho": (_HAMU | _PAIRS, {"data.hard_probability": {0, 0.25, 0.5, 0.75, 1}}),
   "cifar_constraint": (_HAMU, {"method.constraint_ratio": _RATIOS}),
