@@ -287,12 +287,9 @@ def svc_mia(
 
   Source: the attack of SalUn (arXiv 2310.12508) and Sharpness-Aware Unlearning (arXiv 2506.13715).
   """
-  sets = {
-    "retain": _checked("retain", retain_probs, retain_labels),
-    "test": _checked("test", test_probs, test_labels),
-    "forget": _checked("forget", forget_probs, forget_labels),
-  }
-  _check_classes(sets)
+  sets = checked_sets(
+    retain=(retain_probs, retain_labels), test=(test_probs, test_labels), forget=(forget_probs, forget_labels)
+  )
   if balance_seed is not None:
     order = np.random.default_rng(balance_seed).permutation(len(sets["retain"][1]))
     members = order[: len(sets["test"][1])]
@@ -320,15 +317,17 @@ def _attacks(reference_entropy: bool) -> dict[str, Callable[[np.ndarray, np.ndar
   }
 
 
-def _check_classes(sets: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-  """Refuses sets whose probabilities are not from one model."""
-  classes = {name: probs_NxC.shape[1] for name, (probs_NxC, _) in sets.items()}
+def checked_sets(**sets: tuple[ArrayLike, ArrayLike]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Checks sets ([N, C] probabilities, [N] labels) of one model; returns float64 and integers."""
+  checked = {name: _checked(name, *values) for name, values in sets.items()}
+  classes = {name: probs_NxC.shape[1] for name, (probs_NxC, _) in checked.items()}
   if len(set(classes.values())) > 1:
     raise UserError(
       "membership inference: the sets have different numbers of classes "
       f"({', '.join(f'{name} {count}' for name, count in classes.items())}); "
       "give probabilities of one model"
     )
+  return checked
 
 
 def _non_members(members_NxF: np.ndarray, others_NxF: np.ndarray, judged_NxF: np.ndarray) -> float:

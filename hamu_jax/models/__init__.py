@@ -33,6 +33,14 @@ MODELS |= {
   for suffix in ("", "_imagenet")
 }
 MODELS |= {
+  f"wide_resnet50_2{suffix}": Architecture(
+    resnet.TorchvisionResNet,
+    {"depth": 50, "imagenet_stem": bool(suffix), "widening": 2},
+    resnet.TORCHVISION_NAMES,
+  )
+  for suffix in ("", "_imagenet")
+}
+MODELS |= {
   "vgg16_bn": Architecture(vgg.VGG, {"hidden": ()}, vgg.TORCH_NAMES),
   "vgg16_bn_imagenet": Architecture(vgg.VGG, {"hidden": (4096, 4096)}, vgg.TORCH_NAMES),
   "vit_s": Architecture(vit.ViT, {"patch": 4}, vit.TORCH_NAMES),

@@ -1,8 +1,9 @@
-"""Residual networks: the ResNet-20 family for small images, and ResNet-18, 34 and 50.
+"""Residual networks: the ResNet-20 family for small images, ResNet-18, 34 and 50, and Wide ResNet-50-2.
 
 Source: He et al., Deep Residual Learning for Image Recognition (2016). ResNet-20 is the model of section 4.2
 with projection shortcuts, as HAMU's reference builds it from Hugging Face's ResNet. ResNet-18, 34
-and 50 are the models of section 4.1, as torchvision builds them.
+and 50 are the models of section 4.1, as torchvision builds them. Wide ResNet-50-2 is that of Zagoruyko and
+Komodakis, Wide Residual Networks (2016), as torchvision builds it.
 """
 
 from typing import Any
@@ -69,6 +70,7 @@ class ResidualBlock(nn.Module):
     platform: see `convolve`.
     stride: stride of the block.
     bottleneck: whether the residual is a bottleneck.
+    widening: factor of the inner number of channels of a bottleneck, which does not change its outputs.
     dtype: type of the computation; None promotes the types of inputs and parameters.
   """
 
@@ -76,6 +78,7 @@ class ResidualBlock(nn.Module):
   platform: str
   stride: int = 1
   bottleneck: bool = False
+  widening: int = 1
   dtype: Any = None
 
   @nn.compact
@@ -87,7 +90,7 @@ class ResidualBlock(nn.Module):
 
     features, outputs = self.features, self.features
     if self.bottleneck:
-      outputs *= _EXPANSION
+      features, outputs = features * self.widening, outputs * _EXPANSION
       y = nn.relu(conv_norm("conv0", features, 1)(x_BxHxWxC, **mode))
       y = nn.relu(conv_norm("conv1", features, stride=self.stride)(y, **mode))
       y = conv_norm("conv2", outputs, 1)(y, **mode)
@@ -150,7 +153,7 @@ class ResNet(nn.Module):
 
 
 class TorchvisionResNet(nn.Module):
-  """torchvision's ResNet-18, 34 and 50: four stages at 1, 2, 4 and 8 times the width.
+  """torchvision's ResNet-18, 34 and 50 and Wide ResNet-50-2: four stages at 1, 2, 4 and 8 times the width.
 
   The stem for small images keeps their height and width; ImageNet's stem reduces both to a quarter.
 
@@ -162,6 +165,7 @@ class TorchvisionResNet(nn.Module):
       not, it is 3x3 with stride 1.
     width: number of channels of the stem and of the first stage; of bottlenecks, the inner number.
     stages: number of blocks in each stage; None takes the depth's.
+    widening: factor of the inner number of channels of bottlenecks, 2 for Wide ResNet-50-2.
     dtype: type of the computation; None promotes the types of inputs and parameters.
   """
 
@@ -171,6 +175,7 @@ class TorchvisionResNet(nn.Module):
   imagenet_stem: bool
   width: int = 64
   stages: tuple[int, ...] | None = None
+  widening: int = 1
   dtype: Any = None
 
   @nn.compact
@@ -191,11 +196,11 @@ class TorchvisionResNet(nn.Module):
     if self.imagenet_stem:
       x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     for stage, blocks in enumerate(self.stages or stages):
-      x = _stage(self, x, stage, blocks, f"layer{stage + 1}", bottleneck, mode)
+      x = _stage(self, x, stage, blocks, f"layer{stage + 1}", bottleneck, mode, self.widening)
     return _classify(self, x)
 
 
-def _stage(model, x, stage, blocks, name, bottleneck, mode):
+def _stage(model, x, stage, blocks, name, bottleneck, mode, widening=1):
   """Applies blocks of 2^stage times the model's width; every stage but the first halves the image."""
   for block in range(blocks):
     stride = 2 if stage > 0 and block == 0 else 1
@@ -204,6 +209,7 @@ def _stage(model, x, stage, blocks, name, bottleneck, mode):
       model.platform,
       stride,
       bottleneck,
+      widening,
       dtype=model.dtype,
       name=f"{name}_block{block}",
     )(x, **mode)

@@ -1,6 +1,6 @@
 """Evaluates an image model on every example of named splits."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -124,11 +124,12 @@ class Evaluator:
       result[f"{first}_{second}_auc"] = membership.loss_auc(examples[first]["loss"], examples[second]["loss"])
     return result
 
-  def membership(self, variables, most: int, seed: int) -> dict[str, float]:
-    """The shares of the forget set that attacks call non-members, see `metrics.membership.svc_mia`.
+  def membership(self, variables, attack: Callable[..., Any], most: int, seed: int) -> dict[str, float]:
+    """The shares of the forget set that attacks call non-members.
 
     Args:
       variables: variables of the model.
+      attack: `metrics.membership.svc_mia` or `metrics.threshold_mia.threshold_mia`.
       most: largest number of retain examples, and of as many test examples, that the attacks learn from.
       seed: seed of the draw of these examples.
     """
@@ -142,7 +143,7 @@ class Evaluator:
     for split in (*drawn, self.splits["forget"]):
       probs = self._over(split, lambda batch: self._probabilities(variables, batch))
       sets += [probs, split.labels[split.indices]]
-    return membership.svc_mia(*sets)
+    return attack(*sets)
 
 
 def selection_score(summary) -> float:

@@ -15,6 +15,7 @@ from hamu_jax import models
 from hamu_jax.config import default as config_lib
 from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.engine.objectives import Outputs
+from hamu_jax.metrics import membership, threshold_mia
 from hamu_jax.models import weights
 from hamu_jax.paired import Paired
 from hamu_jax.run import rundir
@@ -267,15 +268,20 @@ class Vision:
     return evaluation.Evaluator(self.forward("sequential"), splits, self._config.evaluate.batch_size, mesh)
 
   def final_evaluations(self, evaluator: evaluation.Evaluator) -> dict[str, Any]:
-    """The attack by a support vector machine, if it is asked for."""
+    """The attacks by support vector machines and by thresholds, if they are asked for."""
     size, seed = self._config.evaluate.membership_size, config_lib.seed_of(self._config, "evaluate")
     if not self._config.evaluate.membership:
       return {}
-    return {
-      "membership": (
-        {"size": size, "seed": seed},
-        lambda variables: (evaluator.membership(variables, size, seed), {}),
+
+    def evaluation_of(attack):
+      return {"size": size, "seed": seed}, lambda variables: (
+        evaluator.membership(variables, attack, size, seed),
+        {},
       )
+
+    return {
+      "membership": evaluation_of(membership.svc_mia),
+      "membership_thresholds": evaluation_of(threshold_mia.threshold_mia),
     }
 
   def compare(self, results: dict[str, Any], examples: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ SMALL = {
   "resnet8": {"width": 4},
   "resnet18": {"width": 4, "stages": (1, 1)},
   "resnet50_imagenet": {"width": 2, "stages": (1, 1)},
+  "wide_resnet50_2": {"width": 2, "stages": (1, 1)},
   "vgg16_bn": {"width": 4, "stages": (1, 1)},
   "vgg16_bn_imagenet": {"width": 1, "stages": (1,)},
   "vit_s": {"width": 6, "depth": 1, "heads": 2},

@@ -148,10 +148,19 @@ def test_reference_in_training(x64, reference, weights, tmp_path):
     np.testing.assert_allclose(tensors[name], reference[f"train/{name}"], rtol=1e-11)
 
 
-def test_parameters_of_resnet20():
-  model = models.build_model("resnet20", num_classes=10, platform="cpu")
+# As HAMU's reference and torchvision's documentation count them.
+@pytest.mark.parametrize(
+  "name, classes, parameters",
+  [
+    ("resnet20", 10, 272_474),
+    ("resnet50_imagenet", 1000, 25_557_032),
+    ("wide_resnet50_2_imagenet", 1000, 68_883_240),
+  ],
+)
+def test_number_of_parameters(name, classes, parameters):
+  model = models.build_model(name, num_classes=classes, platform="cpu")
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 272_474
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
 
 
 def test_initial_weights():

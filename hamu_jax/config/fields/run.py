@@ -150,7 +150,7 @@ SECTIONS_AFTER = (
         "evaluate.membership",
         False,
         Flag(),
-        "Whether a support vector machine attacks the final models (membership inference).",
+        "Whether support vector machines and thresholds attack the final models (membership inference).",
         IMAGES,
       ),
       Field(
