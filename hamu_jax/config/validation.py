@@ -48,14 +48,17 @@ def validate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> 
 
 def unread_fields(config: ml_collections.ConfigDict) -> list[Field]:
   """The fields that have another value than their default although nothing reads them."""
-  reads = modalities.MODALITIES[modalities.name_of(config)].reads
-
-  def is_read(field: Field) -> bool:
-    return field.reader.holds(config) or _covers(reads, field.name)
-
   return [
-    field for name, field in FIELDS.items() if _is_set(field, value_of(config, name)) and not is_read(field)
+    field
+    for name, field in FIELDS.items()
+    if _is_set(field, value_of(config, name)) and not is_read(config, name)
   ]
+
+
+def is_read(config: ml_collections.ConfigDict, name: str) -> bool:
+  """Whether something reads a field, by its dotted name without "config"."""
+  reads = modalities.MODALITIES[modalities.name_of(config)].reads
+  return FIELDS[name].reader.holds(config) or _covers(reads, name)
 
 
 def _is_set(field: Field, value) -> bool:

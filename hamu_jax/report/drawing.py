@@ -55,7 +55,9 @@ def percent_limits(get_limits, set_limits, least: float) -> None:
   low, high = get_limits()
   reach = max(high - low, least) / 2
   middle = (low + high) / 2
-  set_limits(max(middle - reach, -4), min(middle + reach, 104 if reach > 20 else 100.6))
+  # A band below 0 is for markers there; its size follows the width, so that no tick lies in it.
+  band = min(4.0, 0.04 * 2 * reach)
+  set_limits(max(middle - reach, -band), min(middle + reach, 104 if reach > 20 else 100.6))
 
 
 def log_if_wide(axis) -> None:

@@ -13,18 +13,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hamu_jax.engine import methods
 from hamu_jax.report import drawing, run_plots
-from hamu_jax.report.result_plots import curve, tradeoff
+from hamu_jax.report.fields import METHOD
+from hamu_jax.report.result_plots import curve, distances, tradeoff
+from hamu_jax.report.runs import Run
 from hamu_jax.report.sheet import Sheet, Styles, task_title
 from hamu_jax.report.study import Group, Study, estimates, over_steps, sweeps
 
 _SEEDS = "Means over seeds; error bars are their standard deviations."
 _FRONTS = " Circles mark the Pareto front of all methods; thin lines are each method's own front."
+_TARGET = " The retrained model is the target: a method with a lower forget accuracy forgets too much."
 _DOTS = " Dots are single seeds."
 _ANGLES = (
-  "Means over tensors and seeds of the angle between the two gradients that the method combines. For a "
-  "method that descends the negative forget loss, it is 180 degrees minus the angle between the gradients of "
-  "the losses."
+  "Means over tensors and seeds of the angle between the gradients of the retain and the forget loss. Below "
+  "90 degrees the roles conflict, because the forget loss is to rise."
 )
 _BRANCHES = "Branches of HAMU's update: shares among the tensors of all seeds."
 
@@ -50,7 +53,10 @@ def draw(study: Study, folder: pathlib.Path) -> list[Picture]:
   Raises:
     UserError: if `folder` cannot be written.
   """
-  figures = {"tradeoff": ("Retain-forget trade-off", _SEEDS + _FRONTS, tradeoff(study))}
+  figures = {
+    "distances": ("Distance to the retrained model", _SEEDS + _FRONTS, distances(study)),
+    "tradeoff": ("Retain-forget trade-off, the paper's axes", _SEEDS + _TARGET, tradeoff(study)),
+  }
   for field in sweeps(study):
     name = study.short(field)
     figures[f"curve-{name.replace('.', '-')}"] = (f"Results over {name}", _SEEDS, curve(study, field))
@@ -69,22 +75,24 @@ def draw(study: Study, folder: pathlib.Path) -> list[Picture]:
 
 
 def angle(study: Study):
-  """Draws the angle between retain and forget gradient over steps, the mean of all tensors and seeds.
+  """Draws the angle between the gradients of both losses over steps, the mean of all tensors and seeds.
 
-  The gradients are those that a method combines. For a method that descends the negative forget loss, the
-  angle is 180 degrees minus that of the losses' gradients.
+  Runs store the angle of the gradients that a method combines. For a method that descends the negative forget
+  loss, that is 180 degrees minus the angle of the losses' gradients.
   """
   panels = _with_diagnostic(study, "angle")
   if not panels:
     return None
   sheet = Sheet(
-    study, "Angle between the gradients that a method combines", len(panels), min(2, len(panels)), (6.4, 3.8)
+    study, "Angle between the gradients of the losses", len(panels), min(2, len(panels)), (6.4, 3.8)
   )
   styles = Styles(study)
   for axis, members in zip(sheet.axes, panels):
     for group, (steps, angles_SxT) in members:
       style = styles.of(group.settings)
       mean = np.ma.masked_invalid(angles_SxT).mean(axis=1).filled(np.nan)
+      if _descends_negative_forget_loss(group.runs[0]):
+        mean = 180 - mean
       axis.plot(
         steps,
         mean,
@@ -108,6 +116,18 @@ def angle(study: Study):
     axis.grid(alpha=0.3)
     drawing.whole_steps(axis, every)
   return sheet.finish()
+
+
+def _descends_negative_forget_loss(run: Run) -> bool:
+  """Whether a run's method hands the gradient of the negative forget loss to its transform."""
+  method = methods.METHODS.get(run.config[METHOD])
+  options = {
+    name.partition(".")[2]: value for name, value in run.config.items() if name.startswith("method.")
+  }
+  for substep in method.substeps if method else ():
+    if substep.retain and substep.forget:
+      return sum(map(float, substep.coefficients(options, 0).forget.values())) < 0
+  return False
 
 
 def branch(study: Study):

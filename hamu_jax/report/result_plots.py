@@ -1,4 +1,4 @@
-"""Figures of results: the retain-forget trade-off, and results over a numeric field."""
+"""Figures of results: distances to the retrained model, the papers' trade-off, and results over a field."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -26,21 +26,44 @@ _RETAIN_ROUGE = _Metric("suite.retain.rouge", "retain ROUGE-L (%)", 100)
 _FORGET_ROUGE = _Metric("suite.forget.rouge", "forget ROUGE-L (%)", 100, larger=False)
 _UTILITY = _Metric("suite.model_utility", "model utility")
 _QUALITY = _Metric("suite.forget_quality", "forget quality (p-value)")
-# Horizontal and vertical axis of each trade-off, and the metrics of the curves. Runs with generated answers
-# use the language versions.
+_DISTANCES = tuple(
+  _Metric(f"distance.{role}.accuracy", f"|{role} accuracy - retrained| (points)", 100, larger=False)
+  for role in ("forget", "retain")
+)
+_ROUGE_DISTANCES = tuple(
+  _Metric(f"distance.suite.{role}.rouge", f"|{role} ROUGE-L - retrained| (points)", 100, larger=False)
+  for role in ("forget", "retain")
+)
+# Horizontal and vertical axis of each plane, and the metrics of the curves. Runs with generated answers use
+# the language versions.
+_DISTANCE_PLANES = (_DISTANCES,)
+_LANGUAGE_DISTANCE_PLANES = (_ROUGE_DISTANCES, (_UTILITY, _QUALITY))
 _PLANES = ((_FORGET, _RETAIN),)
-_LANGUAGE_PLANES = ((_FORGET_ROUGE, _RETAIN_ROUGE), (_UTILITY, _QUALITY))
+_LANGUAGE_PLANES = ((_FORGET_ROUGE, _RETAIN_ROUGE),)
 _CURVES = (_RETAIN, _FORGET, _TEST, _TUG_OF_WAR)
 _LANGUAGE_CURVES = (_RETAIN_ROUGE, _FORGET_ROUGE, _UTILITY, _QUALITY)
 
 
-def tradeoff(study: Study):
-  """Draws the retain-forget trade-off, with the Pareto fronts of all methods and of each.
+def distances(study: Study):
+  """Draws the distances of forget and retain accuracy to the retrained model's, with the Pareto fronts.
 
-  The axes are accuracies. For language models with generated answers they are ROUGE scores, and model
-  utility against forget quality.
+  The retrained model is at (0, 0). For language models with generated answers they are distances of ROUGE
+  scores, and a second plane shows model utility against forget quality.
   """
-  planes = _chosen(study, _PLANES, _LANGUAGE_PLANES, lambda plane: plane)
+  return _planes(study, "Distance to the retrained model", _DISTANCE_PLANES, _LANGUAGE_DISTANCE_PLANES, True)
+
+
+def tradeoff(study: Study):
+  """Draws retain over forget accuracy or ROUGE, the axes of HAMU's paper.
+
+  The target is the retrained model's point, not a corner, so there are no fronts.
+  """
+  return _planes(study, "Retain-forget trade-off, the paper's axes", _PLANES, _LANGUAGE_PLANES, False)
+
+
+def _planes(study: Study, title: str, plain, language, fronts: bool):
+  """A panel for each task and pair of axes; None if no group has the metrics."""
+  planes = _chosen(study, plain, language, lambda plane: plane)
   panels = [
     (groups, x, y)
     for groups in study.by_task().values()
@@ -50,42 +73,37 @@ def tradeoff(study: Study):
   if not panels:
     return None
   columns = len(planes) if len(planes) > 1 else min(3, len(panels))
-  sheet = Sheet(study, "Retain-forget trade-off", len(panels), columns, (5.6, 4.6))
+  sheet = Sheet(study, title, len(panels), columns, (5.6, 4.6))
   styles = Styles(study)
   for axis, (groups, x, y) in zip(sheet.axes, panels):
     sheet.name(axis, task_title(study, groups))
-    axis.set(xlabel=_with_direction(x), ylabel=_with_direction(y))
-    _fronts(axis, groups, x, y, styles)
+    axis.set(
+      xlabel=_with_direction(x) if fronts else x.title, ylabel=_with_direction(y) if fronts else y.title
+    )
+    if fronts:
+      _fronts(axis, groups, x, y, styles)
     for group in groups:
       if _shows(group, x, y):
         style = styles.of(group.settings)
-        _point(
-          axis,
-          group,
-          x,
-          y,
-          color=style.colour,
-          marker=style.marker,
-          markersize=7,
-          zorder=4,
-          label=style.label,
-        )
+        look = {"color": style.colour, "marker": style.marker, "markersize": 7, "label": style.label}
+        _point(axis, group, x, y, zorder=4, **look)
     for reference in _references_of(study, groups):
       if _shows(reference, x, y):
         marker, colour, size = run_plots.REFERENCES[reference.model]
+        look = {"color": colour, "marker": marker, "markersize": size**0.5, "label": reference.model}
         # The marker is larger and below, because a method that changes nothing lies on the original.
-        _point(
-          axis,
-          reference,
-          x,
-          y,
-          color=colour,
-          marker=marker,
-          markersize=size**0.5,
-          zorder=3,
-          label=reference.model,
-        )
-    _finish_plane(axis, x, y)
+        _point(axis, reference, x, y, zorder=3, **look)
+    if (x, y) in (_DISTANCES, _ROUGE_DISTANCES):
+      marker, colour, size = run_plots.REFERENCES["retrained"]
+      axis.plot(
+        0, 0, marker, color=colour, markersize=size**0.5, markeredgecolor="black", label="retrained", zorder=3
+      )
+      axis.set(
+        xlim=(-0.03 * max(axis.get_xlim()[1], 1), None), ylim=(-0.03 * max(axis.get_ylim()[1], 1), None)
+      )
+      axis.grid(alpha=0.3)
+    else:
+      _finish_plane(axis, x, y)
   return sheet.finish()
 
 

@@ -52,6 +52,10 @@ def tradeoff(
   series = {split: _evaluations(rows, stage, split) for split in _SPLITS}
   given = references or {}
   references = {name: given[name] for name in REFERENCES if name in given}
+  for split, evaluations in series.items():
+    # A run without evaluations on the way still begins at the original model and ends at the unlearned one.
+    if evaluations and split in given.get("original", {}):
+      evaluations.setdefault(0, given["original"][split])
   figure = Figure(figsize=(14, 4.6), layout="constrained", dpi=120)
   figure.suptitle(f"Retain-forget trade-off{': ' + title if title else ''}", fontsize=13)
   if not any(series.values()) and not references:
@@ -144,11 +148,7 @@ def _numbers(value: Any) -> list[float | None]:
 
 
 def _plane(axis, series, references) -> None:
-  axis.set(
-    title="Retain against forget",
-    xlabel="forget accuracy (%), lower is better",
-    ylabel="retain accuracy (%), higher is better",
-  )
+  axis.set(title="Retain against forget", xlabel="forget accuracy (%)", ylabel="retain accuracy (%)")
   steps = sorted(series["retain"].keys() & series["forget"].keys())
   if steps:
     x, y = (
@@ -178,7 +178,7 @@ def _plane(axis, series, references) -> None:
       edgecolors="black",
       linewidths=0.8,
       zorder=2,
-      label=name,
+      label="retrained (the target)" if name == "retrained" else name,
     )
   drawing.percent_limits(axis.get_xlim, axis.set_xlim, 10)
   drawing.percent_limits(axis.get_ylim, axis.set_ylim, 5)

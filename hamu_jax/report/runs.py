@@ -6,12 +6,15 @@ All information comes from config.json, summary.json and metrics.jsonl; names of
 import functools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import ml_collections
 import numpy as np
 
 from hamu_jax.config import default as config_lib
+from hamu_jax.config import validation
+from hamu_jax.config.fields import FIELDS
 from hamu_jax.errors import UserError
 from hamu_jax.report import description, run_plots
 from hamu_jax.report.fields import PLACES, grouped, is_seed, key_of, numbers_of
@@ -19,6 +22,8 @@ from hamu_jax.run import rundir
 from hamu_jax.run.metrics_log import read_metrics
 
 _DIAGNOSTICS = ("angle", "branch")
+# Results that are compared with the retrained model's.
+_COMPARED = ("retain.accuracy", "forget.accuracy", "suite.retain.rouge", "suite.forget.rouge")
 _MODELS = ("original", "retrained", "unlearned")
 
 
@@ -30,6 +35,7 @@ class Run(NamedTuple):
   summary: dict[str, Any] | None  # None if the run is unfinished
   reached: tuple[str, int] | None  # stage and step of the last metrics row
   diagnostics: dict[str, tuple[np.ndarray, np.ndarray]]  # name -> steps [S], values [S, T]
+  unread: frozenset[str] = frozenset()  # fields that nothing reads, such as HAMU's for a baseline
 
   @property
   def fingerprint(self) -> str | None:
@@ -49,8 +55,20 @@ class Run(NamedTuple):
     return {name: value for name, value in self.config.items() if is_seed(name)}
 
   def values(self, model: str) -> dict[str, float]:
-    """Numbers of a model's results by dotted name, with NaN for null, a number that was not finite."""
-    return dict(numbers_of((self.summary or {}).get("results", {}).get(model, {})))
+    """Numbers of a model's results by dotted name, with NaN for null, a number that was not finite.
+
+    For models other than the retrained one, `distance.NAME` is the absolute difference to its value.
+    """
+    results = (self.summary or {}).get("results", {})
+    values = dict(numbers_of(results.get(model, {})))
+    if model != "retrained":
+      best = dict(numbers_of(results.get("retrained", {})))
+      values |= {
+        f"distance.{name}": abs(values[name] - best[name])
+        for name in _COMPARED
+        if name in values and name in best
+      }
+    return values
 
   @property
   def timing(self) -> dict[str, float]:
@@ -126,6 +144,7 @@ def read(folder: pathlib.Path, notes: list[str]) -> Run | None:
     summary,
     (rows[-1]["stage"], rows[-1]["step"]) if rows else None,
     {name: column for name, column in columns.items() if column is not None},
+    _unread(fields),
   )
 
 
@@ -165,6 +184,22 @@ def _rows(folder: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
   if damaged:
     notes.append(f"{path}: {damaged} lines are not rows of a run - left out")
   return rows
+
+
+def _unread(fields: Mapping[str, Any]) -> frozenset[str]:
+  """The fields that nothing reads in this configuration; none if it is of a version that cannot be asked."""
+  nested: dict[str, Any] = {}
+  try:
+    for name, value in fields.items():
+      *sections, leaf = name.split(".")
+      place = nested
+      for section in sections:
+        place = place.setdefault(section, {})
+      place[leaf] = value
+    config = ml_collections.ConfigDict(nested)
+    return frozenset(name for name in FIELDS if not validation.is_read(config, name))
+  except (AttributeError, KeyError, TypeError, ValueError):
+    return frozenset()
 
 
 def _reason(error: Exception) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from hamu_jax.report.fields import METHOD, grouped, in_words, key_of
 from hamu_jax.report.study import Estimate, Group, Study, deviations, estimates
-from hamu_jax.report.table import Number, Table
+from hamu_jax.report.table import Number, Table, with_one_format
 
 
 class _Column(NamedTuple):
@@ -19,6 +19,11 @@ class _Column(NamedTuple):
 # The tables of results; a column is shown if a run has its values.
 _TABLES = {
   ("results", "Results"): (
+    _Column("tug_of_war", "tug of war"),
+    _Column("distance.retain.accuracy", "retain distance %", 100, 2),
+    _Column("distance.forget.accuracy", "forget distance %", 100, 2),
+    _Column("suite.model_utility", "model utility"),
+    _Column("suite.forget_quality", "forget quality"),
     _Column("retain.accuracy", "retain acc %", 100, 2),
     _Column("forget.accuracy", "forget acc %", 100, 2),
     _Column("test.accuracy", "test acc %", 100, 2),
@@ -26,12 +31,9 @@ _TABLES = {
     _Column("test_forget.accuracy", "forgotten test acc %", 100, 2),
     _Column("suite.retain.rouge", "retain ROUGE %", 100, 2),
     _Column("suite.forget.rouge", "forget ROUGE %", 100, 2),
-    _Column("suite.model_utility", "model utility"),
-    _Column("suite.forget_quality", "forget quality"),
     _Column("suite.watermark.forget_retain_auc", "watermark AUC"),
     _Column("forget_test_auc", "forget/test loss AUC"),
     _Column("membership.confidence", "unseen % MIA", 100, 2),
-    _Column("tug_of_war", "tug of war"),
   ),
   ("losses", "Losses and attacks"): (
     _Column("*.loss", "{} loss"),
@@ -97,7 +99,7 @@ def tables(study: Study) -> list[Table]:
         tuple((*settings, str(len(group.runs)), *_numbers(group.columns, every)) for settings, group in rows),
       )
     )
-  return found
+  return [table._replace(rows=with_one_format(table.rows)) for table in found]
 
 
 def _model_rows(study: Study) -> Iterator[tuple[tuple[str | None, ...], Group]]:
@@ -106,18 +108,15 @@ def _model_rows(study: Study) -> Iterator[tuple[tuple[str | None, ...], Group]]:
   for task, groups in study.by_task().items():
     references = [one for one in study.references if key_of(one.settings, fields) == task]
     for group in (*references, *groups):
-      settings = [group.settings[name] if name in group.settings else None for name in study.shown]
       name = group.settings[METHOD] if group.model == "unlearned" else group.model
-      yield (
-        (
-          name,
-          *(
-            in_words(value) if field in group.settings else None
-            for field, value in zip(study.shown[1:], settings[1:])
-          ),
-        ),
-        group,
-      )
+      yield (name, *(_setting(group, field) for field in study.shown[1:])), group
+
+
+def _setting(group: Group, field: str) -> str | None:
+  """The value of a field in words; None if the group's models do not depend on it."""
+  if field not in group.settings or field in group.runs[0].unread:
+    return None
+  return in_words(group.settings[field])
 
 
 def _setting_header(study: Study) -> tuple[str, ...]:
@@ -166,7 +165,7 @@ def _deviations(study: Study) -> Iterator[Table]:
     "Standard deviations by the seed that changes",
     (*_setting_header(study), "seed", *(title for _, title, _ in chosen)),
     tuple(
-      (*(in_words(group.settings[name]) for name in study.shown), field, *_numbers(values, chosen))
+      (*(_setting(group, name) for name in study.shown), field, *_numbers(values, chosen))
       for group, found in by_group
       for field, values in found.items()
     ),
@@ -187,7 +186,7 @@ def _timing(study: Study) -> Iterator[Table]:
       (*_setting_header(study), "device", "seeds", *(title for _, title, _ in chosen)),
       tuple(
         (
-          *(in_words(group.settings[name]) for name in study.shown),
+          *(_setting(group, name) for name in study.shown),
           device,
           str(count),
           *_numbers(values, chosen),
@@ -204,7 +203,7 @@ def _settings(study: Study) -> Iterator[Table]:
       "settings",
       "Settings",
       ("method", *(study.short(name) for name in study.fields[1:])),
-      tuple(tuple(in_words(value) for value in group.settings.values()) for group in study.groups),
+      tuple(tuple(_setting(group, name) for name in study.fields) for group in study.groups),
     )
 
 

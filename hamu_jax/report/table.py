@@ -6,6 +6,7 @@ import io
 import math
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from hamu_jax.report.study import Estimate
@@ -26,13 +27,23 @@ class Number(NamedTuple):
 
   estimate: Estimate
   digits: int
+  scientific: bool = False  # whether it is written as 1.00e-09; all numbers of a column or none
 
   def text(self, plus_minus: str = "±") -> str:
     """``mean ± standard deviation``, or only the mean for one seed."""
-    mean = _fixed(self.estimate.mean, self.digits)
+    style = ".2e" if self.scientific else f".{self.digits}f"
+    mean = f"{self.estimate.mean:{style}}"
     if math.isnan(self.estimate.std) or math.isnan(self.estimate.mean):
       return mean
-    return f"{mean} {plus_minus} {_fixed(self.estimate.std, self.digits)}"
+    return f"{mean} {plus_minus} {self.estimate.std:{style}}"
+
+  @property
+  def vanishes(self) -> bool:
+    """Whether a mean that is not 0 would be rounded to 0."""
+    return 0 < abs(self.estimate.mean) < 0.5 * 10**-self.digits
+
+
+Cell = str | Number | None
 
 
 class Table(NamedTuple):
@@ -41,12 +52,27 @@ class Table(NamedTuple):
   name: str  # name of its files
   title: str
   header: tuple[str, ...]
-  rows: tuple[tuple[str | Number | None, ...], ...]
+  rows: tuple[tuple[Cell, ...], ...]
 
   @property
   def numeric(self) -> list[bool]:
     """Whether each column has numbers."""
     return [any(isinstance(row[place], Number) for row in self.rows) for place in range(len(self.header))]
+
+
+def with_one_format(rows: Iterable[Sequence[Cell]]) -> tuple[tuple[Cell, ...], ...]:
+  """The rows of a table, with scientific numbers in each column where a mean would be rounded to 0."""
+  rows = [tuple(row) for row in rows]
+  tiny = {
+    place for row in rows for place, cell in enumerate(row) if isinstance(cell, Number) and cell.vanishes
+  }
+  return tuple(
+    tuple(
+      cell._replace(scientific=True) if isinstance(cell, Number) and place in tiny else cell
+      for place, cell in enumerate(row)
+    )
+    for row in rows
+  )
 
 
 def markdown(table: Table) -> str:
@@ -158,11 +184,6 @@ def _is_decimal(text: str) -> bool:
 def _one_line(text: str) -> str:
   """Text without line ends and other control characters."""
   return "".join(" " if unicodedata.category(each) in ("Cc", "Zl", "Zp") else each for each in text).strip()
-
-
-def _fixed(value: float, digits: int) -> str:
-  """Formats a number with fixed digits, or with three significant ones if it would be rounded to 0."""
-  return f"{value:.2e}" if 0 < abs(value) < 0.5 * 10**-digits else f"{value:.{digits}f}"
 
 
 def _latex_text(text: str) -> str:

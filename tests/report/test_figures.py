@@ -83,6 +83,7 @@ def test_files_are_whole(tmp_path):
   study = cases.study(*(run._replace(diagnostics=cases.diagnostics(1)) for run in cases.sweep(("hamu-q",))))
   pictures = figures.draw(study, tmp_path)
   assert [picture.name for picture in pictures] == [
+    "distances",
     "tradeoff",
     "curve-constraint_ratio",
     "tug_of_war",

@@ -55,14 +55,14 @@ def test_the_page_needs_nothing_else(out):
   assert page.links and {link.removeprefix("#") for link in page.links} == set(page.ids)
   assert not re.search(r"https?:|url\(|@import|<script|<link", text)
   assert "b" not in page.tags  # the text of a run is no markup
-  assert [row[3] for row in page.rows if row[0] == "hamu-q" and len(row) > 3][0] == "66.67 ± 20.82"
+  assert [row[6] for row in page.rows if row[0] == "hamu-q" and len(row) > 6][0] == "66.67 ± 20.82"
   assert "unfinished: unlearn step 3" in [cell for row in page.rows for cell in row]
 
 
 def test_the_folder_has_every_format(out):
   names = {path.name for path in out.iterdir()}
   tables = {"results", "losses", "timing", "runs"}
-  figures = {"tradeoff", "tug_of_war", "angle", "branch", "timing"}
+  figures = {"distances", "tradeoff", "tug_of_war", "angle", "branch", "timing"}
   assert names == {
     "index.html",
     "report.md",
@@ -129,6 +129,7 @@ def test_a_real_run_is_reported(small, tmp_path):
   ]
   assert row["seeds"] == "2" and float(row["test.accuracy mean"]) == pytest.approx(np.mean(accuracies))
   assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
+    "distances.png",
     "tradeoff.png",
     "tug_of_war.png",
     "angle.png",

@@ -9,25 +9,39 @@ from tests.readable import assert_readable
 from tests.report import cases
 
 
-def test_tradeoff_shows_means_and_the_front_of_all():
+def test_distances_show_means_and_the_front_of_all():
   runs = [
     cases.run(1, unlearned=(0.9, 0.2, 0.9), method__name="a"),
     cases.run(2, unlearned=(0.7, 0.4, 0.9), method__name="a"),
     cases.run(1, unlearned=(0.95, 0.6, 0.9), method__name="b"),
     cases.run(1, unlearned=(0.5, 0.5, 0.9), method__name="c"),
   ]
-  figure = result_plots.tradeoff(cases.study(*runs))
+  figure = result_plots.distances(cases.study(*runs))
   (axis,) = figure.axes
-  np.testing.assert_allclose(cases.line(axis, "a"), [[30, 80]])
-  np.testing.assert_allclose(cases.line(axis, "retrained"), [[30, 95]])
+  # The retrained model has 95 % and 30 %. Deviations on both sides do not cancel.
+  np.testing.assert_allclose(cases.line(axis, "a"), [[10, 15]])
+  np.testing.assert_allclose(cases.line(axis, "c"), [[20, 45]])
+  np.testing.assert_allclose(cases.line(axis, "retrained"), [[0, 0]])
   front = cases.line(axis, "Pareto front of all")
-  np.testing.assert_allclose(front, [[30, 80], [60, 95]])
+  np.testing.assert_allclose(front, [[10, 15], [30, 0]], atol=1e-9)
+  assert "lower is better" in axis.get_xlabel() and "lower is better" in axis.get_ylabel()
   assert_readable(figure)
 
 
-def test_tradeoff_keeps_tasks_apart():
-  runs = [*cases.sweep(), *cases.sweep(data__hard_probability=0.5)]
+def test_the_papers_axes_have_the_retrained_model_and_no_front():
+  runs = [cases.run(1, unlearned=(0.9, 0.2, 0.9), method__name="a"), cases.run(1, method__name="b")]
   figure = result_plots.tradeoff(cases.study(*runs))
+  (axis,) = figure.axes
+  np.testing.assert_allclose(cases.line(axis, "a"), [[20, 90]])
+  np.testing.assert_allclose(cases.line(axis, "retrained"), [[30, 95]])
+  assert "Pareto front of all" not in axis.get_legend_handles_labels()[1]
+  assert "better" not in axis.get_xlabel() and "paper's axes" in figure.get_suptitle()
+  assert_readable(figure)
+
+
+def test_distances_keep_tasks_apart():
+  runs = [*cases.sweep(), *cases.sweep(data__hard_probability=0.5)]
+  figure = result_plots.distances(cases.study(*runs))
   assert [axis.get_title() for axis in figure.axes] == ["hard_probability 0", "hard_probability 0.5"]
   # Both methods have a front of their own settings beside the one of all.
   assert all("Pareto front of all" in axis.get_legend_handles_labels()[1] for axis in figure.axes)
@@ -40,10 +54,12 @@ def test_tradeoff_of_language_models_is_of_what_they_say():
     for seed in (1, 2)
     for method, value in (("npo", 0.5), ("rmu", 0.1 * seed))
   ]
-  figure = result_plots.tradeoff(cases.study(*runs))
+  figure = result_plots.distances(cases.study(*runs))
   rouge, utility = figure.axes
-  np.testing.assert_allclose(cases.line(rouge, "npo"), [[100 / 6, 25]])
+  np.testing.assert_allclose(cases.line(rouge, "npo"), [[20 / 3, 15]])
   np.testing.assert_allclose(cases.line(utility, "rmu"), [[0.15, (1e-2 + 1e-4) / 2]])
+  (papers,) = result_plots.tradeoff(cases.study(*runs)).axes
+  np.testing.assert_allclose(cases.line(papers, "npo"), [[100 / 6, 25]])
   assert utility.get_yscale() == "log"
   assert_readable(figure)
 

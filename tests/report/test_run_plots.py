@@ -83,8 +83,20 @@ def test_tradeoff_walks_the_evaluations(figures):
   points = {c.get_label(): c.get_offsets() for c in plane.collections}
   np.testing.assert_allclose(points["end (step 20)"], [[100 / 21, 98]])
   np.testing.assert_allclose(points["original"], [[90, 90]])
-  np.testing.assert_allclose(points["retrained"], [[25, 25]])
+  np.testing.assert_allclose(points["retrained (the target)"], [[25, 25]])
   assert "unlearned" not in points
+
+
+def test_a_run_that_evaluates_its_end_alone_begins_at_the_original_model(figures):
+  plots.tradeoff(_evaluation_rows([20]), "x", references=REFERENCES)
+  plane, accuracy = (_axis(figures[0], title) for title in ("Retain against forget", "Accuracy"))
+  np.testing.assert_allclose(plane.get_lines()[0].get_xydata(), [[90, 90], [100 / 21, 98]])
+  lines = {line.get_label(): line for line in accuracy.get_lines()}
+  np.testing.assert_allclose(lines["forget"].get_xydata(), [[0, 90], [20, 100 / 21]])
+  # No share of examples is negative.
+  assert all(
+    tick >= 0 for axis in (plane, accuracy) for tick in axis.get_yticks() if tick >= axis.get_ylim()[0]
+  )
 
 
 def test_tradeoff_draws_accuracy_and_loss_with_the_retrained_level(figures):

@@ -20,7 +20,21 @@ def test_markdown_has_one_line_a_row(runs):
   assert r"finished \| &lt;b&gt;" in lines[2]
   lines = table_lib.markdown(reported.tables(runs)["results"]).splitlines()
   assert lines[1].startswith("| --- | --- | ---: |")
-  assert lines[5].startswith("| hamu-q | 3 | 100.00 ± 0.00 | 66.67 ± 20.82 |")
+  assert lines[5].startswith("| hamu-q | 3 | 0.6667 ± 0.2082 | 0.00 ± 0.00 | 66.67 ± 20.82 |")
+
+
+def test_a_column_has_one_format():
+  numbers = [table_lib.Number(Estimate(mean, std, 2), 4) for mean, std in ((0.5, 1e-9), (0, 0), (1e-7, 0.25))]
+  rows = table_lib.with_one_format(
+    [("a", number, table_lib.Number(Estimate(1, 1e-9, 2), 2)) for number in numbers]
+  )
+  assert [row[1].text() for row in rows] == [
+    "5.00e-01 ± 1.00e-09",
+    "0.00e+00 ± 0.00e+00",
+    "1.00e-07 ± 2.50e-01",
+  ]
+  # A deviation alone does not change the format.
+  assert {row[2].text() for row in rows} == {"1.00 ± 0.00"} and rows[0][0] == "a"
 
 
 def test_csv_has_every_digit(runs):
