@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 
 from hamu_jax.models import llama, llama_config, llama_weights, lora, lora_weights
+from tests.arguments import replaced
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -112,7 +113,7 @@ def small(tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
 
   def arguments(name="run", *overrides):
-    return [*SMALL, f"--workdir={tmp_path / name}", *overrides]
+    return replaced([*SMALL, f"--workdir={tmp_path / name}"], *overrides)
 
   return arguments
 

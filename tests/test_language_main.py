@@ -18,6 +18,7 @@ from hamu_jax.engine import methods
 from hamu_jax.engine import step as step_lib
 from hamu_jax.models import llama, llama_config, lora, lora_weights
 from hamu_jax.run.stage_cache import StageCache
+from tests.arguments import replaced
 
 ROOT = pathlib.Path(__file__).parent.parent
 TARGETS = ("down_proj", "q_proj")
@@ -69,12 +70,8 @@ def small(finished, tmp_path):
   """-> function: arguments of the same experiment in a workdir under tmp_path, on the same stages."""
 
   def arguments(name="run", *overrides):
-    return [
-      *SMALL,
-      f"--workdir={tmp_path / name}",
-      f"--config.stage_cache={finished / 'stages'}",
-      *overrides,
-    ]
+    cache = f"--config.stage_cache={finished / 'stages'}"
+    return replaced([*SMALL, f"--workdir={tmp_path / name}", cache], *overrides)
 
   return arguments
 

@@ -197,7 +197,7 @@ BAD_INPUT = {
   "NaN": (["--config.method.alpha=nan"], r"config.method.alpha=nan"),
   "unknown optimizer": (
     ["--config.method.optimizer.name=sdg"],
-    r"config.method.optimizer.name='sdg' is not an optax optimizer",
+    r"config.method.optimizer.name='sdg': choose from sgd, adam, .*did you mean 'sgd'",
   ),
   "channels": (
     ["--config.data.mean=(0.1,0.2)", "--config.data.std=(1.,1.)"],
@@ -209,7 +209,7 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize(("overrides", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input_gets_one_line_and_status_2(small, tmp_path, capsys, overrides, message):
-  assert main.run([*small(), *overrides]) == 2
+  assert main.run(small("run", *overrides)) == 2
   error = capsys.readouterr().err.strip()
   assert error.startswith("error: ")
   assert len(error.splitlines()) == 1

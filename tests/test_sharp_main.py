@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from hamu_jax import data, main
 from hamu_jax.engine import loop
 from sam_jax.memorization import select
+from tests.arguments import replaced
 from tests.test_resume import assert_same, checkpoint_in_the_making, final, stage_has_checkpoint, wait_for
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -32,13 +33,9 @@ class CommandLine:
     self.folder, self.cache = folder, folder / "stages"
 
   def arguments(self, name, variant=FULL, *overrides):
-    return [
-      "hamu_jax.main",
-      f"--config=tests/configs/small_sharp.py:{variant}",
-      f"--workdir={self.folder / name}",
-      f"--config.stage_cache={self.cache}",
-      *overrides,
-    ]
+    config = f"--config=tests/configs/small_sharp.py:{variant}"
+    paths = f"--workdir={self.folder / name}", f"--config.stage_cache={self.cache}"
+    return replaced(["hamu_jax.main", config, *paths], *overrides)
 
   def __call__(self, name, variant=FULL, *overrides):
     assert main.run(self.arguments(name, variant, *overrides)) == 0
@@ -212,7 +209,7 @@ class Pictures(CommandLine):
     self._pictures = pictures
 
   def arguments(self, name, *overrides):
-    return super().arguments(
+    arguments = super().arguments(
       name,
       FULL,
       "--config.data.source=parquet",
@@ -227,8 +224,8 @@ class Pictures(CommandLine):
       "--config.retrain=False",
       "--config.train.augment=flip",
       "--config.method.augment=flip",
-      *overrides,
     )
+    return replaced(arguments, *overrides)
 
   def __call__(self, name, *overrides):
     assert main.run(self.arguments(name, *overrides)) == 0
@@ -476,7 +473,11 @@ BAD_INPUT = {
     r"variant word 'sharp_minmx' is unknown; choose from ft, .*sharp_minmax",
   ),
   "two methods": ("ft,ga", "", r"variant word 'ga' is the second method; give one"),
-  "an option of another model": ("", "model.depth=20", r"config.model: model 'mlp' has no option 'depth'"),
+  "an option of another model": (
+    "",
+    "model.depth=20",
+    r"config.model.depth=20: model 'mlp' has no such option",
+  ),
 }
 
 

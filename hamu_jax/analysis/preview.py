@@ -122,8 +122,6 @@ class Preview:
     reads_pairs = can_step(config.method.name) and len(methods.METHODS[config.method.name].roles) == 2
     if not reads_pairs:
       config.method.name = _PAIRED
-    if not config.method.optimizer.learning_rate:
-      raise UserError("config.method.optimizer.learning_rate=0.0: no step would move; give a rate above 0")
     self._watch = watch
     start = experiment.Experiment(config, workdir, watch, record=False).start()
     self._loop, self._frozen = start.loop, start.frozen

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from hamu_jax.config import default as config_lib
-from hamu_jax.config import files
+from hamu_jax.config import files, paths
 from hamu_jax.config.fields import FIELDS
 from hamu_jax.errors import UserError
 
@@ -71,6 +71,12 @@ def _refuse_unclear(arguments: Sequence[str]) -> None:
       raise UserError(f"{argument}: not understood; options are --config, --workdir, --config.FIELD")
   if "--workdir=" in arguments:
     raise UserError("--workdir=: is empty; give a folder, or leave the option out")
+  flags_given = [
+    found[1] for each in arguments if (found := re.match(r"--?(?:no(?=config\.))?([\w.]+)", each))
+  ]
+  for flag in flags_given:
+    if flags_given.count(flag) > 1:
+      raise UserError(f"--{flag}: is given twice; leave one out")
 
 
 def _check_file(reference: str) -> None:
@@ -89,7 +95,9 @@ def _one_line(error: BaseException, reference: str) -> str:
   lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
   given = re.match(r"flag --config\.([\w.]+)=(.*?): ", lines[0], re.DOTALL)
   if given and given[1] in FIELDS:
-    return f"config.{given[1]}={given[2]!r}: must be {FIELDS[given[1]].kind.words}"
+    field = FIELDS[given[1]]
+    words = f"config.{given[1]}={given[2]!r}: must be {field.kind.words}; give such a value"
+    return str(field.refusal(words))
   # The last line follows the traceback of a configuration file.
   text = lines[-1]
   if re.search(r"takes 0 positional arguments but \d+ (was|were) given", text):
@@ -129,6 +137,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
     # Some errors of the file appear only when its configuration is used.
     values.config.keys()
     file = config_flags.get_config_filename(values["config"]).split(":")[0]
+    paths.check_workdir(values.workdir or "")
     return CommandLine(values.config, values.workdir, file, frozenset(_given_fields(arguments[1:])))
   except UserError:
     raise

@@ -1,12 +1,11 @@
 """Checks a configuration before data is loaded or a device is touched."""
 
-import pathlib
 from collections.abc import Collection
 
 import ml_collections
 
 from hamu_jax import data
-from hamu_jax.config import modalities
+from hamu_jax.config import modalities, paths
 from hamu_jax.config.default import build_model, field_names, unknown_field
 from hamu_jax.config.fields import FIELDS, Field
 from hamu_jax.config.kinds import choice
@@ -18,7 +17,7 @@ from hamu_jax.errors import UserError
 
 
 def validate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> None:
-  """Checks all that a configuration alone can tell.
+  """Checks all that a configuration alone can tell, and the files and folders that it names.
 
   Args:
     config: complete, as derived from `default_config()`.
@@ -28,9 +27,15 @@ def validate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> 
   Raises:
     UserError: one line naming the field, its value, the choices and the remedy.
   """
+  validate_values(config, given)
+  paths.check(config, frozenset(name for name in FIELDS if is_read(config, name)))
+
+
+def validate_values(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> None:
+  """`validate` without a look at files, which may be on another machine."""
   _check_names(config)
   for name, field in FIELDS.items():
-    field.kind.check(f"config.{name}", value_of(config, name))
+    field.check(value_of(config, name))
   _check_shared(config)
   modality = modalities.name_of(config)
   if modality == modalities.TEXTS:
@@ -40,10 +45,11 @@ def validate(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> 
   modalities.MODALITIES[modality].validate(config)
   _refuse_unread(config, given)
   for section in ("train", "method", "memorization"):
-    _validate_optimizer(f"config.{section}.optimizer", config[section].optimizer)
+    _validate_optimizer(section, config)
   _validate_method(config.method)
   _validate_sam(config)
   _validate_mask(config)
+  _validate_processes(config.distributed)
 
 
 def unread_fields(config: ml_collections.ConfigDict) -> list[Field]:
@@ -103,16 +109,29 @@ def _check_shared(config: ml_collections.ConfigDict) -> None:
       )
 
 
-def _validate_optimizer(name: str, config: ml_collections.ConfigDict) -> None:
-  for epoch in config.decay_epochs:
-    if epoch <= config.warmup_epochs:
-      raise UserError(
-        f"{name}.decay_epochs={epoch!r}: must be above {config.warmup_epochs:g}, the end of the warm-up"
-      )
+def _validate_optimizer(section: str, config: ml_collections.ConfigDict) -> None:
+  options, epochs = config[section].optimizer, config[section].epochs
+  name, warmup = f"config.{section}.optimizer", options.warmup_epochs
+  for epoch in options.decay_epochs:
+    if epoch <= warmup:
+      raise UserError(f"{name}.decay_epochs={epoch!r}: must be above {warmup:g}, the end of the warm-up")
+  if warmup > epochs and is_read(config, f"{section}.optimizer.warmup_epochs"):
+    raise UserError(
+      f"{name}.warmup_epochs={warmup!r}: must be at most config.{section}.epochs={epochs:g}, since "
+      "the peak rate would never be reached; lower it"
+    )
   try:
-    optimizers.make_optimizer(config, config.learning_rate)
+    optimizers.make_optimizer(options, options.learning_rate)
   except UserError as error:
-    raise UserError(f"{name.removesuffix('optimizer')}{error}") from error
+    raise UserError(f"config.{section}.{error}") from error
+
+
+def _validate_processes(config: ml_collections.ConfigDict) -> None:
+  if config.process_id >= config.num_processes:
+    raise UserError(
+      f"config.distributed.process_id={config.process_id}: must be below config.distributed.num_processes="
+      f"{config.num_processes}; number the processes from 0"
+    )
 
 
 def _validate_method(config: ml_collections.ConfigDict) -> None:
@@ -125,6 +144,11 @@ def _validate_method(config: ml_collections.ConfigDict) -> None:
   if config.repeats > 1 and (method.layout == "passes" or "l1" in method.used_terms):
     raise UserError(
       f"config.method.repeats={config.repeats}: {config.name} counts single epochs; set it to 1"
+    )
+  if config.repeats > max(config.epochs, 1) and not method.from_scratch:
+    raise UserError(
+      f"config.method.repeats={config.repeats}: must be at most config.method.epochs={config.epochs:g}, "
+      "since a run cannot be shorter than one joined epoch; lower it"
     )
   if "constraint" in method.reads:
     _validate_constraint(config)
@@ -177,10 +201,9 @@ def _validate_data(config: ml_collections.ConfigDict) -> None:
       "config.data.scores='': forget sets by memorization need a score file, or "
       f"{ESTIMATE!r} to let an ensemble estimate the scores"
     )
-  if config.forget == "memorization" and scores != ESTIMATE and not pathlib.Path(scores).is_file():
+  if config.forget == "indices" and not config.forget_indices:
     raise UserError(
-      f"config.data.scores={scores!r}: no such file; give a .npz or .npy of scores, or "
-      f"{ESTIMATE!r} to let an ensemble estimate them"
+      "config.data.forget_indices='': config.data.forget is 'indices', so give a file of example numbers"
     )
   if len(config.mean) != len(config.std):
     raise UserError(
@@ -202,11 +225,6 @@ def _validate_sam(config: ml_collections.ConfigDict) -> None:
 
 def _validate_mask(config: ml_collections.ConfigDict) -> None:
   mask = config.mask
-  if mask.path and not pathlib.Path(mask.path).is_file():
-    raise UserError(
-      f"config.mask.path={mask.path!r}: no such file; give a mask.safetensors of another run, or leave "
-      "it empty to compute the mask"
-    )
   if mask.fraction and not mask.path and mask.fraction not in mask.fractions:
     raise UserError(
       f"config.mask.fraction={mask.fraction!r}: choose from config.mask.fractions="
@@ -224,7 +242,7 @@ def _validate_images(config: ml_collections.ConfigDict) -> None:
   try:
     build_model(config.model, num_classes=2, platform="cpu")
   except UserError as error:
-    raise UserError(f"config.model: {error}") from error
+    raise UserError(f"config.model.{error}") from error
   if config.data.source in text.TEXT_SOURCES and config.data.source not in data.SOURCES:
     raise UserError(
       f"config.data.source={config.data.source!r}: these are texts; set config.model.name to "

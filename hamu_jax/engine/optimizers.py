@@ -4,7 +4,7 @@ The peak learning rate may be traced. All other fields are part of the program.
 """
 
 import inspect
-from typing import Any
+from collections.abc import Callable
 
 import ml_collections
 import optax
@@ -12,6 +12,16 @@ import optax
 from hamu_jax.errors import UserError
 
 SCHEDULES = ("constant", "cosine", "linear", "step")
+# Those that take a step from a gradient alone. Others need the loss (lbfgs, polyak_sgd), add noise of their
+# own (noisy_sgd, dpsgd), or are parts of optimizers (scale_by_*).
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+  name: getattr(optax, name)
+  for name in (
+    *("sgd", "adam", "adamw", "lion", "rmsprop", "lamb", "lars", "adabelief", "adadelta", "adafactor"),
+    *("adagrad", "adamax", "adamaxw", "adan", "amsgrad", "fromage", "nadam", "nadamw", "novograd"),
+    *("optimistic_adam", "optimistic_gradient_descent", "radam", "sign_sgd", "signum", "sm3", "yogi"),
+  )
+}
 _HYPERPARAMETERS = ("momentum", "nesterov", "b1", "b2", "eps")
 
 
@@ -58,20 +68,23 @@ def make_optimizer(config: ml_collections.ConfigDict, learning_rate) -> optax.Gr
   Raises:
     UserError: optax has no such optimizer, or it does not take a hyperparameter that is set.
   """
-  factory: Any = getattr(optax, config.name, None)
-  parameters = inspect.signature(factory).parameters if callable(factory) else {}
-  if "learning_rate" not in parameters:
+  choices = ", ".join(OPTIMIZERS)
+  if config.name not in OPTIMIZERS:
     raise UserError(
-      f"optimizer.name={config.name!r} is not an optax optimizer; choose for example sgd, adam, "
-      "adamw, lion, rmsprop, lamb"
+      f"optimizer.name={config.name!r}: is no optimizer that can be used; choose from {choices}"
     )
+  factory = OPTIMIZERS[config.name]
+  parameters = inspect.signature(factory).parameters
   given = {name: config[name] for name in _HYPERPARAMETERS if config[name] is not None}
   unknown = sorted(set(given) - set(parameters))
   if unknown:
+    takes = ", ".join(name for name in _HYPERPARAMETERS if name in parameters)
     raise UserError(
       f"optimizer.{unknown[0]}={given[unknown[0]]!r}: optax.{config.name} takes no such "
-      f"hyperparameter; it takes {', '.join(name for name in _HYPERPARAMETERS if name in parameters)}"
+      f"hyperparameter; leave it unset; it takes {takes or 'none'}"
     )
+  if given.get("nesterov") and "momentum" in parameters and not given.get("momentum"):
+    raise UserError("optimizer.nesterov=True: changes nothing without momentum; set optimizer.momentum, too")
   if "weight_decay" in parameters:
     return factory(learning_rate, weight_decay=config.weight_decay, **given)
   optimizer = factory(learning_rate, **given)

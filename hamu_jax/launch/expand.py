@@ -137,7 +137,10 @@ def expand(path: str, overrides: Sequence[str] = (), *, stage_cache: str) -> lis
   """
   blocks = load_sweep(path)
   overridden = _fields_of(overrides)
-  cache = [] if overridden.get("stage_cache") else [f"--config.stage_cache={stage_cache}"]
+  cache = []
+  if not overridden.get("stage_cache"):
+    overrides = [each for each in overrides if each != "--config.stage_cache="]
+    cache = [f"--config.stage_cache={stage_cache}"]
   drafts = [draft for block in blocks for draft in _drafts(block, overridden)]
   members: list[Member] = []
   names: set[str] = set()

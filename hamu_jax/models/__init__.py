@@ -82,7 +82,11 @@ def build_model(
   fields = inspect.signature(architecture.module).parameters
   choices = [field for field in fields if field not in reserved]
   if unknown := sorted(set(options) - set(choices)):
-    raise UserError(f"model {name!r} has no option {unknown[0]!r}; its options: {', '.join(choices)}")
+    option = unknown[0]
+    raise UserError(
+      f"{option}={options[option]!r}: model {name!r} has no such option; leave it unset; its options: "
+      f"{', '.join(choices)}"
+    )
   return architecture.module(
     num_classes=num_classes,
     platform=platform or jax.default_backend(),

@@ -295,7 +295,7 @@ def _check(config, given) -> None:
   if config.data.forget == "memorization":
     # Which examples are the most memorized makes no difference to a program, and no file needs to be there.
     config.data.scores = readers.ESTIMATE
-  validation.validate(config, given)
+  validation.validate_values(config, given)
   if modalities.is_language(config) and config.language.attention != "xla":
     raise UserError(f"config.language.attention={config.language.attention!r}: is for GPUs; set it to 'xla'")
 

@@ -21,6 +21,14 @@ class Parser(argparse.ArgumentParser):
   def __init__(self, **options):
     super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
+  def parse_known_args(self, args=None, namespace=None):
+    """Parses options, none of which may be given twice."""
+    given = [each.partition("=")[0] for each in args or () if each.startswith("--")]
+    for option in given:
+      if given.count(option) > 1:
+        self.error(f"{option}: is given twice; leave one out")
+    return super().parse_known_args(args, namespace)
+
   def error(self, message: str) -> NoReturn:
     raise UserError(message)
 

@@ -92,7 +92,7 @@ UNREAD = {
   ),
   "method.epochs with retrain": ({"method__name": "retrain", "method__epochs": 3.0}, "all methods but those"),
   "train.epochs with imported weights": (
-    {"model__weights": "x.safetensors", "retrain": False, "train__epochs": 3},
+    {"model__weights": __file__, "retrain": False, "train__epochs": 3},
     "if a model is pretrained or retrained",
   ),
   "text.template on images": ({"text__template": "none"}, "by experiments on language models"),
@@ -175,7 +175,7 @@ def test_an_own_source_may_read_every_field_of_a_request(monkeypatch):
     {"data__source": "tofu", "data__seed": 1, "text__forget_size": 3},
     {"data__source": "authors", "data__seed": 1},
     # `validation` asks for the last model, whether or not one is trained.
-    {"model__weights": "adapter", "retrain": False},
+    {"model__weights": __file__, "retrain": False},
   ],
 )
 def test_a_value_that_is_read_is_accepted_of_texts(values):

@@ -13,6 +13,7 @@ import pytest
 from hamu_jax import data, main, models
 from hamu_jax.engine import objectives
 from hamu_jax.run import rundir
+from tests.arguments import replaced
 
 RESULTS_PAGE = pathlib.Path(__file__).parent.parent.parent / "docs" / "results.md"
 SHORT = [
@@ -25,8 +26,8 @@ SHORT = [
 
 def run(example, workdir, *overrides):
   """-> the summary of a short run of an example's configuration."""
-  arguments = ["hamu_jax.main", f"--config={example}", f"--workdir={workdir}", *SHORT, *overrides]
-  assert main.run(arguments) == 0
+  arguments = ["hamu_jax.main", f"--config={example}", f"--workdir={workdir}", *SHORT]
+  assert main.run(replaced(arguments, *overrides)) == 0
   return rundir.read_json(workdir / "summary.json")
 
 

@@ -71,8 +71,13 @@ def test_optimizer_is_the_optax_one(values, reference):
 @pytest.mark.parametrize(
   ("values", "message"),
   [
-    ({"name": "sdg"}, "'sdg' is not an optax optimizer; choose"),
-    ({"name": "chain"}, "not an optax optimizer"),
+    ({"name": "sdg"}, "'sdg': is no optimizer that can be used; choose from sgd, adam"),
+    ({"name": "chain"}, "no optimizer that can be used"),
+    # Parts of optimizers, noise of their own, and those that need the loss.
+    ({"name": "scale_by_rprop"}, "no optimizer that can be used"),
+    ({"name": "noisy_sgd"}, "no optimizer that can be used"),
+    ({"name": "lbfgs"}, "no optimizer that can be used"),
+    ({"name": "sgd", "nesterov": True}, "optimizer.nesterov=True: changes nothing without momentum"),
     ({"name": "sgd", "b1": 0.9}, "optimizer.b1=0.9: optax.sgd takes no such"),
   ],
 )
@@ -84,3 +89,20 @@ def test_what_optax_does_not_have_is_refused(values, message):
 def test_unknown_schedule_is_refused():
   with pytest.raises(UserError, match="'cosin': choose from constant, cosine"):
     optimizers.schedule_shape(section(schedule="cosin"), lambda epochs: 10 * epochs, 100)
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_every_optimizer_descends_at_a_traced_rate(name):
+  params = {"w": jnp.asarray([[1.0, -2.0], [3.0, 0.5]])}
+
+  def step(rate, state, params):
+    optimizer = optimizers.make_optimizer(section(name=name), rate)
+    state = optimizer.init(params) if state is None else state
+    updates, state = optimizer.update(params, state, params)  # The gradient of half the square.
+    return state, optax.apply_updates(params, updates)
+
+  state, moved = None, params
+  for _ in range(5):
+    state, moved = step(jnp.float32(0.05), state, moved)
+  assert np.isfinite(moved["w"]).all()
+  assert np.sum(moved["w"] ** 2) < np.sum(params["w"] ** 2)

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from hamu_jax.launch import sweep
+from tests.arguments import replaced
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GRID = {"method.name": ["gdiff", "hamu-q"], "seed": [41, 42]}
@@ -143,7 +144,7 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input_gets_one_line_and_status_2(options, tmp_path, capsys, arguments, message):
-  assert run(*options(), *arguments) == 2
+  assert run(*replaced(options(), *arguments)) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ")
   assert len(error.splitlines()) == 1
@@ -245,7 +246,7 @@ def test_slurm_submits_one_job_array(options, sbatch, tmp_path, capsys, monkeypa
     module, name, *given = done.stdout.splitlines()
     assert (module, name) == ("-m", "hamu_jax.launch.sweep")
     # What the task runs is exactly one member, with the override.
-    assert run(*given, "--engine=print") == 0
+    assert run(*replaced(given, "--engine=print")) == 0
     (command,) = capsys.readouterr().out.splitlines()
     assert "--config.train.batch_size=100" in command
     names.append(pathlib.Path(shlex.split(command)[-1]).name)

@@ -41,9 +41,9 @@ def test_unknown_name_is_answered_with_the_nearest():
 
 
 def test_unknown_option_is_answered_with_the_choices():
-  with pytest.raises(UserError, match="'resnet20' has no option 'widht'.*width"):
+  with pytest.raises(UserError, match="widht=3: model 'resnet20' has no such option; .*width"):
     models.build_model("resnet20", num_classes=10, widht=3)
-  with pytest.raises(UserError, match="'depth'"):
+  with pytest.raises(UserError, match="depth=8"):
     models.build_model("resnet20", num_classes=10, depth=8)
 
 

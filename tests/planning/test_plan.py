@@ -257,7 +257,7 @@ def test_exit_status_of_what_does_not_fit(answer, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-  "replaced, error",
+  "changes, error",
   [
     ({2: "--simulate"}, "--topology is missing"),
     ({2: "--topology=v5e"}, "--topology=v5e: give a generation"),
@@ -280,10 +280,10 @@ def test_exit_status_of_what_does_not_fit(answer, monkeypatch, capsys):
     ({4: "--config.method.batch_size=0"}, "config.method.batch_size=0"),
   ],
 )
-def test_bad_input_ends_in_one_line(replaced, error, monkeypatch, capsys):
+def test_bad_input_ends_in_one_line(changes, error, monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
-  arguments = [replaced.get(index, argument) for index, argument in enumerate(SMOKE)]
-  assert plan.run([*arguments, "--simulate"]) == 2
+  arguments = [changes.get(index, argument) for index, argument in enumerate(SMOKE)]
+  assert plan.run(replaced(arguments, "--simulate")) == 2
   captured = capsys.readouterr()
   assert captured.out == ""
   assert captured.err.count("\n") == 1

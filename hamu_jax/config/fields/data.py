@@ -1,9 +1,11 @@
 """Fields of the dataset and of the choice of its forget set."""
 
+import pathlib
+
 from hamu_jax import data
 from hamu_jax.config.fields.field import Field, Section
-from hamu_jax.config.kinds import Choice, Count, Flag, Number, Several, Text
-from hamu_jax.config.readers import IMAGES, TEXTS, Reader, is_none_of, is_one_of
+from hamu_jax.config.kinds import Choice, Count, Flag, Number, Path, Several, Text
+from hamu_jax.config.readers import ESTIMATE, IMAGES, TEXTS, Reader, is_none_of, is_one_of
 from hamu_jax.data import text
 from sam_jax import memorization
 
@@ -50,7 +52,7 @@ SECTIONS = (
       Field(
         "data.path",
         "",
-        Text(),
+        Path(),
         "Local folder, file or archive to read instead; for tfds and huggingface the cache.",
         _HAS_PATH,
       ),
@@ -85,14 +87,14 @@ SECTIONS = (
       Field(
         "data.mean",
         (0.4914, 0.4822, 0.4465),
-        Several(Number(), least=1),
+        Several(Number(0, 1), least=1),
         "Mean of each channel of the images, in [0, 1].",
         IMAGES,
       ),
       Field(
         "data.std",
         (0.2023, 0.1994, 0.2010),
-        Several(Number(0, open_low=True), least=1),
+        Several(Number(1e-4, 100), least=1),
         "Standard deviation of each channel.",
         IMAGES,
       ),
@@ -102,7 +104,7 @@ SECTIONS = (
       Field(
         "data.image_size",
         0,
-        Count(0, 16_384),
+        Count(0, 4096),
         "Side to which images are resized and cropped; 0 takes them as they are, all of one size.",
         IMAGES,
       ),
@@ -121,7 +123,9 @@ SECTIONS = (
         IMAGES,
       ),
       Field("data.forget", "class", Choice(data.FORGET_KINDS), "How the forget set is chosen.", IMAGES),
-      Field("data.forget_class", (0,), Several(Count(), least=1), "Classes to forget.", _BY_CLASS),
+      Field(
+        "data.forget_class", (0,), Several(Count(), least=1, distinct=True), "Classes to forget.", _BY_CLASS
+      ),
       Field(
         "data.hard_probability",
         0.0,
@@ -139,14 +143,21 @@ SECTIONS = (
       Field(
         "data.forget_indices",
         "",
-        Text(),
+        Path(
+          is_there=pathlib.Path.is_file, what="file", remedy="give a .npy, .npz, .json or .txt of numbers"
+        ),
         "File of example numbers (.npy, .npz, .json, .txt).",
         IMAGES & is_one_of("data.forget", "indices"),
       ),
       Field(
         "data.scores",
         "",
-        Text(),
+        Path(
+          is_there=pathlib.Path.is_file,
+          what="file",
+          remedy=f"give a .npz or .npy of scores, or {ESTIMATE!r} to let an ensemble estimate them",
+          others=(ESTIMATE,),
+        ),
         "Memorization scores: a published file (.npz, .npy), or estimate to train an ensemble for them.",
         _BY_SCORES,
       ),

@@ -3,9 +3,19 @@
 from typing import Any, NamedTuple
 
 from hamu_jax import data
-from hamu_jax.config.kinds import Choice, Count, Flag, Kind, Number, Several, Text
+from hamu_jax.config.kinds import Choice, Count, Flag, Kind, Number, Several
 from hamu_jax.config.readers import ALWAYS, Reader, is_one_of, is_unset
 from hamu_jax.engine import optimizers
+from hamu_jax.errors import UserError
+
+# A run of more epochs would not end.
+MOST_EPOCHS = 1_000_000
+# Largest number of examples of a batch.
+MOST_EXAMPLES = 10_000_000
+# Bound of norms, coefficients and other numbers whose squares must be finite in 32 bits.
+LARGE = 1e6
+# A running average diverges at a rate of 1 or more.
+_DECAY_RATE = Number(0, 1, open_high=True, optional=True)
 
 
 class Field(NamedTuple):
@@ -37,6 +47,17 @@ class Field(NamedTuple):
     """The name of its section; "" at the top level."""
     return self.name.rpartition(".")[0]
 
+  def refusal(self, message: str) -> UserError:
+    """The error for a value of this field: the message, and the default as a way out."""
+    return UserError(f"{message}, or leave it out for its default {self.default!r}")
+
+  def check(self, value: Any) -> None:
+    """Raises a one-line UserError unless the field may hold a value."""
+    try:
+      self.kind.check(f"config.{self.name}", value)
+    except UserError as error:
+      raise self.refusal(str(error)) from error
+
 
 class Section(NamedTuple):
   """Fields that belong together.
@@ -60,11 +81,12 @@ def optimizer_section(owner: str, name: str, learning_rate: float, reader: Reade
     prefix,
     f"The optimizer of `{owner}` and its schedule.",
     (
-      Field(f"{prefix}.name", name, Text(), "Any optax optimizer, such as sgd, adamw or lion.", reader),
+      Field(f"{prefix}.name", name, Choice(optimizers.OPTIMIZERS), "An optimizer of optax.", reader),
       Field(
         f"{prefix}.learning_rate",
         learning_rate,
-        Number(0),
+        # A smaller rate moves nothing in 32 bits.
+        Number(1e-12, 1000),
         "Peak learning rate.",
         reader,
         traced=True,
@@ -76,26 +98,32 @@ def optimizer_section(owner: str, name: str, learning_rate: float, reader: Reade
         "Course of the rate; cosine and linear decay to 0, step multiplies by `decay_factor`.",
         reader,
       ),
-      Field(f"{prefix}.warmup_epochs", 0.0, Number(0), "Epochs of a linear warm-up from 0.", reader),
+      Field(
+        f"{prefix}.warmup_epochs", 0.0, Number(0, MOST_EPOCHS), "Epochs of a linear warm-up from 0.", reader
+      ),
       Field(
         f"{prefix}.decay_epochs",
         (),
-        Several(Number(0, open_low=True)),
+        Several(Number(0, MOST_EPOCHS, open_low=True), distinct=True),
         "Epochs at which the schedule step decays.",
         scheduled,
       ),
       Field(
-        f"{prefix}.decay_factor", 0.1, Number(0), "Factor of the rate at each of `decay_epochs`.", scheduled
+        f"{prefix}.decay_factor",
+        0.1,
+        Number(0, 1000),
+        "Factor of the rate at each of `decay_epochs`.",
+        scheduled,
       ),
-      Field(f"{prefix}.momentum", None, Number(optional=True), "Handed to the optimizer when set.", reader),
+      Field(f"{prefix}.momentum", None, _DECAY_RATE, "Handed to the optimizer when set.", reader),
       Field(f"{prefix}.nesterov", None, Flag(optional=True), "Handed to the optimizer when set.", reader),
-      Field(f"{prefix}.b1", None, Number(optional=True), "Handed to the optimizer when set.", reader),
-      Field(f"{prefix}.b2", None, Number(optional=True), "Handed to the optimizer when set.", reader),
-      Field(f"{prefix}.eps", None, Number(optional=True), "Handed to the optimizer when set.", reader),
+      Field(f"{prefix}.b1", None, _DECAY_RATE, "Handed to the optimizer when set.", reader),
+      Field(f"{prefix}.b2", None, _DECAY_RATE, "Handed to the optimizer when set.", reader),
+      Field(f"{prefix}.eps", None, Number(0, 1, optional=True), "Handed to the optimizer when set.", reader),
       Field(
         f"{prefix}.weight_decay",
         0.0,
-        Number(0),
+        Number(0, 1000),
         "The optimizer's own if it has one, else added to the gradient.",
         reader,
       ),
@@ -129,9 +157,20 @@ def training_fields(
     about_clip: meaning of `clip_norm`.
   """
   return (
-    Field(f"{owner}.epochs", epochs, Number(0, open_low=True), "Length in epochs.", reader, traced=True),
-    Field(f"{owner}.batch_size", batch_size, Count(1), "Examples in a step, of each role.", reader),
-    Field(f"{owner}.clip_norm", clip_norm, Number(0), about_clip, reader, traced=True, off_at_zero=True),
+    Field(
+      f"{owner}.epochs",
+      epochs,
+      Number(0, MOST_EPOCHS, open_low=True),
+      "Length in epochs.",
+      reader,
+      traced=True,
+    ),
+    Field(
+      f"{owner}.batch_size", batch_size, Count(1, MOST_EXAMPLES), "Examples in a step, of each role.", reader
+    ),
+    Field(
+      f"{owner}.clip_norm", clip_norm, Number(0, LARGE), about_clip, reader, traced=True, off_at_zero=True
+    ),
     Field(
       f"{owner}.augment",
       "none",
@@ -142,7 +181,7 @@ def training_fields(
     Field(
       f"{owner}.evaluate_epochs",
       evaluate_epochs,
-      Number(0),
+      Number(0, MOST_EPOCHS),
       "Epochs between two evaluations; 0 evaluates the end alone.",
       reader if evaluates is None else evaluates,
     ),

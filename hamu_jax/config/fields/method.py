@@ -3,6 +3,9 @@
 import sam_jax
 from hamu_jax import data
 from hamu_jax.config.fields.field import (
+  LARGE,
+  MOST_EPOCHS,
+  MOST_EXAMPLES,
   Field,
   Section,
   only_if_unset,
@@ -79,7 +82,7 @@ _RUN = (
   Field(
     "method.repeats",
     1,
-    Count(1, 100_000),
+    Count(1, 1000),
     "Copies of the data joined into one epoch, which then has fewer short batches.",
     UNLEARNS,
   ),
@@ -93,7 +96,7 @@ _RUN = (
   Field(
     "method.microbatch",
     0,
-    Count(),
+    Count(0, MOST_EXAMPLES),
     "Examples that a device differentiates at a time, over which gradients accumulate; 0 chooses a number. "
     "Language models also train with it.",
     UNLEARNS | TEXTS,
@@ -108,7 +111,7 @@ _RUN = (
   Field(
     "method.max_retain_loss",
     0.4,
-    Number(),
+    Number(0, LARGE, open_low=True),
     "Threshold of the retain loss.",
     _STOPS_ON_LOSS & RETAINS,
     traced=True,
@@ -116,7 +119,7 @@ _RUN = (
   Field(
     "method.min_forget_loss",
     0.1,
-    Number(),
+    Number(0, LARGE),
     "Threshold of the forget loss.",
     _STOPS_ON_LOSS & FORGETS,
     traced=True,
@@ -127,7 +130,7 @@ _HAMU = (
   Field(
     "method.constraint",
     None,
-    Number(0, optional=True),
+    Number(0, LARGE, optional=True),
     "hamu: the guaranteed first-order change of the loss; not set: given by `constraint_ratio`.",
     by_methods("constraint"),
     traced=True,
@@ -135,7 +138,7 @@ _HAMU = (
   Field(
     "method.constraint_ratio",
     0.5,
-    Number(0),
+    Number(0, LARGE),
     "hamu: the constraint as a multiple of the current learning rate.",
     only_if_unset("method.constraint", by_methods("constraint_ratio")),
     traced=True,
@@ -143,7 +146,7 @@ _HAMU = (
   Field(
     "method.radius",
     None,
-    Number(0, optional=True),
+    Number(1e-12, LARGE, optional=True),
     "hamu: a fixed step radius; not set: the learning rate times the norm of the retain gradient.",
     by_methods("radius"),
     traced=True,
@@ -191,7 +194,7 @@ _BASELINES = (
   Field(
     "method.max_norm",
     None,
-    Number(0, open_low=True, optional=True),
+    Number(0, LARGE, open_low=True, optional=True),
     "gru, pcgrad: largest norm of the update.",
     by_methods("max_norm"),
     traced=True,
@@ -203,11 +206,18 @@ _BASELINES = (
     "gru, pcgrad: whether a conflict is tested with the sign of the reference code.",
     by_methods("reference_sign"),
   ),
-  Field("method.alpha", 0.001, Number(0), "scrub: weight of KL on retain.", by_methods("alpha"), traced=True),
+  Field(
+    "method.alpha",
+    0.001,
+    Number(0, LARGE),
+    "scrub: weight of KL on retain.",
+    by_methods("alpha"),
+    traced=True,
+  ),
   Field(
     "method.gamma",
     0.99,
-    Number(0),
+    Number(0, LARGE),
     "scrub, scrub_distill: weight of cross-entropy on retain.",
     by_methods("gamma"),
     traced=True,
@@ -215,7 +225,7 @@ _BASELINES = (
   Field(
     "method.beta",
     0.1,
-    Number(0),
+    Number(0, LARGE),
     "scrub_distill: weight of KL on retain.",
     by_methods("beta"),
     traced=True,
@@ -223,7 +233,7 @@ _BASELINES = (
   Field(
     "method.temperature",
     4.0,
-    Number(0, open_low=True),
+    Number(0, 1000, open_low=True),
     "scrub_distill: temperature of KL.",
     by_methods("temperature"),
     traced=True,
@@ -231,7 +241,7 @@ _BASELINES = (
   Field(
     "method.msteps",
     4,
-    Count(),
+    Count(0, MOST_EPOCHS),
     "scrub_distill: number of first epochs that ascend KL on forget.",
     by_methods("msteps"),
   ),
@@ -260,7 +270,7 @@ _BASELINES = (
   Field(
     "method.l1_weight",
     5e-4,
-    Number(0),
+    Number(0, LARGE),
     "ft_l1: weight of the L1 norm in the first epoch, from which it falls linearly.",
     by_methods("l1_weight"),
     traced=True,
@@ -268,7 +278,7 @@ _BASELINES = (
   Field(
     "method.l1_free_epochs",
     0.0,
-    Number(0),
+    Number(0, MOST_EPOCHS),
     "ft_l1: number of last epochs without the L1 norm.",
     by_methods("l1_free_epochs"),
     traced=True,
@@ -279,7 +289,7 @@ _LANGUAGE = (
   Field(
     "method.retain_coefficient",
     1.0,
-    Number(0),
+    Number(0, LARGE),
     "npo, simnpo, dpo, idk, undial, wga, rmu: weight of the retain term.",
     by_methods("retain_coefficient"),
     traced=True,
@@ -287,7 +297,7 @@ _LANGUAGE = (
   Field(
     "method.forget_coefficient",
     1.0,
-    Number(0),
+    Number(0, LARGE),
     "npo, simnpo, dpo, idk, undial, wga, rmu: weight of the forget term.",
     by_methods("forget_coefficient"),
     traced=True,
@@ -295,7 +305,7 @@ _LANGUAGE = (
   Field(
     "method.preference_beta",
     None,
-    Number(0, open_low=True, optional=True),
+    Number(0, 1000, open_low=True, optional=True),
     "Coefficient b; not set: npo and dpo 0.1, simnpo 4.5, undial 10, wga 1.",
     by_methods("preference_beta"),
     traced=True,
@@ -303,16 +313,16 @@ _LANGUAGE = (
   Field(
     "method.margin",
     0.0,
-    Number(),
+    Number(-LARGE, LARGE),
     "simnpo: margin by which the loss must rise.",
     by_methods("margin"),
     traced=True,
   ),
-  Field("method.layer", 7, Count(), "rmu: layer whose states are steered.", by_methods("layer")),
+  Field("method.layer", 7, Count(0, 10_000), "rmu: layer whose states are steered.", by_methods("layer")),
   Field(
     "method.steering",
     2.0,
-    Number(0),
+    Number(0, LARGE),
     "rmu: length of the vector to which states are steered.",
     by_methods("steering"),
     traced=True,

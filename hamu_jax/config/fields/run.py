@@ -1,13 +1,15 @@
 """Fields of the whole experiment: seeds, devices, caches, evaluation, logging, hosts."""
 
 from hamu_jax import models
-from hamu_jax.config.fields.field import Field, Section
-from hamu_jax.config.kinds import Choice, Count, Flag, Number, Several, Text
+from hamu_jax.config.fields.field import MOST_EXAMPLES, Field, Section
+from hamu_jax.config.kinds import Choice, Count, Flag, Number, OutputFolder, Path, Several, Text
 from hamu_jax.config.modalities import AUTO, LANGUAGE_MODEL, MODALITIES
 from hamu_jax.config.readers import IMAGES, TEXTS, UNLEARNS, Reader, is_on, is_one_of
 from hamu_jax.metrics import rouge, tofu
 
 PAIRINGS = ("sequential", "vmap", "pmap")
+# Bound of numbers of devices and processes.
+_MOST_PROCESSES = 1_000_000
 
 _PMAP = is_one_of("pairing", "pmap")
 _SEVERAL_HOSTS = Reader(
@@ -59,15 +61,15 @@ SECTIONS_BEFORE = (
         "Where the two gradients of a step are computed: one after the other, together on one device, or "
         "each on half of the devices.",
       ),
-      Field("devices", 0, Count(), "Devices that pmap uses; 0 takes all.", _PMAP),
+      Field("devices", 0, Count(0, _MOST_PROCESSES), "Devices that pmap uses; 0 takes all.", _PMAP),
       Field(
         "stage_cache",
         "",
-        Text(),
+        OutputFolder(),
         "Folder of finished stages; empty is `stages/` inside the workdir.",
         incidental=True,
       ),
-      Field("checkpoint_seconds", 60.0, Number(0), "Seconds between two checkpoints.", incidental=True),
+      Field("checkpoint_seconds", 60.0, Number(0, 1e9), "Seconds between two checkpoints.", incidental=True),
       Field(
         "retrain",
         True,
@@ -84,7 +86,7 @@ SECTIONS_BEFORE = (
       Field(
         "mesh.weights",
         1,
-        Count(1),
+        Count(1, _MOST_PROCESSES),
         "Devices of pmap that share one copy of a language model's frozen weights.",
         TEXTS & _PMAP,
       ),
@@ -98,35 +100,35 @@ SECTIONS_BEFORE = (
       Field(
         "model.width",
         None,
-        Count(1, 65_536, optional=True),
+        Count(1, 8192, optional=True),
         "Width of architectures that have one; not set: the architecture's own.",
         IMAGES,
       ),
       Field(
         "model.depth",
         None,
-        Count(1, 10_000, optional=True),
+        Count(1, 1000, optional=True),
         "Depth of architectures that have one; not set: the architecture's own.",
         IMAGES,
       ),
       Field(
         "model.heads",
         None,
-        Count(1, 10_000, optional=True),
+        Count(1, 1000, optional=True),
         "Attention heads of architectures that have them; not set: the architecture's own.",
         IMAGES,
       ),
       Field(
         "model.stages",
         None,
-        Several(Count(1, 10_000), least=1, optional=True),
+        Several(Count(1, 1000), least=1, optional=True),
         "Blocks of each stage of architectures that have stages; not set: the architecture's own.",
         IMAGES,
       ),
       Field(
         "model.weights",
         "",
-        Text(),
+        Path(remedy="give a safetensors file, or a folder with one"),
         "Trained weights to unlearn from (safetensors file or folder); empty pretrains.",
       ),
     ),
@@ -168,7 +170,11 @@ SECTIONS_AFTER = (
         TEXTS,
       ),
       Field(
-        "evaluate.batch_tokens", 8192, Count(1), "Largest number of tokens in a batch of evaluation.", TEXTS
+        "evaluate.batch_tokens",
+        8192,
+        Count(1, MOST_EXAMPLES),
+        "Largest number of tokens in a batch of evaluation.",
+        TEXTS,
       ),
       Field(
         "evaluate.generate",
@@ -202,7 +208,7 @@ SECTIONS_AFTER = (
       Field(
         "evaluate.watermark_tokenizer",
         "",
-        Text(),
+        Path(remedy="give a folder with a tokenizer, or a hub id such as owner/name", hub=True),
         "WaterDrum: folder or hub id of the tokenizer of the watermarks; empty leaves the watermark out.",
         TEXTS,
       ),
@@ -239,19 +245,26 @@ SECTIONS_AFTER = (
       Field(
         "distributed.coordinator",
         "",
-        Text(),
+        Text(pattern=r"auto|\S+:\d{1,5}", form="HOST:PORT, auto or empty"),
         "HOST:PORT of process 0, or auto on a TPU pod or under SLURM; empty for one host.",
         incidental=True,
       ),
       Field(
         "distributed.num_processes",
         1,
-        Count(1),
+        Count(1, _MOST_PROCESSES),
         "Number of processes.",
         _SEVERAL_HOSTS,
         incidental=True,
       ),
-      Field("distributed.process_id", 0, Count(), "Number of this process.", _SEVERAL_HOSTS, incidental=True),
+      Field(
+        "distributed.process_id",
+        0,
+        Count(0, _MOST_PROCESSES),
+        "Number of this process.",
+        _SEVERAL_HOSTS,
+        incidental=True,
+      ),
     ),
   ),
 )

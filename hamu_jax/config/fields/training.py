@@ -1,9 +1,11 @@
 """Fields of training, sharpness, masks and the memorization ensemble."""
 
+import pathlib
+
 import sam_jax
 from hamu_jax import data
-from hamu_jax.config.fields.field import Field, Section, optimizer_section, training_fields
-from hamu_jax.config.kinds import Choice, Count, Flag, Number, Several, Text
+from hamu_jax.config.fields.field import MOST_EXAMPLES, Field, Section, optimizer_section, training_fields
+from hamu_jax.config.kinds import Choice, Count, Flag, Number, Path, Several
 from hamu_jax.config.readers import (
   ENSEMBLE,
   IMAGES,
@@ -62,7 +64,7 @@ SECTIONS = (
       Field(
         "sam.rho",
         0.0,
-        Number(0),
+        Number(0, 1000),
         "Radius of the perturbation in unlearning; 0 takes plain gradients.",
         UNLEARNS,
         traced=True,
@@ -71,7 +73,7 @@ SECTIONS = (
       Field(
         "sam.train_rho",
         0.0,
-        Number(0),
+        Number(0, 1000),
         "Radius of the perturbation in pretraining and retraining; 0 takes plain gradients.",
         TRAINS,
         traced=True,
@@ -87,7 +89,7 @@ SECTIONS = (
       Field(
         "sam.lamb",
         1.0,
-        Number(),
+        Number(-1000, 1000),
         "Weight of the difference between the perturbed and the plain gradient.",
         PERTURBED,
         traced=True,
@@ -124,11 +126,17 @@ SECTIONS = (
       Field(
         "mask.fractions",
         (0.1, 0.3, 0.5),
-        Several(Number(0, 1, open_low=True), least=1),
+        Several(Number(0, 1, open_low=True), least=1, distinct=True),
         "Shares for which the mask stage makes a mask.",
         _MAKES_MASKS,
       ),
-      Field("mask.batch_size", 256, Count(1), "Forget examples in a batch of the mask stage.", _MAKES_MASKS),
+      Field(
+        "mask.batch_size",
+        256,
+        Count(1, MOST_EXAMPLES),
+        "Forget examples in a batch of the mask stage.",
+        _MAKES_MASKS,
+      ),
       Field(
         "mask.select",
         "largest",
@@ -147,7 +155,11 @@ SECTIONS = (
       Field(
         "mask.path",
         "",
-        Text(),
+        Path(
+          is_there=pathlib.Path.is_file,
+          what="file",
+          remedy="give a mask.safetensors of another run, or leave it empty to compute the mask",
+        ),
         "A mask file (safetensors) instead of the mask stage.",
         IMAGES & UNLEARNS,
       ),
