@@ -23,6 +23,7 @@ from hamu_jax.models import llama_config
 from hamu_jax.planning import hlo, plan
 from hamu_jax.planning import language as language_plan
 from hamu_jax.run import tables
+from tests.arguments import replaced
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TINY = llama_config.PRESETS["tiny"]
