@@ -266,6 +266,14 @@ BAD_INPUT = {
     ["--config.method.name=rmu"],
     r"config.method.layer=7: the model has layers 0..1; choose one",
   ),
+  "an adapter wider than the model": (
+    ["--config.language.lora.rank=65"],
+    r"config.language.lora.rank=65: the model is 64 wide; choose at most that",
+  ),
+  "half precision on a CPU": (
+    ["--config.language.dtype=float16"],
+    r"config.language.dtype='float16': a CPU cannot multiply in it; set it to",
+  ),
   "an example that is too long": (
     ["--config.text.max_length=60"],
     r"\d+ of \d+ examples are longer than config.text.max_length=60 tokens, the longest, row \d+, has",

@@ -4,11 +4,13 @@ import json
 import re
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from hamu_jax import main
+from hamu_jax import main, models
 from hamu_jax.engine import chunk as chunk_lib
 from hamu_jax.run import progress
 
@@ -205,6 +207,18 @@ BAD_INPUT = {
   ),
   "missing weights": (["--config.model.weights=/no/such.safetensors"], r"/no/such.safetensors"),
 }
+
+
+def test_weights_of_nan_are_refused(small, tmp_path, capsys):
+  variables = models.build_model("mlp", num_classes=10).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+  variables = {"params": jax.tree.map(lambda leaf: leaf * jnp.nan, variables["params"]), "batch_stats": {}}
+  path = tmp_path / "nan.safetensors"
+  models.save_weights(path, variables)
+  assert main.run(small("run", f"--config.model.weights={path}")) == 2
+  error = capsys.readouterr().err
+  assert f"config.model.weights='{path}': holds NaN or infinite weights; give" in error
+  assert len(error.strip().splitlines()) == 1
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("overrides", "message"), BAD_INPUT.values(), ids=BAD_INPUT)

@@ -394,8 +394,8 @@ BAD_INPUT = {
   ),
   "negative radius": ("", "sam.rho=-0.1", r"config.sam.rho=-0.1: must be at least 0"),
   "negative radius of training": ("", "sam.train_rho=-1.0", r"config.sam.train_rho=-1.0: must be at least 0"),
-  "infinite radius": ("", "sam.rho=inf", r"config.sam.rho=inf: must be at least 0 and finite"),
-  "infinite weight": ("", "sam.lamb=inf", r"config.sam.lamb=inf: must be finite"),
+  "infinite radius": ("", "sam.rho=inf", r"config.sam.rho=inf: must be at least 0 and at most"),
+  "infinite weight": ("", "sam.lamb=inf", r"config.sam.lamb=inf: must be at least"),
   "radius is no number": ("", "sam.rho=nan", r"config.sam.rho=nan: must be at least 0"),
   "one perturbation of two losses": (
     "hamu-q,sam",

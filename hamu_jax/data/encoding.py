@@ -40,6 +40,7 @@ def encode(
   template: str,
   system: str | None = None,
   max_length: int,
+  fixed: bool = False,
   on_long: str = "error",
 ) -> Encoded:
   """Encodes questions and their answers.
@@ -62,6 +63,7 @@ def encode(
     system: the system message, for "chat" and "llama2". None or "" leaves it out; some chat templates
       then insert their own.
     max_length: largest number of tokens of an example, the end-of-text token included.
+    fixed: whether this is the model's limit, so that it cannot be raised.
     on_long: what to do with longer examples. "error" refuses them, "truncate" drops tokens from the
       right, but never a whole answer.
 
@@ -90,7 +92,7 @@ def encode(
       tail = _continuation(tokenizer, texts[row][len(heads[row]) :])
     ids.append(np.array([*start, *head, *_ended(tokenizer, tail, template)], np.int32))
     answer_start.append(max(1, len(start) + len(head)))
-  truncated = _check_lengths(ids, answer_start, max_length, on_long)
+  truncated = _check_lengths(ids, answer_start, max_length, fixed, on_long)
   return Encoded(tuple(each[:max_length] for each in ids), np.array(answer_start, np.int32), truncated)
 
 
@@ -201,17 +203,19 @@ def _ended(tokenizer, tail, template) -> list[int]:
   return [*tail, tokenizer.eos_token_ids[0]]
 
 
-def _check_lengths(ids, answer_start, max_length, on_long) -> int:
+def _check_lengths(ids, answer_start, max_length, fixed, on_long) -> int:
   """Returns the number of examples that are too long, or refuses them."""
   lengths = np.array([len(each) for each in ids], np.int64)
   long = np.flatnonzero(lengths > max_length)
   if not len(long):
     return 0
   longest = int(np.argmax(lengths))
-  size = f"{len(long)} of {len(ids)} examples are longer than config.text.max_length={max_length}"
+  limit = "the model's limit of" if fixed else "config.text.max_length="
+  size = f"{len(long)} of {len(ids)} examples are longer than {limit}{' ' * fixed}{max_length}"
+  raised = "choose a model with more positions (config.language)" if fixed else "raise config.text.max_length"
   if on_long == "error":
     raise UserError(
-      f"{size} tokens, the longest, row {longest}, has {lengths[longest]}; raise it, or set"
+      f"{size} tokens, the longest, row {longest}, has {lengths[longest]}; {raised}, or set"
       " config.text.on_long='truncate'"
     )
   starts = np.array(answer_start)
@@ -219,6 +223,6 @@ def _check_lengths(ids, answer_start, max_length, on_long) -> int:
     row = int(full[np.argmax(starts[full])])
     raise UserError(
       f"{size} tokens, and {len(full)} have no room for an answer: the prompt of row {row} alone"
-      f" takes {starts[row]}; raise config.text.max_length"
+      f" takes {starts[row]}; {raised}"
     )
   return len(long)

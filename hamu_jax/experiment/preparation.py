@@ -45,22 +45,34 @@ class Preparation:
   def __init__(self, config: ml_collections.ConfigDict, like: "Preparation | None" = None):
     self.config = config
     self.method = methods.METHODS[config.method.name]
+    self.devices = self._choose_devices()
     self.task: Task = tasks.make_task(config) if like is None else like.task.with_config(config)
     request = self.task.request
-    self.devices = self._choose_devices()
     if request.estimates_scores:
       self._check_ensemble()
     self.template = self.task.template
     self.init: Callable[[int], Tree] = jax.jit(self.task.init) if like is None else like.init
     self.choose_split(request.read_scores())
     if like is None:
-      weights = config.model.weights
-      self.imported = self.task.read_weights(weights) if weights else None
+      self.imported = self._read_weights(config.model.weights) if config.model.weights else None
     else:
       self.imported = like.imported
     params = self.template["params"]
     masks.check_fractions(config.mask, params)
     self.given_mask = masks.read_mask(config.mask.path, params) if config.mask.path else None
+
+  def _read_weights(self, path: str) -> Tree:
+    """The variables to unlearn from; errors name the field."""
+    field = f"config.model.weights={path!r}"
+    try:
+      variables = self.task.read_weights(path)
+    except UserError as error:
+      raise UserError(str(error) if field in str(error) else f"{field}: {error}") from error
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(variables))):
+      raise UserError(
+        f"{field}: holds NaN or infinite weights; give the weights of a model that has converged"
+      )
+    return variables
 
   def choose_split(self, scores: np.ndarray | None) -> None:
     """Splits the examples, by the scores if the forget set depends on them, and plans the stages."""

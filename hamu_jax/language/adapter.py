@@ -101,7 +101,7 @@ class Adapted:
     sizes: sizes of the model.
 
   Raises:
-    UserError: the model lacks the layer that the method reads.
+    UserError: the model lacks the layer that the method reads, or the adapter is wider than the model.
   """
 
   def __init__(self, config: ml_collections.ConfigDict, sizes: LlamaConfig):
@@ -109,6 +109,11 @@ class Adapted:
     options = config.language.lora
     self._lora = lora.LoraConfig(options.rank, options.alpha, options.dropout, tuple(options.targets))
     self._check_layer()
+    if options.rank > sizes.hidden_size:
+      raise UserError(
+        f"config.language.lora.rank={options.rank}: the model is {sizes.hidden_size} wide; choose at "
+        "most that"
+      )
     abstract = llama.abstract_params(self._model())
 
     def init(seed):

@@ -42,6 +42,10 @@ class Language(Adapted):
 
   def __init__(self, config: ml_collections.ConfigDict):
     options, section = config.language, config.text
+    if options.dtype == "float16" and jax.default_backend() == "cpu":
+      raise UserError(
+        "config.language.dtype='float16': a CPU cannot multiply in it; set it to 'bfloat16' or 'float32'"
+      )
     self._pretrained = pretrained.open_model(options.path, preset=options.preset, seed=config.seed)
     super().__init__(config, self._pretrained.config)
     self._texts = text.load(
@@ -256,7 +260,8 @@ class Language(Adapted):
       template=section.template,
       system=section.system_prompt or None,
       on_long=section.on_long,
-      max_length=min(section.max_length, self._pretrained.config.max_position_embeddings),
+      max_length=min(section.max_length, limit := self._pretrained.config.max_position_embeddings),
+      fixed=section.max_length >= limit,
     )
 
   def _questions(self, name: str, most: int) -> Questions:

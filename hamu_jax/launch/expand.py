@@ -227,16 +227,32 @@ def _check_block(path: str, block: Any) -> None:
     if not isinstance(block.get(key, {}), Mapping):
       raise UserError(f"--config={path}: {key!r} of a block is a dict, not {block[key]!r}")
   words = block.get("words", ())
-  if isinstance(words, str) or any(isinstance(axis, str) for axis in words):
+  if not _is_list(words) or not all(
+    _is_list(axis) and all(isinstance(word, str) for word in axis) for axis in words
+  ):
     raise UserError(f"--config={path}: 'words' of a block is a list of lists of words, not {words!r}")
-  for axis, choices in block.get("grid", {}).items():
+  grid = block.get("grid", {})
+  sets = [
+    block.get("set", {}),
+    *(each for axis in grid.values() if isinstance(axis, Mapping) for each in axis.values()),
+  ]
+  for name in (*grid, *(field for each in sets if isinstance(each, Mapping) for field in each)):
+    if not isinstance(name, str):
+      raise UserError(
+        f"--config={path}: {name!r} is not the name of a field; give a text such as 'method.name'"
+      )
+  for axis, choices in grid.items():
     named = isinstance(choices, Mapping) and all(isinstance(set_, Mapping) for set_ in choices.values())
-    listed = isinstance(choices, Sequence) and not isinstance(choices, str)
+    listed = _is_list(choices)
     if not choices or not (named or listed):
       raise UserError(
         f"--config={path}: axis {axis!r} needs a list of values, or a dict of fields for each choice, not"
         f" {choices!r}"
       )
+
+
+def _is_list(value: Any) -> bool:
+  return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _drafts(block: Block, overridden: Mapping[str, str]) -> Iterator[_Draft]:

@@ -72,6 +72,10 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     raise UserError(
       f"--together={options.together}: only --engine=vmap trains members together; leave it out or set that"
     )
+  try:
+    shlex.split(options.sbatch)
+  except ValueError as error:
+    raise UserError(f"--sbatch={options.sbatch}: its quotes are not balanced; close each of them") from error
   options.workdir = options.workdir or f"runs/{_name(options.config)}"
   return options, overrides
 

@@ -125,7 +125,7 @@ def find_target(topology: str, simulate: bool = False) -> Target:
     UserError: no such topology, or it cannot be had.
   """
   match = _TOPOLOGY.fullmatch(topology)
-  if match is None:
+  if match is None or not math.prod(map(int, match[2].split("x"))):
     raise UserError(
       f"--topology={topology}: give a generation ({', '.join(CHIPS)}) and its shape in chips, such as v5e:2x4"
     )

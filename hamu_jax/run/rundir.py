@@ -32,6 +32,9 @@ from hamu_jax.run.disk import writing
 from hamu_jax.run.metrics_log import read_metrics
 from hamu_jax.run.sinks import Sink, Sinks, TensorBoardSink, WandbSink
 
+# What a sweep and the preview leave in a folder before a run starts there.
+_LEFT_BEFORE = ("output.txt", "stages", "checkpoints", "hardness.json", "hardness.png", "hardness.pdf")
+
 
 def jsonable(value: Any) -> Any:
   """Converts a value to plain JSON: finite numbers, lists and dicts with string keys.
@@ -185,6 +188,8 @@ class RunDir:
         there = dict(fields(jsonable(defaults))) if defaults else {}
         there |= dict(fields(read_json(path / "config.json")))
         _same_experiment(path, there, dict(fields(config)), ignore)
+      elif writer:
+        _refuse_foreign(path)
       if not writer:
         return cls(path, writer=False)
       path.mkdir(parents=True, exist_ok=True)
@@ -336,6 +341,17 @@ def _hold(path: pathlib.Path) -> io.FileIO | None:
   if held is None and (holder := lock.holder(file)) != lock.this_process():
     raise UserError(f"workdir {path} is in use by {holder}; wait until it ends, or choose another --workdir")
   return held
+
+
+def _refuse_foreign(path: pathlib.Path) -> None:
+  """Raises a UserError if a folder without the configuration of a run holds the files of somebody else."""
+  names = sorted(each.name for each in path.iterdir()) if path.is_dir() else []
+  foreign = [name for name in names if name not in _LEFT_BEFORE and not name.startswith(".")]
+  if foreign:
+    raise UserError(
+      f"workdir {path} is not a run directory: it holds {foreign[0]!r} ({len(foreign)} such) and no "
+      "config.json of a run; choose another --workdir, or an empty one"
+    )
 
 
 def _same_experiment(

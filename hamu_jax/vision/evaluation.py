@@ -38,7 +38,9 @@ class Evaluator:
   ):
     self.splits = splits
     devices = mesh.devices.size if mesh else 1
-    self._batch_size = -(-batch_size // devices) * devices
+    # A batch that is larger than every split would only be padded.
+    batch_size = min(batch_size, max(len(examples.indices) for examples in splits.values()))
+    self._batch_size = max(-(-batch_size // devices), 1) * devices
     self._sharding = None
     out_shardings = None
     if mesh:

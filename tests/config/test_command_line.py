@@ -46,6 +46,16 @@ REFUSED = {
   ),
   "an unknown field": ([DIGITS, "--config.sed=1"], "config.sed: no such field; the nearest is config.seed"),
   "what absl ignores": ([DIGITS, "--undefok=x"], "--undefok=x: not understood"),
+  "a field given twice": ([DIGITS, "--config.seed=1", "--config.seed=2"], "--config.seed: is given twice"),
+  "a flag given twice": (
+    [DIGITS, "--config.retrain", "--noconfig.retrain"],
+    "--config.retrain: is given twice",
+  ),
+  "two configurations": ([DIGITS, DIGITS], "--config: is given twice; leave one out"),
+  "a workdir that is a file": (
+    [DIGITS, "--workdir=FOLDER/exits.py"],
+    "exits.py is not a folder; choose another",
+  ),
   "an empty workdir": ([DIGITS, "--workdir="], "--workdir=: is empty; give a folder"),
   "a file that exits": (
     ["--config=FOLDER/exits.py"],

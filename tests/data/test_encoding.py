@@ -254,11 +254,13 @@ def test_long_examples(makers):
     UserError,
     match=(
       "^2 of 3 examples are longer than config.text.max_length=27 tokens, the longest, row 2, has"
-      " 31; raise it, or set config.text.on_long='truncate'$"
+      " 31; raise config.text.max_length, or set config.text.on_long='truncate'$"
     ),
   ):
     encoding.encode(of, prompts, answers, **options)
   cut = encoding.encode(of, prompts, answers, on_long="truncate", **options)
+  with pytest.raises(UserError, match="longer than the model's limit of 27 tokens.*choose a model with more"):
+    encoding.encode(of, prompts, answers, fixed=True, **options)
   whole = encoding.encode(of, prompts, answers, template="question_answer", max_length=31)
   assert cut.truncated == 2 and whole.truncated == 0
   assert [len(each) for each in whole.ids] == [27, 29, 31]

@@ -243,6 +243,21 @@ BAD = {
   "empty": ("def get_sweep():\n  return []", [], "a block or a list of blocks"),
   "no config": ('def get_sweep():\n  return {"grid": {}}', [], "a dict with a 'config'"),
   "unknown key": (f'def get_sweep():\n  return {{{DIGITS}, "gird": {{}}}}', [], "'gird' is not a key.*grid"),
+  "an axis without a name": (
+    f'def get_sweep():\n  return {{{DIGITS}, "grid": {{3: [1, 2]}}}}',
+    [],
+    "3 is not the name of a field; give a text",
+  ),
+  "a field without a name": (
+    f'def get_sweep():\n  return {{{DIGITS}, "set": {{3: 1}}}}',
+    [],
+    "3 is not the name of a field; give a text",
+  ),
+  "words that are none": (
+    f'def get_sweep():\n  return {{{DIGITS}, "words": [[1, 2]]}}',
+    [],
+    "'words' of a block is a list",
+  ),
   "no values": (
     f'def get_sweep():\n  return {{{DIGITS}, "grid": {{"seed": 41}}}}',
     [],

@@ -137,6 +137,8 @@ BAD_INPUT = {
   "none together": (["--engine=vmap", "--together=0"], "--together=0: must be at least 1"),
   "filter": (["--filter=nothing"], "--filter=nothing: matches none of the 4 members.*gdiff,seed=41"),
   "expression": (["--filter=("], r"--filter=\(: not a regular expression"),
+  "quotes": (["--engine=slurm", "--sbatch=--time='1 2"], "--sbatch=--time='1 2: its quotes are not balanced"),
+  "twice": (["--config.train.epochs=1", "--config.train.epochs=2"], "--config.train.epochs: is given twice"),
   "varied": (["--config.seed=5"], "--config.seed=5: the sweep varies seed"),
   "invalid": (["--config.train.epochs=0"], "gdiff,seed=41: config.train.epochs=0"),
 }

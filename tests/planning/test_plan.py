@@ -262,6 +262,7 @@ def test_exit_status_of_what_does_not_fit(answer, monkeypatch, capsys):
   [
     ({2: "--simulate"}, "--topology is missing"),
     ({2: "--topology=v5e"}, "--topology=v5e: give a generation"),
+    ({2: "--topology=v5e:0x0"}, "--topology=v5e:0x0: give a generation"),
     ({1: "--config=configs/cifar_hamu.py"}, "config.mesh.weights=2"),
     (
       {1: "--config=configs/cifar_hamu.py", 4: "--config.data.name=svhn", 5: "--stage=pretrain"},

@@ -383,3 +383,20 @@ def test_arrays_are_replaced_whole(tmp_path, monkeypatch):
     rundir.write_arrays(path, retain=np.arange(9))
   with np.load(path, allow_pickle=False) as archive:
     assert archive["retain"].size == 5
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+  (tmp_path / "summary.json").write_text("mine")
+  with pytest.raises(
+    UserError, match="is not a run directory: it holds 'summary.json'.*choose another --workdir"
+  ):
+    rundir.RunDir.open(tmp_path, {"seed": 1})
+  assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+  assert (tmp_path / "summary.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["output.txt", "hardness.json", ".DS_Store"])
+def test_what_sweeps_and_previews_leave_is_no_obstacle(tmp_path, name):
+  (tmp_path / name).touch()
+  rundir.RunDir.open(tmp_path, {"seed": 1}).close()
+  assert (tmp_path / "config.json").exists()
