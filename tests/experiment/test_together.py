@@ -122,11 +122,13 @@ def test_interrupted_members_go_on(small, tmp_path, monkeypatch):
 
 
 def test_one_that_diverges_leaves_the_others(small, tmp_path, capsys):
-  MEMBERS["diverging"] = ["--config.train.optimizer.learning_rate=1e38"]
+  MEMBERS["diverging"] = ["--config.train.optimizer.learning_rate=1000"]
   try:
     names = ("diverging", "small")
     short = ["--config.train.epochs=1", "--config.method.epochs=1", "--config.train.clip_norm=0"]
-    assert together.run(joined(small, tmp_path, "run", names, *short)) == 2
+    # Each step then multiplies the weights of the first by -1e6.
+    decay = "--config.train.optimizer.weight_decay=1000"
+    assert together.run(joined(small, tmp_path, "run", names, *short, decay)) == 2
   finally:
     del MEMBERS["diverging"]
   error = capsys.readouterr().err.splitlines()[-1]
