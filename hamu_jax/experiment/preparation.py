@@ -1,5 +1,6 @@
 """The preparation of an experiment: data, model, devices, split and the plan of its stages."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -52,14 +53,27 @@ class Preparation:
       self._check_ensemble()
     self.template = self.task.template
     self.init: Callable[[int], Tree] = jax.jit(self.task.init) if like is None else like.init
-    self.choose_split(request.read_scores())
+    self._check_memory()
+    scores = request.read_scores()
+    request.split(scores)  # Its errors come before the weights are read.
     if like is None:
       self.imported = self._read_weights(config.model.weights) if config.model.weights else None
     else:
       self.imported = like.imported
+    self.choose_split(scores)
     params = self.template["params"]
     masks.check_fractions(config.mask, params)
     self.given_mask = masks.read_mask(config.mask.path, params) if config.mask.path else None
+
+  def _check_memory(self) -> None:
+    """Raises a UserError if the host cannot hold even one copy of the model."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.template))
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > available:
+      raise UserError(
+        f"config.model.name={self.config.model.name!r}: with these options the model takes "
+        f"{size / 2**30:.3g} GiB, and this machine has {available / 2**30:.3g} GiB; lower config.model.width or config.model.depth"
+      )
 
   def _read_weights(self, path: str) -> Tree:
     """The variables to unlearn from; errors name the field."""

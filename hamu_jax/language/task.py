@@ -46,7 +46,13 @@ class Language(Adapted):
       raise UserError(
         "config.language.dtype='float16': a CPU cannot multiply in it; set it to 'bfloat16' or 'float32'"
       )
-    self._pretrained = pretrained.open_model(options.path, preset=options.preset, seed=config.seed)
+    if options.attention == "cudnn" and jax.default_backend() != "gpu":
+      raise UserError("config.language.attention='cudnn': there is no GPU here; set it to 'xla'")
+    try:
+      self._pretrained = pretrained.open_model(options.path, preset=options.preset, seed=config.seed)
+    except UserError as error:
+      named = "config.language." in str(error)
+      raise UserError(str(error) if named else f"config.language.path={options.path!r}: {error}") from error
     super().__init__(config, self._pretrained.config)
     self._texts = text.load(
       config.data.source,

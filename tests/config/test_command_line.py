@@ -42,7 +42,7 @@ REFUSED = {
   "another type": ([DIGITS, "--config.seed=x"], "config.seed='x': must be a whole number, at least 0"),
   "no number": (
     [DIGITS, "--config.train.epochs=abc"],
-    "epochs='abc': must be a number, above 0",
+    "epochs='abc': must be a number, at least 1e-06",
   ),
   "an unknown field": ([DIGITS, "--config.sed=1"], "config.sed: no such field; the nearest is config.seed"),
   "what absl ignores": ([DIGITS, "--undefok=x"], "--undefok=x: not understood"),

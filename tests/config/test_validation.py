@@ -163,7 +163,7 @@ def test_a_missing_field_is_refused():
     ("radius", -1.0, "radius=-1.0"),
     ("max_norm", 0.0, "max_norm=0.0: must be above 0"),
     ("share", "eqal", "did you mean 'equal'"),
-    ("epochs", 0.0, "epochs=0.0: must be above 0"),
+    ("epochs", 0.0, "epochs=0.0: must be at least 1e-06"),
     ("batch_size", 0, "batch_size=0"),
     ("augment", "crop", "augment='crop'"),
   ],

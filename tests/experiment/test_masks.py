@@ -203,7 +203,7 @@ def test_the_weights_of_a_model_are_no_mask(tenth, runs, tmp_path):
 
 def test_what_is_no_safetensors_file_is_one_clear_line(runs, tmp_path):
   (tmp_path / "mask.safetensors").write_bytes(b"not this")
-  with pytest.raises(UserError, match="^config.mask.path: .*not a safetensors file") as error:
+  with pytest.raises(UserError, match="^config.mask.path: .*cannot be read as a safetensors file") as error:
     runs(tmp_path.name, path=str(tmp_path / "mask.safetensors"))
   assert "\n" not in str(error.value)
   # Before anything is done.

@@ -49,7 +49,8 @@ class Field(NamedTuple):
 
   def refusal(self, message: str) -> UserError:
     """The error for a value of this field: the message, and the default as a way out."""
-    return UserError(f"{message}, or leave it out for its default {self.default!r}")
+    default = "" if self.default is None else f" for its default {self.default!r}"
+    return UserError(f"{message}, or leave it out{default}")
 
   def check(self, value: Any) -> None:
     """Raises a one-line UserError unless the field may hold a value."""
@@ -160,7 +161,7 @@ def training_fields(
     Field(
       f"{owner}.epochs",
       epochs,
-      Number(0, MOST_EPOCHS, open_low=True),
+      Number(1e-6, MOST_EPOCHS),
       "Length in epochs.",
       reader,
       traced=True,

@@ -118,6 +118,8 @@ SECTIONS = (
         "language.path",
         "",
         Path(
+          is_there=lambda path: path.is_dir() or (path.suffix == ".gguf" and path.is_file()),
+          what="folder or GGUF file",
           remedy=f"give a folder or file that exists, a hub id such as owner/name, or {pretrained.SMOLLM2}",
           others=(pretrained.SMOLLM2,),
           hub=True,
