@@ -117,8 +117,8 @@ def _validate_optimizer(section: str, config: ml_collections.ConfigDict) -> None
       raise UserError(f"{name}.decay_epochs={epoch!r}: must be above {warmup:g}, the end of the warm-up")
     if epoch >= epochs and is_read(config, f"{section}.optimizer.decay_epochs"):
       raise UserError(
-        f"{name}.decay_epochs={epoch!r}: must be below config.{section}.epochs={epochs:g}, since it would never "
-        "be reached; leave it out"
+        f"{name}.decay_epochs={epoch!r}: must be below config.{section}.epochs={epochs:g}, since it would "
+        "never be reached; leave it out"
       )
   if warmup > epochs and is_read(config, f"{section}.optimizer.warmup_epochs"):
     raise UserError(

@@ -72,7 +72,8 @@ class Preparation:
     if size > available:
       raise UserError(
         f"config.model.name={self.config.model.name!r}: with these options the model takes "
-        f"{size / 2**30:.3g} GiB, and this machine has {available / 2**30:.3g} GiB; lower config.model.width or config.model.depth"
+        f"{size / 2**30:.3g} GiB, and this machine has {available / 2**30:.3g} GiB; lower config.model.width "
+        "or config.model.depth"
       )
 
   def _read_weights(self, path: str) -> Tree:

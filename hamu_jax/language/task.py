@@ -27,6 +27,22 @@ from hamu_jax.run import stage_cache as stages
 Tree = Any
 
 
+def _open(config: ml_collections.ConfigDict) -> pretrained.Pretrained:
+  """Opens the base model of a configuration that this machine's devices can run; errors name the field."""
+  options = config.language
+  if options.dtype == "float16" and jax.default_backend() == "cpu":
+    raise UserError(
+      "config.language.dtype='float16': a CPU cannot multiply in it; set it to 'bfloat16' or 'float32'"
+    )
+  if options.attention == "cudnn" and jax.default_backend() != "gpu":
+    raise UserError("config.language.attention='cudnn': there is no GPU here; set it to 'xla'")
+  try:
+    return pretrained.open_model(options.path, preset=options.preset, seed=config.seed)
+  except UserError as error:
+    named = "config.language." in str(error)
+    raise UserError(str(error) if named else f"config.language.path={options.path!r}: {error}") from error
+
+
 class Language(Adapted):
   """An experiment on a language model; an `experiment.task.Task`.
 
@@ -42,17 +58,7 @@ class Language(Adapted):
 
   def __init__(self, config: ml_collections.ConfigDict):
     options, section = config.language, config.text
-    if options.dtype == "float16" and jax.default_backend() == "cpu":
-      raise UserError(
-        "config.language.dtype='float16': a CPU cannot multiply in it; set it to 'bfloat16' or 'float32'"
-      )
-    if options.attention == "cudnn" and jax.default_backend() != "gpu":
-      raise UserError("config.language.attention='cudnn': there is no GPU here; set it to 'xla'")
-    try:
-      self._pretrained = pretrained.open_model(options.path, preset=options.preset, seed=config.seed)
-    except UserError as error:
-      named = "config.language." in str(error)
-      raise UserError(str(error) if named else f"config.language.path={options.path!r}: {error}") from error
+    self._pretrained = _open(config)
     super().__init__(config, self._pretrained.config)
     self._texts = text.load(
       config.data.source,

@@ -225,3 +225,29 @@ def test_a_value_of_another_type_is_one_line_with_the_name(name):
 def test_elements_and_bounds_are_checked(name, value):
   with pytest.raises(UserError, match=re.escape(f"config.{name}=")):
     FIELDS[name].kind.check(f"config.{name}", value)
+
+
+NEVER_REACHED = {
+  "method.optimizer.warmup_epochs": (
+    {"method__epochs": 2.0, "method__optimizer__warmup_epochs": 3.0},
+    "at most",
+  ),
+  "train.optimizer.decay_epochs": (
+    {"train__optimizer__schedule": "step", "train__optimizer__decay_epochs": (50.0,)},
+    "must be below config.train.epochs=50",
+  ),
+  "method.repeats": ({"method__epochs": 2.0, "method__repeats": 3}, "at most config.method.epochs=2"),
+  "method.optimizer.nesterov": ({"method__optimizer__nesterov": True}, "changes nothing without momentum"),
+  "data.forget_indices": ({"data__forget": "indices"}, "give a file of example numbers"),
+  "distributed.process_id": (
+    {"distributed__coordinator": "host:1", "distributed__num_processes": 2, "distributed__process_id": 2},
+    "must be below config.distributed.num_processes=2",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", NEVER_REACHED)
+def test_values_that_another_makes_pointless_are_refused(name):
+  values, message = NEVER_REACHED[name]
+  with pytest.raises(UserError, match=f"config.{name}=.*{message}"):
+    validation.validate(make(**values))
