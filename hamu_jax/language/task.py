@@ -57,7 +57,7 @@ class Language(Adapted):
   """
 
   def __init__(self, config: ml_collections.ConfigDict):
-    options, section = config.language, config.text
+    section = config.text
     self._pretrained = _open(config)
     super().__init__(config, self._pretrained.config)
     self._texts = text.load(
