@@ -282,10 +282,6 @@ BAD_INPUT = {
     ["--config.text.row_length=50"],
     r"config.text.row_length=50: the longest example has \d+ tokens",
   ),
-  "a batch larger than its set": (
-    ["--config.method.batch_size=5"],
-    r"config.method.batch_size=5: the forget set has 4 examples",
-  ),
   "an unknown projection": (
     ["--config.language.lora.targets=('q','k_proj')"],
     r"config.language.lora.targets='q'",

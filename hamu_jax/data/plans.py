@@ -5,6 +5,7 @@ The plans themselves, which give the examples of a step, are in `hamu_jax.data.b
 
 import dataclasses
 import random
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,7 +29,6 @@ def unlearning_plan(
   repeats: int = 1,
   shuffle: str = "once",
   epoch: str = "matched",
-  allow_oversized_batch: bool = False,
 ) -> BatchPlan:
   """Plans the batches of an unlearning method.
 
@@ -46,22 +46,20 @@ def unlearning_plan(
     shuffle: one of `SHUFFLES`. With "each_epoch" forget starts over with every epoch and cycles over
       identical batches within it; with "once" it cycles on across epochs.
     epoch: one of `EPOCHS`.
-    allow_oversized_batch: whether a batch that is larger than its set is padded, as in the reference,
-      instead of refused.
 
   Returns:
     The plan.
 
   Raises:
-    UserError: for an unknown choice, or a batch size larger than a set that is read.
+    UserError: for an unknown choice, a batch size below 1, or an empty set that is read.
 
   Source: github.com/aoi3142/HAMU, sequential gradient pairing, for "once" and "matched";
   github.com/HaoranTang/sharp-unlearn for "each_epoch" and "pass".
   """
   _check_choices(roles=(roles, ROLES), shuffle=(shuffle, SHUFFLES), epoch=(epoch, EPOCHS))
   used = _sets_of(split, roles)
-  if not allow_oversized_batch:
-    _check_fits("config.method.batch_size", batch_size, **used)
+  copies = _matched_copies(split, roles) if epoch == "matched" else 1
+  batch_size = _fitting("config.method.batch_size", batch_size, copies * repeats, **used)
   # The reference shuffles its training set, then the forget set. For ga the training set is forget, too.
   retain, forget = _shuffled(used.get("retain", used.get("merged", split.forget)), split.forget, seed=seed)
 
@@ -69,7 +67,6 @@ def unlearning_plan(
     reshuffle = (seed, *key) if shuffle == "each_epoch" else None
     return Stream(np.tile(indices, copies * repeats), batch_size, reshuffle, period if reshuffle else None)
 
-  copies = _matched_copies(split, roles) if epoch == "matched" else 1
   if roles == "forget":
     streams = Paired(None, stream(forget, (1,), copies))
   elif roles == "paired":
@@ -105,11 +102,11 @@ def pass_plan(
     The plan.
 
   Raises:
-    UserError: for a batch size larger than a set.
+    UserError: for a batch size below 1, or an empty set.
 
   Source: SCRUB (arXiv 2302.09880), which ascends on forget, then descends on retain.
   """
-  _check_fits("config.method.batch_size", batch_size, **split._asdict())
+  batch_size = _fitting("config.method.batch_size", batch_size, **split._asdict())
   if shuffle == "once":
     indices, seeds = Paired(*_shuffled(*split, seed=seed)), Paired(None, None)
   else:
@@ -134,9 +131,9 @@ def training_plan(indices: np.ndarray, *, batch_size: int, seed: int, reshuffle:
     The plan.
 
   Raises:
-    UserError: for a batch size larger than the set.
+    UserError: for a batch size below 1, or an empty set.
   """
-  _check_fits("config.train.batch_size", batch_size, training=indices)
+  batch_size = _fitting("config.train.batch_size", batch_size, training=indices)
   if reshuffle:
     stream = Stream(np.asarray(indices, np.int32), batch_size, reshuffle_seed=(seed,))
   else:
@@ -182,11 +179,28 @@ def _sets_of(split: Paired, roles: str) -> dict[str, np.ndarray]:
   return {roles: getattr(split, roles)}
 
 
-def _check_fits(field: str, batch_size: int, **sets: np.ndarray) -> None:
-  """Refuses a batch size that a set cannot fill even once."""
+def _fitting(field: str, batch_size: int, copies: int = 1, **sets: np.ndarray) -> int:
+  """The batch size, at most the largest set; a smaller set is padded, as in the reference.
+
+  Args:
+    field: name of the field, for messages.
+    batch_size: number of examples of a role in a step.
+    copies: number of copies of a set that are joined before they are cut into batches.
+    **sets: [n] indices of the examples of each set.
+
+  Raises:
+    UserError: for a batch size below 1, or an empty set.
+  """
   for role, indices in sets.items():
-    if not 1 <= batch_size <= len(indices):
-      raise UserError(
-        f"{field}={batch_size}: the {role} set has {len(indices)} examples; choose"
-        f" 1..{len(indices)}, or a larger set"
+    if not len(indices):
+      raise UserError(f"{field}={batch_size}: the {role} set has 0 examples; choose a larger set")
+    if batch_size < 1:
+      raise UserError(f"{field}={batch_size}: must be at least 1; give such a value")
+    if batch_size > len(indices):
+      print(
+        f"note: {field}={batch_size}: the {role} set has {len(indices)} examples, so no batch holds more "
+        "different ones",
+        file=sys.stderr,
+        flush=True,
       )
+  return min(batch_size, copies * max(map(len, sets.values())))

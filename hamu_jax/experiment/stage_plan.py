@@ -55,7 +55,7 @@ def make_plan(config: ml_collections.ConfigDict, task: Task, split: Paired, *, d
     devices: number of devices that work on a step.
 
   Raises:
-    UserError: a batch is larger than its set.
+    UserError: a set is empty.
   """
   method = methods.METHODS[config.method.name]
   # If the selection of the trained model does not depend on the split, the order of the training examples

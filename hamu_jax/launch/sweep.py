@@ -34,8 +34,8 @@ if __name__ == "__main__":
   # The other imports take seconds.
   preemption.leave_on_signals()
 
-from hamu_jax.config import files
-from hamu_jax.config.kinds import choice, in_range
+from hamu_jax.config import files, paths
+from hamu_jax.config.kinds import LARGEST_INT, Text, choice, in_range
 from hamu_jax.errors import UserError
 from hamu_jax.launch import expand, local, slurm
 from hamu_jax.run import command_line
@@ -66,7 +66,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if not re.match(r"--config\.[^=]+=", override):
       raise UserError(f"{override!r}: not understood; fields are given as --config.FIELD=VALUE")
   choice("--engine", options.engine, ENGINES)
-  in_range("--jobs", options.jobs, 1)
+  in_range("--jobs", options.jobs, 1, LARGEST_INT)
   in_range("--together", options.together, 1)
   if options.together is not None and options.engine != "vmap":
     raise UserError(
@@ -76,6 +76,11 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     shlex.split(options.sbatch)
   except ValueError as error:
     raise UserError(f"--sbatch={options.sbatch}: its quotes are not balanced; close each of them") from error
+  # Its name is that of a job, in a comment of a script that a line break would end.
+  Text().check("--config", options.config)
+  paths.check_workdir(options.workdir or "")
+  if options.workdir == "":
+    raise UserError("--workdir=: is empty; give a folder, or leave the option out")
   options.workdir = options.workdir or f"runs/{_name(options.config)}"
   return options, overrides
 

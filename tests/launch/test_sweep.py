@@ -125,6 +125,17 @@ def test_failures_are_listed_at_the_end(options, stand_in, tmp_path, capsys):
 
 
 BAD_INPUT = {
+  "a line break in the workdir": (["--workdir=run\nrm"], r"--workdir='run\\nrm': holds unprintable"),
+  "an empty workdir": (["--workdir="], "--workdir=: is empty; give a folder, or leave"),
+  "a workdir in a file": (
+    ["--workdir=/dev/null/run"],
+    "--workdir=.*/dev/null is not a folder; choose another",
+  ),
+  "a line break in the name": (["--config=a\nrm.py"], r"--config='a\\nrm.py': holds unprintable"),
+  "jobs without end": (
+    ["--jobs=99999999999"],
+    "--jobs=99999999999: must be at least 1 and at most 2147483647",
+  ),
   "no sweep": (["--config=configs/sweeps/nope.py"], "nope.py: no such sweep; in configs/sweeps"),
   "an experiment": (["--config=configs/digits_hamu.py"], r"has no get_sweep\(\); run a single experiment"),
   "unknown field": (["--config.method.nmae=ft"], "config.method.nmae: no such field; the nearest is"),
