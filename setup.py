@@ -22,6 +22,10 @@ class BuildPy(build_py):
 setup(
   packages=[*find_packages(include=["hamu_jax*", "sam_jax*"]), *BESIDE],
   package_dir=BESIDE,
-  package_data={"hamu_jax.launchers": ["*.sh", "*.sbatch"]},
+  package_data={
+    "hamu_jax.launchers": ["*.sh", "*.sbatch"],
+    # A small decoder, see hamu_jax.models.pretrained.
+    "hamu_jax.models": ["invented/*"],
+  },
   cmdclass={"build_py": BuildPy},
 )

@@ -7,8 +7,10 @@ reads TOFU from the Hugging Face hub, or from a folder of NAME.parquet, NAME.jso
 `--config.data.path=DIR`. It fine-tunes the model on the retain and forget texts, retrains it without the
 forget texts, unlearns them with hamu-q, evaluates and prints the table.
 
-`configs/tofu_smollm2_hamu.py:smoke` runs the same stages in a minute and without any download, with a tiny
-random Llama on generated fictitious authors. Other methods are chosen as in `--config.method.name=npo`.
+`configs/tofu_smollm2_hamu.py:smoke` runs the same stages in a minute and a half and without any download. A
+small Llama of this package, which can answer but knows nobody, learns fictitious authors and forgets some.
+
+Other methods are chosen as in `--config.method.name=npo`.
 """
 
 from hamu_jax.config import share
@@ -43,14 +45,16 @@ def get_config(variant: str = ""):
     config.text.retain_size = 24
     config.text.forget_size = 8
     config.text.test_size = 8
-    config.language.path = ""
-    config.language.preset = "tiny"
-    config.train.epochs = 2
+    config.language.path = "invented"
+    config.train.epochs = 40
     config.train.batch_size = 8
-    config.method.epochs = 2.0
-    config.method.batch_size = 4
+    config.train.optimizer.learning_rate = 5e-3
+    config.method.epochs = 6.0
+    config.method.batch_size = 8
+    config.method.optimizer.learning_rate = 1.0
+    config.method.constraint_ratio = 0.2
     config.evaluate.max_examples = 8
-    config.evaluate.new_tokens = 8
+    config.evaluate.new_tokens = 24
   elif variant:
     raise ValueError(
       f"tofu_smollm2_hamu.py:{variant} is unknown; choose tofu_smollm2_hamu.py or tofu_smollm2_hamu.py:smoke"

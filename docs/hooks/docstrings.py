@@ -20,6 +20,9 @@ _COMMENT = re.compile(
   r"^\s*\w+\s*:[^#]*[^#\s][^#]*#\s*(?:type: ignore\[.*?\]\s*#\s*)?(?!type:)(?P<text>\S.*)$"
 )
 
+# More than any file has.
+_AFTER = 1_000_000
+
 
 def as_markdown(text: str) -> str:
   """A docstring with its equations and papers as Markdown has them."""
@@ -33,7 +36,14 @@ def as_markdown(text: str) -> str:
 
 
 class Docstrings(griffe.Extension):
-  """Rewrites the docstrings of all objects, and makes docstrings of fields' comments."""
+  """Rewrites all docstrings, makes docstrings of fields' comments, and shows functions first."""
+
+  def on_module_members(self, *, mod: griffe.Module, **unused) -> None:
+    """Moves functions before classes and values, whose fields would fill the page before them."""
+    del unused
+    for member in mod.members.values():
+      if not member.is_alias and not member.is_module and not member.is_function and member.lineno:
+        member.lineno += _AFTER
 
   def on_object(self, *, obj: griffe.Object, **unused) -> None:
     """See the class."""

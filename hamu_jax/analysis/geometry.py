@@ -32,6 +32,7 @@ from hamu_jax.analysis.examples import LEAST_EXAMPLES, load_run
 from hamu_jax.analysis.features import NEIGHBOURS, extract_features, measure, project
 from hamu_jax.analysis.landscapes import compute_landscapes
 from hamu_jax.errors import UserError
+from hamu_jax.paired import Paired
 from hamu_jax.run import command_line, rundir
 from sam_jax import landscape
 
@@ -162,7 +163,9 @@ def _analyse(options: argparse.Namespace) -> None:
   )
   titles = {name: f"{name}: {file.stem}" for name, file in files.items()}
   geometry_plots.umap(
-    {titles[name]: sets for name, sets in project(features, options.seed).items()}, out / "umap"
+    {titles[name]: sets for name, sets in project(features, options.seed).items()},
+    Paired(*(examples.labels for examples in run.examples)),
+    out / "umap",
   )
   coordinates, grids = compute_landscapes(
     run,

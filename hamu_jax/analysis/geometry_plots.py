@@ -15,41 +15,61 @@ from hamu_jax.report import drawing
 
 _RETAIN, _FORGET = "#0072B2", "#D55E00"
 _LEVELS = 12
+# More class names than that would fill the figure.
+_NAMED_CLASSES = 20
 # Losses whose ratio exceeds _WIDE are drawn on a logarithmic scale. The scale starts at _LEAST_LOSS;
 # otherwise a few points with a loss near 0 would take most of the colours.
 _WIDE = 100
 _LEAST_LOSS = 1e-3
 
 
-def umap(places: Mapping[str, Paired], path: os.PathLike | str) -> None:
+def umap(places: Mapping[str, Paired], labels: Paired, path: os.PathLike | str) -> None:
   """Draws the retain and forget features of several models, one panel per model, on common axes.
+
+  Colours are classes; forget examples are outlined crosses.
 
   Args:
     places: {title of the panel: Paired [N, 2] positions}.
+    labels: Paired [N] class numbers, the same for all models.
     path: Path of the figures, without .png and .pdf.
 
   Raises:
     UserError: if `path` cannot be written.
   """
   from matplotlib.figure import Figure
+  from matplotlib.lines import Line2D
 
-  figure = Figure(figsize=(5.2 * len(places), 5.4), layout="constrained", dpi=120)
+  classes = np.unique(np.concatenate(labels)).tolist()
+  colours = Paired(*([_class_colour(label) for label in role] for role in labels))
+  figure = Figure(figsize=(5.2 * len(places), 5.8), layout="constrained", dpi=120)
   figure.suptitle("UMAP of the features, all models embedded together", fontsize=13)
   axes = np.atleast_1d(figure.subplots(1, len(places), sharex=True, sharey=True))
   for axis, (title, sets) in zip(axes, places.items()):
     # Few points get large marks; many points get small ones, so that they do not cover each other.
     size = float(np.clip(8000 / sum(map(len, sets)), 4, 40))
-    axis.scatter(*sets.retain.T, s=size, color=_RETAIN, alpha=0.5, linewidths=0, label="retain")
-    axis.scatter(
-      *sets.forget.T, s=1.6 * size, color=_FORGET, alpha=0.8, linewidths=0, marker="X", label="forget"
-    )
+    axis.scatter(*sets.retain.T, s=size, c=colours.retain, alpha=0.5, linewidths=0, label="retain")
+    look = {"marker": "X", "edgecolors": "black", "linewidths": 0.4, "label": "forget"}
+    axis.scatter(*sets.forget.T, s=2 * size, c=colours.forget, alpha=0.9, **look)
     axis.set(title=title, xticks=(), yticks=())
-  legend = figure.legend(
-    *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
-  )
-  for handle in filter(None, legend.legend_handles):
-    handle.set(sizes=[60], alpha=1)
+  roles = [
+    Line2D([], [], color=drawing.GREY, marker=marker, linestyle="none", markersize=8, label=role)
+    for role, marker in (("retain", "o"), ("forget", "X"))
+  ]
+  named = classes if len(classes) <= _NAMED_CLASSES else ()
+  roles += [
+    Line2D([], [], color=_class_colour(label), marker="s", linestyle="none", label=f"class {label}")
+    for label in named
+  ]
+  figure.legend(handles=roles, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
   drawing.save(figure, f"{os.fspath(path)}.png", f"{os.fspath(path)}.pdf")
+
+
+def _class_colour(label: int) -> str:
+  """One of twenty colours; more classes share them."""
+  import matplotlib
+  from matplotlib.colors import to_hex
+
+  return to_hex(matplotlib.colormaps["tab20"](int(label) % 20))
 
 
 def landscapes(coordinates: np.ndarray, grids: Mapping[str, Paired], path: os.PathLike | str) -> None:

@@ -121,7 +121,7 @@ def _roles(variant: str) -> tuple[str, str]:
 
 
 def tables(report: Mapping[str, Any]) -> str:
-  """Formats the blocks and the steps as aligned text.
+  """Formats the blocks, their updates and the steps as aligned text, at most 100 columns wide.
 
   If there are many blocks, those with the largest product of gradient norms are shown, in the model's order.
 
@@ -187,7 +187,14 @@ def _block_table(report) -> str:
   if len(blocks) > len(shown):
     rows.append([f"and {len(blocks) - len(shown)} more", *[""] * (len(header) - 1)])
   rows.append(row("whole model", report["weights"], report["whole"], has_constraint=True))
-  return format_table(header, rows)
+  return _in_two(header, rows, header.index("branch"))
+
+
+def _in_two(header: tuple[str, ...], rows: list[list[str]], place: int) -> str:
+  """A table that would be wider than a terminal, in two with the same first column."""
+  first = format_table(header[:place], [cells[:place] for cells in rows])
+  second = format_table((header[0], *header[place:]), [[cells[0], *cells[place:]] for cells in rows])
+  return f"{first}\n\n{second}"
 
 
 def _step_table(report) -> str:

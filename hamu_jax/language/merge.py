@@ -4,7 +4,8 @@
 
 writes a Hugging Face folder (`config.json`, safetensors and the tokenizer), which transformers and vLLM can
 load. The base model is the one that the adapter names, or `--base`: a Hugging Face folder or hub id, a GGUF
-file, or "smollm2". `--dtype` is the type of the weights: float32 (the default), bfloat16 or float16.
+file, "smollm2" or "invented". `--dtype` is the type of the weights: float32 (the default), bfloat16 or
+float16.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def _named_base(adapter: pathlib.Path) -> str:
     return base
   raise UserError(
     f"--base is missing: {adapter / peft_config.CONFIG_FILE} names no base model; give its folder or hub id, "
-    "or 'smollm2'"
+    "'smollm2' or 'invented'"
   )
 
 

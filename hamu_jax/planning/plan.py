@@ -31,7 +31,7 @@ from hamu_jax.config import command_line as config_command_line
 from hamu_jax.config import modalities, readers, validation
 from hamu_jax.config.kinds import choice, in_range
 from hamu_jax.errors import UserError
-from hamu_jax.models import llama_config
+from hamu_jax.models import llama_config, pretrained
 from hamu_jax.planning import abstract_stage, hlo
 from hamu_jax.planning import language as language_plan
 from hamu_jax.planning import vision as vision_plan
@@ -280,6 +280,8 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, config_command
 def _sizes(config) -> tuple[str, llama_config.LlamaConfig]:
   """-> where they are from, the sizes of a configuration's model."""
   path, preset = config.language.path, config.language.preset
+  if path == pretrained.INVENTED:
+    return path, llama_config.read_config(pretrained.INVENTED_FOLDER)
   if path and pathlib.Path(path).is_dir():
     return path, llama_config.read_config(path)
   choice("config.language.preset", preset, tuple(llama_config.PRESETS))

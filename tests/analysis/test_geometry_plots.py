@@ -43,9 +43,14 @@ def _pictures(figure):
   return [axis for axis in figure.axes if axis.get_title()]
 
 
+def _labels(places):
+  """Three classes in turn."""
+  return Paired(*(np.arange(len(role)) % 3 for role in next(iter(places.values()))))
+
+
 def test_umap_shows_both_sets_of_every_model_on_common_axes(figures):
   places = _places()
-  geometry_plots.umap(places, "x")
+  geometry_plots.umap(places, _labels(places), "x")
   (figure,) = figures
   axes = _pictures(figure)
   assert [axis.get_title() for axis in axes] == list(TITLES)
@@ -53,6 +58,11 @@ def test_umap_shows_both_sets_of_every_model_on_common_axes(figures):
     points = {points.get_label(): points for points in axis.collections}
     np.testing.assert_array_equal(points["retain"].get_offsets(), sets.retain)
     np.testing.assert_array_equal(points["forget"].get_offsets(), sets.forget)
+    # A colour for each class, the same in both sets.
+    for role in ("retain", "forget"):
+      colours = points[role].get_facecolors()[:, :3]
+      assert len(np.unique(colours, axis=0)) == 3
+      np.testing.assert_array_equal(colours[::3], np.broadcast_to(colours[0], colours[::3].shape))
     # Told apart without colour too.
     shapes = [points[role].get_paths()[0].vertices.shape for role in ("retain", "forget")]
     assert shapes[0] != shapes[1]
@@ -133,8 +143,8 @@ def test_a_constant_loss_can_be_drawn(figures):
 
 
 def test_files_are_whole_and_the_same_for_the_same_numbers(tmp_path):
-  geometry_plots.umap(_places(), tmp_path / "first")
-  geometry_plots.umap(_places(), tmp_path / "second")
+  geometry_plots.umap(_places(), _labels(_places()), tmp_path / "first")
+  geometry_plots.umap(_places(), _labels(_places()), tmp_path / "second")
   for kind in ("png", "pdf"):
     assert (tmp_path / f"first.{kind}").read_bytes() == (tmp_path / f"second.{kind}").read_bytes()
   assert (tmp_path / "first.pdf").read_bytes().startswith(b"%PDF")
@@ -142,4 +152,4 @@ def test_files_are_whole_and_the_same_for_the_same_numbers(tmp_path):
     image.verify()
     assert min(image.size) > 400
   with pytest.raises(UserError, match="cannot write"):
-    geometry_plots.umap(_places(), tmp_path / "missing" / "picture")
+    geometry_plots.umap(_places(), _labels(_places()), tmp_path / "missing" / "picture")

