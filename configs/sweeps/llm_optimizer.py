@@ -4,7 +4,7 @@
 
 Plain SGD applies HAMU's step exactly.
 `:gpu` is for one large GPU, `:waterdrum` and `:waterdrum_gpu` run on WaterDrum-TOFU, `:smollm2` runs SmolLM2
-on a machine without an accelerator, `:smoke` a tiny random model.
+on a machine without an accelerator, `:smoke` a small model of the package.
 """
 
 from hamu_jax.launch import experiments

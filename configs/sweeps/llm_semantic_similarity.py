@@ -3,7 +3,7 @@
 
   python -m launch.sweep --config=configs/sweeps/llm_semantic_similarity.py --workdir=runs/llm-similarity
 
-`:gpu` is for one large GPU, `:smoke` runs a tiny random model on fictitious authors. `:exact`, `:gpu_exact`
+`:gpu` is for one large GPU, `:smoke` runs a small model on fictitious authors. `:exact`, `:gpu_exact`
 and `:smoke_exact` take exact duplicates.
 """
 

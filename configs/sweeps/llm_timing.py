@@ -5,7 +5,7 @@
 The time is `timing.unlearn.step_seconds` of each summary.json: that of a step once its program is compiled.
 Run one job at a time. One epoch is trained, nothing is retrained, and nothing is evaluated before its end.
 `:gpu` is for one large GPU, `:waterdrum` and `:waterdrum_gpu` run on WaterDrum-TOFU, `:smollm2` runs SmolLM2
-on a machine without an accelerator, `:smoke` a tiny random model.
+on a machine without an accelerator, `:smoke` a small model of the package.
 """
 
 from hamu_jax.launch import experiments
