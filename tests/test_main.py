@@ -174,10 +174,6 @@ BAD_INPUT = {
     ["--config.pairing=pmap", "--config.devices=64"],
     r"config.devices=64: there are",
   ),
-  "batch too large": (
-    ["--config.method.batch_size=5000"],
-    r"config.method.batch_size=5000: the retain set has",
-  ),
   "no such class": (
     ["--config.data.forget_class=(12,)"],
     r"class 12 does not exist; choose from 0, 1",
