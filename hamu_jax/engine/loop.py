@@ -21,6 +21,7 @@ from hamu_jax.engine.feed import Feed
 from hamu_jax.engine.placement import place
 from hamu_jax.engine.position import Position, Track, join
 from hamu_jax.engine.stage import Member, Outcome, Stage
+from hamu_jax.engine.timing import Timing
 from hamu_jax.engine.train_state import TrainState, create_state
 from hamu_jax.run import checkpoints as checkpoints_lib
 from hamu_jax.run import hosts, preemption
@@ -130,7 +131,7 @@ class Loop:
     Raises:
       preemption.Preempted: the run was asked to end; its last good state is saved.
     """
-    started = time.monotonic()
+    started, timing = time.monotonic(), Timing(len(members))
     stage = members[0].stage
     plan, separate_indices = data_lib.join_plans([member.stage.plan for member in members])
     program = self._program(stage, len(members), separate_indices)
@@ -157,7 +158,7 @@ class Loop:
 
     try:
       with self.progress(stage.name, stage.total_steps, initial=position.step()) as bar:
-        self._advance(members, plan, position, bar, save, chunk, program.mesh)
+        self._advance(members, plan, position, bar, save, chunk, program.mesh, timing)
     except preemption.Preempted:
       # Several processes were not all interrupted at one step; they go on from the last checkpoint.
       if jax.process_count() == 1:
@@ -165,7 +166,8 @@ class Loop:
       raise
     finally:
       checkpoints.close()
-    return self._outcomes(position, (time.monotonic() - started) / len(members))
+    seconds = (time.monotonic() - started) / len(members)
+    return self._outcomes(position, seconds, timing.values(self.devices))
 
   def _start(self, members: Sequence[Member], program: _Program, hyperparameters) -> tuple[Position, Any]:
     """Returns the position before the first step, and what the steps read and never change."""
@@ -184,7 +186,7 @@ class Loop:
     position = Position(state, [Track(start) for start in starts])
     return position, frozen._replace(base=self.base(program.mesh))
 
-  def _outcomes(self, position: Position, seconds: float) -> list[Outcome]:
+  def _outcomes(self, position: Position, seconds: float, timing: dict[str, Any]) -> list[Outcome]:
     """The outcome of each model; `seconds` is each model's share of the time."""
     return [
       Outcome(
@@ -194,11 +196,12 @@ class Loop:
         evaluation=track.evaluation,
         last_metrics=track.last_metrics,
         seconds=seconds,
+        timing=timing,
       )
       for state, track in zip(position.states(), position.tracks, strict=True)
     ]
 
-  def _advance(self, members, plan, position: Position, bar, save, chunk, mesh) -> None:
+  def _advance(self, members, plan, position: Position, bar, save, chunk, mesh, timing: Timing) -> None:
     """Alternates chunks with what happens between them, until the stage of every member has ended."""
     saved_at = time.monotonic()
     chunk_steps, timed = 1, False
@@ -215,7 +218,8 @@ class Loop:
           members, position.tracks, position.states(), due, strict=True
         ):
           if is_due:
-            self._evaluate(member, track, state)
+            with timing.evaluation():
+              self._evaluate(member, track, state)
       if all(ended):
         return
 
@@ -224,9 +228,10 @@ class Loop:
       count = min(chunk_steps, until - step, self.feed.most_steps(plan))
       data, batches = self.watch.run(lambda: self.feed.chunk(plan, step, step + count, mesh))
       began = time.monotonic()
-      state, metrics, done = self.watch.run(
-        lambda: jax.block_until_ready(chunk(position.state, data, batches, jnp.int32(count)))
-      )
+      with timing.chunk(count):
+        state, metrics, done = self.watch.run(
+          lambda: jax.block_until_ready(chunk(position.state, data, batches, jnp.int32(count)))
+        )
       # A model whose stage ended before this chunk has run no step, and nothing is logged for it.
       before = [at for at, _ in progress]
       position.state = state

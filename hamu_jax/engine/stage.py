@@ -76,6 +76,7 @@ class Outcome(NamedTuple):
     last_metrics: host values of the last step that ran, applied or not; {} if none ran.
     seconds: wall time, summed over interrupted and resumed runs; models that are trained together have equal
       shares.
+    timing: `Timing.values` of the process that ended the stage.
   """
 
   variables: Tree
@@ -84,6 +85,7 @@ class Outcome(NamedTuple):
   evaluation: dict[str, Any]
   last_metrics: dict[str, Any]
   seconds: float
+  timing: dict[str, Any] = {}
 
 
 def stage_mesh(stage: Stage, pairing: str, devices, weights: int) -> jax.sharding.Mesh | None:

@@ -71,6 +71,8 @@ def summarize(stages: Stages, results: Record, records: Mapping[str, Record]) ->
     "seconds": {name: record["seconds"] for name, record in records.items()},
     "provenance": _provenance(stages, records),
   }
+  if timing := {name: record["timing"] for name, record in records.items() if record.get("timing")}:
+    summary["timing"] = timing
   work = {
     name: record["work"] | {"tokens_per_second": record["work"]["tokens"] / record["seconds"]}
     for name, record in records.items()

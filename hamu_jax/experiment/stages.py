@@ -171,6 +171,7 @@ class Stages:
       "stop": outcome.stop.name.lower(),
       "stop_reason": describe_stop(outcome, options),
       "seconds": outcome.seconds,
+      "timing": outcome.timing,
       "together": together,
       "parent": None if stage.train else plan.keys["pretrain"],
       "work": self.prepared.task.work(self.loop.feed, stage, outcome.steps),

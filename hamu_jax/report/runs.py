@@ -72,7 +72,7 @@ class Run(NamedTuple):
 
   @property
   def timing(self) -> dict[str, float]:
-    """Seconds of each stage, and of the last one its steps, seconds per step and tokens per second."""
+    """Seconds of each stage; steps, seconds of a steady step, tokens a second and memory of the last one."""
     if self.summary is None:
       return {}
     seconds = dict(numbers_of(self.summary.get("seconds", {})))
@@ -84,7 +84,16 @@ class Run(NamedTuple):
     if last in seconds:
       found["seconds"] = seconds[last]
       if steps:
+        # Runs of older versions did not measure steady steps.
         found["seconds_per_step"] = seconds[last] / steps
+    timing = dict(numbers_of(self.summary.get("timing", {}).get(last, {})))
+    found |= {name: timing[name] for name in ("compile_seconds", "evaluate_seconds") if name in timing}
+    if timing.get("steady_steps"):
+      found["seconds_per_step"] = timing["step_seconds"]
+    if "host_memory_bytes" in timing:
+      found["host_memory_gib"] = timing["host_memory_bytes"] / 2**30
+    if "device_memory_bytes" in timing:
+      found["device_memory_gib"] = timing["device_memory_bytes"] / 2**30
     work = dict(numbers_of(self.summary.get("work", {}).get(last, {})))
     if "tokens_per_second" in work:
       found["tokens_per_second"] = work["tokens_per_second"]

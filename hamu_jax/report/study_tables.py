@@ -53,6 +53,10 @@ _TIMING = (
   _Column("seconds.*", "{} s", digits=1),
   _Column("steps", "steps", digits=1),
   _Column("seconds_per_step", "s a step"),
+  _Column("compile_seconds", "compile s", digits=1),
+  _Column("evaluate_seconds", "evaluate s", digits=1),
+  _Column("host_memory_gib", "host GiB", digits=2),
+  _Column("device_memory_gib", "device GiB", digits=2),
   _Column("tokens_per_second", "tokens a s", digits=1),
 )
 _SPLITS = ("retain", "forget", "test", "test_retain", "test_forget")
@@ -182,7 +186,7 @@ def _timing(study: Study) -> Iterator[Table]:
   if chosen:
     yield Table(
       "timing",
-      "Timing, compiling included",
+      "Timing; the seconds of stages include compiling and evaluation, those of a step do not",
       (*_setting_header(study), "device", "seeds", *(title for _, title, _ in chosen)),
       tuple(
         (
