@@ -157,7 +157,10 @@ class Loop:
       return program.chunk(state, frozen, data, batches, count, hyperparameters)
 
     try:
-      with self.progress(stage.name, stage.total_steps, initial=position.step()) as bar:
+      # Training reads all examples in the place of those to retain.
+      shown = {"shown": {"retain_loss": "loss"}} if stage.train else {}
+      with self.progress(stage.name, stage.total_steps, initial=position.step(), **shown) as bar:
+        bar.phase("compiling")
         self._advance(members, plan, position, bar, save, chunk, program.mesh, timing)
     except preemption.Preempted:
       # Several processes were not all interrupted at one step; they go on from the last checkpoint.
@@ -218,6 +221,7 @@ class Loop:
           members, position.tracks, position.states(), due, strict=True
         ):
           if is_due:
+            bar.phase("evaluating")
             with timing.evaluation():
               self._evaluate(member, track, state)
       if all(ended):

@@ -1,6 +1,7 @@
 """One experiment: runs every stage, from the data to the evaluated models, or takes it from the cache."""
 
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -10,7 +11,7 @@ from hamu_jax.config import default as config_lib
 from hamu_jax.engine import loop as loop_lib
 from hamu_jax.engine import stage as stage_lib
 from hamu_jax.engine import sub_step
-from hamu_jax.experiment import results
+from hamu_jax.experiment import header, results
 from hamu_jax.experiment.preparation import Preparation
 from hamu_jax.experiment.stages import Stages
 from hamu_jax.run import disk, hosts, preemption
@@ -108,6 +109,9 @@ class Experiment:
   def _run(self) -> dict[str, Any]:
     """Does the work of `run` with an open run directory."""
     stages, method = self.stages, self.prepared.method
+    text = header.header(stages)
+    if hosts.is_writer():
+      print(text, file=sys.stderr, flush=True)
     records = dict(stages.prepare())
     original, records["pretrain"] = stages.original()
     models, mask = {"original": original}, None

@@ -58,8 +58,11 @@ class Scripted:
 
 
 @contextlib.contextmanager
-def silent(stage, total, initial):
+def silent(stage, total, initial, **options):
   class Bar:
+    def phase(self, name):
+      del name
+
     def update(self, step, values):
       pass
 
@@ -183,8 +186,11 @@ class Together:
     """-> outcomes, metric rows of each run directory."""
 
     @contextlib.contextmanager
-    def progress(stage, total, initial):
+    def progress(stage, total, initial, **options):
       class Bar:
+        def phase(self, name):
+          del name
+
         def update(self, step, values):
           if step == interrupt_at:
             os.kill(os.getpid(), signal.SIGTERM)

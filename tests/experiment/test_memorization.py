@@ -118,10 +118,13 @@ class Estimate:
     estimate = self
 
     @contextlib.contextmanager
-    def progress(stage, total, initial):
+    def progress(stage, total, initial, **options):
       estimate.trained.append((stage, initial))
 
       class Bar:
+        def phase(self, name):
+          del name
+
         def update(self, step, values):
           if (stage, step) == estimate._interrupt_at:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -336,10 +336,13 @@ def test_the_first_step_is_at_the_original(case):
 
 
 @contextlib.contextmanager
-def silent(stage, total, initial):
+def silent(stage, total, initial, **options):
   del stage, total, initial
 
   class Bar:
+    def phase(self, name):
+      del name
+
     def update(self, step, values):
       pass
 

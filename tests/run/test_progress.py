@@ -58,6 +58,38 @@ def test_other_hosts_show_nothing(stream):
   assert _run(stream, enabled=False) == ""
 
 
+def test_phases_are_said_until_the_next_update():
+  stream = io.StringIO()
+  with Progress("unlearn", 100, stream=stream, seconds_between_lines=0.0) as progress:
+    progress.phase("compiling")
+    progress.update(10)
+    progress.phase("evaluating")
+  lines = stream.getvalue().splitlines()
+  assert any(line.startswith("unlearn, compiling: 0/100") for line in lines)
+  assert any(line.startswith("unlearn: 10/100") for line in lines)
+  assert any(line.startswith("unlearn, evaluating: 10/100") for line in lines)
+
+
+def test_the_remaining_time_leaves_out_the_first_update(monkeypatch):
+  """The first step takes a minute to compile, the others a second each."""
+  stream, now = io.StringIO(), [1000.0]
+  with Progress("unlearn", 100, stream=stream, seconds_between_lines=0.0) as progress:
+    progress._bar._time = lambda: now[0]
+    now[0] += 60
+    progress.update(1)
+    for step in range(2, 12):
+      now[0] += 1
+      progress.update(step)
+  assert "unlearn: 11/100 steps,  1.00 step/s, ETA 01:29" in stream.getvalue()
+
+
+def test_names_on_the_display():
+  stream = io.StringIO()
+  with Progress("pretrain", 2, stream=stream, shown={"retain_loss": "loss"}) as progress:
+    progress.update(2, {"retain_loss": 0.5, "forget_loss": 3})
+  assert stream.getvalue().splitlines()[-1].endswith(", loss 0.5000")
+
+
 def test_updates_without_metrics():
   stream = io.StringIO()
   with Progress("retrain", 2, stream=stream) as progress:
