@@ -120,6 +120,8 @@ def _validate_optimizer(section: str, config: ml_collections.ConfigDict) -> None
         f"{name}.decay_epochs={epoch!r}: must be below config.{section}.epochs={epochs:g}, since it would "
         "never be reached; leave it out"
       )
+  if options.schedule == "ft_warmup" and not warmup and is_read(config, f"{section}.optimizer.schedule"):
+    raise UserError(f"{name}.schedule='ft_warmup': ramps up in warmup_epochs, which is 0; set it")
   if warmup > epochs and is_read(config, f"{section}.optimizer.warmup_epochs"):
     raise UserError(
       f"{name}.warmup_epochs={warmup!r}: must be at most config.{section}.epochs={epochs:g}, since "

@@ -6,12 +6,16 @@ The peak learning rate may be traced. All other fields are part of the program.
 import inspect
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import ml_collections
 import optax
 
 from hamu_jax.errors import UserError
 
-SCHEDULES = ("constant", "cosine", "linear", "step")
+# "ft_warmup" is the ramp of the sharpness paper's code, for comparison with its numbers: it begins above 0,
+# and the last step of the warm-up has the whole rate, which then stays.
+SCHEDULES = ("constant", "cosine", "linear", "step", "ft_warmup")
+_FT_WARMUP_START = 0.01
 # Those that take a step from a gradient alone. Others need the loss (lbfgs, polyak_sgd), add noise of their
 # own (noisy_sgd, dpsgd), or are parts of optimizers (scale_by_*).
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -51,6 +55,10 @@ def schedule_shape(config: ml_collections.ConfigDict, position, total_steps: int
         1.0,
         {round(position(epoch)) - warmup: config.decay_factor for epoch in config.decay_epochs},
       )
+    case "ft_warmup":
+      if not warmup:
+        raise UserError("optimizer.schedule='ft_warmup': ramps up in warmup_epochs, which is 0; set it")
+      return lambda count: 1 - (1 - _FT_WARMUP_START) * jnp.maximum(1 - (count + 1) / warmup, 0)
     case _:
       raise UserError(f"optimizer.schedule={config.schedule!r}: choose from {', '.join(SCHEDULES)}")
   if not warmup:

@@ -40,6 +40,16 @@ def test_schedule_shapes(values, wanted):
     np.testing.assert_allclose(shape(step), factor, atol=1e-6)
 
 
+def test_the_ramp_of_the_sharpness_code():
+  """The rates that its FT_warmup used in two epochs of eight steps, one of them of warm-up, at rate 0.02."""
+  rates = [0.002675, 0.00515, 0.007625, 0.0101, 0.012575, 0.01505, 0.017525, 0.02] + [0.02] * 8
+  values = {"schedule": "ft_warmup", "warmup_epochs": 1.0}
+  shape = optimizers.schedule_shape(section(**values), lambda epochs: 8 * epochs, total_steps=16)
+  np.testing.assert_allclose([0.02 * shape(step) for step in range(16)], rates, rtol=1e-6)
+  with pytest.raises(UserError, match="ramps up in warmup_epochs, which is 0"):
+    optimizers.schedule_shape(section(schedule="ft_warmup"), lambda epochs: 8 * epochs, 16)
+
+
 @pytest.mark.parametrize(
   ("values", "reference"),
   [

@@ -96,7 +96,7 @@ def optimizer_section(owner: str, name: str, learning_rate: float, reader: Reade
         f"{prefix}.schedule",
         "constant",
         Choice(optimizers.SCHEDULES),
-        "Course of the rate; cosine and linear decay to 0, step multiplies by `decay_factor`.",
+        "Course of the rate: cosine and linear decay to 0, step takes `decay_factor`; see `optimizers`.",
         reader,
       ),
       Field(
