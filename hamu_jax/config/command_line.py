@@ -16,6 +16,8 @@ from ml_collections import config_flags
 from hamu_jax.config import default as config_lib
 from hamu_jax.config import files, paths
 from hamu_jax.config.fields import FIELDS
+from hamu_jax.config.kinds import Number
+from hamu_jax.config.readers import value_of
 from hamu_jax.errors import UserError
 
 
@@ -108,6 +110,18 @@ def _one_line(error: BaseException, reference: str) -> str:
   return text
 
 
+def _fractions(arguments: Sequence[str]) -> dict[str, tuple[str, float]]:
+  """{argument: (field, value)} of fractions for numbers whose default is whole; absl would refuse them."""
+  found = {}
+  for each in arguments:
+    given = re.fullmatch(r"--?config\.([\w.]+)=([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)", each)
+    field = FIELDS.get(given[1]) if given else None
+    if given and field and isinstance(field.kind, Number) and isinstance(field.default, int):
+      if not float(given[2]).is_integer():
+        found[each] = (field.name, float(given[2]))
+  return found
+
+
 def parse(arguments: Sequence[str]) -> CommandLine:
   """Parses a command line as `absl` does, and raises every complaint as a `UserError`.
 
@@ -129,13 +143,18 @@ def parse(arguments: Sequence[str]) -> CommandLine:
     flag_values=values,
   )
   try:
-    rest = values(arguments)
+    fractions = _fractions(arguments)
+    rest = values([each for each in arguments if each not in fractions])
     if len(rest) > 1:
       raise UserError(f"{rest[1]!r}: not understood; options are --config, --workdir, --config.FIELD")
     if values.config is None:
       raise UserError("--config is missing; for example --config=hamu_jax:digits_hamu")
     # Some errors of the file appear only when its configuration is used.
     values.config.keys()
+    with values.config.ignore_type():
+      for name, number in fractions.values():
+        section, _, leaf = name.rpartition(".")
+        value_of(values.config, section)[leaf] = number
     file = config_flags.get_config_filename(values["config"]).split(":")[0]
     paths.check_workdir(values.workdir or "")
     return CommandLine(values.config, values.workdir, file, frozenset(_given_fields(arguments[1:])))

@@ -10,6 +10,14 @@ from hamu_jax.errors import UserError
 DIGITS = "--config=configs/digits_hamu.py"
 
 
+@pytest.mark.parametrize("text, epochs", [("0.5", 0.5), ("2", 2), ("1e-1", 0.1), (".25", 0.25)])
+def test_a_number_with_a_whole_default_may_be_a_fraction(text, epochs, monkeypatch, request):
+  monkeypatch.chdir(request.config.rootpath)
+  arguments = ["main", "--config=configs/digits_hamu.py", f"--config.train.epochs={text}"]
+  found = command_line.parse(arguments)
+  assert found.config.train.epochs == epochs and "train.epochs" in found.given
+
+
 def test_fields_that_are_given_are_known(monkeypatch, request):
   monkeypatch.chdir(request.config.rootpath)
   values = command_line.parse(
