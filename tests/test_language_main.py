@@ -320,7 +320,8 @@ def test_bad_input_gets_one_line_and_status_2(small, finished, tmp_path, capsys,
     overrides = [*overrides, f"--config.model.weights={finished / 'original'}"]
   capsys.readouterr()
   assert main.run(small("run", *overrides)) == 2
-  error = capsys.readouterr().err.strip()
-  assert error.startswith("error: ") and len(error.splitlines()) == 1
+  *header, error = capsys.readouterr().err.strip().splitlines()
+  # What depends on the encoded examples is found when the run has said what it is about to do.
+  assert error.startswith("error: ") and len(header) in (0, 3)
   assert re.search(message, error), error
   assert not (tmp_path / "run" / "metrics.jsonl").exists()

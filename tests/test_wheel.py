@@ -93,6 +93,8 @@ def test_it_holds_what_the_repository_has(wheel):
   wanted |= {f"hamu_jax/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.py")}
   for pattern in ("*.sh", "*.sbatch"):
     wanted |= {f"hamu_jax/launchers/{path.name}" for path in (ROOT / "launch").glob(pattern)}
+  invented = ROOT / "hamu_jax" / "models" / "invented"
+  wanted |= {path.relative_to(ROOT).as_posix() for path in invented.iterdir()}
   assert names == wanted
   assert any(name.endswith("/licenses/LICENSE") for name in zipfile.ZipFile(wheel).namelist())
 
@@ -111,8 +113,8 @@ def test_an_experiment_runs_by_its_name(python, installed, tmp_path):
 def test_a_sweep_prints_commands_that_are_understood(python, tmp_path):
   sweep = ["-m", "hamu_jax.launch.sweep", f"--config={files.PREFIX}sweeps/cifar_constraint:digits"]
   commands = python(*sweep, "--engine=print").splitlines()
-  # Two methods at ten ratios and five baselines, with three seeds each.
-  assert len(commands) == 75
+  # Two methods at ten ratios, with three seeds each.
+  assert len(commands) == 60
   for command in commands:
     assert "-m hamu_jax.main --config=hamu_jax:digits_hamu " in command
     assert "--workdir=runs/cifar_constraint/" in command

@@ -101,8 +101,9 @@ class Timing:
       "evaluate_seconds": self._evaluating / self._members,
       "host_memory_bytes": host_memory_bytes(),
     }
-    # A CPU has no statistics.
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
+    # A CPU has no statistics, and those of other processes are not known here.
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in own]
     known = [peak for peak in peaks if peak is not None]
     return found | ({"device_memory_bytes": max(known)} if known else {})
 

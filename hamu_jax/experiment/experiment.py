@@ -109,10 +109,11 @@ class Experiment:
   def _run(self) -> dict[str, Any]:
     """Does the work of `run` with an open run directory."""
     stages, method = self.stages, self.prepared.method
+    # Preparing checks the examples, too; an error comes before the header.
+    records = dict(stages.prepare())
     text = header.header(stages)
     if hosts.is_writer():
       print(text, file=sys.stderr, flush=True)
-    records = dict(stages.prepare())
     original, records["pretrain"] = stages.original()
     models, mask = {"original": original}, None
     if self.prepared.config.retrain or method.from_scratch:

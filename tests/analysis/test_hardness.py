@@ -460,7 +460,7 @@ def test_a_language_model(tmp_path, capsys):
   )
   report = json.loads((tmp_path / "hardness.json").read_text())
   assert list(report["steps"]) == ["npo", "hamu-q", "hamu-u", "gdiff", "ga"]
-  assert len(report["blocks"]) == 4 and "q_proj" in report["blocks"][0]["name"]
+  assert len(report["blocks"]) == 6 and "q_proj" in report["blocks"][0]["name"]
   for step in report["steps"].values():
     for role in ("retain", "forget"):
       assert step[role]["happened"]["first"] == pytest.approx(
