@@ -10,11 +10,4 @@ from hamu_jax.launch import experiments
 
 def get_sweep(variant: str = ""):
   """See the module."""
-  return {
-    "config": experiments.choose(experiments.CIFAR, variant),
-    "grid": {
-      "method.name": experiments.HAMU,
-      "method.constraint_ratio": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],
-      "seed": experiments.SEEDS,
-    },
-  }
+  return experiments.constraint(experiments.choose(experiments.CIFAR, variant))

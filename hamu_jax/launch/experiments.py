@@ -68,6 +68,12 @@ def drawn_seeds() -> dict[str, dict]:
   return {str(seed): {"seed": seed, "data.seed": seed} for seed in SEEDS}
 
 
+def constraint(config: str) -> dict:
+  """HAMU's methods over the constraint ratio."""
+  ratios = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+  return {"config": config, "grid": {"method.name": HAMU, "method.constraint_ratio": ratios, "seed": SEEDS}}
+
+
 def stopping_rules(config: str) -> list[dict]:
   """HAMU's methods with each stopping rule, and the baselines with those that they have."""
   losses = {"never": {}, "losses": {"method.stop_on_loss": True}}
