@@ -183,13 +183,9 @@ def _check_rho(rho) -> None:
     raise ValueError(f"rho={rho!r}: choose a radius of the perturbation of at least 0")
 
 
-def _is_masked(node) -> bool:
-  return isinstance(node, optax.MaskedNode)
-
-
 def _check_wrappers(gradients: Tree) -> None:
   """Refuses wrappers that act on the clean gradient alone."""
-  masked = any(map(_is_masked, jax.tree.leaves(gradients, is_leaf=_is_masked)))
+  masked = wrappers.any_masked(gradients)
   wrapper = "masked" if masked else wrappers.surrounding((wrappers.ACCUMULATES, wrappers.SKIPS))
   if wrapper is not None:
     raise ValueError(

@@ -7,11 +7,25 @@ wrapper treats the first gradient in a way that the others would need, too, the 
 import sys
 import types
 from collections.abc import Collection
+from typing import Any
+
+import jax
+import optax
 
 # Accumulates the gradients of several steps.
 ACCUMULATES = "MultiSteps"
 # Skips a step if the gradient is not finite.
 SKIPS = "apply_if_finite"
+
+
+def is_masked(node: Any) -> bool:
+  """Whether a node is what `optax.masked` puts in the place of a masked leaf."""
+  return isinstance(node, optax.MaskedNode)
+
+
+def any_masked(tree: Any) -> bool:
+  """Whether a leaf of a tree is masked."""
+  return any(map(is_masked, jax.tree.leaves(tree, is_leaf=is_masked)))
 
 
 def surrounding(wrappers: Collection[str]) -> str | None:

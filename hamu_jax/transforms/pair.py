@@ -65,15 +65,13 @@ def transformation(
   return optax.GradientTransformationExtraArgs(init, update_fn)
 
 
-def _is_masked(node) -> bool:
-  return isinstance(node, optax.MaskedNode)
-
-
 def _masked_alike(retain: Tree, forget: Tree) -> Tree:
   """Masks the forget gradient where the retain gradient is masked; wrappers leave extra arguments whole."""
-  if not any(map(_is_masked, jax.tree.leaves(retain, is_leaf=_is_masked))):
+  if not wrappers.any_masked(retain):
     return forget
-  return jax.tree.map(lambda r, f: r if _is_masked(r) else f, retain, forget, is_leaf=_is_masked)
+  return jax.tree.map(
+    lambda r, f: r if wrappers.is_masked(r) else f, retain, forget, is_leaf=wrappers.is_masked
+  )
 
 
 def _check(name: str, retain: Tree, forget: Tree) -> None:
