@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
+from flax import traverse_util
 
 from hamu_jax.config import default as config_lib
 from hamu_jax.config import validation
@@ -197,15 +198,8 @@ def _rows(folder: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
 
 def _unread(fields: Mapping[str, Any]) -> frozenset[str]:
   """The fields that nothing reads in this configuration; none if it is of a version that cannot be asked."""
-  nested: dict[str, Any] = {}
   try:
-    for name, value in fields.items():
-      *sections, leaf = name.split(".")
-      place = nested
-      for section in sections:
-        place = place.setdefault(section, {})
-      place[leaf] = value
-    config = ml_collections.ConfigDict(nested)
+    config = ml_collections.ConfigDict(traverse_util.unflatten_dict(fields, sep="."))
     return frozenset(name for name in FIELDS if not validation.is_read(config, name))
   except (AttributeError, KeyError, TypeError, ValueError):
     return frozenset()
