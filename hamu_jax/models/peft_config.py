@@ -219,7 +219,7 @@ def _checked(values: Mapping[str, Any]) -> PeftConfig:
   patterns = values.get("layers_pattern") or ()
   config = PeftConfig(
     r=_integer("r", values["r"]),
-    lora_alpha=_positive("lora_alpha", values["lora_alpha"]),
+    lora_alpha=_finite("lora_alpha", values["lora_alpha"]),
     lora_dropout=float(values.get("lora_dropout") or 0.0),
     use_rslora=bool(values.get("use_rslora")),
     target_modules=_modules("target_modules", values["target_modules"]),
@@ -230,7 +230,7 @@ def _checked(values: Mapping[str, Any]) -> PeftConfig:
       key: _integer("rank_pattern", rank) for key, rank in (values.get("rank_pattern") or {}).items()
     },
     alpha_pattern={
-      key: _positive("alpha_pattern", alpha) for key, alpha in (values.get("alpha_pattern") or {}).items()
+      key: _finite("alpha_pattern", alpha) for key, alpha in (values.get("alpha_pattern") or {}).items()
     },
     base_model=values.get("base_model_name_or_path") or "",
   )
@@ -251,7 +251,7 @@ def _integer(field: str, value: Any) -> int:
   return value
 
 
-def _positive(field: str, value: Any) -> float:
+def _finite(field: str, value: Any) -> float:
   if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
     raise ValueError(f"{field}={value!r}: a finite number is needed")
   return value
