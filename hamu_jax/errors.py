@@ -17,6 +17,11 @@ def first_line(error: BaseException) -> str:
   return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def brief(error: BaseException) -> str:
+  """Returns the first line of a library's error, in at most 200 characters."""
+  return first_line(error).strip()[:200]
+
+
 def unreachable(what: str, error: Exception) -> UserError:
   """Builds the error for a download that failed, with the ways to go on without a network.
 

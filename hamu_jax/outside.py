@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hamu_jax.errors import UserError, first_line
+from hamu_jax.errors import UserError, brief, first_line
 
 # Descriptions such as config.json are far smaller; a larger file is something else.
 JSON_BYTES = 64 * 2**20
@@ -44,7 +44,7 @@ def read_of(file: object, what: str, remedy: str) -> Iterator[None]:
     # An exception that ends the process passes.
     if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
       raise
-    raise UserError(f"{file}: cannot be read as {what} ({first_line(error)[:200]}); {remedy}") from None
+    raise UserError(f"{file}: cannot be read as {what} ({brief(error)}); {remedy}") from None
 
 
 def text_of(file: pathlib.Path, *, limit: int | None = None, errors: str = "strict") -> str:

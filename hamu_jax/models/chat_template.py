@@ -10,7 +10,7 @@ import pathlib
 import threading
 from collections.abc import Callable, Iterator
 
-from hamu_jax.errors import UserError, first_line
+from hamu_jax.errors import UserError, brief
 
 # A text takes milliseconds and a few MiB.
 SECONDS = 5.0
@@ -79,7 +79,7 @@ def _refusals(where: str, what: str) -> Iterator[None]:
     }
     raise UserError(
       f"config.text.template='chat': the chat template of {where} refuses {what}"
-      f" ({bounds.get(type(error), first_line(error)[:200])}); leave config.text.system_prompt empty, or"
+      f" ({bounds.get(type(error), brief(error))}); leave config.text.system_prompt empty, or"
       " choose another template"
     ) from None
 

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from hamu_jax.errors import UserError
+from hamu_jax.errors import UserError, brief
 from hamu_jax.run import digests, disk, hosts
 
 Tree = Any
@@ -107,7 +107,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and tensorstore raise many types for a damaged folder.
           if digests.has_digests(folder):
             raise _unreadable(folder, error, "choose another --workdir") from error
-          damage = digests.describe(error)
+          damage = brief(error)
       if not hosts.agree(restored is None):
         assert restored is not None
         return restored["tree"], restored["meta"]
@@ -168,7 +168,7 @@ def _one_report() -> Iterator[None]:
 
 
 def _unreadable(path: pathlib.Path, error: Exception, remedy: str) -> UserError:
-  return UserError(f"{path}: this checkpoint is of another model ({digests.describe(error)}): {remedy}")
+  return UserError(f"{path}: this checkpoint is of another model ({brief(error)}): {remedy}")
 
 
 def _check_same(wanted, found) -> None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from hamu_jax.errors import UserError, first_line
+from hamu_jax.errors import UserError
 
 FILE = "digests.json"
 _THREADS = 4
@@ -110,11 +110,6 @@ def set_aside(path: pathlib.Path, reason: str, then: str) -> None:
       "the same command again"
     ) from error
   print(f"note: {path} is damaged ({reason}): kept as {target.name}; {then}", file=sys.stderr, flush=True)
-
-
-def describe(error: BaseException) -> str:
-  """The reason of a library's error, in at most 200 characters."""
-  return first_line(error).strip()[:200]
 
 
 def _names(folder: pathlib.Path) -> list[str]:

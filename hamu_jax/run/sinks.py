@@ -9,8 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hamu_jax.errors import UserError
-from hamu_jax.run import digests
+from hamu_jax.errors import UserError, brief
 
 
 class Sink(Protocol):
@@ -57,7 +56,7 @@ class Sinks:
         with contextlib.suppress(Exception):
           sink.close()
         print(
-          f"note: {type(sink).__name__} failed ({digests.describe(error)}) and is switched off; the run "
+          f"note: {type(sink).__name__} failed ({brief(error)}) and is switched off; the run "
           "goes on, and metrics.jsonl has all values",
           file=sys.stderr,
           flush=True,

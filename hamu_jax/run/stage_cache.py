@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from hamu_jax.errors import UserError
+from hamu_jax.errors import UserError, brief
 from hamu_jax.run import checkpoints, digests, disk, hosts, lock
 
 Tree = Any
@@ -79,7 +79,7 @@ class StageCache:
           self._checked.add(folder)
           return outcome
       except (OSError, ValueError, RecursionError) as error:
-        damage = f"{_OUTCOME}: {digests.describe(error)}"
+        damage = f"{_OUTCOME}: {brief(error)}"
     self._set_aside(folder, damage)
     return None
 
