@@ -5,14 +5,17 @@
 Any field of the configuration can be overridden, for example by `--config.method.constraint_ratio=0.9`.
 """
 
+import importlib
 import sys
 from collections.abc import Sequence
 
-from hamu_jax.run import preemption
+from hamu_jax.run import preemption, progress
 
 if __name__ == "__main__":
   # The other imports take seconds.
   preemption.leave_on_signals()
+  with progress.starting(sys.argv):
+    importlib.import_module("hamu_jax.experiment.experiment")
 
 from hamu_jax.config import command_line as config_command_line
 from hamu_jax.config import validation

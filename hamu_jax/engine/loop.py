@@ -57,7 +57,8 @@ class Loop:
     evaluate: variables -> {split: {name: value}, name: value}; None if models are not evaluated.
     pairing: `sequential`, `vmap` or `pmap`.
     devices: devices of `pmap`.
-    progress: (stage name, total steps, initial=) -> context manager with `update(step, values)`.
+    progress: (stage name, total steps, initial=, title=, shown=) -> context manager with `phase(name)` and
+      `update(step, values)`, such as `progress.Progress`.
     watch: watcher of signals.
     checkpoint_seconds: seconds between two checkpoints.
     base: (mesh or None) -> the variables that no stage trains, on its devices.
@@ -157,10 +158,12 @@ class Loop:
       return program.chunk(state, frozen, data, batches, count, hyperparameters)
 
     try:
-      # Training reads all examples in the place of those to retain.
-      shown = {"shown": {"retain_loss": "loss"}} if stage.train else {}
-      with self.progress(stage.name, stage.total_steps, initial=position.step(), **shown) as bar:
-        bar.phase("compiling")
+      several = f"{stage.name} of {len(members)} experiments" if len(members) > 1 else ""
+      options: dict[str, Any] = {"title": stage.title or several}
+      if stage.train:
+        # Training reads all examples in the place of those to retain.
+        options["shown"] = {"retain_loss": "train_loss"}
+      with self.progress(stage.name, stage.total_steps, initial=position.step(), **options) as bar:
         self._advance(members, plan, position, bar, save, chunk, program.mesh, timing)
     except preemption.Preempted:
       # Several processes were not all interrupted at one step; they go on from the last checkpoint.
@@ -217,16 +220,17 @@ class Loop:
         for end, (step, _), track in zip(ended, progress, position.tracks, strict=True)
       ]
       if any(due):
-        for member, track, state, is_due in zip(
-          members, position.tracks, position.states(), due, strict=True
+        for number, (member, track, state, is_due) in enumerate(
+          zip(members, position.tracks, position.states(), due, strict=True), start=1
         ):
           if is_due:
-            bar.phase("evaluating")
+            bar.phase("evaluating" if len(members) == 1 else f"evaluating {number}/{len(members)}")
             with timing.evaluation():
               self._evaluate(member, track, state)
       if all(ended):
         return
 
+      bar.phase("" if timed else "compiling")
       step = position.step()
       until = min([total_steps, *(at for at in due_at if at > step)])
       count = min(chunk_steps, until - step, self.feed.most_steps(plan))

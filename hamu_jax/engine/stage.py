@@ -31,6 +31,7 @@ class Stage(NamedTuple):
     best: (summary) -> score by which the best evaluated model is kept, or None to keep the last model.
     sam: `config.sam` with this stage's `rho`, or None for plain gradients.
     mask_scope: see `step.make_step`.
+    title: what the display calls it; "" is its name.
   """
 
   name: str
@@ -46,6 +47,7 @@ class Stage(NamedTuple):
   best: Callable[[Any], float] | None = None
   sam: ml_collections.ConfigDict | None = None
   mask_scope: str | None = None
+  title: str = ""
 
 
 class Member(NamedTuple):

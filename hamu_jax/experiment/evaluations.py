@@ -5,7 +5,7 @@ from typing import Any
 from hamu_jax.engine import placement
 from hamu_jax.experiment.preparation import Preparation
 from hamu_jax.experiment.task import Evaluator
-from hamu_jax.run import hosts, preemption
+from hamu_jax.run import hosts, preemption, progress
 from hamu_jax.run.rundir import jsonable
 from hamu_jax.run.stage_cache import StageCache, fingerprint
 
@@ -42,12 +42,13 @@ class Evaluations:
       }
     )
 
-  def evaluate(self, name: str, variables: Tree) -> tuple[Record, Record]:
+  def evaluate(self, name: str, variables: Tree, *, title: str) -> tuple[Record, Record]:
     """Evaluates the final model of a stage.
 
     Args:
       name: name of the stage.
       variables: variables of the model.
+      title: what the display calls the model.
 
     Returns:
       The values of all splits and, by kind of evaluation, the values of single examples.
@@ -58,12 +59,17 @@ class Evaluations:
     def cached(kind, key, compute):
       record = self._cache.outcome(kind, key)
       if hosts.agree(record is None):
-        record = self._watch.run(lambda: compute(placed))
+        part = "" if kind == "evaluate" else f", {kind}"
+        position = f"{1 + kinds.index(kind)}/{len(kinds)}"
+        with progress.Progress(f"evaluating {title} {position}{part}", enabled=hosts.is_writer()):
+          record = self._watch.run(lambda: compute(placed))
         self._cache.publish(kind, key, record)
       return record
 
+    finals = self._prepared.task.final_evaluations(self.evaluator)
+    kinds = ["evaluate", *finals]
     results, examples = cached("evaluate", key, self.evaluator.summary), {}
-    for kind, (depends_on, compute) in self._prepared.task.final_evaluations(self.evaluator).items():
+    for kind, (depends_on, compute) in finals.items():
       record = cached(
         kind,
         fingerprint({"of": key, **depends_on}),

@@ -14,7 +14,7 @@ from hamu_jax.engine import sub_step
 from hamu_jax.experiment import header, results
 from hamu_jax.experiment.preparation import Preparation
 from hamu_jax.experiment.stages import Stages
-from hamu_jax.run import disk, hosts, preemption
+from hamu_jax.run import disk, hosts, preemption, progress
 from hamu_jax.run import rundir as rundir_lib
 
 Tree = Any
@@ -69,7 +69,9 @@ class Experiment:
     like: "Experiment | None" = None,
   ):
     self._workdir = workdir
-    with watch.nothing_to_save():
+    # What is shared is there already.
+    loading = progress.Progress("loading data and model", enabled=hosts.is_writer() and like is None)
+    with watch.nothing_to_save(), loading:
       self.prepared: Preparation = Preparation(config, None if like is None else like.prepared)
     # Opened after the preparation, so that an experiment that cannot run leaves the workdir alone.
     self._rundir = (

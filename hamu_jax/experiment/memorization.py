@@ -116,7 +116,7 @@ def estimate(
     group = unfinished[first : first + options.parallel]
     members = [
       stage_lib.Member(
-        _stage(f"{_STAGE}{group[0]}", options, available[included[k]], seed + k),
+        _stage(group, options, available[included[k]], seed + k),
         loop.watch.run(functools.partial(init, seed + k)),
         sub_step.Frozen(),
         rundir,
@@ -166,11 +166,14 @@ def _unpacked(text: str, count: int) -> np.ndarray:
   return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)
 
 
-def _stage(name: str, options: ml_collections.ConfigDict, indices: np.ndarray, seed: int) -> stage_lib.Stage:
+def _stage(
+  group: Sequence[int], options: ml_collections.ConfigDict, indices: np.ndarray, seed: int
+) -> stage_lib.Stage:
   """The stage that trains one model on its own subset, under the name of its group."""
   plan = data_lib.training_plan(indices, batch_size=options.batch_size, seed=seed)
   return stage_lib.Stage(
-    name=name,
+    name=f"{_STAGE}{group[0]}",
+    title=f"memorization, {len(group)} models up to number {group[-1] + 1} of {options.models}",
     method=methods.TRAINING,
     options=options,
     plan=plan,

@@ -3,6 +3,7 @@
 import importlib.metadata
 import pathlib
 import platform
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,8 @@ from hamu_jax.experiment.preparation import Preparation
 from hamu_jax.experiment.stages import Stages
 from hamu_jax.metrics import tow
 from hamu_jax.report import run_plots
+from hamu_jax.run import progress, tables
 from hamu_jax.run import rundir as rundir_lib
-from hamu_jax.run import tables
 from hamu_jax.run.metrics_log import read_metrics
 from hamu_jax.run.stage_cache import fingerprint
 from hamu_jax.transforms.alignment import tensor_names
@@ -39,7 +40,7 @@ def evaluate_models(stages: Stages, models: Mapping[str, Tree]) -> tuple[Record,
   made_by = {"original": "pretrain", "retrained": "retrain", "unlearned": prepared.plan.final}
   results, examples = {}, {}
   for name, model in models.items():
-    results[name], examples[name] = stages.evaluations.evaluate(made_by[name], model)
+    results[name], examples[name] = stages.evaluations.evaluate(made_by[name], model, title=name)
   prepared.task.compare(results, examples)
   if "retrained" not in results or not set(_COMPARED) <= set(results["retrained"]):
     return results, examples
@@ -126,7 +127,19 @@ def leave(
     mask: mask of the unlearned weights, or None.
     examples: values of single examples of `evaluate_models`.
   """
-  prepared = stages.prepared
+  with progress.Progress("saving"):
+    _save(workdir, stages.prepared, models, mask, examples)
+    _draw(workdir, stages.prepared, summary)
+    stages.rundir.write_json("summary.json", summary)
+  for split, count in summary["provenance"].get("cut", {}).items():
+    print(f"{split}: {count} examples were cut to config.text.max_length tokens")
+  # A file or a pipe has no width of its own.
+  print(tables.results_table(summary, width=shutil.get_terminal_size((100, 24)).columns))
+  print(f"{summary['method']}: {summary['stop_reason']}; everything is in {workdir}")
+
+
+def _save(workdir: pathlib.Path, prepared: Preparation, models, mask: Tree | None, examples) -> None:
+  """The models, the values of single examples, the mask and the split; see `leave`."""
   for name, model in models.items():
     prepared.task.save(workdir, name, model)
     if examples[name]:
@@ -138,12 +151,6 @@ def leave(
   rundir_lib.write_arrays(
     workdir / "split.npz", validation=prepared.task.request.validation, **prepared.split._asdict()
   )
-  _draw(workdir, prepared, summary)
-  stages.rundir.write_json("summary.json", summary)
-  for split, count in summary["provenance"].get("cut", {}).items():
-    print(f"{split}: {count} examples were cut to config.text.max_length tokens")
-  print(tables.results_table(summary))
-  print(f"{summary['method']}: {summary['stop_reason']}; everything is in {workdir}")
 
 
 def _draw(workdir: pathlib.Path, prepared: Preparation, summary: Record) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -131,7 +132,8 @@ class Stages:
     """The member of a stage for the loop; the stages before it are run or taken from the cache first."""
     if name != "unlearn":
       # Pretraining and retraining start from the same untrained model.
-      start = self._watch.run(lambda: self.prepared.init(self.prepared.config.seed))
+      with progress.Progress("initializing the model", enabled=hosts.is_writer()):
+        start = self._watch.run(lambda: self.prepared.init(self.prepared.config.seed))
       return self._member(name, start, sub_step.Frozen())
     original, _ = self.original()
     mask, _ = self.mask(original)
@@ -189,6 +191,7 @@ class Stages:
       (outcome,) = self.loop.run([member()], self.checkpoints(f"{name}-{key}"))
       return outcome.variables, self.publish(name, outcome)
     assert cached is not None
+    _say_cached(name, cached[1])
     _restore_metrics(self, name, cached[1])
     return cached
 
@@ -269,6 +272,14 @@ class Stages:
         self._workdir / "memorization.npz", memorization=estimate.scores, rows=request.original_indices
       )
     return estimate
+
+
+def _say_cached(name: str, record: Record) -> None:
+  if hosts.is_writer():
+    seconds = progress.clock_text(record["seconds"])
+    print(
+      f"{name}: from the cache ({record['steps']} steps, which took {seconds})", file=sys.stderr, flush=True
+    )
 
 
 def _restore_metrics(stages: Stages, name: str, record: Record) -> None:

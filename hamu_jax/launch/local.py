@@ -17,17 +17,26 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
 from hamu_jax.config import default as config_lib
 from hamu_jax.experiment import together
 from hamu_jax.launch.expand import Member, shared_stages
 from hamu_jax.report import description
 from hamu_jax.report.fields import numbers_of
-from hamu_jax.run import lock, preemption, rundir
+from hamu_jax.run import lock, preemption, progress, rundir
 
 OUTPUT = "output.txt"
 _POLL_SECONDS = 0.1
 # Time that a process has to save its progress after it was asked to end.
 GRACE_SECONDS = 30.0
+# Without a terminal.
+_SECONDS_BETWEEN_LINES = 10.0
+_NAME_WIDTH = 40
+# Of a process's output, to find its last line.
+_MOST_BYTES = 2**16
 # Share of a GPU's memory that JAX reserves by default.
 _MEMORY_FRACTION = 0.75
 
@@ -152,7 +161,13 @@ class Runner:
     pending, waiting = list(chosen), False
     jobs: list[_Job] = []
     failures: list[Failure] = []
+    shown = progress.display(
+      lambda: "\n".join(": ".join(state) for state in self._states(jobs)),
+      lambda: self._table(jobs),
+      between=_SECONDS_BETWEEN_LINES,
+    )
     try:
+      shown.start()
       while pending or jobs:
         if self._watch.requested:
           raise preemption.Preempted
@@ -168,6 +183,7 @@ class Runner:
           jobs.remove(job)
           failures += self._end(job)
     finally:
+      shown.stop()
       _terminate(jobs)
     return failures
 
@@ -267,6 +283,27 @@ class Runner:
         failures.append(Failure(member.name, reason))
     return failures
 
+  def _states(self, jobs: Sequence[_Job]) -> list[tuple[str, str]]:
+    """The name of each running process, and what it says that it is doing."""
+    found = []
+    for job in tuple(jobs):
+      first, others = job.members[0].name, len(job.members) - 1
+      seconds = progress.clock_text(time.monotonic() - job.started)
+      doing = _last_line(self._workdir / first / OUTPUT)
+      found.append((f"{first} and {others} more" if others else first, f"{seconds}, {doing}"))
+    return found
+
+  def _table(self, jobs: Sequence[_Job]) -> RenderableType:
+    """The states of the running processes for a terminal, a line for each."""
+    table = Table.grid(padding=(0, 2))
+    states = self._states(jobs)
+    width = min(max((len(name) for name, _ in states), default=0), _NAME_WIDTH)
+    table.add_column(no_wrap=True, overflow="ellipsis", min_width=width, max_width=width)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    for name, state in states:
+      table.add_row(Text(name), Text(state))
+    return Group(table, Text(f"{self._ended} of {self._total} ended, {len(jobs)} running"))
+
   def _report(self, member: Member, text: str) -> None:
     self._ended += 1
     print(f"[{self._ended:{len(str(self._total))}}/{self._total}] {member.name}: {text}", flush=True)
@@ -284,7 +321,10 @@ def describe(summary: Mapping) -> str:
 
 def _last_line(path: pathlib.Path) -> str:
   """The last line of a process's output."""
-  lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+  with open(path, "rb") as file:
+    file.seek(max(0, path.stat().st_size - _MOST_BYTES))
+    text = file.read().decode(errors="replace")
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
   return lines[-1] if lines else "no output"
 
 

@@ -19,22 +19,39 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   )
 
 
-def results_table(summary: Mapping[str, Any]) -> str:
-  """The results of a run as aligned text, at most 120 columns wide for ordinary numbers.
+def results_table(summary: Mapping[str, Any], width: int = 100) -> str:
+  """The results of a run as aligned text. Columns that do not fit beside the others come below them.
 
   There is one row for each of the original, retrained and unlearned models that the run has. Accuracies are
   in percent. A value that a row does not have is "-"; a value that is not finite is "nan".
 
   Args:
     summary: The content of summary.json: ``results`` by model, ``seconds`` by stage.
+    width: Number of characters of a line.
 
   Returns:
-    Lines of equal length in one string, without a trailing newline.
+    One or several blocks of lines of equal length in one string, without a trailing newline.
   """
   rows = [name for name in _STAGES if name in summary["results"]]
-  columns = list(_columns(summary, rows))
-  widths = [max(map(len, column)) for column in columns]
   first = max(map(len, rows), default=0)
+  blocks: list[list[list[str]]] = [[]]
+  left = width - first
+  for group in (_splits, _suites, _comparisons):
+    columns = list(group(summary, rows))
+    widths = [2 + max(map(len, column)) for column in columns]
+    # A group goes below as a whole, unless it is wider than a line.
+    for number, (column, taken) in enumerate(zip(columns, widths, strict=True)):
+      if blocks[-1] and (taken if number else sum(widths)) > left:
+        blocks.append([])
+        left = width - first
+      blocks[-1].append(column)
+      left -= taken
+  return "\n\n".join(_block(rows, first, columns) for columns in blocks)
+
+
+def _block(rows: Sequence[str], first: int, columns: Sequence[Sequence[str]]) -> str:
+  """Columns with two header lines beside the names of the rows, which take `first` characters."""
+  widths = [max(map(len, column)) for column in columns]
   lines = [
     "  ".join([name.ljust(first), *(text.rjust(width) for text, width in zip(cells, widths))])
     for name, *cells in zip(["", "", *rows], *columns)
@@ -42,8 +59,8 @@ def results_table(summary: Mapping[str, Any]) -> str:
   return "\n".join([*lines[:2], "-" * len(lines[0]), *lines[2:]])
 
 
-def _columns(summary: Mapping[str, Any], rows: list[str]) -> Iterator[list[str]]:
-  """Yields the columns as texts, each with two header lines."""
+def _splits(summary: Mapping[str, Any], rows: list[str]) -> Iterator[list[str]]:
+  """Yields the columns of accuracies and losses as texts, each with two header lines."""
   results = summary["results"]
   for split in ("retain", "forget", "test"):
     cells = [results[row].get(split, {}) for row in rows]
@@ -54,7 +71,11 @@ def _columns(summary: Mapping[str, Any], rows: list[str]) -> Iterator[list[str]]
     cells = [results[row].get(split, {}) for row in rows]
     if any(cells):
       yield ["test acc %", name, *(_percent(cell, "accuracy") for cell in cells)]
-  # For language models: recall of the true answers in the generated ones, and TOFU's two scores.
+
+
+def _suites(summary: Mapping[str, Any], rows: list[str]) -> Iterator[list[str]]:
+  """Yields the columns of language models: recall of the true answers in generated ones, TOFU's scores."""
+  results = summary["results"]
   suites = [results[row].get("suite", {}) for row in rows]
   if any(suites):
     for split in ("retain", "forget"):
@@ -66,6 +87,11 @@ def _columns(summary: Mapping[str, Any], rows: list[str]) -> Iterator[list[str]]
     marks = [suite.get("watermark", {}) for suite in suites]
     if any(marks):
       yield ["watermark", "AUC", *(_cell(mark, "forget_retain_auc", 4) for mark in marks)]
+
+
+def _comparisons(summary: Mapping[str, Any], rows: list[str]) -> Iterator[list[str]]:
+  """Yields the columns that compare splits or models, and the seconds."""
+  results = summary["results"]
   yield ["forget/test", "loss AUC", *(_cell(results[row], "forget_test_auc", 4) for row in rows)]
   # The share of the forget set that an attack by confidence classifies as non-members.
   cells = [results[row].get("membership", {}) for row in rows]
