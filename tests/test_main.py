@@ -38,11 +38,9 @@ def test_one_command_runs_every_stage_and_a_second_reuses_them(small, tmp_path, 
   summary = json.loads((tmp_path / "run" / "summary.json").read_text())
 
   rows = [line.split() for line in output.splitlines()]
-  assert [row[0] for row in rows if row and row[0] in summary["results"]] == [
-    "original",
-    "retrained",
-    "unlearned",
-  ]
+  # In two blocks, within 100 columns.
+  models = [row[0] for row in rows if row and row[0] in summary["results"]]
+  assert models == 2 * ["original", "retrained", "unlearned"]
   # Pretraining and retraining are the same program; each compiles once, whatever its chunks.
   assert len(programs) == 2
   assert [program._cache_size() for program in programs] == [1, 1]

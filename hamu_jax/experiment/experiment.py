@@ -70,7 +70,7 @@ class Experiment:
   ):
     self._workdir = workdir
     # What is shared is there already.
-    loading = progress.Progress("loading data and model", enabled=hosts.is_writer() and like is None)
+    loading = progress.before_run("loading data and model", enabled=hosts.is_writer() and like is None)
     with watch.nothing_to_save(), loading:
       self.prepared: Preparation = Preparation(config, None if like is None else like.prepared)
     # Opened after the preparation, so that an experiment that cannot run leaves the workdir alone.

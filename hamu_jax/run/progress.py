@@ -153,8 +153,7 @@ class Progress:
 def starting(arguments: Sequence[str]) -> Progress:
   """The display of a program while it imports its libraries, which takes seconds.
 
-  It is on stdout, since a program that refuses its arguments says no more than one line on stderr. Processes
-  of one run do not know yet which of them writes, so that these show nothing.
+  Processes of one run do not know yet which of them writes, so that these show nothing.
 
   Args:
     arguments: the program's arguments.
@@ -162,7 +161,15 @@ def starting(arguments: Sequence[str]) -> Progress:
   quiet = {"--help", "-h"} & set(arguments) or any(
     each.startswith("--config.distributed.") for each in arguments
   )
-  return Progress("starting", stream=sys.stdout, enabled=not quiet)
+  return before_run("starting", enabled=not quiet)
+
+
+def before_run(doing: str, *, enabled: bool) -> Progress:
+  """The display of what comes before a run, in which it can still be refused.
+
+  It is on stdout, since a program that refuses its input says no more than one line on stderr.
+  """
+  return Progress(doing, stream=sys.stdout, enabled=enabled)
 
 
 def clock_text(seconds: float) -> str:
