@@ -136,6 +136,15 @@ def fit(lengths: np.ndarray, row_length: int) -> np.ndarray:
   return rows
 
 
+def check_row_length(longest: int, wanted: int) -> None:
+  """Raises a UserError if the longest example, in tokens, does not fit a row of so many; 0 fits all."""
+  if 0 < wanted < longest:
+    raise UserError(
+      f"config.text.row_length={wanted}: the longest example has {longest} tokens; choose at"
+      f" least {longest}, or 0 to choose it automatically"
+    )
+
+
 def choose_row_length(batches: Sequence[np.ndarray], piece: int, wanted: int = 0) -> int:
   """The row length with the least padding, or the shortest one with nearly as little.
 
@@ -152,11 +161,7 @@ def choose_row_length(batches: Sequence[np.ndarray], piece: int, wanted: int = 0
   """
   longest = max((int(batch.max(initial=1)) for batch in batches), default=1)
   if wanted:
-    if longest > wanted:
-      raise UserError(
-        f"config.text.row_length={wanted}: the longest example has {longest} tokens; choose at"
-        f" least {longest}, or 0 to choose it automatically"
-      )
+    check_row_length(longest, wanted)
     return wanted
   chosen = np.linspace(0, len(batches) - 1, min(len(batches), _SAMPLE)).astype(int)
   sample = [batches[at] for at in chosen]

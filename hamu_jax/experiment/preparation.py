@@ -14,6 +14,7 @@ from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.errors import UserError
 from hamu_jax.experiment import masks, memorization, stage_plan, tasks
 from hamu_jax.experiment.task import Task
+from hamu_jax.run import compilation_cache
 
 Tree = Any
 
@@ -44,6 +45,7 @@ class Preparation:
   """
 
   def __init__(self, config: ml_collections.ConfigDict, like: "Preparation | None" = None):
+    compilation_cache.use(config.compilation_cache)
     self.config = config
     self.method = methods.METHODS[config.method.name]
     self.devices = self._choose_devices()

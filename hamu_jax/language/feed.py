@@ -37,6 +37,9 @@ class PackedTexts:
     data: training split.
     row_length: number of tokens of a row; 0 chooses the length with the least padding over a plan.
     piece: number of rows that a step computes at a time. Steps skip pieces that are all padding.
+
+  Raises:
+    UserError: an example is longer than `row_length`.
   """
 
   sharded = False
@@ -45,6 +48,10 @@ class PackedTexts:
     self._packers = Paired(packing.Packer(data._replace(alternatives=None)), packing.Packer(data))
     self._row_length, self._piece = row_length, piece
     self._prepared: dict[Any, _Prepared] = {}
+    # Before a model is made: the forget role alone has the alternatives, of what is to be forgotten.
+    read = Paired(np.arange(len(data.forget)), np.flatnonzero(data.forget))
+    for packer, indices in zip(self._packers, read, strict=True):
+      packing.check_row_length(int(packer.lengths(indices).max(initial=0)), row_length)
 
   def prepare(self, plan, total_steps: int) -> None:
     """Determines the shapes from all batches of the first steps of a plan.

@@ -156,9 +156,8 @@ def test_more_steps_are_prepared_anew_and_fewer_are_not():
 
 
 def test_an_example_longer_than_a_row_is_refused():
-  packed_feed = packed.PackedTexts(text_data(), 16, 1)
   with pytest.raises(UserError, match="config.text.row_length=16"):
-    packed_feed.prepare(make_plan(), 5)
+    packed.PackedTexts(text_data(), 16, 1)
 
 
 def test_it_has_what_the_loop_asks_of_a_source():

@@ -6,6 +6,7 @@ from hamu_jax.config.kinds import Choice, Count, Flag, Number, OutputFolder, Pat
 from hamu_jax.config.modalities import AUTO, LANGUAGE_MODEL, MODALITIES
 from hamu_jax.config.readers import IMAGES, TEXTS, UNLEARNS, Reader, is_on, is_one_of
 from hamu_jax.metrics import rouge, tofu
+from hamu_jax.run import compilation_cache
 
 PAIRINGS = ("sequential", "vmap", "pmap")
 # Bound of numbers of devices and processes.
@@ -67,6 +68,14 @@ SECTIONS_BEFORE = (
         "",
         OutputFolder(),
         "Folder of finished stages; empty is `stages/` inside the workdir.",
+        incidental=True,
+      ),
+      Field(
+        "compilation_cache",
+        compilation_cache.AUTO,
+        Text(),
+        "Folder of compiled programs, which later processes take from there; auto is "
+        "`hamu_jax/compiled` in the user's folder of caches, off compiles each program anew.",
         incidental=True,
       ),
       Field("checkpoint_seconds", 60.0, Number(0, 1e9), "Seconds between two checkpoints.", incidental=True),
