@@ -74,6 +74,29 @@ def _by_fraction(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator)
   return _random(labels, spec.forget_fraction, rng)
 
 
+def _drawn(candidates: np.ndarray, what: str, labels: np.ndarray, spec: ForgetSpec, rng) -> Paired:
+  """Forgets the first `forget_size` of a permutation of some examples."""
+  most = min(len(candidates), len(labels) - 1)
+  if not 0 < spec.forget_size <= most:
+    raise UserError(
+      f"config.data.forget_size={spec.forget_size}: {what} {len(candidates)} training examples, so choose"
+      f" 1..{most}"
+    )
+  forget = rng.permutation(candidates)[: spec.forget_size]
+  return Paired(_complement(forget, len(labels)), forget)
+
+
+def _random_size(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator) -> Paired:
+  """Forgets a number of examples, drawn from all."""
+  return _drawn(np.arange(len(labels)), "there are", labels, spec, rng)
+
+
+def _class_size(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator) -> Paired:
+  """Forgets a number of examples, drawn from those of the chosen classes."""
+  classes = ", ".join(map(str, spec.forget_class))
+  return _drawn(_class_indices(labels, spec), f"forget_class ({classes}) has", labels, spec, rng)
+
+
 def _hard_probability(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator) -> Paired:
   """Replaces a share rho of a class's examples by examples of the whole training set.
 
@@ -192,6 +215,8 @@ FORGET_KINDS = {
   "class": _by_class,
   "hard_probability": _hard_probability,
   "random": _by_fraction,
+  "random_size": _random_size,
+  "class_size": _class_size,
   "indices": _by_indices,
   "memorization": _by_memorization,
 }
@@ -220,12 +245,12 @@ def make_split(
     kind: a key of `FORGET_KINDS`.
     labels: [N] class numbers of the training examples.
     seed: seed of the random kinds. All methods and stages of an experiment must use the same.
-    forget_class: classes to forget, for `class` and `hard_probability`.
+    forget_class: classes to forget, for `class`, `class_size` and `hard_probability`.
     hard_probability: rho, the share of these examples that is replaced by examples of all classes.
     forget_fraction: share of all examples, for `random`.
     forget_indices: file of indices of examples, for `indices`; see `read_indices`.
     memorization_level: level of the chosen examples, for `memorization`; see `sam_jax.memorization.select`.
-    forget_size: number of examples, for `memorization`.
+    forget_size: number of examples, for `random_size`, `class_size` and `memorization`.
     scores: [N] memorization scores, for `memorization`; see `hamu_jax.data.read_scores`.
     duplicates: number of copies of each forget example that are appended to the retain set.
 

@@ -83,7 +83,7 @@ UNREAD = {
   ),
   "data.forget_class with random": (
     {"data__forget": "random", "data__forget_class": (3,)},
-    "if config.data.forget is 'class' or 'hard_probability'",
+    "if config.data.forget is 'class' or 'class_size' or 'hard_probability'",
   ),
   "sam.mode without sam.rho": ({"sam__mode": "max"}, "if config.sam.rho is set"),
   "method.constraint_ratio with constraint": (

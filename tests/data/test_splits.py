@@ -39,15 +39,37 @@ def test_random_forgets_the_share_and_depends_on_the_seed():
   assert set(first.forget) != set(other.forget)
 
 
+@pytest.mark.parametrize("kind, candidates", [("random_size", range(100)), ("class_size", [*range(30, 50)])])
+def test_a_number_of_examples_is_drawn_from_all_or_from_the_classes(kind, candidates):
+  def forget(seed, size):
+    return make_split(kind, LABELS, seed=seed, forget_class=(3, 4), forget_size=size).forget.tolist()
+
+  drawn = forget(1, 8)
+  assert len(set(drawn)) == 8 and set(drawn) <= set(candidates)
+  assert drawn == forget(1, 8) and drawn[:3] == forget(1, 3)
+  assert set(drawn) != set(forget(2, 8))
+  assert len(set(forget(1, 20))) == 20
+  # Every candidate is drawn by some seed.
+  assert set(candidates) == {each for seed in range(200) for each in forget(seed, 8)}
+
+
 @hypothesis.settings(deadline=None, max_examples=60)
 @hypothesis.given(
   seed=st.integers(0, 2**32),
   rho=st.floats(0, 1),
   duplicates=st.integers(0, 3),
-  kind=st.sampled_from(["class", "hard_probability", "random"]),
+  kind=st.sampled_from(["class", "hard_probability", "random", "random_size", "class_size"]),
 )
 def test_sets_partition_the_rows_and_duplicates_join_retain(seed, rho, duplicates, kind):
-  split = make_split(kind, LABELS, seed=seed, forget_class=(4,), hard_probability=rho, duplicates=duplicates)
+  split = make_split(
+    kind,
+    LABELS,
+    seed=seed,
+    forget_class=(4,),
+    hard_probability=rho,
+    forget_size=10,
+    duplicates=duplicates,
+  )
   counts = np.bincount(split.retain, minlength=100)
   is_forget = np.bincount(split.forget, minlength=100)
   np.testing.assert_array_equal(counts, np.where(is_forget, duplicates, 1))
@@ -190,6 +212,18 @@ def test_indices_refuses_unreadable_files(tmp_path, name, content, message):
       "config.data.forget_size=0: there are 100 training examples, so choose 1..99",
     ),
     ("memorization", {"scores": SCORES, "forget_size": 100}, "choose 1..99"),
+    (
+      "random_size",
+      {"forget_size": 100},
+      "config.data.forget_size=100: there are 100 training examples, so choose 1..99",
+    ),
+    (
+      "class_size",
+      {"forget_size": 21, "forget_class": (3, 4)},
+      r"config.data.forget_size=21: forget_class \(3, 4\) has 20 training examples, so choose 1..20",
+    ),
+    ("class_size", {"forget_size": 0, "forget_class": (3,)}, "choose 1..10"),
+    ("class_size", {"forget_size": 3, "forget_class": (12,)}, "class 12 does not exist"),
   ],
 )
 def test_bad_requests_are_one_clear_line(kind, options, message):
@@ -199,4 +233,12 @@ def test_bad_requests_are_one_clear_line(kind, options, message):
 
 
 def test_every_kind_is_exercised_here():
-  assert set(FORGET_KINDS) == {"class", "hard_probability", "random", "indices", "memorization"}
+  assert set(FORGET_KINDS) == {
+    "class",
+    "hard_probability",
+    "random",
+    "random_size",
+    "class_size",
+    "indices",
+    "memorization",
+  }

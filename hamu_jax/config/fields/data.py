@@ -15,14 +15,15 @@ _HAS_NAME = is_none_of("data.source", "digits", "cifar10_binary", "authors")
 _HAS_PATH = is_none_of("data.source", "digits", "authors")
 _HAS_COLUMNS = IMAGES & is_none_of("data.source", "digits", "cifar10_binary")
 _HAS_SUBSETS = is_none_of("data.source", "digits", "cifar10_binary", "tfds", "authors")
-_BY_CLASS = IMAGES & is_one_of("data.forget", "class", "hard_probability")
+_BY_CLASS = IMAGES & is_one_of("data.forget", "class", "class_size", "hard_probability")
+_BY_SIZE = IMAGES & is_one_of("data.forget", "random_size", "class_size", "memorization")
 _BY_SCORES = IMAGES & is_one_of("data.forget", "memorization")
 _DRAWS_IMAGES = IMAGES & Reader(
   lambda config: bool(
     config.data.train_size
     or config.data.test_size
     or config.data.validation_fraction
-    or config.data.forget in ("hard_probability", "random")
+    or config.data.forget in ("hard_probability", "random", "random_size", "class_size")
   ),
   lambda: "if images are drawn (train_size, test_size, validation_fraction, forget sets at random)",
 )
@@ -168,7 +169,7 @@ SECTIONS = (
         "Which examples are forgotten, by their scores.",
         _BY_SCORES,
       ),
-      Field("data.forget_size", 3000, Count(1), "Number of examples to forget.", _BY_SCORES),
+      Field("data.forget_size", 3000, Count(1), "Number of examples to forget.", _BY_SIZE),
       Field(
         "data.duplicates",
         0,
