@@ -9,6 +9,7 @@ from hamu_jax import data, models
 from hamu_jax.config.fields import FIELDS, SECTIONS, Field
 from hamu_jax.config.fields.field import optimizer_section
 from hamu_jax.config.readers import ALWAYS
+from hamu_jax.data import separate
 from hamu_jax.errors import UserError
 
 
@@ -67,8 +68,25 @@ def seed_of(config: ml_collections.ConfigDict, section: str) -> int:
   return config.seed if own is None else own
 
 
+def places(config: ml_collections.ConfigDict) -> dict[str, separate.Place]:
+  """{role: place of its own dataset, by the fields of `config.data`}, without splits."""
+  return {role: separate.Place(**config[f"{role}_set"]) for role in separate.ROLES}
+
+
+def _places_of_images(config: ml_collections.ConfigDict) -> dict[str, separate.Place]:
+  """The places of the roles that do not share the dataset of `config.data`."""
+  own, found = places(config), {}
+  if config.forget == "separate":
+    found["forget"] = own["forget"]._replace(split=config.forget_split or "train")
+    if config.duplicate_split:
+      found["duplicate"] = own["duplicate"]._replace(split=config.duplicate_split)
+  if own["test"].is_given:
+    found["test"] = own["test"]._replace(split=config.test_split or "test")
+  return found
+
+
 def load_dataset(config: ml_collections.ConfigDict) -> data.Dataset:
-  """Loads the dataset of `config.data`."""
+  """Loads the dataset of `config.data`, and those of the roles that have their own."""
   return data.load(
     config.source,
     name=config.name,
@@ -82,6 +100,8 @@ def load_dataset(config: ml_collections.ConfigDict) -> data.Dataset:
     image_size=config.image_size,
     stream=config.stream,
     seed=config.seed,
+    train_split=config.train_split,
+    sets=_places_of_images(config),
   )
 
 

@@ -1,5 +1,7 @@
 """Checks the files and folders that a configuration names, before anything is loaded."""
 
+import re
+
 import ml_collections
 
 from hamu_jax.config.fields import FIELDS
@@ -23,10 +25,12 @@ def check(config: ml_collections.ConfigDict, read: frozenset[str]) -> None:
   """
   for name, field in FIELDS.items():
     kind: Kind = field.kind
-    if name == "data.path" and config.data.source not in _LOCAL:
-      if config.data.source not in _CACHED:
+    if re.fullmatch(r"data\.(\w+_set\.)?path", name):
+      source = value_of(config, name.removesuffix("path") + "source") or config.data.source
+      if source in _CACHED:
+        kind = OutputFolder()
+      elif source not in _LOCAL:
         continue
-      kind = OutputFolder()
     if name in read and isinstance(kind, Path | OutputFolder):
       kind.check_there(f"config.{name}", value_of(config, name))
 

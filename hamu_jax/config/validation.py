@@ -6,7 +6,7 @@ import ml_collections
 
 from hamu_jax import data
 from hamu_jax.config import modalities, paths
-from hamu_jax.config.default import build_model, field_names, unknown_field
+from hamu_jax.config.default import build_model, field_names, places, unknown_field
 from hamu_jax.config.fields import FIELDS, Field
 from hamu_jax.config.kinds import choice
 from hamu_jax.config.modalities import LANGUAGE_MODEL
@@ -212,10 +212,29 @@ def _validate_data(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       "config.data.forget_indices='': config.data.forget is 'indices', so give a file of example numbers"
     )
+  if config.forget == "separate":
+    _validate_separate(config)
   if len(config.mean) != len(config.std):
     raise UserError(
       f"config.data.std={tuple(config.std)!r}: needs one value a channel, as config.data.mean has"
     )
+
+
+def _validate_separate(config: ml_collections.ConfigDict) -> None:
+  """Refuses a forget set that is the retain set, and splits of sources that have none by name."""
+  own = config.forget_set
+  if not any((config.forget_split, own.source, own.name, own.path, own.subset)):
+    raise UserError(
+      "config.data.forget='separate': the forget set would be the retain set; name its split in "
+      "config.data.forget_split, or its dataset in config.data.forget_set.name or config.data.forget_set.path"
+    )
+  for role in ("forget", "duplicate"):
+    source, split = config[f"{role}_set"].source or config.source, config[f"{role}_split"]
+    if split and source in ("digits", "cifar10_binary"):
+      raise UserError(
+        f"config.data.{role}_split={split!r}: the splits of {source!r} have no names; choose another "
+        f"config.data.{role}_set.source"
+      )
 
 
 def _validate_sam(config: ml_collections.ConfigDict) -> None:
@@ -244,17 +263,26 @@ def _validate_mask(config: ml_collections.ConfigDict) -> None:
     )
 
 
+def _sources(config: ml_collections.ConfigDict) -> dict[str, str]:
+  """{field: source} of all datasets that name one."""
+  own = {f"config.data.{role}_set.source": place.source for role, place in places(config.data).items()}
+  return {"config.data.source": config.data.source} | {
+    field: source for field, source in own.items() if source
+  }
+
+
 def _validate_images(config: ml_collections.ConfigDict) -> None:
   """Checks what only experiments on images have."""
   try:
     build_model(config.model, num_classes=2, platform="cpu")
   except UserError as error:
     raise UserError(f"config.model.{error}") from error
-  if config.data.source in text.TEXT_SOURCES and config.data.source not in data.SOURCES:
-    raise UserError(
-      f"config.data.source={config.data.source!r}: these are texts; set config.model.name to "
-      f"{LANGUAGE_MODEL!r}, or choose from {', '.join(data.SOURCES)}"
-    )
+  for field, source in _sources(config).items():
+    if source in text.TEXT_SOURCES and source not in data.SOURCES:
+      raise UserError(
+        f"{field}={source!r}: these are texts; set config.model.name to "
+        f"{LANGUAGE_MODEL!r}, or choose from {', '.join(data.SOURCES)}"
+      )
   if method_of(config).for_language:
     raise UserError(
       f"config.method.name={config.method.name!r}: is defined for language models only; choose from "
@@ -270,7 +298,8 @@ def _validate_images(config: ml_collections.ConfigDict) -> None:
 
 def _validate_texts(config: ml_collections.ConfigDict) -> None:
   """Checks what only experiments on language models have."""
-  choice("config.data.source", config.data.source, tuple(text.TEXT_SOURCES))
+  for field, source in _sources(config).items():
+    choice(field, source, tuple(text.TEXT_SOURCES))
   name = config.method.name
   possible = [
     other

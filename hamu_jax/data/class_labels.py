@@ -8,6 +8,8 @@ from hamu_jax.errors import UserError
 
 # What a column of classes may hold, for error messages.
 KINDS = "class numbers (integers), words or booleans"
+# Most classes of examples that are a part of a dataset.
+MOST_CLASSES = 1_000_000
 
 
 def may_hold(kind: Any) -> bool:
@@ -19,7 +21,7 @@ def may_hold(kind: Any) -> bool:
 
 
 def read(
-  columns: dict[str, Any], names: dict[str, list[str] | None], field: str
+  columns: dict[str, Any], names: dict[str, list[str] | None], field: str, *, whole: bool = True
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
   """Reads the classes of all splits.
 
@@ -30,6 +32,8 @@ def read(
     columns: the column of each split, as `pyarrow.ChunkedArray`.
     names: class names of each split's metadata; None if it has none.
     field: the config field that names the column, with its value, for error messages.
+    whole: whether these are all examples, so that there are more of them than classes; a part, such as a
+      forget set, may be of few examples.
 
   Returns:
     ({split: [N] int64 class numbers}, class names).
@@ -45,19 +49,21 @@ def read(
       )
   values = {split: column.to_numpy() for split, column in columns.items()}
   if any(array.dtype.kind in "OUT" or array.dtype == bool for array in values.values()):
-    return _of_words(values, field)
+    return _of_words(values, field, whole)
   labels = {split: _whole(array, f"{field}: {split}") for split, array in values.items()}
   first = next(iter(labels))
   own = names[first]
   if own is None:
-    return labels, tuple(_numbered(labels[first], field))
+    return labels, tuple(_numbered(labels[first], field, whole))
   for split, listed in names.items():
     if listed is not None and listed != own:
       labels[split] = _translated(labels[split], listed, own, f"{field}: {split} and {first}")
   return labels, tuple(own)
 
 
-def _of_words(values: dict[str, np.ndarray], field: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def _of_words(
+  values: dict[str, np.ndarray], field: str, whole: bool
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
   kinds = {type(value) for array in values.values() for value in array.tolist()}
   if len(kinds) > 1:
     raise UserError(
@@ -65,7 +71,7 @@ def _of_words(values: dict[str, np.ndarray], field: str) -> tuple[dict[str, np.n
       f" give {KINDS}"
     )
   words = sorted({value for array in values.values() for value in array.tolist()})
-  if sum(map(len, values.values())) < 2 * len(words):
+  if whole and sum(map(len, values.values())) < 2 * len(words):
     raise UserError(
       f"{field} holds {len(words)} different words in {sum(map(len, values.values()))} rows, so it names no"
       f" classes; choose the column of {KINDS}"
@@ -87,10 +93,10 @@ def _whole(values: np.ndarray, where: str) -> np.ndarray:
   return values.astype(np.int64)
 
 
-def _numbered(labels: np.ndarray, field: str) -> list[str]:
+def _numbered(labels: np.ndarray, field: str, whole: bool) -> list[str]:
   """Names the classes "0".."K-1", for metadata that do not name them."""
   classes = int(labels.max()) + 1 if len(labels) else 0
-  if classes > len(labels):
+  if classes > (len(labels) if whole else MOST_CLASSES):
     raise UserError(
       f"{field} holds {classes - 1} but only {len(labels)} rows, so it is not a class number; choose the"
       " column of class numbers"

@@ -29,6 +29,7 @@ class Dataset(NamedTuple):
   train_total: int  # examples of the original training split
   train_names: np.ndarray | None  # [N] str, the training images' file names, where they have any
   train_ordered: bool = True  # whether `train_indices` is known; a source may have shuffled its examples
+  forgotten: np.ndarray | None = None  # [N] bool, see `Contents`
 
 
 class Request(NamedTuple):
@@ -42,6 +43,8 @@ class Request(NamedTuple):
   test_split: str  # the split that is evaluated
   image_size: int  # height and width to which images are resized; 0 keeps their size
   stream: bool  # images stay where the source keeps them
+  train_split: str = "train"  # the split that is learnt
+  whole: bool = True  # whether all training examples are asked for, or the dataset of one role, maybe of few
 
 
 class Contents(NamedTuple):
@@ -54,6 +57,8 @@ class Contents(NamedTuple):
   train_indices: np.ndarray | None = None
   train_names: np.ndarray | None = None  # [N] str, the training images' file names, if any
   train_ordered: bool = True  # False if the source has shuffled its examples and nothing numbers them
+  # [N] whether a training example comes from the forget set's own dataset; None if that has none
+  forgotten: np.ndarray | None = None
 
 
 def balanced_subset(labels: np.ndarray, size: int, seed: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 import concurrent.futures
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -75,7 +75,9 @@ class EncodedImages:
 
   dtype = np.dtype(np.uint8)
 
-  def __init__(self, read: Callable[[int], bytes], rows: np.ndarray, what: str, image_size: int = 0):
+  def __init__(
+    self, read: Callable[[int], bytes | memoryview], rows: np.ndarray, what: str, image_size: int = 0
+  ):
     """Refers to some rows of a source.
 
     Args:
@@ -93,6 +95,23 @@ class EncodedImages:
   @property
   def shape(self) -> tuple[int, int, int, int]:
     return len(self), self._size, self._size, 3
+
+  @classmethod
+  def joined(cls, parts: "Sequence[EncodedImages]", what: str) -> "EncodedImages":
+    """Returns all images of several objects, one after the other.
+
+    Args:
+      parts: images that are brought to one size, or keep theirs.
+      what: name of an image, for error messages.
+    """
+    ends = np.cumsum([len(part) for part in parts])
+
+    def read(row: int) -> memoryview:
+      number = int(np.searchsorted(ends, row, side="right"))
+      part = parts[number]
+      return part._bytes(part._rows[row - ends[number] + len(part)])
+
+    return cls(read, np.arange(ends[-1]), what, parts[0]._size)
 
   def select(self, rows: slice | np.ndarray) -> "EncodedImages":
     """Returns some of the images, still encoded."""
@@ -144,6 +163,8 @@ class EncodedImages:
   def _bytes(self, row: int) -> memoryview:
     try:
       return memoryview(self._read(int(row)))
+    except UserError:  # Of one of the parts of joined images.
+      raise
     except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
       raise self._refusal(row, error) from None
 

@@ -5,6 +5,7 @@ one of classes. The class names are in the features, which a file keeps in its m
 """
 
 import contextlib
+import glob
 import json
 import pathlib
 import re
@@ -23,7 +24,7 @@ Features = dict[str, dict[str, Any]]  # {column: its Hugging Face feature {"_typ
 
 
 def read_folder(request: Request) -> Contents:
-  """Reads `train*.parquet` and `test*.parquet` from a folder or its one subfolder that has them.
+  """Reads the parquet files of two splits from a folder or its one subfolder that has them.
 
   Args:
     request: `path` is the folder. A snapshot of a hub repository has the files in `data/` or in
@@ -38,10 +39,10 @@ def read_folder(request: Request) -> Contents:
   """
   import pyarrow as pa
 
-  folder = _parquet_folder(request.path, request.subset)
+  folder = _parquet_folder(request)
   splits = shards.by_split(folder.glob("*.parquet"))
   tables, features = {}, {}
-  for split in ("train", request.test_split):
+  for split in dict.fromkeys((request.train_split, request.test_split)):
     if split not in splits:
       raise UserError(
         f"config.data.path='{folder}' holds no {split}.parquet or shards of it, but {', '.join(splits)};"
@@ -120,21 +121,23 @@ def _features(files: list[pathlib.Path]) -> Features:
   return found[0]
 
 
-def _parquet_folder(path: str, subset: str) -> pathlib.Path:
-  """Finds the folder that holds the train files."""
+def _parquet_folder(request: Request) -> pathlib.Path:
+  """Finds the folder that holds the files of the training split."""
+  path, subset = request.path, request.subset
+  files = f"{glob.escape(request.train_split)}*.parquet"
   folder = pathlib.Path(path, subset)
   if not path or not folder.is_dir():
     raise UserError(
       f"config.data.path={path!r}{f', config.data.subset={subset!r}' if subset else ''} is not a"
-      " folder: give the one with train*.parquet and test*.parquet"
+      f" folder: give the one with {request.train_split}*.parquet and {request.test_split}*.parquet"
     )
-  if any(folder.glob("train*.parquet")):
+  if any(folder.glob(files)):
     return folder
-  found = sorted({file.parent for file in folder.glob("*/train*.parquet")})
+  found = sorted({file.parent for file in folder.glob(f"*/{files}")})
   if len(found) != 1:
     names = ", ".join(child.name for child in found) or "none"
     raise UserError(
-      f"config.data.path='{folder}' holds no train*.parquet, and not exactly one of its subfolders"
+      f"config.data.path='{folder}' holds no {files}, and not exactly one of its subfolders"
       f" does ({names}); choose one with config.data.subset"
     )
   return found[0]
@@ -248,7 +251,7 @@ def read_hub(request: Request) -> Contents:
       gated or unknown, has no such splits or columns, or needs code of its own to load.
   """
   splits = Hub(request.name, request.path).splits(request.subset)
-  wanted = ("train", request.test_split)
+  wanted = dict.fromkeys((request.train_split, request.test_split))
   missing = [split for split in wanted if split not in splits]
   if missing:
     raise UserError(
@@ -275,11 +278,11 @@ def _contents(
     is_bytes = types.is_binary(kind) or types.is_large_binary(kind)
     return is_bytes or (types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
-  schema = tables["train"].schema
+  schema = tables[request.train_split].schema
   images = _Wanted("image_key", "Image", "encoded images (bytes)", (holds_images,))
   labels = _Wanted("label_key", "ClassLabel", class_labels.KINDS, (types.is_integer, class_labels.may_hold))
-  image_key = _column(schema, features["train"], request.image_key, images)
-  label_key = _column(schema, features["train"], request.label_key, labels)
+  image_key = _column(schema, features[request.train_split], request.image_key, images)
+  label_key = _column(schema, features[request.train_split], request.label_key, labels)
   for split, table in tables.items():
     missing = {image_key, label_key} - set(table.column_names)
     if missing:
@@ -291,9 +294,10 @@ def _contents(
     {split: table.column(label_key) for split, table in tables.items()},
     {split: _class_names(found.get(label_key, {}), split) for split, found in features.items()},
     f"config.data.label_key={label_key!r}",
+    whole=request.whole,
   )
-  train, test = (
-    ImageSplit(
+  splits = {
+    split: ImageSplit(
       EncodedImages(
         _reader(table.column(image_key), folders),
         np.arange(len(table)),
@@ -303,8 +307,13 @@ def _contents(
       numbers[split],
     )
     for split, table in tables.items()
+  }
+  return Contents(
+    splits[request.train_split],
+    splits[request.test_split],
+    class_names,
+    train_names=_file_names(tables[request.train_split].column(image_key)),
   )
-  return Contents(train, test, class_names, train_names=_file_names(tables["train"].column(image_key)))
 
 
 def _class_names(feature: dict[str, Any], split: str) -> list[str] | None:

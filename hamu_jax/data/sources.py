@@ -5,10 +5,12 @@ A source is a function `(Request) -> Contents` in a module of its own; adding on
 """
 
 import difflib
+import types
+from collections.abc import Mapping
 
 import numpy as np
 
-from hamu_jax.data import cifar10_binary, huggingface, tfds
+from hamu_jax.data import cifar10_binary, huggingface, separate, tfds
 from hamu_jax.data.dataset import (
   Contents,
   Dataset,
@@ -88,6 +90,8 @@ def load(
   image_size: int = 0,
   stream: bool = False,
   seed: int = 0,
+  train_split: str = "",
+  sets: Mapping[str, separate.Place] = types.MappingProxyType({}),
 ) -> Dataset:
   """Loads a dataset into memory, or for streaming.
 
@@ -107,6 +111,8 @@ def load(
     stream: whether images stay encoded on disk, memory-mapped, and are decoded when they are indexed
       (always into 3 channels). Needs `image_size` and a source of encoded images.
     seed: seed of the subsets.
+    train_split: the split to learn, that of the retain set if the forget set is separate; empty for "train".
+    sets: {role of `separate.ROLES`: its own place, whose empty fields are those above}.
 
   Returns:
     The dataset. Its fingerprint covers the subset only.
@@ -115,18 +121,53 @@ def load(
     UserError: one line, for anything wrong with the request, the files or the network.
   """
   _check_request(source, stream, image_size)
-  test_split = test_split or "test"
-  request = Request(name, path, image_key, label_key, subset, test_split, image_size, stream)
-  contents = SOURCES[source](request)
+  train_split, test_split = train_split or "train", test_split or "test"
+  place = separate.Place(source, name, path, subset, image_key, label_key, train_split)
+  contents = _contents(place, "" if "test" in sets else test_split, image_size, stream)
+  if sets:
+    own = {
+      role: _contents_of_role(role, each.within(place), image_size, stream) for role, each in sets.items()
+    }
+    contents = separate.joined(contents, own)
   where = f"config.data.source={source!r}, {path or name or source}"
   classes = len(contents.class_names)
-  train = checked_labels(contents.train, classes, f"{where}, train")
+  train = checked_labels(contents.train, classes, f"{where}, {train_split}")
   test = checked_labels(contents.test, classes, f"{where}, {test_split}")
   train_indices = choose_subset(train.labels, train_size, seed, "config.data.train_size")
   test_rows = choose_subset(test.labels, test_size, seed, "config.data.test_size")
-  kept = Contents(_read(train, train_indices, request), _read(test, test_rows, request), contents.class_names)
+  kept = Contents(
+    _read(train, train_indices, image_size, stream),
+    _read(test, test_rows, image_size, stream),
+    contents.class_names,
+  )
   _check_shapes(kept, where)
   return _dataset(name or source, contents, kept, train_indices)
+
+
+def _contents(
+  place: separate.Place, test_split: str, image_size: int, stream: bool, whole: bool = True
+) -> Contents:
+  """Reads the split of a place and, unless it is empty, that of the test set."""
+  return SOURCES[place.source](
+    Request(
+      place.name,
+      place.path,
+      place.input_key,
+      place.target_key,
+      place.subset,
+      test_split or place.split,
+      image_size,
+      stream,
+      place.split,
+      whole,
+    )
+  )
+
+
+def _contents_of_role(role: str, place: separate.Place, image_size: int, stream: bool) -> Contents:
+  """Reads the dataset of a role; errors name its fields."""
+  with separate.reading(role):
+    return _contents(place, "", image_size, stream, whole=False)
 
 
 def _check_request(source: str, stream: bool, image_size: int) -> None:
@@ -165,19 +206,20 @@ def _dataset(label: str, contents: Contents, kept: Contents, train_indices: np.n
     train_total=len(contents.train.labels),
     train_names=None if names is None else names[train_indices],
     train_ordered=contents.train_ordered,
+    forgotten=None if contents.forgotten is None else contents.forgotten[train_indices],
   )
 
 
-def _read(split: ImageSplit, rows: np.ndarray, request: Request) -> ImageSplit:
+def _read(split: ImageSplit, rows: np.ndarray, image_size: int, stream: bool) -> ImageSplit:
   """Reduces a split to some examples, decoded unless it is streamed."""
   labels = split.labels[rows]
   if isinstance(split.images, EncodedImages):
     images = split.images.select(rows)
-    return ImageSplit(images if request.stream else images.whole(), labels)
-  if request.stream:
+    return ImageSplit(images if stream else images.whole(), labels)
+  if stream:
     raise UserError(
       "config.data.stream=True: this source holds all its images in memory whole; choose"
       " config.data.source huggingface, parquet or tfds, or config.data.stream=False"
     )
   images = split.images[rows]
-  return ImageSplit(resized(images, request.image_size) if request.image_size else images, labels)
+  return ImageSplit(resized(images, image_size) if image_size else images, labels)

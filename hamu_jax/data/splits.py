@@ -31,6 +31,7 @@ class ForgetSpec(NamedTuple):
   memorization_level: str
   forget_size: int
   scores: np.ndarray | None  # [N] memorization score of each example
+  forgotten: np.ndarray | None  # [N] whether an example comes from the forget set's own dataset
 
 
 def _complement(indices: np.ndarray, total: int) -> np.ndarray:
@@ -164,6 +165,18 @@ def _by_memorization(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Genera
   return Paired(_complement(forget, len(labels)), forget)
 
 
+def _separate(labels: np.ndarray, spec: ForgetSpec, rng: np.random.Generator) -> Paired:
+  """Forgets the examples of a dataset of their own."""
+  del rng
+  if spec.forgotten is None:
+    raise UserError(
+      "config.data.forget='separate': the forget set has no dataset of its own here; name it in"
+      " config.data.forget_split or config.data.forget_set"
+    )
+  forget = np.flatnonzero(spec.forgotten)
+  return Paired(_complement(forget, len(labels)), forget)
+
+
 def read_indices(path: str) -> np.ndarray:
   """Reads indices of examples from a file.
 
@@ -219,6 +232,7 @@ FORGET_KINDS = {
   "class_size": _class_size,
   "indices": _by_indices,
   "memorization": _by_memorization,
+  "separate": _separate,
 }
 
 
@@ -234,6 +248,7 @@ def make_split(
   memorization_level: str = "high",
   forget_size: int = 3000,
   scores: np.ndarray | None = None,
+  forgotten: np.ndarray | None = None,
   duplicates: int = 0,
 ) -> Paired:
   """Divides the training examples into a retain and a forget set.
@@ -252,6 +267,7 @@ def make_split(
     memorization_level: level of the chosen examples, for `memorization`; see `sam_jax.memorization.select`.
     forget_size: number of examples, for `random_size`, `class_size` and `memorization`.
     scores: [N] memorization scores, for `memorization`; see `hamu_jax.data.read_scores`.
+    forgotten: [N] whether each example comes from the forget set's own dataset, for `separate`.
     duplicates: number of copies of each forget example that are appended to the retain set.
 
   Returns:
@@ -276,6 +292,7 @@ def make_split(
     memorization_level,
     forget_size,
     scores,
+    forgotten,
   )
   split = FORGET_KINDS[kind](labels, spec, np.random.default_rng(seed))
   _check_not_empty(split, kind, len(labels))

@@ -4,34 +4,22 @@
 adds duplicates.
 """
 
-import collections
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import types
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from hamu_jax.data import split_rows
-from hamu_jax.data.split_rows import Part
-from hamu_jax.data.text_sources import DUPLICATES, PARAPHRASED, PERTURBED, TEXT_SOURCES, Request, Shelf
-from hamu_jax.data.text_tables import Table, cells, length
+from hamu_jax.data import separate
+from hamu_jax.data.separate import Place
+from hamu_jax.data.text_reader import Reader, TextSplit, joined, pairs_of, taken
+from hamu_jax.data.text_sources import DUPLICATES, TEXT_SOURCES
 from hamu_jax.errors import UserError
 
 ROLES = ("retain", "forget", "test")
-# Columns that name the owner of a text, in order of preference.
-OWNERS = ("owner", "author")
-
-
-class TextSplit(NamedTuple):
-  """Texts in the order of the source, each an answer to a prompt."""
-
-  prompts: tuple[str, ...]  # "" for a text without a prompt
-  answers: tuple[str, ...]
-  paraphrased: tuple[str, ...] | None  # the right answers in other words
-  perturbed: tuple[tuple[str, ...], ...] | None  # wrong answers, the same number for each text
-  owners: tuple[str, ...] | None  # the owner of each text, or the key of its watermark
 
 
 class TextDataset(NamedTuple):
@@ -58,6 +46,8 @@ def load(
   forget_size: int = 0,
   test_size: int = 0,
   seed: int = 0,
+  duplicate_split: str = "",
+  sets: Mapping[str, Place] = types.MappingProxyType({}),
 ) -> TextDataset:
   """Loads the texts of each role.
 
@@ -84,6 +74,9 @@ def load(
     forget_size: the same for `forget_split`.
     test_size: the same for `test_split`.
     seed: seed of the draws, and of the generated authors.
+    duplicate_split: rows that are appended to the retain set, after the check that it shares none with the
+      forget set; empty for none.
+    sets: {role of `separate.ROLES`: its own place}. A split of that role is one of its dataset.
 
   Returns:
     The dataset.
@@ -93,21 +86,23 @@ def load(
       that are also in the retain set although `duplicates` is "none"; or for test texts that are in either.
   """
   _check_request(source, duplicates, test_split, test_size)
-  shelf = TEXT_SOURCES[source](Request(name, path, subset, seed))
-  reader = _Reader(shelf, question_key if shelf.prompted else "", answer_key)
-  whole = _whole_splits(reader, retain_split, forget_split, test_split)
+  readers = _readers(Place(source, name, path, subset, question_key, answer_key), sets, seed)
+  whole = _whole_splits(readers, retain_split, forget_split, test_split)
   _check_disjoint(whole, duplicates)
   rows = _drawn_rows(whole, {"retain": retain_size, "forget": forget_size, "test": test_size}, seed)
   splits = {
-    role: _owned(_taken(whole[role], rows[role]), shelf.owners.get(role)) for role in ROLES if role in whole
+    role: _owned(taken(whole[role], rows[role]), readers[role], role) for role in ROLES if role in whole
   }
-  if duplicates in shelf.duplicates:
-    twins = reader.twins(forget_split, shelf.duplicates[duplicates], len(whole["forget"].answers))
-    twins = _owned(_taken(twins, rows["forget"]), shelf.owners.get("retain"))
-    splits["retain"] = _joined([splits["retain"], twins])
+  reader = readers["forget"]
+  if duplicates in reader.shelf.duplicates:
+    twins = reader.twins(forget_split, reader.shelf.duplicates[duplicates], len(whole["forget"].answers))
+    splits["retain"] = joined([splits["retain"], _owned(taken(twins, rows["forget"]), reader, "retain")])
   elif duplicates != "none":
-    splits["retain"] = _joined([splits["retain"], _copied(splits["forget"], duplicates)])
-  _add_suites(splits, reader, suites)
+    splits["retain"] = joined([splits["retain"], _copied(splits["forget"], duplicates)])
+  if duplicate_split:
+    near = _owned(_of_role(readers, "duplicate", duplicate_split), readers["duplicate"], "retain")
+    splits["retain"] = joined([splits["retain"], near])
+  _add_suites(splits, readers["retain"], suites)
   return TextDataset(splits, _fingerprint(splits))
 
 
@@ -125,148 +120,45 @@ def _check_request(source: str, duplicates: str, test_split: str, test_size: int
     )
 
 
-class _Reader:
-  """Reads splits of a source from the columns that the user named, and checks each text."""
+def _readers(place: Place, sets: Mapping[str, Place], seed: int) -> dict[str, Reader]:
+  """A reader for each role; roles without a dataset of their own share that of the retain set."""
+  readers = dict.fromkeys(("retain", *separate.ROLES), Reader(place, seed))
+  for role, own in sets.items():
+    if own.is_given:
+      with separate.reading(role):
+        readers[role] = Reader(own.within(place), seed)
+  return readers
 
-  def __init__(self, shelf: Shelf, question_key: str, answer_key: str):
-    self._shelf, self._question_key, self._answer_key = shelf, question_key, answer_key
 
-  def split(self, spec: str, field: str) -> TextSplit:
-    """Reads the rows that `spec` names, with their wrong answers if the source has any."""
-    parts = split_rows.read(spec, self._shelf.table, field)
-    return _joined([self._completed(part.name, self._texts(part, field), field) for part in parts])
-
-  def suite(self, spec: str) -> TextSplit:
-    """Reads rows to evaluate on, from NAME_perturbed if there is one, because it has all the answers."""
-
-    def table(name: str, field: str) -> Table:
-      found = self._shelf.perturbed(name)
-      if found is not None and found[0] == f"{name}_perturbed":
-        return found[1]
-      return self._shelf.table(name, field)
-
-    field = "config.text.suites"
-    return _joined([self._texts(part, field) for part in split_rows.read(spec, table, field)])
-
-  def rest(self, spec: str, forget: TextSplit) -> TextSplit:
-    """Reads every row of the dataset that is not in the forget set."""
-    field = "config.text.forget_split"
-    nothing = UserError(
-      f"config.text.retain_split='' means all rows but those of {field}={spec!r}, which leaves"
-      " none here: name the split to retain"
-    )
-    parts = split_rows.read(spec, self._shelf.table, field)
-    names = {part.name for part in parts}
-    whole = self._shelf.whole or parts[0].name
-    if names == {whole}:
-      table = parts[0].table
-      rows = np.setdiff1d(np.arange(length(table)), np.concatenate([part.rows for part in parts]))
-      if not len(rows):
-        raise nothing
-      part = Part(whole, table, rows)
-      return self._completed(whole, self._texts(part, field), field)
-    if not self._shelf.whole:
-      raise UserError(
-        f"config.text.retain_split='' cannot be told from {field}={spec!r}, of several splits:"
-        " name the split to retain"
-      )
-    full = self.split(whole, "config.text.retain_split (empty, so all rows of the dataset)")
-    pairs, forgotten = _pairs(full), set(_pairs(forget))
-    if missing := forgotten - set(pairs):
-      raise UserError(
-        f"config.text.retain_split='' means all rows but those of {field}={spec!r}, but"
-        f" {len(missing)} of these are not in the source's split {whole!r}: name the split to"
-        " retain"
-      )
-    kept = [row for row, pair in enumerate(pairs) if pair not in forgotten]
-    if not kept:
-      raise nothing
-    return _taken(full, kept)
-
-  def twins(self, spec: str, name: str, count: int) -> TextSplit:
-    """Reads the rows of `spec` from another split, which corresponds to it row by row."""
-    split = self.split(split_rows.of_split(spec, name), "config.text.duplicates")
-    if len(split.answers) != count:
-      raise UserError(
-        f"config.text.duplicates: {name!r} has {len(split.answers)} rows for the {count} of"
-        f" config.text.forget_split={spec!r}; it must have one for each"
-      )
-    return split
-
-  def _completed(self, name: str, split: TextSplit, field: str) -> TextSplit:
-    """Adds paraphrased and wrong answers from the split that has them to the same questions."""
-    found = self._shelf.perturbed(name)
-    if split.perturbed is not None or found is None:
-      return split
-    other, table = found
-    extra = self._texts(Part(other, table, np.arange(length(table))), field)
-    by_pair = {pair: row for row, pair in enumerate(_pairs(extra))}
-    # The answers may differ in punctuation, so a question that is asked once is matched without its answer.
-    asked = collections.Counter(extra.prompts)
-    by_prompt = {prompt: row for row, prompt in enumerate(extra.prompts) if asked[prompt] == 1}
-    rows: list[Any] = [by_pair.get(pair, by_prompt.get(pair[0])) for pair in _pairs(split)]
-    if None in rows:
-      if other != f"{name}_perturbed":
-        return split  # retain_perturbed has only some rows of retain90.
-      missing = split.prompts[rows.index(None)]
-      raise UserError(
-        f"{field}: {missing!r} of {name!r} is not among the questions of {other!r}, which must"
-        " have wrong answers for all of them"
-      )
-    extra = _taken(extra, rows)
-    return split._replace(paraphrased=extra.paraphrased, perturbed=extra.perturbed)
-
-  def _texts(self, part: Part, field: str) -> TextSplit:
-    """Reads and checks rows of one table."""
-    answers = self._strings(part, self._answer_key, "config.text.answer_key")
-    prompts = ("",) * len(answers)
-    if self._question_key:
-      prompts = self._strings(part, self._question_key, "config.text.question_key")
-    paraphrased = perturbed = owners = None
-    if PARAPHRASED in part.table:
-      paraphrased = self._strings(part, PARAPHRASED, field)
-    if PERTURBED in part.table:
-      perturbed = _wrong_answers(part, field)
-    if owner := next((column for column in OWNERS if column in part.table), None):
-      names = cells(part.table[owner], part.rows)
-      if None in names:
-        row = part.rows[names.index(None)]
-        raise UserError(f"{field}: row {row} of {part.name!r} has no {owner}")
-      owners = tuple(map(str, names))
-    return TextSplit(prompts, answers, paraphrased, perturbed, owners)
-
-  def _strings(self, part: Part, column: str, field: str) -> tuple[str, ...]:
-    if column not in part.table:
-      raise UserError(
-        f"{field}={column!r} is not a column of {part.name!r}: choose from {', '.join(part.table)}"
-      )
-    values = cells(part.table[column], part.rows)
-    for row, value in zip(part.rows, values, strict=True):
-      if value is None or (isinstance(value, str) and not value.strip()):
-        raise UserError(f"{field}: row {row} of {part.name!r} has an empty {column}; drop or fill it")
-      if not isinstance(value, str):
-        raise UserError(
-          f"{field}: row {row} of {part.name!r} has the {column} {str(value)[:60]!r}, which is"
-          f" {type(value).__name__}, not text; choose a column of texts"
-        )
-    return tuple(values)
+def _of_role(readers: dict[str, Reader], role: str, split: str) -> TextSplit:
+  """Reads the split of a role from its dataset."""
+  field = f"config.text.{role}_split"
+  if readers[role] is readers["retain"]:
+    return readers[role].split(split, field)
+  with separate.reading(role):
+    return readers[role].split(split, field)
 
 
 def _whole_splits(
-  reader: _Reader, retain_split: str, forget_split: str, test_split: str
+  readers: dict[str, Reader], retain_split: str, forget_split: str, test_split: str
 ) -> dict[str, TextSplit]:
   """Reads the split of each role, before rows are drawn."""
-  whole = {"forget": reader.split(forget_split, "config.text.forget_split")}
+  whole = {"forget": _of_role(readers, "forget", forget_split)}
   if retain_split:
-    whole["retain"] = reader.split(retain_split, "config.text.retain_split")
+    whole["retain"] = _of_role(readers, "retain", retain_split)
+  elif readers["forget"] is readers["retain"]:
+    whole["retain"] = readers["retain"].rest(forget_split, whole["forget"])
   else:
-    whole["retain"] = reader.rest(forget_split, whole["forget"])
+    raise UserError(
+      "config.text.retain_split='': the forget set is a dataset of its own, so there is no rest; name the"
+      " split to retain"
+    )
   if test_split:
-    whole["test"] = reader.split(test_split, "config.text.test_split")
+    whole["test"] = _of_role(readers, "test", test_split)
   return whole
 
 
-def _add_suites(splits: dict[str, TextSplit], reader: _Reader, suites: Sequence[str]) -> None:
+def _add_suites(splits: dict[str, TextSplit], reader: Reader, suites: Sequence[str]) -> None:
   """Reads further splits, whose names must differ from those of the roles."""
   for suite in suites:
     key = suite.split("[")[0]
@@ -278,43 +170,12 @@ def _add_suites(splits: dict[str, TextSplit], reader: _Reader, suites: Sequence[
     splits[key] = reader.suite(suite)
 
 
-def _wrong_answers(part: Part, field: str) -> tuple[tuple[str, ...], ...]:
-  """Reads the wrong answers; every row must have the same number of them."""
-  values = cells(part.table[PERTURBED], part.rows)
-  where = f"{field}: row {{}} of {part.name!r} has"
-  for row, value in zip(part.rows, values, strict=True):
-    if not isinstance(value, list | tuple) or not value:
-      raise UserError(f"{where.format(row)} no list of {PERTURBED}s; drop or fill the row")
-    if not all(isinstance(answer, str) and answer.strip() for answer in value):
-      raise UserError(f"{where.format(row)} an empty {PERTURBED}; drop or fill it")
-    if len(value) != len(values[0]):
-      raise UserError(
-        f"{where.format(row)} {len(value)} {PERTURBED}s, row {part.rows[0]} has {len(values[0])};"
-        " give every row the same number"
-      )
-  return tuple(map(tuple, values))
-
-
-def _pairs(split: TextSplit) -> list[tuple[str, str]]:
-  return list(zip(split.prompts, split.answers, strict=True))
-
-
-def _taken(split: TextSplit, rows: np.ndarray | Sequence[int]) -> TextSplit:
-  return TextSplit._make(None if values is None else tuple(values[row] for row in rows) for values in split)
-
-
-def _owned(split: TextSplit, owner: str | None) -> TextSplit:
-  """Fills in the owner of all texts, if no column names it."""
+def _owned(split: TextSplit, reader: Reader, role: str) -> TextSplit:
+  """Fills in the owner of all texts of a role, if no column names it."""
+  owner = reader.shelf.owners.get(role)
   if owner is None or split.owners is not None:
     return split
   return split._replace(owners=(owner,) * len(split.answers))
-
-
-def _joined(splits: list[TextSplit]) -> TextSplit:
-  """Concatenates splits; fields that one of them lacks and wrong answers of unequal number are dropped."""
-  if len({len(split.perturbed[0]) for split in splits if split.perturbed}) > 1:
-    splits = [split._replace(perturbed=None) for split in splits]
-  return TextSplit._make(None if None in values else sum(values, ()) for values in zip(*splits, strict=True))
 
 
 def _copied(forget: TextSplit, duplicates: str) -> TextSplit:
@@ -351,8 +212,8 @@ def _check_disjoint(splits: dict[str, TextSplit], duplicates: str) -> None:
   if duplicates == "none":
     checks.append(("forget", "retain"))
   for one, other in checks:
-    others = set(_pairs(splits[other]))
-    common = [row for row, pair in enumerate(_pairs(splits[one])) if pair in others]
+    others = set(pairs_of(splits[other]))
+    common = [row for row, pair in enumerate(pairs_of(splits[one])) if pair in others]
     if common:
       remedy = ", or ask for them with config.text.duplicates" if one == "forget" else ""
       raise UserError(

@@ -46,7 +46,7 @@ def read(request: Request) -> Contents:
         f"config.data.{field}={key!r}: tfds {request.name!r} has no such feature; choose from"
         f" {', '.join(builder.info.features)}"
       )
-  wanted = ("train", request.test_split)
+  wanted = dict.fromkeys((request.train_split, request.test_split))
   missing = [split for split in wanted if split not in builder.info.splits]
   if missing:
     raise UserError(
@@ -59,7 +59,7 @@ def read(request: Request) -> Contents:
       f"config.data.label_key={label_key!r}: this tfds feature is not a class label; choose from"
       f" {', '.join(builder.info.features)}"
     )
-  splits, names = [], {}
+  splits, names = {}, {}
   for split in wanted:
     try:
       records = _records(tensorflow_datasets, builder, split, image_key, request.stream)
@@ -76,10 +76,16 @@ def read(request: Request) -> Contents:
     images = EncodedImages(
       _reader(records, image_key), np.arange(len(labels)), f"{split} image", request.image_size
     )
-    splits.append(ImageSplit(images, labels))
-  rows, file_names = _origin(names["train"])
-  train, test = splits
-  return Contents(train, test, tuple(class_names), rows, file_names, train_ordered=rows is not None)
+    splits[split] = ImageSplit(images, labels)
+  rows, file_names = _origin(names[request.train_split])
+  return Contents(
+    splits[request.train_split],
+    splits[request.test_split],
+    tuple(class_names),
+    rows,
+    file_names,
+    train_ordered=rows is not None,
+  )
 
 
 def _prepared(tensorflow_datasets, request: Request):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hamu_jax.data.encoding import Encoded
-from hamu_jax.data.text import TextSplit
+from hamu_jax.data.text_reader import TextSplit
 from hamu_jax.errors import UserError
 from hamu_jax.models.llama_config import LlamaConfig
 

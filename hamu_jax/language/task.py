@@ -75,6 +75,8 @@ class Language(Adapted):
       forget_size=section.forget_size,
       test_size=section.test_size,
       seed=config.data.seed,
+      duplicate_split=section.duplicate_split,
+      sets=config_lib.places(config.data),
     )
     self._pretrained = _open(config)
     super().__init__(config, self._pretrained.config)

@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_collections
 
-from hamu_jax.data.text import TextSplit
+from hamu_jax.data.text_reader import TextSplit
 from hamu_jax.errors import UserError
 from hamu_jax.metrics import watermark
 

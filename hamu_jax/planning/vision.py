@@ -59,6 +59,11 @@ def find_sizes(config: ml_collections.ConfigDict) -> Sizes:
   Raises:
     UserError: the dataset is not known, or its images differ in size.
   """
+  if config.forget == "separate":
+    raise UserError(
+      "config.data.forget='separate': the sizes of separate datasets are not known without them; plan with "
+      "config.data.forget='random_size' and their total"
+    )
   sizes = _OF_SOURCES.get(config.source) or DATASETS.get(config.name)
   if sizes is None:
     raise UserError(

@@ -75,15 +75,16 @@ class UnlearningRequest(NamedTuple):
     Raises:
       UserError: see `data.make_split`, or a listed example is held out for validation.
     """
-    labels = self.dataset.train.labels
+    labels, forgotten = self.dataset.train.labels, self.dataset.forgotten
     if self.estimates_scores and scores is None:
       scores = np.zeros(len(self.available))
     if self.config.forget != "indices":
-      return Paired(
-        *(self.available[indices] for indices in _make_split(self.config, labels[self.available], scores))
-      )
+      if forgotten is not None:
+        forgotten = forgotten[self.available]
+      split = _make_split(self.config, labels[self.available], scores, forgotten)
+      return Paired(*(self.available[indices] for indices in split))
     # A list of examples counts all training examples, also those that are held out.
-    whole = _make_split(self.config, labels, None)
+    whole = _make_split(self.config, labels)
     if held_out := np.setdiff1d(whole.forget, self.available).tolist():
       raise UserError(
         f"config.data.forget_indices={self.config.forget_indices!r}: example {held_out[0]} is held out for "
@@ -159,7 +160,12 @@ def hold_out(config: ml_collections.ConfigDict, dataset: data_lib.Dataset) -> Un
   return UnlearningRequest(config, dataset, validation.astype(np.int32), available.astype(np.int32))
 
 
-def _make_split(config, labels: np.ndarray, scores: np.ndarray | None) -> Paired:
+def _make_split(
+  config,
+  labels: np.ndarray,
+  scores: np.ndarray | None = None,
+  forgotten: np.ndarray | None = None,
+) -> Paired:
   return data_lib.make_split(
     config.forget,
     labels,
@@ -171,5 +177,6 @@ def _make_split(config, labels: np.ndarray, scores: np.ndarray | None) -> Paired
     memorization_level=config.memorization_level,
     forget_size=config.forget_size,
     scores=scores,
+    forgotten=forgotten,
     duplicates=config.duplicates,
   )

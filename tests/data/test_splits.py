@@ -241,4 +241,5 @@ def test_every_kind_is_exercised_here():
     "class_size",
     "indices",
     "memorization",
+    "separate",
   }

@@ -11,7 +11,7 @@ from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
 from hamu_jax.data.encoding import Encoded
-from hamu_jax.data.text import TextSplit
+from hamu_jax.data.text_reader import TextSplit
 from hamu_jax.errors import UserError
 from hamu_jax.language import evaluation, prediction
 from hamu_jax.metrics import tofu

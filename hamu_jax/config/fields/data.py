@@ -5,19 +5,21 @@ import pathlib
 from hamu_jax import data
 from hamu_jax.config.fields.field import Field, Section
 from hamu_jax.config.kinds import Choice, Count, Flag, Number, Path, Several, Text
-from hamu_jax.config.readers import ESTIMATE, IMAGES, TEXTS, Reader, is_none_of, is_one_of
+from hamu_jax.config.readers import ESTIMATE, IMAGES, TEXTS, Reader, is_none_of, is_on, is_one_of, value_of
 from hamu_jax.data import text
 from sam_jax import memorization
 
 # What the package's own sources do not read; a source that is added to the tables may read everything.
 # By their names, `hamu_jax.plan` knows the sizes of datasets in parquet files, too.
-_HAS_NAME = is_none_of("data.source", "digits", "cifar10_binary", "authors")
-_HAS_PATH = is_none_of("data.source", "digits", "authors")
-_HAS_COLUMNS = IMAGES & is_none_of("data.source", "digits", "cifar10_binary")
-_HAS_SUBSETS = is_none_of("data.source", "digits", "cifar10_binary", "tfds", "authors")
+_WITHOUT_NAME = ("digits", "cifar10_binary", "authors")
+_WITHOUT_PATH = ("digits", "authors")
+_WITHOUT_COLUMNS = ("digits", "cifar10_binary")
+_WITHOUT_SUBSETS = ("digits", "cifar10_binary", "tfds", "authors")
+_HAS_COLUMNS = IMAGES & is_none_of("data.source", *_WITHOUT_COLUMNS)
 _BY_CLASS = IMAGES & is_one_of("data.forget", "class", "class_size", "hard_probability")
 _BY_SIZE = IMAGES & is_one_of("data.forget", "random_size", "class_size", "memorization")
 _BY_SCORES = IMAGES & is_one_of("data.forget", "memorization")
+_SEPARATE = IMAGES & is_one_of("data.forget", "separate")
 _DRAWS_IMAGES = IMAGES & Reader(
   lambda config: bool(
     config.data.train_size
@@ -39,8 +41,37 @@ _DRAWS_TEXTS = TEXTS & Reader(
 class _Sources:
   """All sources of images and of texts; reads the tables when it is iterated."""
 
+  def __init__(self, *others: str):
+    self._others = others
+
   def __iter__(self):
-    return iter(dict.fromkeys((*data.SOURCES, *text.TEXT_SOURCES)))
+    return iter(dict.fromkeys((*self._others, *data.SOURCES, *text.TEXT_SOURCES)))
+
+
+def _place_section(role: str, about: str, reader: Reader) -> Section:
+  """The section of the dataset of a role that has its own, with the fields of `separate.Place`."""
+  prefix = f"data.{role}_set"
+
+  def unless(sources: tuple[str, ...]) -> Reader:
+    shown = ", ".join(map(repr, sources))
+    return reader & Reader(
+      lambda config: (value_of(config, f"{prefix}.source") or config.data.source) not in sources,
+      lambda: f"if config.{prefix}.source (or, where it is empty, config.data.source) is none of {shown}",
+    )
+
+  columns = unless(_WITHOUT_COLUMNS)
+  return Section(
+    prefix,
+    f"{about}; what is empty is that of `data`, unless source, name or path say that it is another dataset.",
+    (
+      Field(f"{prefix}.source", "", Choice(_Sources("")), "Where its examples come from.", reader),
+      Field(f"{prefix}.name", "", Text(), "Its hub id, or name at TFDS.", unless(_WITHOUT_NAME)),
+      Field(f"{prefix}.path", "", Path(), "Its local folder or file, or the cache.", unless(_WITHOUT_PATH)),
+      Field(f"{prefix}.subset", "", Text(), "Its configuration.", unless(_WITHOUT_SUBSETS)),
+      Field(f"{prefix}.input_key", "", Text(), "Its column of images or questions.", columns),
+      Field(f"{prefix}.target_key", "", Text(), "Its column of class numbers or answers.", columns),
+    ),
+  )
 
 
 SECTIONS = (
@@ -49,13 +80,19 @@ SECTIONS = (
     "The dataset, and which of its examples are forgotten.",
     (
       Field("data.source", "huggingface", Choice(_Sources()), "Where the examples come from."),
-      Field("data.name", "uoft-cs/cifar10", Text(), "Hub id, or name at TFDS.", _HAS_NAME),
+      Field(
+        "data.name",
+        "uoft-cs/cifar10",
+        Text(),
+        "Hub id, or name at TFDS.",
+        is_none_of("data.source", *_WITHOUT_NAME),
+      ),
       Field(
         "data.path",
         "",
         Path(),
         "Local folder, file or archive to read instead; for tfds and huggingface the cache.",
-        _HAS_PATH,
+        is_none_of("data.source", *_WITHOUT_PATH),
       ),
       Field(
         "data.image_key",
@@ -76,7 +113,7 @@ SECTIONS = (
         0,
         Count(),
         "Training examples, class-balanced and drawn with `data.seed`; 0 takes all.",
-        IMAGES,
+        IMAGES & is_none_of("data.forget", "separate"),
       ),
       Field(
         "data.test_size",
@@ -100,8 +137,29 @@ SECTIONS = (
         IMAGES,
       ),
       Field("data.seed", 41, Count(), "Seed of the draws of examples.", _DRAWS_IMAGES | _DRAWS_TEXTS),
+      Field(
+        "data.train_split",
+        "",
+        Text(),
+        "Split at the source to learn, or to retain if the forget set is separate; empty is train.",
+        _HAS_COLUMNS,
+      ),
       Field("data.test_split", "", Text(), "Evaluation split at the source; empty is test.", _HAS_COLUMNS),
-      Field("data.subset", "", Text(), "Configuration of a dataset that has several.", _HAS_SUBSETS),
+      Field("data.forget_split", "", Text(), "Split of the separate forget set; empty is train.", _SEPARATE),
+      Field(
+        "data.duplicate_split",
+        "",
+        Text(),
+        "Split of near duplicates that are retained beside `train_split`; empty for none.",
+        _SEPARATE,
+      ),
+      Field(
+        "data.subset",
+        "",
+        Text(),
+        "Configuration of a dataset that has several.",
+        is_none_of("data.source", *_WITHOUT_SUBSETS),
+      ),
       Field(
         "data.image_size",
         0,
@@ -179,4 +237,11 @@ SECTIONS = (
       ),
     ),
   ),
+  _place_section("forget", "Dataset of the forget set", _SEPARATE | TEXTS),
+  _place_section(
+    "duplicate",
+    "Dataset of the duplicates of the forget set",
+    (_SEPARATE & is_on("data.duplicate_split")) | (TEXTS & is_on("text.duplicate_split")),
+  ),
+  _place_section("test", "Dataset of the test set", IMAGES | (TEXTS & is_on("text.test_split"))),
 )

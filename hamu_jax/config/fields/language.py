@@ -42,6 +42,13 @@ SECTIONS = (
         TEXTS,
       ),
       Field(
+        "text.duplicate_split",
+        "",
+        Text(),
+        "Split of near duplicates of the forget set that are added to the retain set; empty for none.",
+        TEXTS,
+      ),
+      Field(
         "text.retain_size",
         0,
         Count(),
