@@ -1,6 +1,6 @@
 """Entanglement: how much the features of the forget set are mixed with those of the retain set.
 
-There are four measures; each is larger the harder the sets are to tell apart. Features are first divided by
+There are five measures; each is larger the harder the sets are to tell apart. Features are first divided by
 their Euclidean norm. With the labels of both sets, a measure is class-wise: it is computed within each class
 that both sets have, and averaged with the sizes of the classes as weights.
 
@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike
 
 # Number by which the sharpness paper divides the variance ratio.
 REFERENCE_NORMALIZER = 1300.0
+# Parts of the cross-validation of the SVM measure.
+SVM_FOLDS = 5
 _NORM_FLOOR = 1e-12
 # A smaller distance between unit vectors, or between their means, is rounding error in float64.
 _ROUNDING = 1e-14
@@ -204,6 +206,46 @@ def knn_entanglement(
   return _measure(misplaced, k + 1, retain_features, forget_features, retain_labels, forget_labels)
 
 
+def svm_entanglement(
+  retain_features: ArrayLike,
+  forget_features: ArrayLike,
+  *,
+  retain_labels: ArrayLike | None = None,
+  forget_labels: ArrayLike | None = None,
+  penalty: float = 0.01,
+  seed: int = 42,
+) -> float:
+  """Error of a linear support vector machine that tells the sets apart, in five-fold cross-validation.
+
+  The folds are stratified and in order. Guessing the larger set errs by the share of the smaller one, so that is
+  about the largest value.
+
+  Args:
+    retain_features: [N_r, D] features of the retain set.
+    forget_features: [N_f, D] features of the forget set.
+    retain_labels: [N_r] classes, for the class-wise measure; give both or none. Classes with fewer
+      than five examples in a set are left out.
+    forget_labels: [N_f] classes.
+    penalty: Weight C of the errors against the norm of the weights.
+    seed: Seed of the solver.
+
+  Returns:
+    The entanglement in [0, 1].
+
+  Raises:
+    ValueError: if a set has fewer than five examples or shapes do not fit; class-wise, if no class has as
+      many in each set.
+  """
+  from sklearn.model_selection import cross_val_score
+  from sklearn.svm import LinearSVC
+
+  def error(retain_NxD, forget_NxD):
+    machine = LinearSVC(C=penalty, random_state=seed)
+    return 1 - cross_val_score(machine, *_joined(retain_NxD, forget_NxD), cv=SVM_FOLDS).mean()
+
+  return _measure(error, SVM_FOLDS, retain_features, forget_features, retain_labels, forget_labels)
+
+
 def shared_classes(retain_labels: ArrayLike, forget_labels: ArrayLike, least: int = 1) -> list[int]:
   """The classes that have at least `least` examples in each set, ascending.
 
@@ -211,7 +253,7 @@ def shared_classes(retain_labels: ArrayLike, forget_labels: ArrayLike, least: in
     retain_labels: [N_r] classes.
     forget_labels: [N_f] classes.
     least: Number of examples in each set that the class-wise measure needs: 1 for the variance, 2 for
-      Wasserstein and silhouette, k + 1 for the k nearest neighbours.
+      Wasserstein and silhouette, k + 1 for the k nearest neighbours, `SVM_FOLDS` for the SVM.
   """
   retain, forget = (
     classes[counts >= least]

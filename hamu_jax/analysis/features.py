@@ -29,6 +29,7 @@ _MEASURES: dict[str, tuple[Callable[..., Any], int]] = {
   ),
   "wasserstein": (entanglement.wasserstein_entanglement, 2),
   "silhouette": (entanglement.silhouette_entanglement, 2),
+  "svm": (entanglement.svm_entanglement, entanglement.SVM_FOLDS),
   "knn": (functools.partial(entanglement.knn_entanglement, k=NEIGHBOURS), NEIGHBOURS + 1),
 }
 

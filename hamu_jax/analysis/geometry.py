@@ -47,7 +47,16 @@ def tables(report: Mapping[str, Any]) -> str:
     report: The content of geometry.json.
   """
   measures = [
-    ["", "entanglement", "variance ratio", "variance / 1300", "wasserstein", "silhouette", f"{NEIGHBOURS}-nn"]
+    [
+      "",
+      "entanglement",
+      "variance ratio",
+      "variance / 1300",
+      "wasserstein",
+      "silhouette",
+      "svm",
+      f"{NEIGHBOURS}-nn",
+    ]
   ]
   for name, kinds in report["entanglement"].items():
     for kind, values in kinds.items():

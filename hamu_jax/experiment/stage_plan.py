@@ -125,7 +125,7 @@ def _training(config: Any, task: Task, name: str, indices: np.ndarray) -> stage_
     seed=config.seed,
     reshuffle=options.shuffle == "each_epoch",
   )
-  sam = _sam(config.sam, config.sam.train_rho, "min")
+  sam = _sam(config.sam, config.sam.train_rho, config.sam.train_mode)
   return stage_lib.Stage(
     name=name,
     method=methods.TRAINING,

@@ -195,7 +195,8 @@ def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:
   }
   training = common | {
     "train": config.train.to_dict(),
-    "sam": sam["train_rho"] and [sam[name] for name in ("train_rho", "adaptive", "lamb", "scope")],
+    "sam": sam["train_rho"]
+    and [sam[name] for name in ("train_rho", "train_mode", "adaptive", "lamb", "scope")],
   }
   from_scratch = methods.METHODS[config.method.name].from_scratch
   stages = {}

@@ -28,7 +28,7 @@ PLACES = ("data.path", *DATASET)
 
 def is_task_field(field: str) -> bool:
   """Whether a field belongs to the task, so that the original and retrained model depend on it."""
-  return field == "sam.train_rho" or field.split(".")[0] not in _AFTERWARDS
+  return field.startswith("sam.train_") or field.split(".")[0] not in _AFTERWARDS
 
 
 def is_seed(name: str) -> bool:

@@ -12,7 +12,7 @@ from tests.analysis import perceptrons
 
 
 def test_tables():
-  values = dict.fromkeys(("variance_ratio", "variance", "wasserstein", "silhouette", "knn"), 0.25)
+  values = dict.fromkeys(("variance_ratio", "variance", "wasserstein", "silhouette", "svm", "knn"), 0.25)
   flat = {
     "loss": 1.5,
     "variability": 0.5,
@@ -28,8 +28,8 @@ def test_tables():
   for table in (above, below):
     lines = table.splitlines()
     assert len(set(map(len, lines))) == 1 and len(lines) == 4
-  assert above.splitlines()[2].split() == ["before", "global", *["0.25"] * 5]
-  assert above.splitlines()[3].split() == ["before", "class-wise", *["-"] * 5]
+  assert above.splitlines()[2].split() == ["before", "global", *["0.25"] * 6]
+  assert above.splitlines()[3].split() == ["before", "class-wise", *["-"] * 6]
   assert below.splitlines()[2].split() == ["before", "retain", "1.5", "0.5", "2e-05", "36", "10/20/50/100"]
 
 

@@ -37,6 +37,7 @@ CONTEXTS = (
   (IMAGES, *ESTIMATE, "memorization.optimizer.schedule=step"),
   (IMAGES, "mask.fraction=0.5"),
   (IMAGES, "sam.rho=0.1"),
+  (IMAGES, "sam.train_rho=0.1"),
   (IMAGES, "sam.rho=0.1", "method.name=sharp_minmax", "mask.fraction=0.5"),
   (IMAGES, "sam.rho=0.1", "method.name=neggrad"),
   (IMAGES, "pairing=pmap"),

@@ -46,6 +46,7 @@ EVERY = {"pretrain", "retrain", "mask", "unlearn"}
     # Its values matter only where sharpness-aware gradients are on.
     ({"sam__lamb": 0.5}, set()),
     ({"sam__train_rho": 0.1}, EVERY),
+    ({"sam__train_mode": "max"}, set()),
     ({"mask__fraction": 0.3}, {"unlearn"}),
     ({"mask__select": "smallest"}, {"mask"}),
     ({"checkpoint_seconds": 5.0}, set()),
@@ -53,6 +54,18 @@ EVERY = {"pretrain", "retrain", "mask", "unlearn"}
 )
 def test_a_stage_is_keyed_by_what_it_depends_on(override, changed):
   assert differing(keys(), keys(**override)) == changed
+
+
+def test_training_has_a_sharpness_mode_of_its_own():
+  sharp = {"sam__train_rho": 0.1}
+  assert differing(keys(**sharp), keys(sam__train_mode="max", **sharp)) == EVERY
+  config = config_lib.default_config()
+  config.data.update(source="digits", mean=(0.5,), std=(0.5,))
+  config.sam.update(rho=0.2, train_rho=0.1, train_mode="max")
+  task = vision.Vision(config)
+  stages = stage_plan.make_plan(config, task, task.request.split(None), devices=1).stages
+  modes = {name: (stage.sam.rho, stage.sam.mode) for name, stage in stages.items()}
+  assert modes == {"pretrain": (0.1, "max"), "retrain": (0.1, "max"), "unlearn": (0.2, "min")}
 
 
 def test_a_masked_stage_depends_on_its_own_fraction_and_on_how_the_mask_is_made():

@@ -352,6 +352,7 @@ CHANGES = [
   {"data.duplicates": 1},
   {"sam.rho": 0.1},
   {"sam.train_rho": 0.1},
+  {"sam.train_rho": 0.1, "sam.train_mode": "max"},
   {"mask.fraction": 0.1},
   {"mask.fraction": 0.3},
   {"mask.select": "smallest", "mask.fraction": 0.1},

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import optimize
 
 from sam_jax.entanglement import (
   REFERENCE_NORMALIZER,
   knn_entanglement,
   shared_classes,
   silhouette_entanglement,
+  svm_entanglement,
   variance_entanglement,
   wasserstein_entanglement,
 )
@@ -70,6 +72,28 @@ def test_wasserstein_by_hand():
   """Half the mass stays where it is, half crosses from (1, 0) to (-1, 0), the largest distance."""
   retain, forget = np.array([[1.0, 0], [-1, 0]]), np.array([[-1.0, 0]])
   assert wasserstein_entanglement(retain, forget) == pytest.approx(0.5)
+
+
+def test_svm_is_the_error_of_support_vector_machines_on_each_fifth():
+  """Folds by hand, and the machine as the minimum of |w|^2 / 2 + C sum max(0, 1 - y f(x))^2."""
+  retain, forget, _ = _clusters(1, 1.5, size=20)
+  points = np.concatenate([retain, forget])
+  points = np.hstack([points / np.linalg.norm(points, axis=1, keepdims=True), np.ones((40, 1))])
+  signs = np.repeat([-1.0, 1.0], 20)
+  wrong = 0
+  for fold in range(5):
+    test = np.arange(40) % 20 // 4 == fold
+    x, y = points[~test], signs[~test]
+
+    def loss(w):
+      margins = np.maximum(0, 1 - y * (x @ w))
+      return w @ w / 2 + 0.01 * np.square(margins).sum(), w - 0.02 * x.T @ (y * margins)
+
+    w = optimize.minimize(loss, np.zeros(5), jac=True, tol=1e-12).x
+    wrong += ((points[test] @ w > 0) != (signs[test] > 0)).sum()
+  assert svm_entanglement(retain, forget) == pytest.approx(wrong / 40, abs=1e-12)
+  assert 0 < wrong < 20
+  assert svm_entanglement(retain + [9, 0, 0, 0], forget - [9, 0, 0, 0]) == 0
 
 
 def test_class_wise_is_the_mean_weighted_by_size():
@@ -165,7 +189,13 @@ def test_shared_classes():
 
 
 @pytest.mark.parametrize(
-  "measure, least", ((wasserstein_entanglement, 2), (silhouette_entanglement, 2), (knn_entanglement, 11))
+  "measure, least",
+  (
+    (wasserstein_entanglement, 2),
+    (silhouette_entanglement, 2),
+    (knn_entanglement, 11),
+    (svm_entanglement, 5),
+  ),
 )
 def test_small_classes_are_left_out(measure, least):
   """Class 1 has one example too few on the forget side."""

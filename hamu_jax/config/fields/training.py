@@ -102,6 +102,13 @@ SECTIONS = (
         UNLEARNS & is_on("sam.rho") & SHARED_MODE,
       ),
       Field(
+        "sam.train_mode",
+        "min",
+        Choice(sam_jax.MODES),
+        "The same in pretraining and retraining.",
+        TRAINS & is_on("sam.train_rho"),
+      ),
+      Field(
         "sam.scope",
         "auto",
         Choice(sub_step.SCOPES),
