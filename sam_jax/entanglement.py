@@ -217,8 +217,8 @@ def svm_entanglement(
 ) -> float:
   """Error of a linear support vector machine that tells the sets apart, in five-fold cross-validation.
 
-  The folds are stratified and in order. Guessing the larger set errs by the share of the smaller one, so that is
-  about the largest value.
+  The folds are stratified and in order. Guessing the larger set errs by the share of the smaller one, which
+  is about the largest value.
 
   Args:
     retain_features: [N_r, D] features of the retain set.

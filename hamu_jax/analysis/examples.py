@@ -1,4 +1,4 @@
-"""Loads a finished run: its configuration, its model, and the images of its retain and forget sets.
+"""Loads a finished run: its configuration, its model, and the images of its retain, forget and test sets.
 
 Axis legend: N examples of a set, M microbatches, B examples of a microbatch.
 """
@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from hamu_jax import models, outside
+from hamu_jax import data, models, outside
 from hamu_jax.config import default as config_lib
 from hamu_jax.errors import UserError, first_line
 from hamu_jax.paired import Paired
@@ -37,6 +37,7 @@ class Run(NamedTuple):
   model: Any  # linen module
   template: Tree  # shapes of the model's variables
   examples: Paired  # `Examples` of each role
+  test: Examples  # of the test set
 
 
 def load_run(path: pathlib.Path, max_examples: int, seed: int) -> Run:
@@ -79,12 +80,17 @@ def load_run(path: pathlib.Path, max_examples: int, seed: int) -> Run:
         f"{path / 'split.npz'}: {role} indices {chosen.min()}..{chosen.max()} are not all among the "
         f"{len(labels)} training examples of config.data; restore the data of the run, or run it again"
       )
-    if len(chosen) > max_examples:
-      chosen = np.sort(rng.choice(chosen, max_examples, replace=False))
-    sets.append(Examples(np.asarray(images[chosen]), labels[chosen]))
-
+    sets.append(_drawn(dataset.train, chosen, max_examples, rng))
+  test = _drawn(dataset.test, np.arange(len(dataset.test.labels)), max_examples, rng)
   template = jax.eval_shape(vision.make_init(model, images.shape[1:]), 0)
-  return Run(config, model, template, Paired(*sets))
+  return Run(config, model, template, Paired(*sets), test)
+
+
+def _drawn(split: data.ImageSplit, chosen: np.ndarray, most: int, rng: np.random.Generator) -> Examples:
+  """Some of the chosen examples of a split, in order."""
+  if len(chosen) > most:
+    chosen = np.sort(rng.choice(chosen, most, replace=False))
+  return Examples(np.asarray(split.images[chosen]), split.labels[chosen])
 
 
 def microbatches(examples: Examples, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

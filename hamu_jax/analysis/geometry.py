@@ -8,7 +8,7 @@ default the original and the unlearned one. Writes to --out (default: geometry/ 
 
     geometry.json            every number
     umap.png, .pdf           retain and forget features of both models on one UMAP
-    landscape.png, .pdf      the retain and the forget loss around both models
+    landscape.png, .pdf      the retain, forget and test loss around both models
 
 and prints the tables. Needs POT and umap-learn: pip install 'hamu-jax[analysis]'.
 """
@@ -191,12 +191,14 @@ def _analyse(options: argparse.Namespace) -> None:
   report = {
     "models": files,
     "options": {name: value for name, value in vars(options).items() if name not in files},
-    "examples": {role: len(set_.labels) for role, set_ in run.examples._asdict().items()},
+    "examples": {
+      role: len(set_.labels) for role, set_ in (*run.examples._asdict().items(), ("test", run.test))
+    },
     "entanglement": entangled,
     "landscape": {
       name: {
         role: {"loss": losses[middle, middle]} | landscape.flatness(losses)._asdict()
-        for role, losses in sets._asdict().items()
+        for role, losses in sets.items()
       }
       for name, sets in grids.items()
     },

@@ -5,7 +5,7 @@ in marker, too, and losses are shown in viridis, whose lightness alone tells low
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +40,8 @@ def umap(places: Mapping[str, Paired], labels: Paired, path: os.PathLike | str) 
   from matplotlib.lines import Line2D
 
   classes = np.unique(np.concatenate(labels)).tolist()
-  colours = Paired(*([_class_colour(label) for label in role] for role in labels))
+  colour = _class_colours(classes)
+  colours = Paired(*([colour[label] for label in role.tolist()] for role in labels))
   figure = Figure(figsize=(5.2 * len(places), 5.8), layout="constrained", dpi=120)
   figure.suptitle("UMAP of the features, all models embedded together", fontsize=13)
   axes = np.atleast_1d(figure.subplots(1, len(places), sharex=True, sharey=True))
@@ -57,22 +58,25 @@ def umap(places: Mapping[str, Paired], labels: Paired, path: os.PathLike | str) 
   ]
   named = classes if len(classes) <= _NAMED_CLASSES else ()
   roles += [
-    Line2D([], [], color=_class_colour(label), marker="s", linestyle="none", label=f"class {label}")
+    Line2D([], [], color=colour[label], marker="s", linestyle="none", label=f"class {label}")
     for label in named
   ]
   figure.legend(handles=roles, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
   drawing.save(figure, f"{os.fspath(path)}.png", f"{os.fspath(path)}.pdf")
 
 
-def _class_colour(label: int) -> str:
-  """One of twenty colours; more classes share them."""
+def _class_colours(classes: Sequence[int]) -> dict[int, str]:
+  """A colour for each class. Up to ten classes differ in hue; more than twenty share colours."""
   import matplotlib
   from matplotlib.colors import to_hex
 
-  return to_hex(matplotlib.colormaps["tab20"](int(label) % 20))
+  palette = matplotlib.color_sequences["tab10" if len(classes) <= 10 else "tab20"]
+  return {label: to_hex(palette[place % len(palette)]) for place, label in enumerate(classes)}
 
 
-def landscapes(coordinates: np.ndarray, grids: Mapping[str, Paired], path: os.PathLike | str) -> None:
+def landscapes(
+  coordinates: np.ndarray, grids: Mapping[str, Mapping[str, np.ndarray]], path: os.PathLike | str
+) -> None:
   """Draws the loss around several models as surfaces and as contours.
 
   There is a row for each set, with a surface and contours for each model. All models of a row share one
@@ -80,7 +84,8 @@ def landscapes(coordinates: np.ndarray, grids: Mapping[str, Paired], path: os.Pa
 
   Args:
     coordinates: [P] coordinates along both directions.
-    grids: {title of the model: Paired [P, P] losses in nats}, with the second direction as the first axis.
+    grids: {title of the model: {set: [P, P] losses in nats}}, with the second direction as the first
+      axis; the same sets for all models.
     path: Path of the figures, without .png and .pdf.
 
   Raises:
@@ -88,25 +93,24 @@ def landscapes(coordinates: np.ndarray, grids: Mapping[str, Paired], path: os.Pa
   """
   from matplotlib.figure import Figure
 
-  width = 9 * len(grids)
-  figure = Figure(figsize=(width, 8.8), dpi=120)
+  roles = tuple(next(iter(grids.values())))
+  width, height = 9 * len(grids), 4.4 * len(roles)
+  figure = Figure(figsize=(width, height), dpi=120)
   figure.suptitle("Loss on a plane through the parameters of each model (cross)", fontsize=13)
   # The axes are placed manually, because automatic layouts ignore the labels of a 3-D axis.
   layout = figure.add_gridspec(
-    2,
+    len(roles),
     2 * len(grids) + 1,
     width_ratios=[1.15, 1] * len(grids) + [0.06],
     left=0.01,
     right=1 - 0.9 / width,
-    bottom=0.07,
-    top=0.91,
+    bottom=0.62 / height,
+    top=1 - 0.79 / height,
     wspace=0.3,
     hspace=0.25,
   )
-  for row, role in enumerate(Paired._fields):
-    losses = {
-      f"{role} loss, {title}": np.ma.masked_invalid(getattr(sets, role)) for title, sets in grids.items()
-    }
+  for row, role in enumerate(roles):
+    losses = {f"{role} loss, {title}": np.ma.masked_invalid(sets[role]) for title, sets in grids.items()}
     scale = _Scale.of(losses.values())
     for column, (title, grid) in enumerate(losses.items()):
       surface = figure.add_subplot(layout[row, 2 * column], projection="3d")

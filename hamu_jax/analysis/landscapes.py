@@ -1,4 +1,4 @@
-"""Loss landscapes: the retain and the forget loss on a plane around each model.
+"""Loss landscapes: the retain, forget and test loss on a plane around each model.
 
 Axis legend: P points of a landscape along a direction.
 """
@@ -14,7 +14,6 @@ from jax import lax
 
 from hamu_jax.analysis.examples import Examples, Run, microbatches
 from hamu_jax.metrics import classification
-from hamu_jax.paired import Paired
 from hamu_jax.run import progress
 from hamu_jax.vision import task as vision
 from sam_jax import landscape
@@ -30,8 +29,8 @@ def compute_landscapes(
   max_examples: int,
   normalization: str,
   seed: int,
-) -> tuple[np.ndarray, dict[str, Paired]]:
-  """Mean losses of retain and forget examples on a plane around each model.
+) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
+  """Mean losses of retain, forget and test examples on a plane around each model.
 
   All models share the random draws of the two directions, which are scaled to each model's weights.
 
@@ -44,28 +43,27 @@ def compute_landscapes(
     seed: Seed of the draws.
 
   Returns:
-    The coordinates [P], and {name of the model: Paired [P, P] losses in nats}.
+    The coordinates [P], and {name of the model: {set: [P, P] losses in nats}}.
   """
   row = _make_row(run)
   coordinates = np.linspace(-1, 1, points, dtype=np.float32)
-  # Both sets are padded to one shape, so that one program serves both.
-  size = min(max_examples, max(len(examples.labels) for examples in run.examples))
-  batches = Paired(
-    *(
-      jax.device_put(microbatches(Examples(*(array[:size] for array in examples)), size))
-      for examples in run.examples
-    )
-  )
+  sets = {**run.examples._asdict(), "test": run.test}
+  # All sets are padded to one shape, so that one program serves them.
+  size = min(max_examples, max(len(examples.labels) for examples in sets.values()))
+  batches = {
+    role: jax.device_put(microbatches(Examples(*(array[:size] for array in examples)), size))
+    for role, examples in sets.items()
+  }
   planes = {
     name: landscape.directions(model["params"], jax.random.key(seed), normalization=normalization)
     for name, model in variables.items()
   }
-  grids = {name: Paired(np.zeros((points, points)), np.zeros((points, points))) for name in variables}
-  jobs = list(itertools.product(variables, Paired._fields, range(points)))
+  grids = {name: {role: np.zeros((points, points)) for role in sets} for name in variables}
+  jobs = list(itertools.product(variables, sets, range(points)))
   with progress.Progress("landscape", len(jobs)) as bar:
     for step, (name, role, index) in enumerate(jobs, start=1):
-      getattr(grids[name], role)[index] = row(
-        variables[name], planes[name], getattr(batches, role), coordinates, coordinates[index]
+      grids[name][role][index] = row(
+        variables[name], planes[name], batches[role], coordinates, coordinates[index]
       )
       bar.update(step)
   return coordinates, grids

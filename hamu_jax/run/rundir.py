@@ -168,7 +168,7 @@ class RunDir:
 
     Args:
       path: The directory, created if it is missing.
-      config: The resolved configuration. Its section ``wandb`` (project, name, entity, mode) adds
+      config: The resolved configuration. Its section ``wandb`` (project, name, entity, mode, tags, ...) adds
         the Weights & Biases sink if ``project`` is not empty.
       defaults: Configuration with the values of fields that the existing config.json lacks, because a
         version with fewer fields wrote it.

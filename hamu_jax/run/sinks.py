@@ -133,7 +133,7 @@ class WandbSink:
     Args:
       config: The resolved configuration, stored with the run. Its section ``wandb`` has
         ``project``, ``name`` (empty: the directory's name), ``entity`` (empty: the account's
-        default) and ``mode`` (``online``, ``offline`` or ``disabled``).
+        default), ``mode`` (``online``, ``offline`` or ``disabled``), ``tags``, ``group`` and ``notes``.
       directory: The run directory, in which wandb keeps its files.
       run_id: Identifier of the run, by which it resumes.
 
@@ -156,6 +156,9 @@ class WandbSink:
         name=section.get("name") or directory.name,
         entity=section.get("entity") or None,
         mode=section.get("mode") or None,
+        tags=list(section.get("tags", ())) or None,
+        group=section.get("group") or None,
+        notes=section.get("notes") or None,
         config=dict(config),
         dir=directory,
         id=run_id,

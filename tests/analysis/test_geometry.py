@@ -128,11 +128,12 @@ def test_the_command(make_run, tmp_path, capsys):
     assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
   report = json.loads((out / "geometry.json").read_text())
   assert report["models"]["after"] == str(path / "unlearned.safetensors")
-  assert report["examples"] == {"retain": 60, "forget": 60}
+  assert report["examples"] == {"retain": 60, "forget": 60, "test": 60}
   assert geometry.tables(report) in output
   for name in ("before", "after"):
     assert 0 < report["entanglement"][name]["global"]["wasserstein"] < 1
-    assert report["landscape"][name]["forget"]["loss"] > 0
+    assert list(report["landscape"][name]) == ["retain", "forget", "test"]
+    assert report["landscape"][name]["test"]["loss"] > 0
   before, after = (report["entanglement"][name]["global"] for name in ("before", "after"))
   assert before != after
 

@@ -11,6 +11,7 @@ from hamu_jax.report import drawing
 from tests.readable import assert_readable
 
 COORDINATES = np.linspace(-1, 1, 5)
+ROLES = ("retain", "forget", "test")
 TITLES = ("before: original", "after: unlearned")
 
 
@@ -35,11 +36,14 @@ def _grids(factor=1.0):
     losses[2, 2] = 0.1
     return losses
 
-  return {title: Paired(grid(index), grid(index + 7)) for index, title in enumerate(TITLES)}
+  return {
+    title: {role: grid(index + 7 * row) for row, role in enumerate(ROLES)}
+    for index, title in enumerate(TITLES)
+  }
 
 
 def _pictures(figure):
-  """Axes with a title: surfaces and contours in turn, the models of retain and then of forget."""
+  """Axes with a title: surfaces and contours in turn, the models of one set after the other."""
   return [axis for axis in figure.axes if axis.get_title()]
 
 
@@ -76,10 +80,10 @@ def test_landscapes_show_every_grid_on_the_scale_of_its_row(figures):
   (figure,) = figures
   pictures = _pictures(figure)
   assert [axis.get_title() for axis in pictures] == [
-    f"{role} loss, {title}" for role in ("retain", "forget") for title in TITLES for _ in "sc"
+    f"{role} loss, {title}" for role in ROLES for title in TITLES for _ in "sc"
   ]
-  for row, role in enumerate(Paired._fields):
-    losses = [getattr(sets, role) for sets in grids.values()]
+  for row, role in enumerate(ROLES):
+    losses = [sets[role] for sets in grids.values()]
     low, high = np.min(losses), np.max(losses)
     for model in range(2):
       surface, contours = pictures[4 * row + 2 * model : 4 * row + 2 * model + 2]
@@ -95,7 +99,7 @@ def test_landscapes_show_every_grid_on_the_scale_of_its_row(figures):
 def test_the_first_direction_runs_to_the_right(figures):
   """Losses that grow with the first coordinate alone have upright contours."""
   growing = 3 + np.tile(COORDINATES, (5, 1))
-  geometry_plots.landscapes(COORDINATES, {"model": Paired(growing, growing)}, "x")
+  geometry_plots.landscapes(COORDINATES, {"model": {"retain": growing}}, "x")
   surface, contours = _pictures(figures[0])[:2]
   lines = [path.vertices for path in contours.collections[1].get_paths() if len(path.vertices)]
   assert lines and all(np.ptp(line[:, 0]) < 1e-9 and np.ptp(line[:, 1]) > 1 for line in lines)
@@ -110,7 +114,7 @@ def test_losses_of_many_magnitudes_are_drawn_by_their_logarithm(figures):
   assert surface.get_zlim()[0] == pytest.approx(-1)
   assert contours.collections[0].get_clim()[0] == pytest.approx(-1)
   bars = [axis for axis in figures[0].axes if axis.get_ylabel() == "nats"]
-  assert [bar.get_yscale() for bar in bars] == ["log", "log"]
+  assert [bar.get_yscale() for bar in bars] == ["log"] * 3
   assert bars[0].get_ylim()[0] == pytest.approx(0.1)
   assert_readable(figures[0])
 
@@ -120,7 +124,7 @@ def test_a_logarithm_starts_where_losses_matter(figures, factor, low):
   """A loss of zero has none; what is drawn of tiny losses are at least two magnitudes."""
   losses = np.full((5, 5), 5 * factor)
   losses[0, 0] = 0
-  geometry_plots.landscapes(COORDINATES, {"model": Paired(losses, losses)}, "x")
+  geometry_plots.landscapes(COORDINATES, {"model": {"retain": losses}}, "x")
   surface, contours = _pictures(figures[0])[:2]
   limits = np.log10([low, 5 * factor])
   assert surface.get_zlim() == pytest.approx(limits)
@@ -129,7 +133,7 @@ def test_a_logarithm_starts_where_losses_matter(figures, factor, low):
 
 def test_losses_that_are_not_finite_are_left_blank(figures):
   grids = _grids()
-  grids[TITLES[1]].forget[0, :2] = np.inf, np.nan
+  grids[TITLES[1]]["test"][0, :2] = np.inf, np.nan
   geometry_plots.landscapes(COORDINATES, grids, "x")
   low, high = _pictures(figures[0])[-1].collections[0].get_clim()
   assert 0.1 <= low < high <= 5
@@ -138,7 +142,7 @@ def test_losses_that_are_not_finite_are_left_blank(figures):
 
 def test_a_constant_loss_can_be_drawn(figures):
   constant = np.full((5, 5), 2.0)
-  geometry_plots.landscapes(COORDINATES, {"model": Paired(constant, 0 * constant)}, "x")
+  geometry_plots.landscapes(COORDINATES, {"model": {"retain": constant, "forget": 0 * constant}}, "x")
   assert_readable(figures[0])
 
 

@@ -25,9 +25,13 @@ def test_landscapes_in_one_program(make_run, monkeypatch):
   assert len(traces) == 1
   np.testing.assert_array_equal(coordinates, [-1, 0, 1])
   for name, sets in grids.items():
-    for role, size in (("retain", 300), ("forget", 60)):
-      examples = examples_lib.Examples(*(array[:size] for array in getattr(run.examples, role)))
+    for role, size, whole in (
+      ("retain", 300, run.examples.retain),
+      ("forget", 60, run.examples.forget),
+      ("test", 300, run.test),
+    ):
+      examples = examples_lib.Examples(*(array[:size] for array in whole))
       _, losses = perceptrons.forward(perceptrons.variables("ab".index(name)), examples)
-      grid = getattr(sets, role)
+      grid = sets[role]
       assert grid[1, 1] == pytest.approx(losses.mean(), rel=1e-4)
       assert len(np.unique(grid)) == 9

@@ -159,12 +159,13 @@ def test_wandb_receives_the_rows_and_resumes_under_one_id(tmp_path, monkeypatch)
   wandb = _Wandb()
   monkeypatch.setitem(sys.modules, "wandb", wandb)
   for _ in range(2):
-    run = RunDir.open(tmp_path / "run", _wandb_config())
+    run = RunDir.open(tmp_path / "run", _wandb_config(tags=("a", "b"), group="sweep"))
     run.write("unlearn", 2, "step", {"loss": 0.5, "angle": [1.0, None], "nan": float("nan")})
     run.close()
   first, second = wandb.started
   assert first["id"] == second["id"] and first["resume"] == "allow"
   assert (first["project"], first["name"], first["entity"]) == ("p", "run", None)
+  assert (first["tags"], first["group"], first["notes"]) == (["a", "b"], "sweep", None)
   assert first["config"]["seed"] == 41
   assert wandb.rows[0] == {
     "unlearn/step": 2,
