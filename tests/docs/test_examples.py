@@ -4,11 +4,14 @@ import json
 import pathlib
 import re
 import runpy
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from hamu_jax import data, main, models
 from hamu_jax.engine import objectives
@@ -125,6 +128,35 @@ def test_a_dataset_that_is_none_is_one_line(examples, tmp_path, capsys):
   arguments = ["hamu_jax.main", f"--config={examples / 'add_dataset.py'}", f"--workdir={tmp_path / 'run'}"]
   assert main.run([*arguments, f"--config.data.path={tmp_path / 'no.npz'}"]) == 2
   assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+class _Tensor(np.ndarray):
+  """As much of a tensor of PyTorch as a conversion needs."""
+
+  float = lambda self: self.astype(np.float32)
+  is_floating_point = lambda self: self.dtype.kind == "f"
+  numpy = lambda self: np.asarray(self)
+
+
+def test_a_checkpoint_of_pytorch(examples, tmp_path, monkeypatch, capsys):
+  model = models.build_model("vit_s", width=24, depth=2, heads=3, num_classes=5)
+  init = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+  variables = {"params": init["params"], "batch_stats": {}}
+  tensors = safetensors.numpy.load(models.weights_bytes(variables))
+  state = {f"module.vit.{name}": value.astype(np.float64).view(_Tensor) for name, value in tensors.items()}
+  state |= {"module.normalize.mean": np.full(3, 0.5).view(_Tensor)}
+
+  def load(path, *, map_location, weights_only):
+    assert weights_only and map_location == "cpu"
+    return {"state_dict": state, "epoch": 3} if path == "whole.pth.tar" else state
+
+  monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load))
+  example = runpy.run_path(str(examples / "convert_checkpoint.py"))
+  for path in ("whole.pth.tar", "state.pth"):
+    example["convert"](path, tmp_path / "weights.safetensors")
+    assert capsys.readouterr().out == '--config.data.mean="(0.5, 0.5, 0.5)"\n'
+    loaded = models.load_weights(tmp_path / "weights.safetensors", variables)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
 
 
 def test_a_loop_of_ones_own(examples):
