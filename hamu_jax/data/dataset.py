@@ -129,7 +129,7 @@ def checked_labels(split: ImageSplit, classes: int, name: str) -> ImageSplit:
 
 
 def fingerprint(contents: Contents) -> str:
-  """Hashes everything that training can see: class names, shapes, images and labels.
+  """Hashes everything that training can see: class names, shapes, images, labels, and a separate forget set.
 
   Streamed images enter as their encoded bytes, which are read once but not decoded.
 
@@ -147,4 +147,6 @@ def fingerprint(contents: Contents) -> str:
     else:
       digest.update(np.ascontiguousarray(split.images).data)
     digest.update(np.ascontiguousarray(split.labels, dtype="<i4").data)
+  if contents.forgotten is not None:
+    digest.update(np.packbits(contents.forgotten).data)
   return digest.hexdigest()

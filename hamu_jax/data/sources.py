@@ -139,6 +139,7 @@ def load(
     _read(train, train_indices, image_size, stream),
     _read(test, test_rows, image_size, stream),
     contents.class_names,
+    forgotten=None if contents.forgotten is None else contents.forgotten[train_indices],
   )
   _check_shapes(kept, where)
   return _dataset(name or source, contents, kept, train_indices)
@@ -206,7 +207,7 @@ def _dataset(label: str, contents: Contents, kept: Contents, train_indices: np.n
     train_total=len(contents.train.labels),
     train_names=None if names is None else names[train_indices],
     train_ordered=contents.train_ordered,
-    forgotten=None if contents.forgotten is None else contents.forgotten[train_indices],
+    forgotten=kept.forgotten,
   )
 
 

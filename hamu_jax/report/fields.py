@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
+from hamu_jax.data import separate
+
 METHOD = "method.name"
 # Sections that the original and the retrained model do not depend on.
 _AFTERWARDS = ("method", "mask", "sam", "pairing", "devices", "mesh")
@@ -16,6 +18,7 @@ DATASET = (
   "data.source",
   "data.name",
   "data.subset",
+  "data.train_split",
   "data.test_split",
   "data.train_size",
   "data.test_size",
@@ -23,7 +26,13 @@ DATASET = (
   "data.label_key",
 )
 # Fields that describe where the data are, not what they contain.
-PLACES = ("data.path", *DATASET)
+PLACES = (
+  "data.path",
+  *DATASET,
+  "data.forget_split",
+  "data.duplicate_split",
+  *(f"data.{role}_set.{field}" for role in separate.ROLES for field in separate.Place._fields),
+)
 
 
 def is_task_field(field: str) -> bool:

@@ -97,6 +97,18 @@ def test_the_configuration_reaches_every_set(folders):
   )
 
 
+def test_which_examples_are_separate_is_part_of_the_data(tmp_path):
+  images = _images(6)
+  for split, rows in dict(a=slice(4), b=slice(4, 6), c=slice(2), d=slice(2, 6), test=slice(6)).items():
+    _write(tmp_path / f"{split}.parquet", images[rows], [0] * len(images[rows]))
+  first, second = (
+    load("parquet", path=str(tmp_path), train_split=retain, sets={"forget": Place(split=forget)})
+    for retain, forget in ("ab", "cd")
+  )
+  np.testing.assert_array_equal(first.train.images, second.train.images)
+  assert first.fingerprint != second.fingerprint
+
+
 def test_the_roles_may_be_splits_of_one_dataset(tmp_path):
   images = {split: _images(count) for split, count in dict(keep=4, drop=2, test=3).items()}
   for split, each in images.items():
