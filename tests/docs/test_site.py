@@ -1,5 +1,6 @@
 """The site builds, strictly and without the network, and shows equations; needs the extra `docs`."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,14 +12,17 @@ from hamu_jax.config.fields import FIELDS
 pytest.importorskip("material")
 pytest.importorskip("mkdocstrings_handlers.python")
 pytest.importorskip("latex2mathml")
+pytest.importorskip("nbconvert")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-  """The folder of the built site."""
+  """The folder of the built site; its notebooks have no outputs, which take minutes."""
   folder = tmp_path_factory.mktemp("site")
   subprocess.run(
-    [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={folder}"], check=True
+    [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={folder}"],
+    check=True,
+    env=os.environ | {"EXECUTE_NOTEBOOKS": "false"},
   )
   return folder
 
@@ -30,6 +34,12 @@ def test_equations_are_drawn(site):
   for name, text in pages.items():
     assert "arithmatex" not in text, name
     assert ":math:" not in text and ".. math::" not in text, name
+
+
+def test_notebooks_are_pages(site):
+  page = (site / "notebooks" / "gradient_alignment.html").read_text()
+  assert '<span class="n">hardness_plots</span>' in page
+  assert "notebooks/gradient_alignment.html" in (site / "index.html").read_text()
 
 
 def test_nothing_is_loaded_from_elsewhere(site):
