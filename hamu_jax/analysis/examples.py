@@ -12,7 +12,7 @@ import numpy as np
 
 from hamu_jax import data, models, outside
 from hamu_jax.config import default as config_lib
-from hamu_jax.errors import UserError, first_line
+from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
 from hamu_jax.run import rundir
 from hamu_jax.vision import task as vision
@@ -56,16 +56,10 @@ def load_run(path: pathlib.Path, max_examples: int, seed: int) -> Run:
   """
   if not (path / "config.json").is_file():
     raise UserError(f"--run={path}: it has no config.json; choose the directory of a finished run")
-  config = ml_collections.ConfigDict(rundir.read_json(path / "config.json"))
+  config = _read_config(path / "config.json")
   rows = _read_split(path / "split.npz")
-  try:
-    dataset = config_lib.load_dataset(config.data)
-    classes = len(dataset.class_names)
-    model = config_lib.build_model(config.model, num_classes=classes)
-  except AttributeError as error:
-    raise UserError(
-      f"{path / 'config.json'}: {first_line(error)}; run the experiment again with this version"
-    ) from error
+  dataset = config_lib.load_dataset(config.data)
+  model = config_lib.build_model(config.model, num_classes=len(dataset.class_names))
   images, labels = dataset.train
   rng = np.random.default_rng(seed)
   sets = []
@@ -104,6 +98,16 @@ def microbatches(examples: Examples, size: int) -> tuple[np.ndarray, np.ndarray,
     return padded.reshape(count, width, *array.shape[1:])
 
   return cut(examples.images), cut(examples.labels), cut(np.ones(len(examples.labels), bool))
+
+
+def _read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
+  """Reads the configuration of a run; fields that are newer than the run have their defaults."""
+  stored, defaults = rundir.read_json(path), config_lib.default_config().to_dict()
+  for section in ("data", "model"):
+    if not isinstance(stored.get(section), dict):
+      raise UserError(f"{path}: it has no section {section!r}; run the experiment again with this version")
+    stored[section] = defaults[section] | stored[section]
+  return ml_collections.ConfigDict(stored)
 
 
 def _read_split(path: pathlib.Path) -> Paired:

@@ -46,6 +46,10 @@ class Request(NamedTuple):
   train_split: str = "train"  # the split that is learnt
   whole: bool = True  # whether all training examples are asked for, or the dataset of one role, maybe of few
 
+  def split_field(self, split: str) -> str:
+    """The config field that names a split, for error messages."""
+    return f"config.data.{'train' if split == self.train_split else 'test'}_split"
+
 
 class Contents(NamedTuple):
   """What a source returns, not yet checked: whole splits, with labels of any integer type."""

@@ -46,7 +46,7 @@ def read_folder(request: Request) -> Contents:
     if split not in splits:
       raise UserError(
         f"config.data.path='{folder}' holds no {split}.parquet or shards of it, but {', '.join(splits)};"
-        " config.data.test_split names the split to evaluate on"
+        f" choose one with {request.split_field(split)}"
       )
     files = list(splits[split])
     try:
@@ -138,7 +138,7 @@ def _parquet_folder(request: Request) -> pathlib.Path:
     names = ", ".join(child.name for child in found) or "none"
     raise UserError(
       f"config.data.path='{folder}' holds no {files}, and not exactly one of its subfolders"
-      f" does ({names}); choose one with config.data.subset"
+      f" does ({names}); choose one with config.data.subset, or the split with config.data.train_split"
     )
   return found[0]
 
@@ -256,7 +256,7 @@ def read_hub(request: Request) -> Contents:
   if missing:
     raise UserError(
       f"config.data.name={request.name!r} has no {missing[0]!r} split on the hub, only"
-      f" {', '.join(splits)}; config.data.test_split names the one to evaluate on"
+      f" {', '.join(splits)}; choose one with {request.split_field(missing[0])}"
     )
   import datasets
   from huggingface_hub import constants

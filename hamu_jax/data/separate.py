@@ -75,7 +75,7 @@ def reading(role: str) -> Iterator[None]:
   try:
     yield
   except UserError as error:
-    message = str(error).replace("config.data.test_split", f"config.data.{role}_split")
+    message = re.sub(r"config\.data\.(train|test)_split", f"config.data.{role}_split", str(error))
     raise UserError(re.sub(rf"config\.(?:data|text)\.({fields})\b", named, message)) from error
 
 
@@ -102,6 +102,9 @@ def joined(retain: Contents, own: dict[str, Contents]) -> Contents:
     role: _translated(contents.train, contents.class_names, names, role) for role, contents in sets.items()
   }
   test = own.get("test", retain)
+  test_split = _translated(test.test, test.class_names, names, "test")
+  if len(sets) == 1:
+    return retain._replace(test=test_split)
   sizes = [len(part.labels) for part in parts.values()]
   total = sum(sizes)
   return Contents(
@@ -109,7 +112,7 @@ def joined(retain: Contents, own: dict[str, Contents]) -> Contents:
       _stacked({role: part.images for role, part in parts.items()}),
       np.concatenate([part.labels for part in parts.values()]),
     ),
-    _translated(test.test, test.class_names, names, "test"),
+    test_split,
     names,
     forgotten=np.arange(total) >= total - sizes[-1] if "forget" in own else None,
   )

@@ -51,7 +51,7 @@ def read(request: Request) -> Contents:
   if missing:
     raise UserError(
       f"config.data.name={request.name!r} has no {missing[0]!r} split at tfds, only"
-      f" {', '.join(builder.info.splits)}; config.data.test_split names the one to evaluate on"
+      f" {', '.join(builder.info.splits)}; choose one with {request.split_field(missing[0])}"
     )
   class_names = getattr(builder.info.features[label_key], "names", None)
   if not class_names:

@@ -80,14 +80,16 @@ def test_a_split_that_cannot_be_used(make_run, capsys, split, message):
 
 def test_a_run_without_split_or_of_another_version(make_run, capsys):
   path = make_run()
-  config = json.loads((path / "config.json").read_text())
-  del config["data"]["source"]
-  (path / "config.json").write_text(json.dumps(config))
-  assert geometry.run(["geometry", f"--run={path}"]) == 2
-  _assert_one_line(capsys, "config.json: .*source.*run the experiment again with this version")
   (path / "split.npz").unlink()
   assert geometry.run(["geometry", f"--run={path}"]) == 2
   _assert_one_line(capsys, "split.npz does not exist")
+  config = json.loads((path / "config.json").read_text())
+  del config["data"]
+  (path / "config.json").write_text(json.dumps(config))
+  assert geometry.run(["geometry", f"--run={path}"]) == 2
+  _assert_one_line(
+    capsys, "config.json: it has no section 'data'; run the experiment again with this version"
+  )
 
 
 def _assert_one_line(capsys, message):

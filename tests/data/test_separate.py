@@ -97,6 +97,17 @@ def test_the_configuration_reaches_every_set(folders):
   )
 
 
+def test_a_test_set_of_its_own_leaves_the_rest_as_it_is(tmp_path):
+  images, digits = _images(3, (8, 8)), load("digits")
+  _write(tmp_path / "test.parquet", images, [7, 0, 9])
+  loaded = load("digits", sets={"test": Place("parquet", path=str(tmp_path), split="test")})
+  np.testing.assert_array_equal(loaded.train.images, digits.train.images)
+  np.testing.assert_array_equal(loaded.train_indices, digits.train_indices)
+  np.testing.assert_array_equal(loaded.test.images, images[..., None])
+  np.testing.assert_array_equal(loaded.test.labels, [7, 0, 9])
+  assert loaded.forgotten is None
+
+
 def test_which_examples_are_separate_is_part_of_the_data(tmp_path):
   images = _images(6)
   for split, rows in dict(a=slice(4), b=slice(4, 6), c=slice(2), d=slice(2, 6), test=slice(6)).items():

@@ -326,7 +326,7 @@ def test_hub_dataset_is_read_by_its_features(monkeypatch, tmp_path):
   assert dataset.name == "someone/animals"
   splits = datasets.DatasetDict(train=splits["train"], validation=splits["test"])
   _hub(monkeypatch, splits)
-  message = "has no 'test' split on the hub, only train, validation; config.data.test_split names"
+  message = "has no 'test' split on the hub, only train, validation; choose one with config.data.test_split"
   _refused("huggingface", message, name="a/b")
 
 

@@ -121,7 +121,7 @@ def test_published_schemas_are_read(published, monkeypatch, arrow_cache, source,
     (
       "tiny_imagenet",
       "test_split",
-      r"holds no test.parquet or shards of it, but train, valid; config.data.test_split names",
+      r"holds no test.parquet or shards of it, but train, valid; choose one with config.data.test_split",
     ),
     ("imagenet", "test_split", "test: example 0 has label -1, outside the 1000 classes"),
     ("imagenet", "image_size", "images have 4 shapes, one is needed.*config.data.image_size"),
