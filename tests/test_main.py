@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from hamu_jax import main, models
 from hamu_jax.engine import chunk as chunk_lib
 from hamu_jax.run import progress
+from tests.arguments import replaced
 
 
 def test_one_command_runs_every_stage_and_a_second_reuses_them(small, tmp_path, capsys, monkeypatch):
@@ -258,6 +259,22 @@ def test_damaged_stages_are_computed_again(small, tmp_path, capsys):
   notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
   assert len(notes) == 1 + len(evaluations) and all("it is computed again" in note for note in notes)
   assert json.loads((tmp_path / "run" / "summary.json").read_text())["results"] == before
+
+
+def test_a_run_may_only_train(small, tmp_path, capsys):
+  arguments = ["hamu_jax.main", *(each for each in small()[1:] if not each.startswith("--config.method."))]
+  brief = ["--config.method.name=none", "--config.train.epochs=1"]
+  assert main.run(replaced(arguments, *brief)) == 0
+  summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+  assert list(summary["seconds"]) == ["pretrain", "retrain"]
+  assert summary["results"].keys() == {"original", "retrained"}
+  # 1438 digits in batches of 128.
+  assert summary["steps"] == 12
+  assert 0 <= summary["results"]["original"]["tug_of_war"] <= 1
+  assert not (tmp_path / "run" / "unlearned.safetensors").exists()
+  capsys.readouterr()
+  assert main.run(replaced(arguments, *brief, "--config.method.epochs=2")) == 2
+  assert "config.method.epochs=2.0: nothing reads it here" in capsys.readouterr().err
 
 
 def test_lost_metrics_are_restored_from_the_cache(small, tmp_path, capsys):

@@ -234,9 +234,9 @@ def _notes(config, look: preview.Preview, report: Mapping[str, Any], batches: in
   """Notes about limits of the numbers."""
   name, method = config.method.name, methods.METHODS[config.method.name]
   notes = []
-  if method.from_scratch:
+  if not method.unlearns:
     notes.append(
-      f"{name} trains a new model and takes no step from this one; only the steps of other methods are shown"
+      f"{name} only trains and takes no step from this one; only the steps of other methods are shown"
     )
   elif len(method.substeps) > 1:
     notes.append(

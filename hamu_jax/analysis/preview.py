@@ -95,7 +95,7 @@ def capture() -> optax.GradientTransformationExtraArgs:
 def can_step(name: str) -> bool:
   """Whether a method's first step is one update computed from the gradients of one batch of each role."""
   method = methods.METHODS[name]
-  return len(method.substeps) == 1 and method.layout == "paired" and not method.from_scratch
+  return len(method.substeps) == 1 and method.layout == "paired" and method.unlearns
 
 
 class Preview:

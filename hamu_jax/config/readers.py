@@ -99,6 +99,11 @@ def of_modality(name: str, words: str) -> Reader:
 IMAGES = of_modality(modalities.IMAGES, "by experiments on images")
 TEXTS = of_modality(modalities.TEXTS, "by experiments on language models")
 UNLEARNS = Reader(
+  lambda config: method_of(config).unlearns,
+  lambda: "by all methods but those that only train (none, retrain)",
+)
+# A method that trains from scratch retrains in any case.
+MAY_RETRAIN = Reader(
   lambda config: not method_of(config).from_scratch, lambda: "by all methods but those that retrain"
 )
 TRAINS = Reader(

@@ -80,7 +80,7 @@ def sharp_config(variant: str = "") -> tuple[ml_collections.ConfigDict, bool]:
       chosen[kind] = word
   if "adaptive" in words and not {"sam", "pretrain_sam"} & set(words):
     raise ValueError("variant word 'adaptive' changes nothing without 'sam' or 'pretrain_sam'; add one")
-  if "sam" in words and methods.METHODS[chosen["method"]].from_scratch:
+  if "sam" in words and not methods.METHODS[chosen["method"]].unlearns:
     raise ValueError(f"variant word 'sam' changes nothing for {chosen['method']}; use 'pretrain_sam'")
   config = _unlearning(_training(default_config()), chosen["method"], "adamw" in words)
   share(config, "data", "train", "method", "sam", "mask", "memorization")

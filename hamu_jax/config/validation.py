@@ -152,7 +152,7 @@ def _validate_method(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       f"config.method.repeats={config.repeats}: {config.name} counts single epochs; set it to 1"
     )
-  if config.repeats > max(config.epochs, 1) and not method.from_scratch:
+  if config.repeats > max(config.epochs, 1) and method.unlearns:
     raise UserError(
       f"config.method.repeats={config.repeats}: must be at most config.method.epochs={config.epochs:g}, "
       "since a run cannot be shorter than one joined epoch; lower it"

@@ -113,7 +113,7 @@ class Method(NamedTuple):
   """A row of the table.
 
   Attributes:
-    substeps: parts of one step, in order.
+    substeps: parts of one step, in order; none if the method trains without unlearning.
     layout: order of batches. "paired": each step reads one batch of every role. "merged": each step reads a
       batch of both sets as the retain role. "passes": an epoch reads the sets one after the other, in the
       order of the sub-steps, each of which acts on the batches of its own role.
@@ -127,6 +127,11 @@ class Method(NamedTuple):
   needs_mask: bool = False
   from_scratch: bool = False
   for_language: bool = False
+
+  @property
+  def unlearns(self) -> bool:
+    """Whether it takes steps from the original model."""
+    return bool(self.substeps) and not self.from_scratch
 
   @property
   def roles(self) -> tuple[str, ...]:
@@ -153,7 +158,7 @@ class Method(NamedTuple):
   @property
   def device_groups(self) -> int:
     """The number of groups of devices in `pmap`: two if a sub-step has both roles, else one."""
-    return max(len(substep.roles) for substep in self.substeps)
+    return max((len(substep.roles) for substep in self.substeps), default=1)
 
 
 def _plain(options, learning_rate, hyperparameters):
@@ -287,6 +292,7 @@ METHODS: dict[str, Method] = {
   "hamu-q": _of_both_losses(_hamu("hamu-q")),
   "hamu-u": _of_both_losses(_hamu("hamu-u")),
   "retrain": _one({"ce": 1.0}, None, PLAIN)._replace(from_scratch=True),
+  "none": Method(()),
   "ft_l1": _one({"ce": 1.0, "l1": _L1_WEIGHT}, None, PLAIN),
   "neggrad": _one({"ce": "retain_weight"}, {"ce": _FORGET_WEIGHT}, ADD),
   "random_label": _RANDOM_LABEL,

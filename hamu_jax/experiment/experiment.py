@@ -122,7 +122,7 @@ class Experiment:
       models["retrained"], records["retrain"] = stages.retrained()
     if method.from_scratch:
       models["unlearned"] = models["retrained"]
-    else:
+    elif method.unlearns:
       mask, mask_record = stages.mask(original)
       records |= {"mask": mask_record} if mask_record else {}
       models["unlearned"], records["unlearn"] = stages.unlearned(original, mask)
@@ -136,7 +136,7 @@ class Experiment:
   def start(self) -> Start:
     """Runs the stages before unlearning, or takes them from the cache.
 
-    The method must not train from scratch.
+    The method must unlearn.
 
     Raises:
       UserError: see `run`.

@@ -31,7 +31,7 @@ def evaluate_models(stages: Stages, models: Mapping[str, Tree]) -> tuple[Record,
 
   Args:
     stages: stages of the experiment.
-    models: variables of "original", "unlearned" and, if there is one, "retrained".
+    models: variables of "original" and, if there are such models, "retrained" and "unlearned".
 
   Returns:
     Results by model, as in `summary.json`, and values of single examples by model and kind.
@@ -47,7 +47,7 @@ def evaluate_models(stages: Stages, models: Mapping[str, Tree]) -> tuple[Record,
   accuracies = {
     name: {split: result[split]["accuracy"] for split in _COMPARED} for name, result in results.items()
   }
-  for name in ("original", "unlearned"):
+  for name in results.keys() - {"retrained"}:
     for suffix, signed in (("", False), ("_signed", True)):
       results[name][f"tug_of_war{suffix}"] = tow.tug_of_war(
         accuracies[name], accuracies["retrained"], signed=signed
@@ -67,7 +67,8 @@ def summarize(stages: Stages, results: Record, records: Mapping[str, Record]) ->
   summary = {
     "method": stages.prepared.config.method.name,
     "results": results,
-    "steps": final["steps"],
+    # An imported model has no steps.
+    "steps": final.get("steps", 0),
     "stop_reason": final["stop_reason"],
     "seconds": {name: record["seconds"] for name, record in records.items()},
     "provenance": _provenance(stages, records),

@@ -22,9 +22,9 @@ class Plan(NamedTuple):
   """The stages for one split into retain and forget examples.
 
   Attributes:
-    stages: stages by name: `pretrain`, `retrain` and, unless the method trains from scratch, `unlearn`.
+    stages: stages by name: `pretrain`, `retrain` and, if the method unlearns, `unlearn`.
     keys: keys of these stages and of `mask`; the result of a stage is cached under its name and key.
-    final: name of the stage whose model is the unlearned one.
+    final: name of the stage whose model is the experiment's result: the unlearned one, if there is one.
   """
 
   stages: dict[str, stage_lib.Stage]
@@ -88,8 +88,9 @@ def make_plan(config: ml_collections.ConfigDict, task: Task, split: Paired, *, d
     "mask": {name: config.mask[name] for name in ("batch_size", "select")},
   }
   keys["mask"] = fingerprint(masks | {"fractions": config.mask.fractions})
-  if method.from_scratch:
-    return Plan({stage.name: stage for stage in stages}, keys, "retrain")
+  if not method.unlearns:
+    final = "retrain" if method.from_scratch else "pretrain"
+    return Plan({stage.name: stage for stage in stages}, keys, final)
   unlearning = _unlearning(config, task, method, split)
   keys["unlearn"] = fingerprint(
     inputs

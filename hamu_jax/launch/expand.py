@@ -198,7 +198,7 @@ def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:
     "sam": sam["train_rho"]
     and [sam[name] for name in ("train_rho", "train_mode", "adaptive", "lamb", "scope")],
   }
-  from_scratch = methods.METHODS[config.method.name].from_scratch
+  method = methods.METHODS[config.method.name]
   stages = {}
   if forget["forget"] == "memorization" and forget["scores"] == readers.ESTIMATE:
     ensemble = config.memorization.to_dict()
@@ -209,9 +209,9 @@ def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:
     # `stage_plan.make_plan`.
     by_split = config.train.select == "best" and not config.data.validation_fraction
     stages["pretrain"] = training | {"forget": forget if by_split or forget["duplicates"] else None}
-  if config.retrain or from_scratch:
+  if config.retrain or method.from_scratch:
     stages["retrain"] = training | {"forget": forget}
-  if config.mask.fraction and not config.mask.path and not from_scratch:
+  if config.mask.fraction and not config.mask.path and method.unlearns:
     mask = [config.mask[name] for name in ("batch_size", "select", "fractions")]
     stages["mask"] = training | {"forget": forget, "mask": mask}
   return {name: fingerprint({name: inputs}) for name, inputs in stages.items()}

@@ -79,6 +79,8 @@ class Run(NamedTuple):
     seconds = dict(numbers_of(self.summary.get("seconds", {})))
     last = "unlearn" if "unlearn" in seconds else "retrain"
     found = {f"seconds.{stage}": value for stage, value in seconds.items()}
+    if "unlearned" not in self.summary.get("results", {}):
+      return found
     steps = self.summary.get("steps")
     if steps is not None:
       found["steps"] = float(steps)

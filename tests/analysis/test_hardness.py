@@ -390,7 +390,7 @@ def test_what_it_cannot_say_it_says(make_config, tmp_path, overrides, notes, ste
 def test_every_method_has_an_answer(name):
   """A step is shown of exactly the methods of one update by batches of their own roles."""
   assert preview.can_step(name) == (
-    name not in ("retrain", "random_label", "salun", "scrub_distill", "sharp_minmax")
+    name not in ("none", "retrain", "random_label", "salun", "scrub_distill", "sharp_minmax")
   )
 
 

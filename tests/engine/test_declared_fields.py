@@ -165,7 +165,7 @@ def test_a_declared_field_changes_what_is_computed(name, field):
 
 
 def test_every_method_runs_on_what_it_declares():
-  for name in methods.METHODS:
+  for name in methods.METHODS.keys() - {"none"}:
     assert np.isfinite(run(name, ())).all(), name
 
 

@@ -67,6 +67,7 @@ def test_the_table_holds_the_methods_of_both_papers_and_those_of_language_models
   of_language = {"npo", "simnpo", "dpo", "idk", "undial", "wga"}
   of_language |= {f"{name}_kl" for name in of_language} | {"rmu"}
   assert set(methods.METHODS) == {
+    "none",
     "ft",
     "ga",
     "gdiff",

@@ -377,11 +377,11 @@ def test_members_share_what_the_plan_of_the_stages_shares(select):
     task = vision.Vision(config)
     split = task.request.split(None)
     stages = stage_plan.make_plan(config, task, split, devices=1).keys
-    from_scratch = methods.METHODS[config.method.name].from_scratch
+    method = methods.METHODS[config.method.name]
     used = {
       "pretrain": True,
-      "retrain": config.retrain or from_scratch,
-      "mask": bool(config.mask.fraction) and not from_scratch,
+      "retrain": config.retrain or method.from_scratch,
+      "mask": bool(config.mask.fraction) and method.unlearns,
     }
     plans.append({name: stages[name] for name, is_used in used.items() if is_used})
     keys.append(expand.shared_stages(config))

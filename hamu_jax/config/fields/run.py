@@ -4,7 +4,7 @@ from hamu_jax import models
 from hamu_jax.config.fields.field import MOST_EXAMPLES, Field, Section
 from hamu_jax.config.kinds import Choice, Count, Flag, Number, OutputFolder, Path, Several, Text
 from hamu_jax.config.modalities import AUTO, LANGUAGE_MODEL, MODALITIES
-from hamu_jax.config.readers import IMAGES, TEXTS, UNLEARNS, Reader, is_on, is_one_of
+from hamu_jax.config.readers import IMAGES, MAY_RETRAIN, TEXTS, Reader, is_on, is_one_of
 from hamu_jax.metrics import rouge, tofu
 from hamu_jax.run import compilation_cache
 
@@ -84,7 +84,7 @@ SECTIONS_BEFORE = (
         True,
         Flag(),
         "Whether the reference model is trained without the forget set (tug of war needs it).",
-        UNLEARNS,
+        MAY_RETRAIN,
       ),
     ),
   ),
