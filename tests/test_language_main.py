@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from hamu_jax import main
 from hamu_jax.engine import methods
 from hamu_jax.engine import step as step_lib
+from hamu_jax.experiment import evaluate
 from hamu_jax.models import llama, llama_config, lora, lora_weights
 from hamu_jax.run.stage_cache import StageCache
 from tests.arguments import replaced
@@ -139,6 +140,18 @@ def test_each_model_is_left_as_an_adapter(finished):
     for key, value in adapter_of(finished).items()
   }
   assert max(moved.values()) > 0
+
+
+def test_an_adapter_is_evaluated(finished, small):
+  def evaluated(*arguments):
+    program = ["hamu_jax.evaluate", *small("evaluation")[1:], *arguments]
+    assert evaluate.run(program) == 0
+    (folder,) = (each.partition("=")[2] for each in program if each.startswith("--workdir="))
+    return json.loads((pathlib.Path(folder) / "evaluation.json").read_text())["results"]
+
+  wanted = summary_of(finished)["results"]
+  found = evaluated(f"--model={finished}", f"--retrained={finished}")
+  assert found == {"model": wanted["unlearned"], "retrained": wanted["retrained"]}
 
 
 def test_a_second_run_reuses_every_stage(finished, small, tmp_path, monkeypatch):

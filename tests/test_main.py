@@ -12,6 +12,8 @@ from safetensors.numpy import load_file
 
 from hamu_jax import main, models
 from hamu_jax.engine import chunk as chunk_lib
+from hamu_jax.engine import loop as loop_lib
+from hamu_jax.experiment import evaluate
 from hamu_jax.run import progress
 from tests.arguments import replaced
 
@@ -275,6 +277,40 @@ def test_a_run_may_only_train(small, tmp_path, capsys):
   capsys.readouterr()
   assert main.run(replaced(arguments, *brief, "--config.method.epochs=2")) == 2
   assert "config.method.epochs=2.0: nothing reads it here" in capsys.readouterr().err
+
+
+def test_models_from_elsewhere_are_evaluated_and_compared_with(small, tmp_path, capsys, monkeypatch):
+  brief = ["--config.train.epochs=1", "--config.method.max_steps=1"]
+  run, other, cache = tmp_path / "run", tmp_path / "other", f"--config.stage_cache={tmp_path / 'new'}"
+  assert main.run(small("run", *brief)) == 0
+  wanted = json.loads((run / "summary.json").read_text())
+
+  # Nothing of the retrained model is trained, and every comparison is the same.
+  given = [f"--config.model.weights={run}", f"--config.retrained={run}", cache]
+  untrained = [each for each in small("other", *brief, *given) if not each.startswith("--config.train.")]
+  assert main.run(untrained) == 0
+  summary = json.loads((other / "summary.json").read_text())
+  assert summary["results"] == wanted["results"]
+  assert (summary["seconds"]["pretrain"], summary["seconds"]["retrain"]) == (0, 0)
+  assert {each.name.split("-")[0] for each in (tmp_path / "new").iterdir()} == {"unlearn", "evaluate"}
+
+  def evaluated(*arguments):
+    monkeypatch.setattr(loop_lib.Loop, "run", None)
+    program = ["hamu_jax.evaluate", *small("evaluation", *brief)[1:], *arguments]
+    return evaluate.run(program)
+
+  assert evaluated(f"--model={run / 'unlearned'}", f"--retrained={run}") == 0
+  found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["results"]
+  assert found == {"model": wanted["results"]["unlearned"], "retrained": wanted["results"]["retrained"]}
+  rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[-4:-1]]
+  assert rows[1:] == ["model", "retrained"]
+  for arguments, message in (
+    ([], "--model is missing"),
+    ([f"--model={tmp_path / 'nothing'}"], f"--model='{tmp_path / 'nothing'}': .*no such file"),
+    ([f"--model={run}", "--adapter=any"], "--adapter=any: adapters are for language models"),
+  ):
+    assert evaluated(*arguments) == 2
+    assert re.search(f"^error: {message}.*\n$", capsys.readouterr().err)
 
 
 def test_lost_metrics_are_restored_from_the_cache(small, tmp_path, capsys):

@@ -48,6 +48,16 @@ def method_of(config: ml_collections.ConfigDict) -> methods.Method:
   return methods.METHODS[config.method.name]
 
 
+def retrains(config: ml_collections.ConfigDict) -> bool:
+  """Whether a model is trained without the forget set, and not read from elsewhere."""
+  return method_of(config).from_scratch or (config.retrain and not config.retrained)
+
+
+def given_reference(config: ml_collections.ConfigDict) -> str:
+  """Where the retrained model is read from; empty if none is read."""
+  return config.retrained if config.retrain and not method_of(config).from_scratch else ""
+
+
 ALWAYS = Reader(lambda config: True, lambda: "always")
 NEVER = Reader(lambda config: False, lambda: "by nothing")
 
@@ -107,7 +117,7 @@ MAY_RETRAIN = Reader(
   lambda config: not method_of(config).from_scratch, lambda: "by all methods but those that retrain"
 )
 TRAINS = Reader(
-  lambda config: not config.model.weights or config.retrain or method_of(config).from_scratch,
+  lambda config: not config.model.weights or retrains(config),
   lambda: "if a model is pretrained or retrained",
 )
 ENSEMBLE = Reader(

@@ -12,7 +12,7 @@ from hamu_jax.config import readers
 from hamu_jax.engine import methods
 from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.errors import UserError
-from hamu_jax.experiment import masks, memorization, stage_plan, tasks
+from hamu_jax.experiment import given, masks, memorization, stage_plan, tasks
 from hamu_jax.experiment.task import Task
 from hamu_jax.run import compilation_cache
 
@@ -33,6 +33,7 @@ class Preparation:
     template: shapes of the model's variables.
     init: (seed) -> untrained variables, jitted.
     imported: trained variables to unlearn from, None without them.
+    retrained: variables of the reference model if it is given, else None.
     given_mask: mask of `config.mask.path`, None without one.
 
   Args:
@@ -59,9 +60,13 @@ class Preparation:
     scores = request.read_scores()
     request.split(scores)  # Its errors come before the weights are read.
     if like is None:
-      self.imported = self._read_weights(config.model.weights) if config.model.weights else None
+      weights, reference = config.model.weights, readers.given_reference(config)
+      self.imported = given.read(self.task, "config.model.weights", weights, "original") if weights else None
+      self.retrained = (
+        given.read(self.task, "config.retrained", reference, "retrained") if reference else None
+      )
     else:
-      self.imported = like.imported
+      self.imported, self.retrained = like.imported, like.retrained
     self.choose_split(scores)
     params = self.template["params"]
     masks.check_fractions(config.mask, params)
@@ -77,19 +82,6 @@ class Preparation:
         f"{size / 2**30:.3g} GiB, and this machine has {available / 2**30:.3g} GiB; lower config.model.width "
         "or config.model.depth"
       )
-
-  def _read_weights(self, path: str) -> Tree:
-    """The variables to unlearn from; errors name the field."""
-    field = f"config.model.weights={path!r}"
-    try:
-      variables = self.task.read_weights(path)
-    except UserError as error:
-      raise UserError(str(error) if field in str(error) else f"{field}: {error}") from error
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(variables))):
-      raise UserError(
-        f"{field}: holds NaN or infinite weights; give the weights of a model that has converged"
-      )
-    return variables
 
   def choose_split(self, scores: np.ndarray | None) -> None:
     """Splits the examples, by the scores if the forget set depends on them, and plans the stages."""

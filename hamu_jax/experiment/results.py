@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 import hamu_jax
+from hamu_jax.config import readers
 from hamu_jax.experiment.evaluations import Record
 from hamu_jax.experiment.preparation import Preparation
 from hamu_jax.experiment.stages import Stages
@@ -31,7 +32,8 @@ def evaluate_models(stages: Stages, models: Mapping[str, Tree]) -> tuple[Record,
 
   Args:
     stages: stages of the experiment.
-    models: variables of "original" and, if there are such models, "retrained" and "unlearned".
+    models: variables by name; "original", "retrained" and "unlearned" are those of the stages, any other
+      name has a key of its own in the plan.
 
   Returns:
     Results by model, as in `summary.json`, and values of single examples by model and kind.
@@ -40,7 +42,7 @@ def evaluate_models(stages: Stages, models: Mapping[str, Tree]) -> tuple[Record,
   made_by = {"original": "pretrain", "retrained": "retrain", "unlearned": prepared.plan.final}
   results, examples = {}, {}
   for name, model in models.items():
-    results[name], examples[name] = stages.evaluations.evaluate(made_by[name], model, title=name)
+    results[name], examples[name] = stages.evaluations.evaluate(made_by.get(name, name), model, title=name)
   prepared.task.compare(results, examples)
   if "retrained" not in results or not set(_COMPARED) <= set(results["retrained"]):
     return results, examples
@@ -83,14 +85,12 @@ def summarize(stages: Stages, results: Record, records: Mapping[str, Record]) ->
   return summary | ({"work": work} if work else {})
 
 
-def _provenance(stages: Stages, records: Mapping[str, Record]) -> Record:
-  """The provenance of the results."""
-  prepared = stages.prepared
+def origin(prepared: Preparation) -> Record:
+  """The provenance of all that is computed in an experiment: versions, devices, data, configuration."""
   versions = {
     name: importlib.metadata.version(name)
     for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
   }
-  keys = prepared.plan.keys
   return {
     "versions": versions | {"hamu-jax": hamu_jax.__version__, "python": platform.python_version()},
     "device": prepared.devices[0].device_kind,
@@ -100,11 +100,20 @@ def _provenance(stages: Stages, records: Mapping[str, Record]) -> Record:
     **prepared.task.provenance,
     "config_fingerprint": fingerprint(prepared.config.to_dict()),
     "scores_fingerprint": scores_fingerprint(prepared.scores),
+  }
+
+
+def _provenance(stages: Stages, records: Mapping[str, Record]) -> Record:
+  """The provenance of the results of a run."""
+  prepared = stages.prepared
+  keys, reference = prepared.plan.keys, readers.given_reference(prepared.config)
+  return origin(prepared) | {
     "stages": {name: key for name, key in keys.items() if name in records},
     # The number of models that shared the program of a stage, and its seconds.
     "together": {
       name: record["together"] for name, record in records.items() if record.get("together", 1) > 1
     },
+    **({"retrained_checkpoint": reference} if reference else {}),
     "parent_checkpoint": prepared.config.model.weights
     or str(stages.cache.folder("pretrain", keys["pretrain"])),
   }
@@ -143,15 +152,20 @@ def _save(workdir: pathlib.Path, prepared: Preparation, models, mask: Tree | Non
   """The models, the values of single examples, the mask and the split; see `leave`."""
   for name, model in models.items():
     prepared.task.save(workdir, name, model)
-    if examples[name]:
-      (workdir / "examples").mkdir(exist_ok=True)
-    for kind, splits in examples[name].items():
-      rundir_lib.write_json(workdir / "examples" / f"{name}-{kind}.json", splits)
+  leave_examples(workdir, examples)
   if mask is not None:
     prepared.task.save(workdir, "mask", {"params": mask})
   rundir_lib.write_arrays(
     workdir / "split.npz", validation=prepared.task.request.validation, **prepared.split._asdict()
   )
+
+
+def leave_examples(workdir: pathlib.Path, examples: Mapping[str, Record]) -> None:
+  """Writes the values of single examples of `evaluate_models`."""
+  for name, kinds in examples.items():
+    for kind, splits in kinds.items():
+      (workdir / "examples").mkdir(exist_ok=True)
+      rundir_lib.write_json(workdir / "examples" / f"{name}-{kind}.json", splits)
 
 
 def _draw(workdir: pathlib.Path, prepared: Preparation, summary: Record) -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import hamu_jax
 from hamu_jax import data as data_lib
 from hamu_jax.config import default as config_lib
+from hamu_jax.config import readers
 from hamu_jax.config.hyperparameters import hyperparameters_of
 from hamu_jax.config.readers import MASKED
 from hamu_jax.engine import methods
 from hamu_jax.engine import stage as stage_lib
+from hamu_jax.experiment import given
 from hamu_jax.experiment.task import Task
 from hamu_jax.models import weights
 from hamu_jax.paired import Paired
@@ -43,6 +45,11 @@ def model_inputs(config: ml_collections.ConfigDict, task: Task) -> dict[str, Any
     },
     "seed": config.seed,
   }
+
+
+def given_key(inputs: dict[str, Any], task: Task, path: str, name: str) -> str:
+  """The key of a model that is read from elsewhere, see `given.find`."""
+  return fingerprint(inputs | {"weights": task.weights_fingerprint(given.find(path, name))})
 
 
 def make_plan(config: ml_collections.ConfigDict, task: Task, split: Paired, *, devices: int) -> Plan:
@@ -81,7 +88,9 @@ def make_plan(config: ml_collections.ConfigDict, task: Task, split: Paired, *, d
   }
   if config.model.weights:
     # The content of the file counts, since it may change under its name.
-    keys["pretrain"] = fingerprint(inputs | {"weights": task.weights_fingerprint(config.model.weights)})
+    keys["pretrain"] = given_key(inputs, task, config.model.weights, "original")
+  if reference := readers.given_reference(config):
+    keys["retrain"] = given_key(inputs, task, reference, "retrained")
   masks = inputs | {
     "parent": keys["pretrain"],
     "forget": split.forget.tolist(),

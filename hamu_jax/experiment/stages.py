@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from hamu_jax import data as data_lib
+from hamu_jax.config import readers
 from hamu_jax.engine import loop as loop_lib
 from hamu_jax.engine import methods, objectives, placement, sub_step
 from hamu_jax.engine import stage as stage_lib
@@ -116,10 +117,10 @@ class Stages:
     return self._workdir / "checkpoints" / key
 
   def keys(self) -> dict[str, str]:
-    """The keys of the stages that train a model, by name, in order; an imported model has none."""
+    """The keys of the stages that train a model, by name, in order; a model that is read has none."""
     prepared = self.prepared
     unused = {"pretrain"} if prepared.imported is not None else set()
-    if not (prepared.config.retrain or prepared.method.from_scratch):
+    if not readers.retrains(prepared.config):
       unused.add("retrain")
     return {name: prepared.plan.keys[name] for name in prepared.plan.stages if name not in unused}
 
@@ -202,7 +203,9 @@ class Stages:
     return self._produce("pretrain", lambda: self.member("pretrain"))
 
   def retrained(self) -> tuple[Tree, Record]:
-    """The reference model, trained without the forget set."""
+    """The reference model: the given one if there is one, else one that is trained without the forget set."""
+    if self.prepared.retrained is not None:
+      return self.prepared.retrained, {"seconds": 0.0, "stop_reason": "imported"}
     return self._produce("retrain", lambda: self.member("retrain"))
 
   def unlearned(self, original: Tree, mask: Tree | None) -> tuple[Tree, Record]:

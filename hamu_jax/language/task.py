@@ -239,7 +239,7 @@ class Language(Adapted):
     wanted, found = (str(jax.tree.structure(tree)) for tree in (self.template, variables))
     if not same or wanted != found:
       raise UserError(
-        f"config.model.weights={path!r}: the adapter has r={config.rank}, alpha={config.alpha:g} and "
+        f"{path}: the adapter has r={config.rank}, alpha={config.alpha:g} and "
         f"targets {', '.join(config.targets)}; set config.language.lora to the same"
       )
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)

@@ -209,7 +209,7 @@ def shared_stages(config: ml_collections.ConfigDict) -> dict[str, str]:
     # `stage_plan.make_plan`.
     by_split = config.train.select == "best" and not config.data.validation_fraction
     stages["pretrain"] = training | {"forget": forget if by_split or forget["duplicates"] else None}
-  if config.retrain or method.from_scratch:
+  if readers.retrains(config):
     stages["retrain"] = training | {"forget": forget}
   if config.mask.fraction and not config.mask.path and method.unlearns:
     mask = [config.mask[name] for name in ("batch_size", "select", "fractions")]

@@ -54,7 +54,7 @@ class AbstractStage:
   ):
     config = config.copy_and_resolve_references()
     # Imported weights have the same shapes as new ones, so they are not opened.
-    config.model.weights = ""
+    config.model.weights = config.retrained = ""
     self._config, self._task = config, task
     self.devices = pairing_lib.choose_devices(devices, config.pairing, config.devices)
     plan = stage_plan.make_plan(config, task, split, devices=len(self.devices))

@@ -33,7 +33,16 @@ from hamu_jax.run.metrics_log import read_metrics
 from hamu_jax.run.sinks import Sink, Sinks, TensorBoardSink, WandbSink
 
 # What a sweep and the preview leave in a folder before a run starts there.
-_LEFT_BEFORE = ("output.txt", "stages", "checkpoints", "hardness.json", "hardness.png", "hardness.pdf")
+_LEFT_BEFORE = (
+  "output.txt",
+  "stages",
+  "checkpoints",
+  "evaluation.json",
+  "examples",
+  "hardness.json",
+  "hardness.png",
+  "hardness.pdf",
+)
 
 
 def jsonable(value: Any) -> Any:

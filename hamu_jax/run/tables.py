@@ -22,8 +22,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def results_table(summary: Mapping[str, Any], width: int = 100) -> str:
   """The results of a run as aligned text. Columns that do not fit beside the others come below them.
 
-  There is one row for each of the original, retrained and unlearned models that the run has. Accuracies are
-  in percent. A value that a row does not have is "-"; a value that is not finite is "nan".
+  There is one row for each model that the run has. Accuracies are in percent. A value that a row does not
+  have is "-"; a value that is not finite is "nan".
 
   Args:
     summary: The content of summary.json: ``results`` by model, ``seconds`` by stage.
@@ -33,6 +33,7 @@ def results_table(summary: Mapping[str, Any], width: int = 100) -> str:
     One or several blocks of lines of equal length in one string, without a trailing newline.
   """
   rows = [name for name in _STAGES if name in summary["results"]]
+  rows = [*(name for name in summary["results"] if name not in _STAGES), *rows]
   first = max(map(len, rows), default=0)
   blocks: list[list[list[str]]] = [[]]
   left = width - first
@@ -99,7 +100,7 @@ def _comparisons(summary: Mapping[str, Any], rows: list[str]) -> Iterator[list[s
     yield ["unseen", "% MIA", *(_percent(cell, "confidence") for cell in cells)]
   yield ["tug of", "war", *(_cell(results[row], "tug_of_war", 4) for row in rows)]
   seconds = summary.get("seconds", {})
-  yield ["", "seconds", *(_cell(seconds, _STAGES[row], 1) for row in rows)]
+  yield ["", "seconds", *(_cell(seconds, _STAGES.get(row, row), 1) for row in rows)]
 
 
 def _percent(values: Mapping[str, Any], name: str) -> str:

@@ -86,6 +86,13 @@ SECTIONS_BEFORE = (
         "Whether the reference model is trained without the forget set (tug of war needs it).",
         MAY_RETRAIN,
       ),
+      Field(
+        "retrained",
+        "",
+        Path(remedy="give a file or folder of weights, or a run directory with a retrained model"),
+        "The reference model, in place of training it (weights, or a run directory); empty trains it.",
+        MAY_RETRAIN & is_on("retrain"),
+      ),
     ),
   ),
   Section(
