@@ -8,6 +8,7 @@ from ml_collections import config_dict
 from hamu_jax import data, models
 from hamu_jax.config.fields import FIELDS, SECTIONS, Field
 from hamu_jax.config.fields.field import optimizer_section
+from hamu_jax.config.kinds import CountOrPair
 from hamu_jax.config.readers import ALWAYS
 from hamu_jax.data import separate
 from hamu_jax.errors import UserError
@@ -53,6 +54,9 @@ def share(config: ml_collections.ConfigDict, *names: str) -> None:
 
 def _initial(field: Field):
   """The default value; for a field without one, a placeholder of its type."""
+  if isinstance(field.kind, CountOrPair):
+    # A pair is of another type than the default.
+    return config_dict.FieldReference(field.default, field_type=object)
   return config_dict.placeholder(field.kind.type) if field.default is None else field.default
 
 

@@ -81,6 +81,23 @@ class Count(Kind):
 
 
 @dataclasses.dataclass(frozen=True)
+class CountOrPair(Count):
+  """A whole number for both roles, or a pair of them: (retain, forget)."""
+
+  @property
+  def words(self) -> str:
+    return f"{super().words}, or a pair of them (retain, forget)"
+
+  def _check(self, name: str, value: Any) -> None:
+    if not isinstance(value, (tuple, list)):
+      return super()._check(name, value)
+    if len(value) != 2:
+      raise UserError(f"{name}={tuple(value)!r}: must be {self.words}; give such a value")
+    for element in value:
+      super()._check(name, element)
+
+
+@dataclasses.dataclass(frozen=True)
 class Choice(Kind):
   """One of some names.
 

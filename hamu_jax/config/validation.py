@@ -143,6 +143,11 @@ def _validate_processes(config: ml_collections.ConfigDict) -> None:
 
 def _validate_method(config: ml_collections.ConfigDict) -> None:
   method = methods.METHODS[config.name]
+  if not isinstance(config.batch_size, int) and method.layout != "paired":
+    raise UserError(
+      f"config.method.batch_size={tuple(config.batch_size)!r}: {config.name} reads one stream of both sets; "
+      "give one number"
+    )
   if config.batch_norm == "batch" and config.microbatch:
     raise UserError(
       f"config.method.microbatch={config.microbatch}: batch norm needs the statistics of the whole "

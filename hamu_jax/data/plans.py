@@ -24,7 +24,7 @@ def unlearning_plan(
   split: Paired,
   roles: str,
   *,
-  batch_size: int,
+  batch_size: int | Sequence[int],
   seed: int,
   repeats: int = 1,
   shuffle: str = "once",
@@ -40,7 +40,8 @@ def unlearning_plan(
   Args:
     split: Paired [n] indices of examples.
     roles: one of `ROLES`.
-    batch_size: number of examples of a role in a step.
+    batch_size: number of examples of a role in a step, or a pair (retain, forget). An epoch is a pass over
+      retain in either case, and forget cycles.
     seed: seed of the shuffle.
     repeats: number of copies of the data in one epoch; more copies have fewer short batches.
     shuffle: one of `SHUFFLES`. With "each_epoch" forget starts over with every epoch and cycles over
@@ -58,24 +59,36 @@ def unlearning_plan(
   """
   _check_choices(roles=(roles, ROLES), shuffle=(shuffle, SHUFFLES), epoch=(epoch, EPOCHS))
   used = _sets_of(split, roles)
-  copies = _matched_copies(split, roles) if epoch == "matched" else 1
-  batch_size = _fitting("config.method.batch_size", batch_size, copies * repeats, **used)
+  sizes = role_sizes(batch_size)
+  copies = _matched_copies(split, roles, sizes) if epoch == "matched" else 1
+  if sizes.retain == sizes.forget:
+    sizes = Paired(*[_fitting("config.method.batch_size", sizes.retain, copies * repeats, **used)] * 2)
+  else:
+    sizes = Paired(
+      *(
+        _fitting("config.method.batch_size", size, copies * repeats, **{role: used[role]})
+        if role in used
+        else size
+        for role, size in sizes._asdict().items()
+      )
+    )
   # The reference shuffles its training set, then the forget set. For ga the training set is forget, too.
   retain, forget = _shuffled(used.get("retain", used.get("merged", split.forget)), split.forget, seed=seed)
 
-  def stream(indices, key, copies=1, period=None):
+  def stream(indices, size, key, copies=1, period=None):
     reshuffle = (seed, *key) if shuffle == "each_epoch" else None
-    return Stream(np.tile(indices, copies * repeats), batch_size, reshuffle, period if reshuffle else None)
+    return Stream(np.tile(indices, copies * repeats), size, reshuffle, period if reshuffle else None)
 
   if roles == "forget":
-    streams = Paired(None, stream(forget, (1,), copies))
+    streams = Paired(None, stream(forget, sizes.forget, (1,), copies))
   elif roles == "paired":
-    leading = stream(retain, ())
+    leading = stream(retain, sizes.retain, ())
+    following = stream(forget, sizes.forget, (1,), period=leading.steps)
     # Forget is not repeated, because it cycles.
-    streams = Paired(leading, dataclasses.replace(stream(forget, (1,), period=leading.steps), indices=forget))
+    streams = Paired(leading, dataclasses.replace(following, indices=forget))
   else:
-    streams = Paired(stream(retain, (), copies), None)
-  return BatchPlan(batch_size, streams, repeats)
+    streams = Paired(stream(retain, sizes.retain, (), copies), None)
+  return BatchPlan(max(each.batch_size for each in streams if each is not None), streams, repeats)
 
 
 def pass_plan(
@@ -156,10 +169,15 @@ def _shuffled(*sets: np.ndarray, seed: int) -> list[np.ndarray]:
   return result
 
 
-def _matched_copies(split: Paired, roles: str) -> int:
-  """Number of copies of a set with which an epoch has about as many gradients as a paired method's."""
+def role_sizes(batch_size: int | Sequence[int]) -> Paired:
+  """The batch size of each role, of one number for both or of a pair."""
+  return Paired(batch_size, batch_size) if isinstance(batch_size, int) else Paired(*batch_size)
+
+
+def _matched_copies(split: Paired, roles: str, sizes: Paired) -> int:
+  """Number of copies of a set with which an epoch has about as many steps as two of a paired method's."""
   if roles == "forget":
-    return 2 * max(1, len(split.retain) // len(split.forget))
+    return 2 * max(1, len(split.retain) * sizes.forget // (len(split.forget) * sizes.retain))
   return 2 if roles == "retain" else 1
 
 

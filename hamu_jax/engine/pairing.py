@@ -206,7 +206,10 @@ def _vmap(role_function, terms: Paired, sharpen):
   mapped = jax.vmap(_role_means(role_function(union), sharpen), in_axes=(None, None, 0, 0))
 
   def gradients(variables, inputs, indices, coefficients):
-    means = mapped(variables, inputs, jnp.stack(indices), _stack_coefficients(coefficients, union))
+    size = max(len(index_B) for index_B in indices)
+    # Roles of different sizes are padded to one.
+    padded = [jnp.pad(index_B, (0, size - len(index_B)), constant_values=-1) for index_B in indices]
+    means = mapped(variables, inputs, jnp.stack(padded), _stack_coefficients(coefficients, union))
     return Paired(*(jax.tree.map(lambda leaf, i=i: leaf[i], means) for i in range(2)))
 
   return gradients

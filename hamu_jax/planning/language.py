@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from hamu_jax.data import encoding, packing
+from hamu_jax.data import encoding, packing, plans
 from hamu_jax.language.adapter import Adapted
 from hamu_jax.language.feed import PackedTexts
 from hamu_jax.language.request import TextRequest
@@ -39,7 +39,7 @@ class Texts(Adapted):
   def __init__(self, config: ml_collections.ConfigDict, sizes: LlamaConfig, example_tokens: int):
     super().__init__(config, sizes)
     self._example_tokens = example_tokens
-    count = _BATCHES * max(config.train.batch_size, config.method.batch_size)
+    count = _BATCHES * max(config.train.batch_size, *plans.role_sizes(config.method.batch_size))
     indices = np.arange(2 * count, dtype=np.int32)
     self.request = TextRequest("", Paired(indices[:count], indices[count:]))
 

@@ -66,6 +66,20 @@ NOT_FINITE = ("nan", "inf", "-inf", "1e30", "-1e30")
 WRONG = {
   kinds.Number: (*NO_NUMBER, *NOT_FINITE),
   kinds.Count: (*NO_NUMBER, *NOT_FINITE, "1.5", "-1", "2147483648", "99999999999999999999"),
+  kinds.CountOrPair: (
+    "abc",
+    "",
+    "True",
+    "None",
+    *NOT_FINITE,
+    "1.5",
+    "-1",
+    "0",
+    "(1,)",
+    "(1, 2, 3)",
+    "(0, 1)",
+    "(1, 1.5)",
+  ),
   kinds.Flag: ("maybe", "2", "", "(1,)", "None", "nan"),
   kinds.Choice: ("nosuch", "1", "(1,)", "None", "a\nb", "*/file"),
   kinds.Text: ("a\x00b", "\x1b[31m"),
@@ -211,6 +225,7 @@ def test_a_wrong_value_is_one_line_with_the_field_and_a_remedy(program, programs
 LEGAL = {
   kinds.Number: 0.37,
   kinds.Count: 3,
+  kinds.CountOrPair: (3, 2),
   kinds.Text: "other",
   kinds.Path: "other",
   kinds.OutputFolder: "other",

@@ -408,3 +408,17 @@ def test_a_pass_pads_a_batch_that_is_larger_than_its_set(capsys, batch_size, rol
 def test_a_pass_needs_a_batch():
   with pytest.raises(UserError, match="config.method.batch_size=0: must be at least 1"):
     pass_plan(SPLIT, ("forget", "retain"), (4, None), batch_size=0, seed=0)
+
+
+def test_each_role_may_have_a_batch_size_of_its_own():
+  split = _split(57, 1)
+  plan = unlearning_plan(split, "paired", batch_size=(20, 1), seed=3)
+  assert (plan.steps_per_epoch, plan.num_steps(2)) == (3, 6)
+  retain, forget = plan.indices(0, 6)
+  assert (retain.shape, forget.shape) == ((6, 20), (6, 1))
+  assert sorted(retain[:3][retain[:3] >= 0]) == sorted(split.retain)
+  np.testing.assert_array_equal(forget, np.full((6, 1), split.forget[0]))
+  # Alone, forget takes about twice the three steps of the pair.
+  alone = unlearning_plan(split, "forget", batch_size=(20, 1), seed=3)
+  assert alone.streams.forget.batch_size == 1 and alone.steps_per_epoch == 4
+  assert unlearning_plan(split, "retain", batch_size=(20, 1), seed=3).steps_per_epoch == 6

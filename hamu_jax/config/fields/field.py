@@ -138,6 +138,7 @@ def training_fields(
   *,
   epochs: float,
   batch_size: int,
+  batch_sizes: Kind = Count(1, MOST_EXAMPLES),
   clip_norm: float,
   evaluate_epochs: float,
   augments: Reader,
@@ -151,6 +152,7 @@ def training_fields(
     reader: condition under which they are read.
     epochs: default of `epochs`.
     batch_size: default of `batch_size`.
+    batch_sizes: kind of `batch_size`.
     clip_norm: default of `clip_norm`.
     evaluate_epochs: default of `evaluate_epochs`.
     augments: condition under which `augment` is read.
@@ -166,9 +168,7 @@ def training_fields(
       reader,
       traced=True,
     ),
-    Field(
-      f"{owner}.batch_size", batch_size, Count(1, MOST_EXAMPLES), "Examples in a step, of each role.", reader
-    ),
+    Field(f"{owner}.batch_size", batch_size, batch_sizes, "Examples in a step, of each role.", reader),
     Field(
       f"{owner}.clip_norm", clip_norm, Number(0, LARGE), about_clip, reader, traced=True, off_at_zero=True
     ),

@@ -12,7 +12,7 @@ from hamu_jax.config.fields.field import (
   optimizer_section,
   training_fields,
 )
-from hamu_jax.config.kinds import Choice, Count, Flag, Number
+from hamu_jax.config.kinds import Choice, Count, CountOrPair, Flag, Number
 from hamu_jax.config.readers import (
   FORGETS,
   IMAGES,
@@ -46,6 +46,7 @@ _RUN = (
     UNLEARNS,
     epochs=25.0,
     batch_size=5000,
+    batch_sizes=CountOrPair(1, MOST_EXAMPLES),
     clip_norm=1.0,
     evaluate_epochs=1.0,
     augments=IMAGES & UNLEARNS,
