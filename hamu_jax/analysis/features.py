@@ -7,13 +7,12 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from hamu_jax.analysis.examples import Run, microbatches
 from hamu_jax.errors import UserError
 from hamu_jax.paired import Paired
-from hamu_jax.run import progress
+from hamu_jax.run import compilation, progress
 from hamu_jax.vision import task as vision
 from sam_jax import entanglement
 
@@ -47,7 +46,7 @@ def extract_features(run: Run, variables: Mapping[str, Tree]) -> dict[str, Paire
   Raises:
     UserError: if the features are not finite.
   """
-  forward = jax.jit(vision.make_features(run.model, run.config.data.mean, run.config.data.std))
+  forward = compilation.jit(vision.make_features(run.model, run.config.data.mean, run.config.data.std))
   batches = Paired(*(microbatches(examples, len(examples.labels))[0] for examples in run.examples))
   collected = {name: Paired([], []) for name in variables}
   jobs = [

@@ -14,7 +14,7 @@ from jax import lax
 
 from hamu_jax.analysis.examples import Examples, Run, microbatches
 from hamu_jax.metrics import classification
-from hamu_jax.run import progress
+from hamu_jax.run import compilation, progress
 from hamu_jax.vision import task as vision
 from sam_jax import landscape
 
@@ -74,7 +74,7 @@ def _make_row(run: Run) -> Callable[..., jax.Array]:
   config = run.config.data
   forward = vision.make_forward(run.model, config.mean, config.std, None)
 
-  @jax.jit
+  @compilation.jit
   def row(variables, plane, batches, alphas, beta):
     def mean_loss(params):
       def summed(batch):

@@ -9,6 +9,7 @@ from jax import lax
 from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.engine.step import Batches
 from hamu_jax.engine.sub_step import Frozen
+from hamu_jax.run import compilation
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any
@@ -77,9 +78,9 @@ def compile_target(
   """
   if members:
     batches = Batches(indices=1 if separate_indices else None, epoch=None)
-    return jax.jit(jax.vmap(chunk, in_axes=(0, Frozen(0, 0, None), None, batches, None, 0)))
+    return compilation.jit(jax.vmap(chunk, in_axes=(0, Frozen(0, 0, None), None, batches, None, 0)))
   if mesh is None:
-    return jax.jit(chunk)
+    return compilation.jit(chunk)
   spec = jax.sharding.PartitionSpec
   index_spec = spec(None, pairing_lib.ROLE_AXIS, pairing_lib.SHARE_AXES)
   frozen_spec = Frozen(spec(), spec(), base_specs)
@@ -91,7 +92,7 @@ def compile_target(
     batches = batches._replace(indices=pairing_lib.own_indices(batches.indices, roles, mesh))
     return chunk(state, frozen, data, batches, count, hyperparameters)
 
-  return jax.jit(
+  return compilation.jit(
     jax.shard_map(
       device_chunk,
       mesh=mesh,
@@ -107,5 +108,6 @@ def compile_target(
       # The step's results are equal on every device by construction (each holds both reduced
       # gradients), which the checker cannot see through `ppermute`.
       check_vma=False,
-    )
+    ),
+    platform=mesh.devices.flat[0].platform,
   )

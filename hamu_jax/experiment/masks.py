@@ -13,7 +13,7 @@ import sam_jax
 from hamu_jax import models
 from hamu_jax.engine import role_gradient as role_gradient_lib
 from hamu_jax.errors import UserError
-from hamu_jax.run import hosts
+from hamu_jax.run import compilation, hosts
 from hamu_jax.run import stage_cache as stages
 
 Tree = Any
@@ -41,7 +41,7 @@ def forget_gradient(forward, fetch, feed, plan, variables: Tree, *, base: Tree, 
   gradient_of = role_gradient_lib.role_gradient(forward, fetch, ("ce",), train=False, microbatch=microbatch)
   key = jax.random.key(0)  # Nothing is drawn without augmentation.
 
-  @jax.jit
+  @compilation.jit
   def add(total, variables, base, data, index_B):
     inputs = role_gradient_lib.Inputs(base, None, data, key, key, {})
     sums = gradient_of(variables, inputs, index_B, {"ce": jnp.float32(1)})

@@ -14,7 +14,7 @@ from hamu_jax.engine import pairing as pairing_lib
 from hamu_jax.errors import UserError
 from hamu_jax.experiment import given, masks, memorization, stage_plan, tasks
 from hamu_jax.experiment.task import Task
-from hamu_jax.run import compilation_cache
+from hamu_jax.run import compilation
 
 Tree = Any
 
@@ -46,7 +46,7 @@ class Preparation:
   """
 
   def __init__(self, config: ml_collections.ConfigDict, like: "Preparation | None" = None):
-    compilation_cache.use(config.compilation_cache)
+    compilation.use(config.compilation_cache)
     self.config = config
     self.method = methods.METHODS[config.method.name]
     self.devices = self._choose_devices()

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from hamu_jax.metrics import classification, membership
+from hamu_jax.run import compilation
 
 
 class Examples(NamedTuple):
@@ -57,10 +58,10 @@ class Evaluator:
     def probabilities(variables, batch):
       return jax.nn.softmax(logits(variables, batch))
 
-    self._evaluate_batch = jax.jit(evaluate_batch, out_shardings=out_shardings)
-    self._probabilities = jax.jit(probabilities, out_shardings=out_shardings)
+    self._evaluate_batch = compilation.jit(evaluate_batch, out_shardings=out_shardings)
+    self._probabilities = compilation.jit(probabilities, out_shardings=out_shardings)
     # Evaluates the members of an ensemble, each on the whole batch.
-    self._evaluate_members = jax.jit(jax.vmap(evaluate_batch, in_axes=(0, None)))
+    self._evaluate_members = compilation.jit(jax.vmap(evaluate_batch, in_axes=(0, None)))
 
   def _batch(self, examples: Examples, start: int):
     """The batch of the examples start..start + batch size - 1, padded with copies of the first."""

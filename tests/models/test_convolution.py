@@ -1,4 +1,4 @@
-"""The patch form of the convolution against `lax.conv` and against its definition."""
+"""The CPU form of the convolution against JAX's gradients and against its definition."""
 
 import functools
 
@@ -9,7 +9,6 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from hamu_jax.models import convolution
 from hamu_jax.models.convolution import convolve, microbatch_size
 
 
@@ -56,16 +55,6 @@ def test_both_forms_agree(x64, size, stride, height, width, channels, features):
   for value, expected in zip(own, outputs_and_gradients(x, kernel, stride, "tpu"), strict=True):
     assert value.shape == expected.shape
     np.testing.assert_allclose(value, expected, rtol=0, atol=1e-11)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_chunks_do_not_change_the_result(x64, monkeypatch, stride):
-  x, kernel = problem((7, 6, 6, 3), 3, 4)
-  expected = outputs_and_gradients(x, kernel, stride, "tpu")
-  # Two or three of the seven examples to a chunk, so that the last chunk is padded.
-  monkeypatch.setattr(convolution, "_CHUNK_ELEMENTS", 2 * (6 // stride) ** 2 * 27)
-  for value, wanted in zip(outputs_and_gradients(x, kernel, stride, "cpu"), expected, strict=True):
-    np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-12)
 
 
 def test_float32():

@@ -6,7 +6,7 @@ from hamu_jax.config.kinds import Choice, Count, Flag, Number, OutputFolder, Pat
 from hamu_jax.config.modalities import AUTO, LANGUAGE_MODEL, MODALITIES
 from hamu_jax.config.readers import IMAGES, MAY_RETRAIN, TEXTS, Reader, is_on, is_one_of
 from hamu_jax.metrics import rouge, tofu
-from hamu_jax.run import compilation_cache
+from hamu_jax.run import compilation
 
 PAIRINGS = ("sequential", "vmap", "pmap")
 # Bound of numbers of devices and processes.
@@ -72,7 +72,7 @@ SECTIONS_BEFORE = (
       ),
       Field(
         "compilation_cache",
-        compilation_cache.AUTO,
+        compilation.AUTO,
         Text(),
         "Folder of compiled programs, which later processes take from there; auto is "
         "`hamu_jax/compiled` in the user's folder of caches, off compiles each program anew.",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from hamu_jax.run import compilation_cache
+from hamu_jax.run import compilation
 
 _OPTIONS = (
   "jax_compilation_cache_dir",
@@ -51,7 +51,7 @@ def _fresh():
 
 
 def test_a_program_is_compiled_once(hits, tmp_path):
-  folder = compilation_cache.use(str(tmp_path / "compiled"))
+  folder = compilation.use(str(tmp_path / "compiled"))
   assert folder.parent == tmp_path / "compiled"
   assert _fresh() == 45 and not hits and list(folder.iterdir())
   entries = {path: path.read_bytes() for path in folder.iterdir()}
@@ -61,7 +61,7 @@ def test_a_program_is_compiled_once(hits, tmp_path):
 
 @pytest.mark.parametrize("at", [0, 0.5, 0.99])
 def test_a_damaged_entry_costs_its_compilation(hits, tmp_path, at):
-  folder = compilation_cache.use(str(tmp_path))
+  folder = compilation.use(str(tmp_path))
   assert _fresh() == 45
   for path in folder.iterdir():
     data = bytearray(path.read_bytes())
@@ -76,32 +76,32 @@ def test_a_damaged_entry_costs_its_compilation(hits, tmp_path, at):
 
 
 def test_without_the_cache(no_folder, tmp_path, monkeypatch):
-  assert compilation_cache.use(compilation_cache.OFF) is None
+  assert compilation.use(compilation.OFF) is None
   (tmp_path / "file").touch()
-  assert compilation_cache.use(str(tmp_path / "file")) is None
-  monkeypatch.setattr(compilation_cache, "_LEAST_FREE_BYTES", 2**80)
-  assert compilation_cache.use(str(tmp_path)) is None
+  assert compilation.use(str(tmp_path / "file")) is None
+  monkeypatch.setattr(compilation, "_LEAST_FREE_BYTES", 2**80)
+  assert compilation.use(str(tmp_path)) is None
   assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_the_folder_of_jax_itself_stays(no_folder, tmp_path):
   jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
-  assert compilation_cache.use(str(tmp_path / "other")) is None
+  assert compilation.use(str(tmp_path / "other")) is None
   assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
 
 
 def test_the_folder_of_the_user(no_folder, tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  folder = compilation_cache.use(compilation_cache.AUTO)
+  folder = compilation.use(compilation.AUTO)
   assert folder.parent == tmp_path / "hamu_jax" / "compiled"
 
 
 def test_the_oldest_entries_go_first(no_folder, tmp_path, monkeypatch):
-  folder = compilation_cache.use(str(tmp_path))
+  folder = compilation.use(str(tmp_path))
   for age in range(5):
     (folder / str(age)).write_bytes(bytes(10))
     os.utime(folder / str(age), (1e9 - age, 1e9 - age))
-  monkeypatch.setattr(compilation_cache, "_MOST_BYTES", 25)
+  monkeypatch.setattr(compilation, "_MOST_BYTES", 25)
   jax.config.update("jax_compilation_cache_dir", None)
-  assert compilation_cache.use(str(tmp_path)) == folder
+  assert compilation.use(str(tmp_path)) == folder
   assert sorted(path.name for path in folder.iterdir()) == ["0", "1"]
