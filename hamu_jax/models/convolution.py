@@ -3,8 +3,8 @@
 XLA calls its fast convolution libraries on a CPU only for convolutions in one form: channels last, no
 reversed kernel. JAX differentiates into other forms, which run in a naive loop, a hundred times slower inside
 `while` and `scan` (JAX issue 12868). Both gradients are convolutions themselves. Here they are written in the
-fast form: reversal and transpositions are operations of their own. Nothing is gathered into patches, which
-would take nine times the memory of the activations for 3x3 kernels.
+fast form: reversal and transpositions are operations of their own. Patches, which take nine times the memory
+of the activations for 3x3 kernels, are gathered only where that form is slow.
 """
 
 import functools
@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+# Eigen, which XLA calls, is up to ten times slower for fewer channels and for images smaller than the kernel.
+_LEAST_CHANNELS = 8
 # Positions (examples x height x width) of the microbatch at which a whole network is fastest.
 _MICROBATCH_POSITIONS = 16 * 32 * 32
 
@@ -42,6 +44,8 @@ def convolve(x_BxHxWxC: jax.Array, kernel_KxKxCxO: jax.Array, *, stride: int = 1
   """
   if platform != "cpu":
     return _outputs(stride, x_BxHxWxC, kernel_KxKxCxO)
+  if x_BxHxWxC.shape[-1] < _LEAST_CHANNELS or min(x_BxHxWxC.shape[1:3]) < kernel_KxKxCxO.shape[0]:
+    return _by_patches(x_BxHxWxC, kernel_KxKxCxO, stride)
   # Under shard_map this zero varies over devices like x, and adding it makes a replicated kernel vary, too.
   # It is added outside the custom gradient, where JAX sums the kernel's gradient over devices.
   kernel_KxKxCxO += jnp.zeros_like(x_BxHxWxC, shape=())
@@ -105,6 +109,7 @@ def _gradients(stride, x_BxHxWxC, kernel, dy_BxUxVxO):
 
 def _fast(x, kernel, padding, *, strides=1, between_inputs=1, between_taps=1):
   """The one form of convolution for which XLA calls its libraries."""
+
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -114,3 +119,17 @@ def _fast(x, kernel, padding, *, strides=1, between_inputs=1, between_taps=1):
     rhs_dilation=(between_taps, between_taps),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
+
+
+def _by_patches(x, kernel, stride):
+  """The inputs of each output position in a row, its patch, times the kernel."""
+  size, _, _, features = kernel.shape
+  pad = size // 2
+  padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  # From this row and column to the last ones at which the kernel starts.
+  rows, columns = (length + 2 * pad - size + 1 for length in x.shape[1:3])
+  taps = [
+    padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(size) for j in range(size)
+  ]
+  patches = jnp.stack(taps, 3)
+  return patches.reshape(*patches.shape[:3], -1) @ kernel.reshape(-1, features)

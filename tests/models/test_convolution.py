@@ -40,15 +40,16 @@ def by_definition(x, kernel, stride):
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_definition(x64, platform, stride):
-  x, kernel = problem((2, 5, 6, 3), 3, 4)
+@pytest.mark.parametrize("channels", [3, 8])
+def test_definition(x64, platform, stride, channels):
+  x, kernel = problem((2, 5, 6, channels), 3, 4)
   y = convolve(x, kernel, stride=stride, platform=platform)
   np.testing.assert_allclose(y, by_definition(x, kernel, stride), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2), (5, 3)])
 @pytest.mark.parametrize("height, width", [(8, 8), (7, 10), (1, 1)])
-@pytest.mark.parametrize("channels, features", [(1, 8), (4, 3)])
+@pytest.mark.parametrize("channels, features", [(1, 8), (9, 3)])
 def test_both_forms_agree(x64, size, stride, height, width, channels, features):
   x, kernel = problem((3, height, width, channels), size, features)
   own = outputs_and_gradients(x, kernel, stride, "cpu")
@@ -67,7 +68,7 @@ def test_float32():
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_vmap(x64, shared):
-  x, kernel = problem((2, 3, 6, 6, 3), 3, 4)
+  x, kernel = problem((2, 3, 6, 6, 8), 3, 4)
   kernels = jnp.stack([kernel, kernel + 1])
   run = lambda x, kernel: outputs_and_gradients(x, kernel, 2, "cpu")
   mapped = jax.jit(jax.vmap(run, (0, None if shared else 0)))(x, kernel if shared else kernels)
@@ -77,8 +78,9 @@ def test_vmap(x64, shared):
       np.testing.assert_allclose(value[role], wanted, rtol=0, atol=1e-11)
 
 
-def test_inside_a_while_loop(x64):
-  x, kernel = problem((2, 6, 6, 3), 3, 4)
+@pytest.mark.parametrize("channels", [3, 8])
+def test_inside_a_while_loop(x64, channels):
+  x, kernel = problem((2, 6, 6, channels), 3, 4)
 
   def loss(kernel, platform):
     return jnp.sum(jnp.sin(convolve(x, kernel, platform=platform)))
@@ -91,8 +93,9 @@ def test_inside_a_while_loop(x64):
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_shard_map(x64, check_vma):
-  x, kernel = problem((8, 6, 6, 3), 3, 4)
+@pytest.mark.parametrize("channels", [3, 8])
+def test_shard_map(x64, check_vma, channels):
+  x, kernel = problem((8, 6, 6, channels), 3, 4)
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
 
   def loss(x, kernel):
@@ -113,7 +116,7 @@ def test_shard_map(x64, check_vma):
 
 
 def test_backward_keeps_no_patches():
-  x, kernel = problem((2, 8, 8, 4), 3, 4, np.float32)
+  x, kernel = problem((2, 8, 8, 8), 3, 4, np.float32)
   _, pullback = jax.vjp(functools.partial(convolve, platform="cpu"), x, kernel)
   assert sum(leaf.size for leaf in jax.tree.leaves(pullback)) <= x.size + kernel.size
 
