@@ -2,7 +2,7 @@
 
 One per-role function, `role_gradient.role_gradient`, is applied to both roles in three ways:
 
-- `sequential`: it is called for one role after the other;
+- `sequential`: it is called for one role after the other, and compiled once if both have the same terms;
 - `vmap`: it is mapped over a leading axis of two on one device;
 - `pmap`: the first half of the devices takes the retain batch and the second half the forget batch.
   Each half reduces its own sums, then the halves exchange once, so that every device holds both
@@ -13,6 +13,7 @@ is, because this also compiles ahead of time for a topology and spans several ho
 share one copy of frozen weights that are too large for one device. They split a batch as those along "data".
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -201,16 +202,40 @@ def _stack_coefficients(coefficients: Paired, names: tuple[str, ...]):
   return {name: jnp.stack([jnp.asarray(role.get(name, 0.0)) for role in coefficients]) for name in names}
 
 
-def _vmap(role_function, terms: Paired, sharpen):
+def _stacked(role_function, terms: Paired, sharpen, map_roles):
+  """Computes both roles with one function, which is traced and compiled once.
+
+  Args:
+    role_function: see `make_gradients`.
+    terms: see `make_gradients`.
+    sharpen: see `make_gradients`.
+    map_roles: (function of (indices, coefficients)) -> that function mapped over their leading axis.
+  """
   union = _union(terms)
-  mapped = jax.vmap(_role_means(role_function(union), sharpen), in_axes=(None, None, 0, 0))
+  means = _role_means(role_function(union), sharpen)
 
   def gradients(variables, inputs, indices, coefficients):
     size = max(len(index_B) for index_B in indices)
     # Roles of different sizes are padded to one.
     padded = [jnp.pad(index_B, (0, size - len(index_B)), constant_values=-1) for index_B in indices]
-    means = mapped(variables, inputs, jnp.stack(padded), _stack_coefficients(coefficients, union))
-    return Paired(*(jax.tree.map(lambda leaf, i=i: leaf[i], means) for i in range(2)))
+    mapped = map_roles(lambda role: means(variables, inputs, *role))
+    both = mapped((jnp.stack(padded), _stack_coefficients(coefficients, union)))
+    return Paired(*(jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(2)))
+
+  return gradients
+
+
+def _sequential(role_function, terms: Paired, sharpen):
+  """Computes one role after the other."""
+  separate = _one_by_one(role_function, terms, sharpen)
+  if terms.retain != terms.forget:
+    return separate
+  in_turn = _stacked(role_function, terms, sharpen, lambda function: functools.partial(lax.map, function))
+
+  def gradients(variables, inputs, indices, coefficients):
+    # Padding the smaller role would cost time in each step.
+    same_size = len(indices.retain) == len(indices.forget)
+    return (in_turn if same_size else separate)(variables, inputs, indices, coefficients)
 
   return gradients
 
@@ -301,5 +326,5 @@ def make_gradients(
       return _device_halves(role_function, terms, sharpen, train, exchanges)
     return _one_by_one(role_function, terms, sharpen, _sum_over_devices)
   if pairing == "vmap" and both:
-    return _vmap(role_function, terms, sharpen)
-  return _one_by_one(role_function, terms, sharpen)
+    return _stacked(role_function, terms, sharpen, jax.vmap)
+  return _sequential(role_function, terms, sharpen)
