@@ -3,6 +3,7 @@
   python -m hamu_jax.main --config=configs/cifar_hamu.py --workdir=runs/cifar
 
 Any field of the configuration can be overridden, for example by `--config.method.constraint_ratio=0.9`.
+`--dry-run` checks the configuration, loads data and model, says what the run would compute, and ends.
 """
 
 import importlib
@@ -25,11 +26,20 @@ from hamu_jax.run import command_line, hosts
 
 
 def _run(arguments: Sequence[str]) -> None:
-  values = config_command_line.parse(arguments)
+  parser = command_line.Parser(add_help=False)
+  parser.add_argument("--dry-run", action="store_true")
+  options, rest = parser.parse_known_args(arguments[1:])
+  values = config_command_line.parse([arguments[0], *rest])
   validation.validate(values.config, values.given)
   hosts.initialize(values.config.distributed)
+  workdir = config_command_line.workdir_of(values)
   with preemption.Watch() as watch:
-    experiment.Experiment(values.config, config_command_line.workdir_of(values), watch).run()
+    if options.dry_run:
+      text = experiment.dry_run(values.config, workdir, watch)
+      if hosts.is_writer():
+        print(f"{text}\ndry run: nothing was trained or written; without --dry-run it would go to {workdir}")
+    else:
+      experiment.Experiment(values.config, workdir, watch).run()
 
 
 def run(arguments: Sequence[str]) -> int:

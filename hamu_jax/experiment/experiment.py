@@ -75,15 +75,7 @@ class Experiment:
       self.prepared: Preparation = Preparation(config, None if like is None else like.prepared)
     # Opened after the preparation, so that an experiment that cannot run leaves the workdir alone.
     self._rundir = (
-      rundir_lib.RunDir.open(
-        workdir,
-        config.to_dict(),
-        defaults=config_lib.default_config().to_dict(),
-        ignore=config_lib.incidental_fields(),
-        writer=hosts.is_writer(),
-      )
-      if record
-      else rundir_lib.RunDir(workdir, writer=False)
+      _open(config, workdir, writer=hosts.is_writer()) if record else rundir_lib.RunDir(workdir, writer=False)
     )
     shared = None if like is None else like.stages
     self.stages: Stages = Stages(self.prepared, workdir, watch, self._rundir, shared)
@@ -151,3 +143,38 @@ class Experiment:
   def close(self) -> None:
     """Closes the run directory."""
     self._rundir.close()
+
+
+def dry_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, watch: preemption.Watch) -> str:
+  """Prepares an experiment as a run does, and neither trains nor writes anything.
+
+  Args:
+    config: validated configuration.
+    workdir: run directory, which may be missing.
+    watch: watcher of signals.
+
+  Returns:
+    The header of the run. Where an ensemble is yet to choose the forget set, the stages that depend on the
+    set count as lacking.
+
+  Raises:
+    UserError: the run would be refused.
+  """
+  stages = Experiment(config, workdir, watch, record=False).stages
+  _open(config, workdir, writer=False)
+  rundir_lib.refuse_foreign(workdir)
+  if not stages.prepared.task.request.estimates_scores:
+    with watch.nothing_to_save():
+      stages.prepare()
+  return header.header(stages)
+
+
+def _open(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, writer: bool) -> rundir_lib.RunDir:
+  """Opens a run directory; without a writer it is only checked."""
+  return rundir_lib.RunDir.open(
+    workdir,
+    config.to_dict(),
+    defaults=config_lib.default_config().to_dict(),
+    ignore=config_lib.incidental_fields(),
+    writer=writer,
+  )

@@ -109,11 +109,11 @@ def estimate(
     UserError: training fails, or scores cannot be estimated with these options, see `subsets`.
   """
   included = subsets(options, len(available), seed)
-  keys = [_key(options, available, inputs, seed, k) for k in range(options.models)]
-  unfinished = [k for k, key in enumerate(keys) if cache.outcome(_STAGE, key) is None]
+  names = keys(options, available, inputs, seed)
+  lacking = unfinished(names, cache)
   init = jax.jit(init)
-  for first in range(0, len(unfinished), options.parallel):
-    group = unfinished[first : first + options.parallel]
+  for first in range(0, len(lacking), options.parallel):
+    group = lacking[first : first + options.parallel]
     members = [
       stage_lib.Member(
         _stage(group, options, available[included[k]], seed + k),
@@ -123,7 +123,7 @@ def estimate(
       )
       for k in group
     ]
-    name = stages.fingerprint({"models": [keys[k] for k in group]})
+    name = stages.fingerprint({"models": [names[k] for k in group]})
     outcomes = loop.run(members, rundir.path / "checkpoints" / f"{_STAGE}-{name}")
     _check(outcomes)
     for k, outcome, correct in zip(group, outcomes, _correct(loop, evaluator, outcomes), strict=True):
@@ -132,24 +132,29 @@ def estimate(
         "seconds": outcome.seconds,
         "correct": np.packbits(correct).tobytes().hex(),
       }
-      cache.publish(_STAGE, keys[k], record)
-  records: list[Any] = [cache.outcome(_STAGE, key) for key in keys]
+      cache.publish(_STAGE, names[k], record)
+  records: list[Any] = [cache.outcome(_STAGE, key) for key in names]
   correct = np.stack([_unpacked(record["correct"], len(available)) for record in records])
   scores = memorization.memorization_scores(correct, included)
   return Estimate(scores, correct, included, sum(record["seconds"] for record in records))
 
 
-def _key(options: ml_collections.ConfigDict, available, inputs: Mapping[str, Any], seed: int, k: int) -> str:
-  """The key of model k in the cache."""
-  return stages.fingerprint(
-    {
-      **inputs,
-      "seed": seed,
-      "available": available.tolist(),
-      "options": {name: value for name, value in options.to_dict().items() if name not in _SHARING},
-      "member": k,
-    }
-  )
+def keys(
+  options: ml_collections.ConfigDict, available: np.ndarray, inputs: Mapping[str, Any], seed: int
+) -> list[str]:
+  """The keys of the models in the cache; see `estimate` for the arguments."""
+  every = {
+    **inputs,
+    "seed": seed,
+    "available": available.tolist(),
+    "options": {name: value for name, value in options.to_dict().items() if name not in _SHARING},
+  }
+  return [stages.fingerprint(every | {"member": k}) for k in range(options.models)]
+
+
+def unfinished(names: Sequence[str], cache: stages.StageCache) -> list[int]:
+  """The numbers of the models whose keys the cache lacks."""
+  return [k for k, key in enumerate(names) if cache.outcome(_STAGE, key) is None]
 
 
 def _correct(loop: loop_lib.Loop, evaluator, outcomes: Sequence[stage_lib.Outcome]) -> np.ndarray:

@@ -90,6 +90,11 @@ class Preparation:
     self.plan = stage_plan.make_plan(self.config, self.task, self.split, devices=len(self.devices))
 
   @property
+  def makes_mask(self) -> bool:
+    """Whether there is a mask stage."""
+    return self.method.unlearns and self.given_mask is None and bool(self.config.mask.fraction)
+
+  @property
   def evaluation_mesh(self) -> jax.sharding.Mesh | None:
     """The devices that share an evaluation; None for the default device."""
     if self.config.pairing != "pmap":

@@ -216,7 +216,7 @@ class Stages:
     """The saliency mask of `config.mask` and the record of the mask stage, None without them."""
     prepared = self.prepared
     config, task = prepared.config.mask, prepared.task
-    if prepared.given_mask is not None or not config.fraction:
+    if not prepared.makes_mask:
       return prepared.given_mask, None
     forget = prepared.split.forget
     plan = data_lib.unlearning_plan(

@@ -198,7 +198,7 @@ class RunDir:
         there |= dict(fields(read_json(path / "config.json")))
         _same_experiment(path, there, dict(fields(config)), ignore)
       elif writer:
-        _refuse_foreign(path)
+        refuse_foreign(path)
       if not writer:
         return cls(path, writer=False)
       path.mkdir(parents=True, exist_ok=True)
@@ -352,11 +352,11 @@ def _hold(path: pathlib.Path) -> io.FileIO | None:
   return held
 
 
-def _refuse_foreign(path: pathlib.Path) -> None:
+def refuse_foreign(path: pathlib.Path) -> None:
   """Raises a UserError if a folder without the configuration of a run holds the files of somebody else."""
   names = sorted(each.name for each in path.iterdir()) if path.is_dir() else []
   foreign = [name for name in names if name not in _LEFT_BEFORE and not name.startswith(".")]
-  if foreign:
+  if foreign and "config.json" not in names:
     raise UserError(
       f"workdir {path} is not a run directory: it holds {foreign[0]!r} ({len(foreign)} such) and no "
       "config.json of a run; choose another --workdir, or an empty one"
