@@ -282,7 +282,7 @@ def test_a_run_may_only_train(small, tmp_path, capsys):
 def test_models_from_elsewhere_are_evaluated_and_compared_with(small, tmp_path, capsys, monkeypatch):
   brief = ["--config.train.epochs=1", "--config.method.max_steps=1"]
   run, other, cache = tmp_path / "run", tmp_path / "other", f"--config.stage_cache={tmp_path / 'new'}"
-  assert main.run(small("run", *brief)) == 0
+  assert main.run(small("run", *brief, "--config.keep_every=1")) == 0
   wanted = json.loads((run / "summary.json").read_text())
 
   # Nothing of the retrained model is trained, and every comparison is the same.
@@ -299,7 +299,8 @@ def test_models_from_elsewhere_are_evaluated_and_compared_with(small, tmp_path, 
     program = ["hamu_jax.evaluate", *small("evaluation", *brief)[1:], *arguments]
     return evaluate.run(program)
 
-  assert evaluated(f"--model={run / 'unlearned'}", f"--retrained={run}") == 0
+  # Its only step is the last.
+  assert evaluated(f"--model={run / 'kept' / 'unlearn-000001'}", f"--retrained={run}") == 0
   found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["results"]
   assert found == {"model": wanted["results"]["unlearned"], "retrained": wanted["results"]["retrained"]}
   rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[-4:-1]]

@@ -5,6 +5,7 @@ step itself is built by `step.make_step`.
 """
 
 import dataclasses
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -24,12 +25,14 @@ from hamu_jax.engine.stage import Member, Outcome, Stage
 from hamu_jax.engine.timing import Timing
 from hamu_jax.engine.train_state import TrainState, create_state
 from hamu_jax.run import checkpoints as checkpoints_lib
-from hamu_jax.run import hosts, preemption
+from hamu_jax.run import disk, hosts, preemption
 from hamu_jax.transforms.stop import Stop
 
 Tree = Any
 # Seconds of device work between two looks at the clock, signals and logs.
 _CHUNK_SECONDS = 1.0
+# Folder of a run directory for the models of `Stage.keep_every`.
+KEPT = "kept"
 
 
 class _Program(NamedTuple):
@@ -63,6 +66,7 @@ class Loop:
     checkpoint_seconds: seconds between two checkpoints.
     base: (mesh or None) -> the variables that no stage trains, on its devices.
     weights: number of devices that share one copy of these variables.
+    save: (folder, name, variables) -> writes a model; stages that keep models need it.
   """
 
   forward: Callable[..., Any]
@@ -76,6 +80,7 @@ class Loop:
   checkpoint_seconds: float
   base: Callable[[Any], Tree] = lambda mesh: {}
   weights: int = 1
+  save: Callable[[pathlib.Path, str, Tree], None] | None = None
   _programs: dict[Any, _Program] = dataclasses.field(default_factory=dict)
 
   def program(self, stage: Stage, mesh: jax.sharding.Mesh | None) -> step_lib.StepProgram:
@@ -232,7 +237,7 @@ class Loop:
 
       bar.phase("" if timed else "compiling")
       step = position.step()
-      until = min([total_steps, *(at for at in due_at if at > step)])
+      until = min([total_steps, *(at for at in due_at if at > step), *_next_kept(members, step)])
       count = min(chunk_steps, until - step, self.feed.most_steps(plan))
       data, batches = self.watch.run(lambda: self.feed.chunk(plan, step, step + count, mesh))
       began = time.monotonic()
@@ -244,6 +249,8 @@ class Loop:
       before = [at for at, _ in progress]
       position.state = state
       step_log.log(members, position.tracks, before, *jax.device_get((metrics, done)))
+      # Before the checkpoint, so that a resumed run lacks none.
+      _keep(self.save, members, position, before)
       bar.update(position.step(), position.tracks[0].last_metrics)
 
       now = time.monotonic()
@@ -280,6 +287,23 @@ class Loop:
       track.best, track.best_score = state.variables, score
       track.evaluation = summary
     track.evaluated = step
+
+
+def _next_kept(members: Sequence[Member], step: int) -> list[int]:
+  """The next step of each member, if there is one, after which its model is kept."""
+  periods = [member.stage.keep_every for member in members]
+  return [step - step % period + period for period in periods if period]
+
+
+def _keep(save, members: Sequence[Member], position: Position, before: Sequence[int]) -> None:
+  """Writes the models of members that have just reached a step after which they are kept."""
+  for number, (member, (step, _)) in enumerate(zip(members, position.progress(), strict=True)):
+    period = member.stage.keep_every
+    if period and not step % period and step > before[number] and member.rundir.writer:
+      folder = member.rundir.path / KEPT
+      with disk.writing(folder):
+        folder.mkdir(exist_ok=True)
+        save(folder, f"{member.stage.name}-{step:06}", position.states()[number].variables)
 
 
 def specs(base: Tree) -> Tree:

@@ -31,6 +31,7 @@ class Stage(NamedTuple):
     best: (summary) -> score by which the best evaluated model is kept, or None to keep the last model.
     sam: `config.sam` with this stage's `rho`, or None for plain gradients.
     mask_scope: see `step.make_step`.
+    keep_every: number of steps between two models that are left in the run directory; 0 keeps none.
     title: what the display calls it; "" is its name.
   """
 
@@ -47,6 +48,7 @@ class Stage(NamedTuple):
   best: Callable[[Any], float] | None = None
   sam: ml_collections.ConfigDict | None = None
   mask_scope: str | None = None
+  keep_every: int = 0
   title: str = ""
 
 

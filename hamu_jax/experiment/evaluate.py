@@ -6,7 +6,8 @@
 evaluates the model on the sets of the configuration and writes `evaluation.json`. `--model` is
 
 - of images: a safetensors file with PyTorch's names, a folder that holds `model.safetensors`, RUN/MODEL for a
-  model of a run directory (original, retrained, unlearned), or a run directory for its unlearned model;
+  model of a run directory (original, retrained, unlearned, kept/unlearn-000200), or a run directory for its
+  unlearned model;
 - of language models: the folder of an adapter in PEFT's format, RUN/MODEL, a run directory, or what
   `config.language.path` may be (a Hugging Face folder or hub id), whose adapter `--adapter` may name.
 

@@ -170,6 +170,7 @@ def _unlearning(config: Any, task: Task, method: methods.Method, split: Paired) 
     microbatch=task.microbatch(training_mode),
     sam=sam,
     mask_scope=config.mask.scope if MASKED.holds(config) else None,
+    keep_every=config.keep_every,
   )
 
 

@@ -110,6 +110,7 @@ class Stages:
       checkpoint_seconds=config.checkpoint_seconds,
       base=prepared.task.base,
       weights=config.mesh.weights,
+      save=prepared.task.save,
     )
 
   def checkpoints(self, key: str) -> pathlib.Path:
@@ -192,7 +193,7 @@ class Stages:
       (outcome,) = self.loop.run([member()], self.checkpoints(f"{name}-{key}"))
       return outcome.variables, self.publish(name, outcome)
     assert cached is not None
-    _say_cached(name, cached[1])
+    _say_cached(self, name, cached[1])
     _restore_metrics(self, name, cached[1])
     return cached
 
@@ -277,12 +278,20 @@ class Stages:
     return estimate
 
 
-def _say_cached(name: str, record: Record) -> None:
+def _say_cached(stages: Stages, name: str, record: Record) -> None:
   if hosts.is_writer():
     seconds = progress.clock_text(record["seconds"])
     print(
       f"{name}: from the cache ({record['steps']} steps, which took {seconds})", file=sys.stderr, flush=True
     )
+    every, folder = stages.prepared.plan.stages[name].keep_every, stages.rundir.path / loop_lib.KEPT
+    if 0 < every <= record["steps"] and not folder.exists():
+      print(
+        f"note: config.keep_every={every}: unlearning comes from the cache, so no model is kept; to keep "
+        "some, choose another --workdir, with a config.stage_cache of its own",
+        file=sys.stderr,
+        flush=True,
+      )
 
 
 def _restore_metrics(stages: Stages, name: str, record: Record) -> None:

@@ -147,8 +147,8 @@ def test_what_a_step_says_of_an_idle_role_is_left_out():
 class Together:
   """Three members of one stage: two seeds, and a threshold that one of them soon crosses."""
 
-  def __init__(self, folder):
-    self._folder = folder
+  def __init__(self, folder, keep_every=0):
+    self._folder, self._keep_every = folder, keep_every
     rng = np.random.default_rng(1)
     features = rng.normal(size=(32, 4)).astype(np.float32)
     self._feed = feed.ResidentImages(
@@ -173,7 +173,14 @@ class Together:
     split = Paired(np.arange(24, dtype=np.int32), np.arange(24, 32, dtype=np.int32))
     plan = data.unlearning_plan(split, "paired", batch_size=8, seed=seed)
     stage = stage_lib.Stage(
-      "unlearn", methods.METHODS["gdiff"], options, plan, hyperparameters_of(options), 12, seed
+      "unlearn",
+      methods.METHODS["gdiff"],
+      options,
+      plan,
+      hyperparameters_of(options),
+      12,
+      seed,
+      keep_every=self._keep_every,
     )
     start = 0.1 * jax.random.normal(jax.random.key(seed), (4, 3))
     path = self._folder / f"run{number}"
@@ -209,10 +216,15 @@ class Together:
         progress=progress,
         watch=watch,
         checkpoint_seconds=1e9,
+        save=lambda folder, name, variables: np.save(folder / name, variables["params"]["w"]),
       )
       name = "-".join(map(str, numbers))
       outcomes = runner.run(members, self._folder / "checkpoints" / name)
     return outcomes, [rundir.read_metrics(member.rundir.path).rows for member in members]
+
+  def kept(self, number):
+    """-> {file name: weights}."""
+    return {path.name: np.load(path) for path in (self._folder / f"run{number}" / loop.KEPT).glob("*")}
 
 
 def assert_alike(found, wanted, **tolerance):
@@ -279,3 +291,24 @@ def test_members_of_one_run_directory_log_their_means(tmp_path):
   assert [row["step"] for row in rows] == [5, 6]
   assert [row["retain_loss"] for row in rows] == [1.5, 3.0]
   assert [row["applied"] for row in rows] == [True, False]
+
+
+def test_models_are_kept_every_few_steps_also_by_a_resumed_run(tmp_path):
+  # Evaluated every 3 steps; member 1 stops on its own.
+  whole, interrupted = (Together(tmp_path / name, keep_every=2) for name in ("whole", "interrupted"))
+  outcomes, rows = whole.run((0, 1))
+  with pytest.raises(preemption.Preempted):
+    interrupted.run((0, 1), interrupt_at=8)
+  assert max(interrupted.kept(0)) == "unlearn-000008.npy"
+  interrupted.run((0, 1))
+  for number, outcome in enumerate(outcomes):
+    kept = whole.kept(number)
+    assert set(kept) == {f"unlearn-{step:06}.npy" for step in range(2, outcome.steps + 1, 2)}
+    np.testing.assert_equal(interrupted.kept(number), kept)
+  assert 0 < len(whole.kept(1)) < 6
+  # What is kept after step 6 is what is evaluated after step 6; keeping changes no result.
+  (evaluated,) = (row for row in rows[0] if row["step"] == 6 and row["split"] == "retain")
+  assert evaluated["accuracy"] == pytest.approx(float(whole.kept(0)["unlearn-000006.npy"].mean()), rel=1e-6)
+  plain_run = Together(tmp_path / "plain")
+  assert_alike((outcomes, rows), plain_run.run((0, 1)))
+  assert not plain_run.kept(0)

@@ -50,6 +50,7 @@ EVERY = {"pretrain", "retrain", "mask", "unlearn"}
     ({"mask__fraction": 0.3}, {"unlearn"}),
     ({"mask__select": "smallest"}, {"mask"}),
     ({"checkpoint_seconds": 5.0}, set()),
+    ({"keep_every": 5}, set()),
   ],
 )
 def test_a_stage_is_keyed_by_what_it_depends_on(override, changed):

@@ -4,7 +4,7 @@ from hamu_jax import models
 from hamu_jax.config.fields.field import MOST_EXAMPLES, Field, Section
 from hamu_jax.config.kinds import Choice, Count, Flag, Number, OutputFolder, Path, Several, Text
 from hamu_jax.config.modalities import AUTO, LANGUAGE_MODEL, MODALITIES
-from hamu_jax.config.readers import IMAGES, MAY_RETRAIN, TEXTS, Reader, is_on, is_one_of
+from hamu_jax.config.readers import IMAGES, MAY_RETRAIN, TEXTS, UNLEARNS, Reader, is_on, is_one_of
 from hamu_jax.metrics import rouge, tofu
 from hamu_jax.run import compilation
 
@@ -79,6 +79,14 @@ SECTIONS_BEFORE = (
         incidental=True,
       ),
       Field("checkpoint_seconds", 60.0, Number(0, 1e9), "Seconds between two checkpoints.", incidental=True),
+      Field(
+        "keep_every",
+        0,
+        Count(),
+        "Steps of unlearning between two models that are left in `kept/` of the run directory; 0 keeps none.",
+        UNLEARNS,
+        incidental=True,
+      ),
       Field(
         "retrain",
         True,
