@@ -140,6 +140,28 @@ class Experiment:
     stage = self.prepared.plan.stages["unlearn"]
     return Start(stage, self.stages.loop, original, self.stages.frozen(original, mask))
 
+  def make_mask(self) -> dict[str, Any]:
+    """Runs the stages up to the mask, which must be one of them, and leaves it in the run directory.
+
+    Returns:
+      The record of the mask stage.
+
+    Raises:
+      UserError: see `run`.
+      preemption.Preempted: see `run`.
+    """
+    try:
+      self.stages.prepare()
+      original, _ = self.stages.original()
+      mask, record = self.stages.mask(original)
+      assert record is not None  # There is a mask stage.
+      if hosts.is_writer():
+        with disk.writing(self._workdir):
+          self.prepared.task.save(self._workdir, "mask", {"params": mask})
+      return record
+    finally:
+      self.close()
+
   def close(self) -> None:
     """Closes the run directory."""
     self._rundir.close()
