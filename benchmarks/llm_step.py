@@ -141,16 +141,21 @@ def make_floor(args, config, params, predictions):
   return lambda: floor(rows, kernels, factors, embedding_VxD)
 
 
-def make_plain(args, model, config, data, variables, frozen, places, dropout):
-  """Returns a function without arguments that computes plain gradients of some batches, as a step does."""
-  config = lora.LoraConfig(config.rank, config.alpha, dropout, config.targets)
-  role = role_gradient_lib.role_gradient(
+def make_role(model, config, microbatch):
+  """Returns the function of `role_gradient.role_gradient` for the cross-entropy of an adapted model."""
+  return role_gradient_lib.role_gradient(
     adapter_lib.make_forward(model, config),
     adapter_lib.fetch,
     ("ce",),
     train=True,
-    microbatch=args.microbatch,
+    microbatch=microbatch,
   )
+
+
+def make_plain(args, model, config, data, variables, frozen, places, dropout):
+  """Returns a function without arguments that computes plain gradients of some batches, as a step does."""
+  config = lora.LoraConfig(config.rank, config.alpha, dropout, config.targets)
+  role = make_role(model, config, args.microbatch)
 
   @jax.jit
   def plain(variables, base, data, places):

@@ -12,7 +12,6 @@ import torch
 import transformers
 
 from hamu_jax.engine import role_gradient as role_gradient_lib
-from hamu_jax.language import adapter as adapter_lib
 from hamu_jax.models import llama, llama_config, llama_weights, lora, lora_weights
 
 _CONFIG = {
@@ -61,13 +60,7 @@ def make_pair(args: argparse.Namespace, dropout: float):
 
 
 def _ours(args, model, config, params, values, rows, place_R):
-  role = role_gradient_lib.role_gradient(
-    adapter_lib.make_forward(model, config),
-    adapter_lib.fetch,
-    ("ce",),
-    train=True,
-    microbatch=args.row_microbatch,
-  )
+  role = llm_step.make_role(model, config, args.row_microbatch)
   variables = {"params": lora.unstack(jax.tree.map(jnp.asarray, values)), "batch_stats": {}}
   data = jax.device_put(rows)
 

@@ -179,10 +179,12 @@ def _wrong_answers(part: Part, field: str) -> tuple[tuple[str, ...], ...]:
 
 
 def pairs_of(split: TextSplit) -> list[tuple[str, str]]:
+  """The prompt and the answer of each example."""
   return list(zip(split.prompts, split.answers, strict=True))
 
 
 def taken(split: TextSplit, rows: np.ndarray | Sequence[int]) -> TextSplit:
+  """The examples in these rows, in this order."""
   return TextSplit._make(None if values is None else tuple(values[row] for row in rows) for values in split)
 
 
