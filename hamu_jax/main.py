@@ -51,10 +51,7 @@ def run(arguments: Sequence[str]) -> int:
   Returns:
     The exit status: 0, or 2 for bad input. A run that was interrupted ends the process with 143.
   """
-  if {"--help", "-h"} & set(arguments):
-    print(f"{__doc__}\n{help_text()}")
-    return 0
-  return command_line.run(lambda: _run(arguments))
+  return command_line.run(lambda: _run(arguments), arguments, lambda: f"{__doc__}\n{help_text()}")
 
 
 if __name__ == "__main__":

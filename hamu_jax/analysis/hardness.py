@@ -306,10 +306,7 @@ def run(arguments: Sequence[str]) -> int:
   Returns:
     The exit status: 0, or 2 for bad input. If it was interrupted, the process ends with 143.
   """
-  if {"--help", "-h"} & set(arguments):
-    print(__doc__)
-    return 0
-  return command_line.run(lambda: _run(arguments))
+  return command_line.run(lambda: _run(arguments), arguments, lambda: __doc__)
 
 
 if __name__ == "__main__":

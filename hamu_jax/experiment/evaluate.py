@@ -130,7 +130,4 @@ def run(arguments: Sequence[str]) -> int:
   Returns:
     The exit status: 0, or 2 for bad input.
   """
-  if {"--help", "-h"} & set(arguments):
-    print(__doc__)
-    return 0
-  return command_line.run(lambda: _run(arguments))
+  return command_line.run(lambda: _run(arguments), arguments, lambda: __doc__)

@@ -162,9 +162,6 @@ def run(arguments: Sequence[str]) -> int:
   Returns:
     The exit status: 0, 1 if members failed, 2 for bad input. An interruption ends the process with 143.
   """
-  if {"--help", "-h"} & set(arguments):
-    print(__doc__)
-    return 0
 
   def program():
     try:
@@ -174,7 +171,7 @@ def run(arguments: Sequence[str]) -> int:
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       return 0
 
-  return command_line.run(program)
+  return command_line.run(program, arguments, lambda: __doc__)
 
 
 if __name__ == "__main__":

@@ -376,9 +376,6 @@ def run(arguments: Sequence[str]) -> int:
   Returns:
     The exit status.
   """
-  if {"--help", "-h"} & set(arguments):
-    print(__doc__)
-    return 0
 
   def program():
     try:
@@ -387,4 +384,4 @@ def run(arguments: Sequence[str]) -> int:
       print(f"error: {error}", file=sys.stderr)
       return _DOES_NOT_FIT
 
-  return command_line.run(program)
+  return command_line.run(program, arguments, lambda: __doc__)

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import logging as logger
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import logging
@@ -33,17 +33,32 @@ class Parser(argparse.ArgumentParser):
     raise UserError(message)
 
 
-def run(program: Callable[[], int | None]) -> int:
+def asks_for_help(arguments: Sequence[str]) -> bool:
+  """Whether a program is to print its help only."""
+  return not {"--help", "-h"}.isdisjoint(arguments)
+
+
+def run(
+  program: Callable[[], int | None],
+  arguments: Sequence[str] = (),
+  help_text: Callable[[], str | None] | None = None,
+) -> int:
   """Runs a program and turns its `UserError` or `Preempted` into a line of text and an exit status.
 
   Args:
     program: function that returns the exit status, or None for 0. It raises `UserError` for bad input and
       `Preempted` if it was asked to end.
+    arguments: its arguments, if it has a `help_text`.
+    help_text: () -> what is printed instead of running it if the arguments ask for help; None if the
+      program's own parser prints help.
 
   Returns:
     The exit status; 2 for bad input, for which one line is printed. An interruption ends the process with
     143, or with 130 if it was Ctrl-C.
   """
+  if help_text is not None and asks_for_help(arguments):
+    print(help_text())
+    return 0
   logging.set_verbosity(logging.WARNING)
   # Orbax and tensorstore leave tasks behind if a write fails, and asyncio prints a traceback for each.
   logger.getLogger("asyncio").setLevel(logger.CRITICAL)

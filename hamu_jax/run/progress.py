@@ -14,6 +14,7 @@ from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
+from hamu_jax.run import command_line
 from hamu_jax.run.tables import format_number
 
 _SHOWN = {"retain_loss": "retain_loss", "forget_loss": "forget_loss"}
@@ -158,7 +159,7 @@ def starting(arguments: Sequence[str]) -> Progress:
   Args:
     arguments: the program's arguments.
   """
-  quiet = {"--help", "-h"} & set(arguments) or any(
+  quiet = command_line.asks_for_help(arguments) or any(
     each.startswith("--config.distributed.") for each in arguments
   )
   return before_run("starting", enabled=not quiet)
