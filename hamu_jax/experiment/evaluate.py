@@ -17,7 +17,6 @@ they are estimated first.
 """
 
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,7 +92,7 @@ def evaluate(
       workdir.mkdir(parents=True, exist_ok=True)
       results.leave_examples(workdir, examples)
       rundir_lib.write_json(workdir / FILE, evaluation)
-    print(tables.results_table(evaluation, width=shutil.get_terminal_size((100, 24)).columns))
+    tables.print_results(evaluation)
     print(f"{model}: everything is in {workdir / FILE}")
   return evaluation
 

@@ -3,7 +3,6 @@
 import importlib.metadata
 import pathlib
 import platform
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -143,8 +142,7 @@ def leave(
     stages.rundir.write_json("summary.json", summary)
   for split, count in summary["provenance"].get("cut", {}).items():
     print(f"{split}: {count} examples were cut to config.text.max_length tokens")
-  # A file or a pipe has no width of its own.
-  print(tables.results_table(summary, width=shutil.get_terminal_size((100, 24)).columns))
+  tables.print_results(summary)
   print(f"{summary['method']}: {summary['stop_reason']}; everything is in {workdir}")
 
 

@@ -1,5 +1,6 @@
 """Aligned text tables, and the table of a run's results."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,11 @@ def results_table(summary: Mapping[str, Any], width: int = 100) -> str:
       blocks[-1].append(column)
       left -= taken
   return "\n\n".join(_block(rows, first, columns) for columns in blocks)
+
+
+def print_results(summary: Mapping[str, Any]) -> None:
+  """Prints `results_table` as wide as the terminal; a file or a pipe, which has no width, gets 100."""
+  print(results_table(summary, shutil.get_terminal_size((100, 24)).columns))
 
 
 def _block(rows: Sequence[str], first: int, columns: Sequence[Sequence[str]]) -> str:
